@@ -1,0 +1,14 @@
+// Entry points of this instruction set, one line per kernel file.
+#pragma once
+#include "../table.h"
+
+namespace semobridge {
+namespace SB_ISA {
+
+extern const KernelTable kTable;
+
+void project_entry(const ProjectArgs& args);
+void pack_matrix_entry(const ConstMatrix& matrix, DType compute, void* out);
+
+}  // namespace SB_ISA
+}  // namespace semobridge

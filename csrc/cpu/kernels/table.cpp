@@ -1,0 +1,12 @@
+#include "entries.h"
+
+namespace semobridge {
+namespace SB_ISA {
+
+const KernelTable kTable = {
+    .project = project_entry,
+    .pack_matrix = pack_matrix_entry,
+};
+
+}  // namespace SB_ISA
+}  // namespace semobridge

@@ -1,0 +1,19 @@
+// The kernels of one instruction set. The files of csrc/cpu/kernels are compiled once per set with
+// SB_ISA naming the namespace; kernels/table.cpp collects their entry points.
+#pragma once
+#include <semobridge/project.h>
+
+namespace semobridge {
+
+struct KernelTable {
+  void (*project)(const ProjectArgs&);
+  void (*pack_matrix)(const ConstMatrix&, DType, void*);
+};
+
+// Of the active instruction set.
+const KernelTable& kernels();
+
+// What a caller of the core got wrong; the op files of semobridge_ext/ops have better words for it.
+void require(bool ok, const char* what);
+
+}  // namespace semobridge

@@ -1,0 +1,41 @@
+"""Type stub of the native module; see csrc/include/semobridge for what the functions compute."""
+
+PANEL: int
+
+def active_isa() -> str: ...
+def set_isa(name: str) -> None: ...
+def isa_table() -> dict[str, tuple[bool, bool]]: ...
+def build_config() -> dict[str, str]: ...
+def packed_elements(rows: int, cols: int) -> int: ...
+def pack_matrix(
+    data: int, dtype: int, rows: int, cols: int, row_stride: int, compute: int, out: int
+) -> None: ...
+
+class Projection:
+    def __init__(
+        self,
+        compute: int,
+        first: int,
+        k: int,
+        mid: int,
+        normalize_first: bool,
+        scale_first: float,
+        second: int = 0,
+        out: int = 0,
+        normalize_second: bool = False,
+        scale_second: float = 1.0,
+        residual: bool = False,
+    ) -> None: ...
+    def run(
+        self,
+        x: int,
+        x_dtype: int,
+        n: int,
+        x_stride: int,
+        out: int,
+        out_stride: int,
+        bias: int = 0,
+        bias_stride: int = 0,
+        norms: int = 0,
+        threads: int = 1,
+    ) -> None: ...

@@ -1,0 +1,49 @@
+"""semobridge-ext: the CLIP intra-modal family as fast kernels under a plain Python API.
+
+Nothing is built, loaded from disk or initialised on a GPU at import.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from semobridge_ext import ops, reference
+from semobridge_ext._backend import backend
+from semobridge_ext._info import build_info
+from semobridge_ext.bridging import Bridge, bridge, use
+
+if TYPE_CHECKING:
+    from semobridge_ext.data import list_picto, load_picto, load_picto_clip
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "load_picto_clip": "semobridge_ext.data",
+    "load_picto": "semobridge_ext.data",
+    "list_picto": "semobridge_ext.data",
+}
+
+__all__ = [
+    "Bridge",
+    "backend",
+    "bridge",
+    "build_info",
+    "list_picto",
+    "load_picto",
+    "load_picto_clip",
+    "ops",
+    "reference",
+    "use",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'semobridge_ext' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

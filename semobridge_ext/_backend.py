@@ -1,0 +1,92 @@
+"""Which implementation runs: `native` (csrc), `triton`, `eager` (reference/), or `auto`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+
+# PyTorch comes first: the native module takes its OpenMP runtime from the process.
+try:
+    from semobridge_ext import _C
+except ImportError as error:  # pragma: no cover - a broken or missing build
+    _C = None  # type: ignore[assignment]
+    NATIVE_ERROR: str | None = str(error)
+else:
+    NATIVE_ERROR = None
+
+BACKENDS = ("auto", "native", "triton", "eager")
+DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+
+
+def _checked(name: str, where: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{where} must be one of {', '.join(BACKENDS)}, got {name!r}; use 'auto'")
+    return name
+
+
+_requested: ContextVar[str | None] = ContextVar("semobridge_backend", default=None)
+_from_environment: str | None = None
+
+
+def requested() -> str:
+    """The backend asked for here: the innermost `backend(...)`, else SEMOBRIDGE_BACKEND, else auto."""
+    global _from_environment
+    name = _requested.get()
+    if name is not None:
+        return name
+    if _from_environment is None:
+        word = os.environ.get("SEMOBRIDGE_BACKEND", "auto")
+        _from_environment = _checked(word, "SEMOBRIDGE_BACKEND:")
+    return _from_environment
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Asks for one backend inside a `with` block, in this thread or task only.
+
+    Args:
+        name: ``"auto"``, ``"native"``, ``"triton"`` or ``"eager"``.
+
+    Raises:
+        ValueError: unknown name. RuntimeError or NotImplementedError come from the call that cannot
+            be met, not from here.
+
+    Example:
+        >>> import torch, semobridge_ext as sb
+        >>> with sb.backend("eager"):
+        ...     y = sb.ops.project_normalize(torch.eye(3), torch.eye(3))
+        >>> torch.equal(y, torch.eye(3))
+        True
+    """
+    token = _requested.set(_checked(name, "backend: name"))
+    try:
+        yield
+    finally:
+        _requested.reset(token)
+
+
+def resolve(function: str, device: torch.device) -> str:
+    """The implementation for one call; an explicit request that cannot be met is an error."""
+    name = requested()
+    if name == "eager":
+        return "eager"
+    if name == "triton":
+        raise NotImplementedError(
+            f"{function}: backend 'triton' has no kernel for this op yet; use backend('auto')"
+        )
+    native = _C is not None and device.type == "cpu"
+    if name == "native" and not native:
+        if _C is None:
+            raise RuntimeError(
+                f"{function}: backend 'native' was not built ({NATIVE_ERROR}); "
+                "reinstall with: pip install --force-reinstall ."
+            )
+        raise NotImplementedError(
+            f"{function}: backend 'native' has no kernel for {device.type} tensors yet; "
+            "use backend('auto') or move the tensors to the CPU"
+        )
+    return "native" if native else "eager"

@@ -1,0 +1,6 @@
+"""The operators: one op, one file. Methods are built on these."""
+
+from semobridge_ext.ops.project_normalize import project_normalize
+from semobridge_ext.ops.projection import Projection
+
+__all__ = ["Projection", "project_normalize"]

@@ -1,0 +1,10 @@
+"""Eager PyTorch definitions of every op and method: the oracle and the baseline.
+
+Written as the papers state them, one product after another, in the dtype of the input; feed float64
+for an oracle.
+"""
+
+from semobridge_ext.reference.bridging import bridge, pinv
+from semobridge_ext.reference.project_normalize import project_normalize, scale_rows
+
+__all__ = ["bridge", "pinv", "project_normalize", "scale_rows"]
