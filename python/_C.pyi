@@ -11,6 +11,24 @@ def pack_matrix(
     data: int, dtype: int, rows: int, cols: int, row_stride: int, compute: int, out: int
 ) -> None: ...
 
+def normalize_rows_cuda(
+    x: int,
+    dtype: int,
+    rows: int,
+    cols: int,
+    x_stride: int,
+    bias: int,
+    bias_stride: int,
+    normalize: bool,
+    scale: float,
+    out: int,
+    out_dtype: int,
+    out_stride: int,
+    norms: int,
+    device: int,
+    stream: int,
+) -> None: ...  # only in builds with CUDA
+
 class Projection:
     def __init__(
         self,

@@ -25,5 +25,6 @@ PYBIND11_MODULE(_C, m) {
     config["cuda_architectures"] = SB_CUDA_ARCHITECTURES;
     return config;
   });
+  bind_normalize_rows(m);
   bind_project(m);
 }

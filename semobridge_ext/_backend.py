@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 
 # PyTorch comes first: the native module takes its OpenMP runtime from the process.
+NATIVE_ERROR: str | None
 try:
-    from semobridge_ext import _C
-except ImportError as error:  # pragma: no cover - a broken or missing build
-    _C = None  # type: ignore[assignment]
-    NATIVE_ERROR: str | None = str(error)
-else:
+    _C: Any = importlib.import_module("semobridge_ext._C")
     NATIVE_ERROR = None
+except ImportError as error:  # pragma: no cover - a broken or missing build
+    _C = None
+    NATIVE_ERROR = str(error)
 
+HAS_CUDA = hasattr(_C, "normalize_rows_cuda")
 BACKENDS = ("auto", "native", "triton", "eager")
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
@@ -69,6 +72,12 @@ def backend(name: str) -> Iterator[None]:
         _requested.reset(token)
 
 
+def is_native() -> bool:
+    """True where a CPU tensor goes to the native core: the question of the one-image path, so cheap."""
+    name = _requested.get()
+    return _C is not None and (name or requested()) in ("auto", "native")
+
+
 def resolve(function: str, device: torch.device) -> str:
     """The implementation for one call; an explicit request that cannot be met is an error."""
     name = requested()
@@ -78,15 +87,26 @@ def resolve(function: str, device: torch.device) -> str:
         raise NotImplementedError(
             f"{function}: backend 'triton' has no kernel for this op yet; use backend('auto')"
         )
-    native = _C is not None and device.type == "cpu"
-    if name == "native" and not native:
-        if _C is None:
+    if _C is None:
+        if name == "native":
             raise RuntimeError(
                 f"{function}: backend 'native' was not built ({NATIVE_ERROR}); "
                 "reinstall with: pip install --force-reinstall ."
             )
-        raise NotImplementedError(
-            f"{function}: backend 'native' has no kernel for {device.type} tensors yet; "
-            "use backend('auto') or move the tensors to the CPU"
-        )
-    return "native" if native else "eager"
+        return "eager"
+    if device.type == "cpu":
+        return "native"
+    if name == "native":
+        if device.type != "cuda":
+            raise NotImplementedError(
+                f"{function}: backend 'native' has no kernel for {device.type} tensors; "
+                "use backend('auto') or move the tensors to the CPU"
+            )
+        if not HAS_CUDA:
+            raise RuntimeError(
+                f"{function}: backend 'native' was built without CUDA (no nvcc at installation); "
+                "install the CUDA toolkit, then: SEMOBRIDGE_CUDA=on pip install --force-reinstall ."
+            )
+        return "native"
+    # The CUDA kernels have been compiled but not run on a GPU by their authors: only on request.
+    return "eager"

@@ -32,9 +32,12 @@ def _cuda_state(config: dict[str, str]) -> str:
     built = config.get("cuda")
     if not built:
         return "kernels not built: no nvcc when the package was installed (SEMOBRIDGE_CUDA=on asks for it)"
+    if not _backend.HAS_CUDA:
+        return f"configured for CUDA {built}, but the module holds no CUDA kernels; reinstall"
     if not torch.cuda.is_available():
         return f"kernels built with CUDA {built}; no usable GPU or driver here"
-    return f"kernels built with CUDA {built}; {torch.cuda.get_device_name()}"
+    name = torch.cuda.get_device_name()
+    return f"kernels built with CUDA {built}; {name}; used on request (backend('native'))"
 
 
 def _triton_state() -> str:
@@ -64,9 +67,7 @@ def build_info() -> dict[str, Any]:
         "native": "built" if native is not None else f"missing: {_backend.NATIVE_ERROR}",
         "compiler": config.get("compiler"),
         "isa": native.active_isa() if native is not None else None,
-        "isa_available": [
-            name for name, (_, runs) in (native.isa_table().items() if native else ()) if runs
-        ],
+        "isa_available": [name for name, (_, runs) in (native.isa_table().items() if native else ()) if runs],
         "threads": torch.get_num_threads(),
         "openmp": openmp_libraries(),
         "cuda": _cuda_state(config),

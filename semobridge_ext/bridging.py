@@ -20,9 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from semobridge_ext import _errors, _files
-from semobridge_ext._backend import resolve
-from semobridge_ext.ops.project_normalize import needs_operator, project_normalize
-from semobridge_ext.ops.projection import Projection, compute_dtype
+from semobridge_ext.ops.project_normalize import project_normalize
+from semobridge_ext.ops.projection import Projection, compute_dtype, is_direct
 
 _FORMAT = "semobridge-ext bridge 1"
 _log = logging.getLogger("semobridge_ext")
@@ -109,7 +108,7 @@ class Bridge(nn.Module):
         self.inverse = nn.Parameter(inverse.to(w.device, keep), requires_grad=False)
         self._fold_cache: tuple[tuple, _Fold] | None = None
         self._plans: dict[tuple, Projection] = {}
-        self._plan_stamp: tuple = ()
+        self._plan_stamp: tuple | None = None
 
     # -- construction and files ----------------------------------------------------------------------
 
@@ -147,10 +146,15 @@ class Bridge(nn.Module):
 
     # -- what follows from the matrices --------------------------------------------------------------
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Bridge:
+        """Moving or converting the module replaces the data behind the tensors without a trace."""
+        self._fold_cache, self._plan_stamp = None, None
+        return super()._apply(fn, recurse)
+
     def _stamp(self) -> tuple:
-        w, inverse = self._buffers["text_projection"], self._parameters["inverse"]
-        assert w is not None and inverse is not None
-        return (w.data_ptr(), w._version, inverse.data_ptr(), inverse._version, inverse.dtype)
+        """Changes whenever the matrices may have: in-place writes and replaced tensors."""
+        inverse = self._parameters["inverse"]
+        return (inverse.data_ptr(), inverse._version, self._buffers["text_projection"]._version)  # type: ignore[union-attr]
 
     def _fold(self) -> _Fold:
         stamp = self._stamp()
@@ -178,16 +182,17 @@ class Bridge(nn.Module):
         like = self.text_projection
         return self._fold().projector.to(like.device, like.dtype)
 
-    def _plan(self, project: bool, normalize: bool, compute: torch.dtype) -> Projection:
+    def _plan(self, project: bool, normalize: bool, dtype: torch.dtype) -> Projection:
         """The prepared native operands of one kind of call, made at its first use."""
         stamp = self._stamp()
         if stamp != self._plan_stamp:
             self._plans.clear()
             self._plan_stamp = stamp
-        key = (project, normalize, compute)
+        key = (project, normalize, dtype)
         plan = self._plans.get(key)
         if plan is None:
-            plan = self._plans[key] = self._make_plan(project, normalize, compute)
+            plan = self._make_plan(project, normalize, compute_dtype(dtype))
+            self._plans[key] = plan
         return plan
 
     def _make_plan(self, project: bool, normalize: bool, compute: torch.dtype) -> Projection:
@@ -230,19 +235,13 @@ class Bridge(nn.Module):
     ) -> Tensor:  # [.., D], or [.., T] with project=False
         """Bridges image features; see :func:`semobridge_ext.bridge`."""
         inverse = self._parameters["inverse"]
-        assert inverse is not None
-        if class_bias is None and type(img_feats) is Tensor and not needs_operator(img_feats, inverse):
-            dtype = img_feats.dtype
-            if (
-                img_feats.device.type == "cpu"
-                and inverse.device.type == "cpu"
-                and dtype in _errors.FLOAT_DTYPES
-                and img_feats.layout is torch.strided
-                and img_feats.dim() > 0
-                and img_feats.shape[-1] == inverse.shape[0]
-                and resolve("bridge", img_feats.device) == "native"
-            ):
-                return self._plan(project, normalize, compute_dtype(dtype))(img_feats)
+        if (
+            class_bias is None
+            and is_direct(img_feats, inverse)  # type: ignore[arg-type]
+            and img_feats.dim() > 0
+            and img_feats.shape[-1] == inverse.shape[0]  # type: ignore[union-attr]
+        ):
+            return self._plan(project, normalize, img_feats.dtype)(img_feats)
         return self._forward_ops(img_feats, class_bias, project, normalize)
 
     def _forward_ops(

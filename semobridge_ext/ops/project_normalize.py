@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _errors, reference
-from semobridge_ext._backend import resolve
+from semobridge_ext._backend import _C, DTYPE_CODES, resolve
 from semobridge_ext.ops.projection import Projection, compute_dtype
 
 _NAME = "project_normalize"
@@ -30,24 +30,42 @@ def _project_normalize(
     normalize: bool,
 ) -> tuple[Tensor, Tensor]:  # [N, M], [N]
     compute = compute_dtype(x.dtype)
+    if bias is not None:
+        bias = bias.to(compute)
     if resolve(_NAME, x.device) == "eager":
         n = x.to(compute) @ matrix.to(compute)
         if bias is not None:
-            n = n + bias.to(compute)
+            n = n + bias
         norms = torch.linalg.vector_norm(n, dim=-1)
         return reference.scale_rows(n, scale, normalize).to(x.dtype), norms
-    norms = torch.empty(x.shape[0], dtype=compute)
+    # Without the norm there are none to hand out, but the operator's outputs have one shape.
+    norms = (torch.empty if normalize else torch.zeros)(x.shape[0], dtype=compute, device=x.device)
+    if x.is_cuda:
+        return _normalize_rows_cuda(
+            x, x.to(compute) @ matrix.to(compute), bias, scale, normalize, norms
+        ), norms
     plan = Projection(matrix, compute=compute, normalize=normalize, scale=scale)
+    return plan(x, bias=bias, norms=norms if normalize else None), norms
+
+
+def _normalize_rows_cuda(
+    x: Tensor, n: Tensor, bias: Tensor | None, scale: float, normalize: bool, norms: Tensor
+) -> Tensor:
+    """The epilogue kernel behind cuBLAS's product, on the current stream."""
+    y = torch.empty_like(n, dtype=x.dtype)
     if bias is not None:
-        bias = bias.to(compute)
-    y = plan(x, bias=bias, norms=norms if normalize else None)
-    return y, norms if normalize else torch.zeros_like(norms)
+        bias = bias.contiguous()
+    _C.normalize_rows_cuda(
+        n.data_ptr(), DTYPE_CODES[n.dtype], *n.shape, n.stride(0),
+        0 if bias is None else bias.data_ptr(), 0 if bias is None or bias.dim() == 1 else bias.stride(0),
+        normalize, scale, y.data_ptr(), DTYPE_CODES[y.dtype], y.stride(0), norms.data_ptr(),
+        n.device.index or 0, torch.cuda.current_stream(n.device).cuda_stream,
+    )  # fmt: skip
+    return y
 
 
 @_project_normalize.register_fake
-def _(
-    x: Tensor, matrix: Tensor, bias: Tensor | None, scale: float, normalize: bool
-) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, matrix: Tensor, bias: Tensor | None, scale: float, normalize: bool) -> tuple[Tensor, Tensor]:
     y = x.new_empty(x.shape[0], matrix.shape[1])
     return y, x.new_empty(x.shape[0], dtype=compute_dtype(x.dtype))
 
@@ -83,19 +101,6 @@ def _backward(ctx, grad_y: Tensor, _grad_norms: Tensor | None):
 
 
 _project_normalize.register_autograd(_backward, setup_context=_setup_context)
-
-
-def needs_operator(*tensors: Tensor | None) -> bool:
-    """True where the registered operator must see the call: autograd, tracing, tensor subclasses."""
-    if torch.compiler.is_compiling():
-        return True
-    grad = torch.is_grad_enabled()
-    for t in tensors:
-        if t is None:
-            continue
-        if (grad and t.requires_grad) or type(t) not in (Tensor, torch.nn.Parameter):
-            return True
-    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _check(x: Tensor, matrix: Tensor, bias: Tensor | None) -> None:
@@ -161,10 +166,5 @@ def project_normalize(
     if bias is not None and bias.dim() > 1:
         bias = bias.expand(*lead, cols).reshape(-1, cols)
     flat = x.reshape(-1, rows)
-    if needs_operator(x, matrix, bias) or resolve(_NAME, x.device) == "eager":
-        y, _ = _project_normalize(flat, matrix, bias, float(scale), normalize)
-    else:
-        compute = compute_dtype(x.dtype)
-        plan = Projection(matrix, compute=compute, normalize=normalize, scale=float(scale))
-        y = plan(flat, bias=None if bias is None else bias.to(compute))
+    y, _ = _project_normalize(flat, matrix, bias, float(scale), normalize)
     return y.reshape(*lead, cols)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from semobridge_ext._backend import _C, DTYPE_CODES
+from semobridge_ext._backend import _C, DTYPE_CODES, is_native
 
 _get_num_threads = torch.get_num_threads
 
@@ -22,10 +22,27 @@ def _pack(matrix: Tensor, compute: torch.dtype) -> Tensor:
     rows, cols = matrix.shape
     packed = torch.empty(_C.packed_elements(rows, cols), dtype=compute)
     codes = DTYPE_CODES[matrix.dtype], DTYPE_CODES[compute]
-    _C.pack_matrix(
-        matrix.data_ptr(), codes[0], rows, cols, matrix.stride(0), codes[1], packed.data_ptr()
-    )
+    _C.pack_matrix(matrix.data_ptr(), codes[0], rows, cols, matrix.stride(0), codes[1], packed.data_ptr())
     return packed
+
+
+def is_direct(x: Tensor, frozen: Tensor) -> bool:
+    """True where a call may go straight to the native core, past the registered operator.
+
+    That is a plain CPU tensor with no gradient wanted of it or of `frozen`, outside of tracing and of
+    function transforms. The dispatcher would cost more than one image's whole bridge.
+    """
+    return (
+        type(x) is Tensor
+        and x.is_cpu
+        and x.dtype in DTYPE_CODES
+        and x.layout is torch.strided
+        and not torch.compiler.is_compiling()
+        and not ((x.requires_grad or frozen.requires_grad) and torch.is_grad_enabled())
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and frozen.is_cpu
+        and is_native()
+    )
 
 
 class Projection:
@@ -43,7 +60,7 @@ class Projection:
     Memory: one packed copy of each matrix, columns rounded up to 32.
     """
 
-    __slots__ = ("_keep", "_run", "compute", "cols", "rows")
+    __slots__ = ("_keep", "_run", "cols", "compute", "rows")
 
     def __init__(
         self,
@@ -85,15 +102,18 @@ class Projection:
         out: Tensor | None = None,  # [.., O], written
     ) -> Tensor:  # [.., O]
         """Applies it; the caller has checked kind, dtype, device and shape."""
-        shape = x.shape
         rows, cols = self.rows, self.cols
+        contiguous = x.is_contiguous()
         if out is None:
-            out = x.new_empty(shape if rows == cols else (*shape[:-1], cols))
-        if len(shape) != 2:
+            same = contiguous and rows == cols
+            out = torch.empty_like(x) if same else x.new_empty((*x.shape[:-1], cols))
+        if not contiguous:
             x = x.reshape(-1, rows)
-        if x.stride(1) != 1:
-            x = x.contiguous()
-        n = x.shape[0]
+            if x.stride(1) != 1:
+                x = x.contiguous()
+            n, x_stride = x.shape[0], x.stride(0)
+        else:
+            n, x_stride = x.numel() // rows, rows
         bias_ptr = bias_stride = 0
         if bias is not None:
             if bias.stride(-1) != 1:
@@ -101,7 +121,7 @@ class Projection:
             bias_ptr = bias.data_ptr()
             bias_stride = 0 if bias.dim() == 1 else bias.stride(0)
         self._run(
-            x.data_ptr(), DTYPE_CODES[x.dtype], n, x.stride(0), out.data_ptr(), cols,
+            x.data_ptr(), DTYPE_CODES[x.dtype], n, x_stride, out.data_ptr(), cols,
             bias_ptr, bias_stride, 0 if norms is None else norms.data_ptr(), _get_num_threads(),
         )  # fmt: skip
         return out

@@ -4,7 +4,16 @@ Written as the papers state them, one product after another, in the dtype of the
 for an oracle.
 """
 
+from semobridge_ext.reference.blending import blend_logits, class_weights, prototypes
 from semobridge_ext.reference.bridging import bridge, pinv
 from semobridge_ext.reference.project_normalize import project_normalize, scale_rows
 
-__all__ = ["bridge", "pinv", "project_normalize", "scale_rows"]
+__all__ = [
+    "blend_logits",
+    "bridge",
+    "class_weights",
+    "pinv",
+    "project_normalize",
+    "prototypes",
+    "scale_rows",
+]

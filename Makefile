@@ -1,0 +1,41 @@
+# Each target makes its own virtual environment and installs what it needs; nothing else is assumed but
+# Python 3.10 or newer with venv, a C++20 compiler and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc python -type f 2>/dev/null)
+
+.PHONY: demo test bench lint clean
+
+demo: $(VENV)/.demo  ## the embedded CLIP, bridged, on real drawings: a table and demo.png
+	$(BIN)/semobridge-ext demo --out demo.png
+
+test: $(VENV)/.test  ## the whole test suite
+	$(BIN)/python -m pytest tests
+
+bench: $(VENV)/.test  ## the benchmarks and their table; run on a quiet machine
+	mkdir -p bench/results
+	$(BIN)/python -m pytest bench --benchmark-json=bench/results/bench.json
+	$(BIN)/python bench/report.py bench/results/bench.json --out bench/results/bench.md
+
+lint: $(VENV)/.test  ## formatting, style, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	git ls-files csrc python tests | grep -E '\.(cpp|h|cu|cuh)$$' | xargs $(BIN)/clang-format --dry-run -Werror
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(SOURCES) | $(BIN)/python
+	$(PIP) install --quiet ".[plots]"
+	touch $@
+
+# Editable, so that the tests see the tree they came with.
+$(VENV)/.test: $(SOURCES) | $(BIN)/python
+	$(PIP) install --quiet --editable ".[plots,search,test]"
+	touch $@
