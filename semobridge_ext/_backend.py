@@ -42,7 +42,7 @@ def requested() -> str:
     if name is not None:
         return name
     if _from_environment is None:
-        word = os.environ.get("SEMOBRIDGE_BACKEND", "auto")
+        word = os.environ.get("SEMOBRIDGE_BACKEND") or "auto"
         _from_environment = _checked(word, "SEMOBRIDGE_BACKEND:")
     return _from_environment
 

@@ -27,13 +27,15 @@ def save_tensors(path: Any, tensors: dict[str, Tensor], metadata: dict[str, str]
 
 
 def load_tensors(
-    function: str, path: Any, file_format: str, names: tuple[str, ...]
+    function: str, path: Any, file_format: str, names: tuple[str, ...], fields: tuple[str, ...] = ()
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Reads the named tensors and the metadata of a file that carries `file_format`."""
+    """Reads the named tensors and the metadata, with at least `fields`, of a file of `file_format`."""
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{function}: path must be an existing file, got {path}")
+        raise FileNotFoundError(
+            f"{function}: path must be an existing file, got {path}; check the name, or write it with .save()"
+        )
     try:
         with safe_open(os.fspath(path), framework="pt") as file:
             meta = dict(file.metadata() or {})
@@ -43,6 +45,7 @@ def load_tensors(
                     f"{meta.get('format')!r}; write it with .save()"
                 )
             missing = [n for n in names if n not in file.keys()]  # noqa: SIM118 - not a dict
+            missing += [n for n in fields if n not in meta]
             if missing:
                 raise ValueError(f"{function}: {path} lacks {missing}; write it again with .save()")
             return {n: file.get_tensor(n) for n in names}, meta

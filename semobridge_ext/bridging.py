@@ -106,9 +106,7 @@ class Bridge(nn.Module):
         inverse = (v[:, :rank] / s[:rank]) @ u[:, :rank].T
         self.register_buffer("text_projection", w.to(keep, copy=True))
         self.inverse = nn.Parameter(inverse.to(w.device, keep), requires_grad=False)
-        self._fold_cache: tuple[tuple, _Fold] | None = None
-        self._plans: dict[tuple, Projection] = {}
-        self._plan_stamp: tuple | None = None
+        self._forget()
 
     # -- construction and files ----------------------------------------------------------------------
 
@@ -133,7 +131,7 @@ class Bridge(nn.Module):
     def load(cls, path: Any) -> Bridge:
         """Reads what ``save`` wrote; a foreign or truncated file is named and refused (ValueError)."""
         names = ("text_projection", "inverse")
-        tensors, meta = _files.load_tensors("Bridge.load", path, _FORMAT, names)
+        tensors, meta = _files.load_tensors("Bridge.load", path, _FORMAT, names, ("atol", "text_length"))
         b = cls(
             tensors["text_projection"],
             atol=float(meta["atol"]),
@@ -146,15 +144,29 @@ class Bridge(nn.Module):
 
     # -- what follows from the matrices --------------------------------------------------------------
 
+    def _forget(self) -> None:
+        """Drops what was derived from the matrices."""
+        self._fold_cache: tuple[tuple, _Fold] | None = None
+        self._plans: dict[tuple, Projection] = {}
+        self._plan_stamp: tuple | None = None
+
     def _apply(self, fn: Any, recurse: bool = True) -> Bridge:
         """Moving or converting the module replaces the data behind the tensors without a trace."""
-        self._fold_cache, self._plan_stamp = None, None
+        self._forget()
         return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles carry the matrices; native operands are packed anew where they arrive."""
+        derived = {"_fold_cache": None, "_plans": {}, "_plan_stamp": None}
+        return {**self.__dict__, **derived}
 
     def _stamp(self) -> tuple:
         """Changes whenever the matrices may have: in-place writes and replaced tensors."""
-        inverse = self._parameters["inverse"]
-        return (inverse.data_ptr(), inverse._version, self._buffers["text_projection"]._version)  # type: ignore[union-attr]
+        inverse, w = self._parameters["inverse"], self._buffers["text_projection"]
+        assert inverse is not None and w is not None
+        if inverse.is_inference() or w.is_inference():  # these carry no version
+            return (inverse.data_ptr(), w.data_ptr())
+        return (inverse.data_ptr(), inverse._version, w._version)
 
     def _fold(self) -> _Fold:
         stamp = self._stamp()

@@ -198,9 +198,7 @@ def run_episodes(
     z_text = queries @ problem.text.T
     shape = (len(shots), len(seeds), len(queries))
     right = {name: torch.zeros(shape, dtype=torch.bool) for name in METHODS}
-    episodes: Iterable[tuple[int, int]] = [
-        (i, j) for i in range(len(shots)) for j in range(len(seeds))
-    ]
+    episodes: Iterable[tuple[int, int]] = [(i, j) for i in range(len(shots)) for j in range(len(seeds))]
     if progress is not None:
         episodes = progress(episodes, len(shots) * len(seeds))
     for i, j in episodes:

@@ -33,11 +33,11 @@ def _project_normalize(
     if bias is not None:
         bias = bias.to(compute)
     if resolve(_NAME, x.device) == "eager":
-        n = x.to(compute) @ matrix.to(compute)
-        if bias is not None:
-            n = n + bias
-        norms = torch.linalg.vector_norm(n, dim=-1)
-        return reference.scale_rows(n, scale, normalize).to(x.dtype), norms
+        with torch.autocast(x.device.type, enabled=False):
+            n = reference.project_normalize(x.to(compute), matrix.to(compute), bias=bias, normalize=False)
+            norms = torch.linalg.vector_norm(n, dim=-1)
+            y = reference.scale_rows(n, scale, normalize).to(x.dtype)
+        return y, norms if normalize else torch.zeros_like(norms)
     # Without the norm there are none to hand out, but the operator's outputs have one shape.
     norms = (torch.empty if normalize else torch.zeros)(x.shape[0], dtype=compute, device=x.device)
     if x.is_cuda:
@@ -73,30 +73,32 @@ def _(x: Tensor, matrix: Tensor, bias: Tensor | None, scale: float, normalize: b
 def _setup_context(ctx, inputs, output) -> None:
     x, matrix, bias, scale, normalize = inputs
     y, norms = output
-    ctx.mark_non_differentiable(norms)
     ctx.save_for_backward(x, matrix, bias, y, norms)
     ctx.scale, ctx.normalize = scale, normalize
 
 
-def _backward(ctx, grad_y: Tensor, _grad_norms: Tensor | None):
+def _backward(ctx, grad_y: Tensor | None, grad_norms: Tensor | None):
     x, matrix, bias, y, norms = ctx.saved_tensors
     compute = compute_dtype(x.dtype)
-    g = grad_y.to(compute)
-    if ctx.normalize:
-        unit = y.to(compute) / ctx.scale if ctx.scale != 0 else torch.zeros_like(g)
-        # A zero row stays zero whatever its neighbourhood does: its gradient is defined as zero.
-        inverse = torch.where(norms > 0, ctx.scale / norms, torch.zeros_like(norms))
-        inverse = torch.where(torch.isnan(norms), norms, inverse).unsqueeze(-1)
-        grad_n = (g - unit * (unit * g).sum(-1, keepdim=True)) * inverse
-    else:
-        grad_n = g * ctx.scale
-    grad_x = grad_matrix = grad_bias = None
-    if ctx.needs_input_grad[0]:
-        grad_x = (grad_n @ matrix.to(compute).T).to(x.dtype)
-    if ctx.needs_input_grad[1]:
-        grad_matrix = (x.to(compute).T @ grad_n).to(matrix.dtype)
-    if bias is not None and ctx.needs_input_grad[2]:
-        grad_bias = (grad_n.sum(0) if bias.dim() == 1 else grad_n).to(bias.dtype)
+    scale = ctx.scale
+    with torch.autocast(x.device.type, enabled=False):
+        g = torch.zeros_like(y, dtype=compute) if grad_y is None else grad_y.to(compute)
+        if ctx.normalize:
+            unit = y.to(compute) / scale if scale != 0 else torch.zeros_like(g)
+            # A zero row stays zero whatever its neighbourhood does: its gradient is defined as zero.
+            inverse = torch.where(norms == 0, torch.zeros_like(norms), scale / norms).unsqueeze(-1)
+            grad_n = (g - unit * (unit * g).sum(-1, keepdim=True)) * inverse
+            if grad_norms is not None:  # wanted by second derivatives only
+                grad_n = grad_n + unit * grad_norms.unsqueeze(-1)
+        else:
+            grad_n = g * scale
+        grad_x = grad_matrix = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (grad_n @ matrix.to(compute).T).to(x.dtype)
+        if ctx.needs_input_grad[1]:
+            grad_matrix = (x.to(compute).T @ grad_n).to(matrix.dtype)
+        if bias is not None and ctx.needs_input_grad[2]:
+            grad_bias = (grad_n.sum(0) if bias.dim() == 1 else grad_n).to(bias.dtype)
     return grad_x, grad_matrix, grad_bias, None, None
 
 
@@ -161,10 +163,21 @@ def project_normalize(
         tensor([[0.6000, 0.8000]])
     """
     _check(x, matrix, bias)
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+        remedy = "pass a Python float; multiply the result for a tensor"
+        raise TypeError(_errors.message(_NAME, "scale", "be a number", scale, remedy))
     rows, cols = matrix.shape
     lead = x.shape[:-1]
     if bias is not None and bias.dim() > 1:
         bias = bias.expand(*lead, cols).reshape(-1, cols)
-    flat = x.reshape(-1, rows)
-    y, _ = _project_normalize(flat, matrix, bias, float(scale), normalize)
+    flat = x.resolve_neg().reshape(-1, rows)
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        # torch.func transforms do not pass through registered operators: the formula itself does.
+        compute = compute_dtype(x.dtype)
+        wide = None if bias is None else bias.to(compute)
+        y = reference.project_normalize(
+            flat.to(compute), matrix.to(compute), bias=wide, scale=scale, normalize=normalize
+        ).to(x.dtype)
+    else:
+        y, _ = _project_normalize(flat, matrix, bias, float(scale), normalize)
     return y.reshape(*lead, cols)

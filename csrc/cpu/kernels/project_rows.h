@@ -54,10 +54,11 @@ SB_INLINE RowNorm<T> measure_row(T* y, int64_t panels) {
     const T norm = static_cast<T>(__builtin_sqrt(squares));
     return {norm, T(1) / norm};
   }
+  if (squares != squares) return {squares, squares};  // a NaN anywhere makes the whole row NaN
   T largest = 0;
   for (int64_t i = 0; i < panels * kPanel; ++i) {
     const T a = y[i] < 0 ? -y[i] : y[i];
-    if (!(a <= largest)) largest = a;  // keeps a NaN
+    if (a > largest) largest = a;
   }
   if (largest == 0) return {T(0), T(0)};
   for (int64_t i = 0; i < panels * kPanel; ++i) y[i] /= largest;
