@@ -166,7 +166,7 @@ class Bridge(nn.Module):
         assert inverse is not None and w is not None
         if inverse.is_inference() or w.is_inference():  # these carry no version
             return (inverse.data_ptr(), w.data_ptr())
-        return (inverse.data_ptr(), inverse._version, w._version)
+        return (inverse.data_ptr(), inverse._version, w.data_ptr(), w._version)
 
     def _fold(self) -> _Fold:
         stamp = self._stamp()

@@ -171,7 +171,7 @@ def project_normalize(
     if bias is not None and bias.dim() > 1:
         bias = bias.expand(*lead, cols).reshape(-1, cols)
     flat = x.resolve_neg().reshape(-1, rows)
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
         # torch.func transforms do not pass through registered operators: the formula itself does.
         compute = compute_dtype(x.dtype)
         wide = None if bias is None else bias.to(compute)
