@@ -28,21 +28,33 @@ _log = logging.getLogger("semobridge_ext")
 
 
 class _Fold(NamedTuple):
-    """What follows from (text_projection, inverse), in float64."""
+    """What follows from (text_projection, inverse), in float64 on the CPU."""
 
     rank: int
     right: Tensor  # [D, r] kept right singular vectors
     dropped: Tensor  # [D, D - r] the others
-    singular: Tensor  # [r]
+    singular: Tensor  # [min(T, D)] all singular values
+    pinv: Tensor  # [D, T]
     closed_form: bool  # inverse is the pseudo-inverse, not a trained or edited one
     projector: Tensor  # [D, D]
 
 
-def _svd(text_projection: Tensor, atol: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Left vectors [T, k], singular values [k] and all right vectors [D, D] in float64 on the CPU."""
+def _fold_of(text_projection: Tensor, atol: float, inverse: Tensor | None) -> _Fold:
+    """Folds W and its cut-off; `inverse` None stands for the pseudo-inverse itself."""
     w = text_projection.detach().to("cpu", torch.float64)
-    u, s, vh = torch.linalg.svd(w, full_matrices=True)
-    return u[:, : s.numel()], s, vh.T
+    # All of V is needed, for the complement; the reduced form has it unless W is wide.
+    u, s, vh = torch.linalg.svd(w, full_matrices=w.shape[0] < w.shape[1])
+    rank = int((s > atol).sum())
+    right, dropped = vh[:rank].T, vh[rank:].T
+    pinv = (right / s[:rank]) @ u[:, :rank].T
+    projector, closed_form = right @ right.T, True
+    if inverse is not None:
+        held = inverse.detach().to("cpu", torch.float64)
+        # Within the rounding of the dtype that it went through it still is the pseudo-inverse.
+        slack = 4 * torch.finfo(inverse.dtype).eps * float(pinv.abs().amax()) if rank else 0.0
+        closed_form = bool(((held - pinv).abs() <= slack).all())
+        projector = projector if closed_form else held @ w
+    return _Fold(rank, right, dropped, s, pinv, closed_form, projector)
 
 
 class Bridge(nn.Module):
@@ -95,18 +107,17 @@ class Bridge(nn.Module):
             remedy = "pass the mean length of the un-projected text features"
             raise ValueError(_errors.message("Bridge", "text_length", "be > 0", text_length, remedy))
         self.atol, self.text_length = float(atol), float(text_length)
-        u, s, v = _svd(w, self.atol)
-        rank = int((s > self.atol).sum())
-        if rank == 0:
+        fold = _fold_of(w, self.atol, None)
+        if fold.rank == 0:
             contract = f"have a singular value above atol={self.atol}"
             remedy = "lower atol, or check that this is the text projection"
-            got = f"largest singular value {float(s[0]):.3g}"
+            got = f"largest singular value {float(fold.singular[0]):.3g}"
             raise ValueError(_errors.message("Bridge", "text_projection", contract, got, remedy))
         keep = torch.float64 if w.dtype is torch.float64 else torch.float32
-        inverse = (v[:, :rank] / s[:rank]) @ u[:, :rank].T
         self.register_buffer("text_projection", w.to(keep, copy=True))
-        self.inverse = nn.Parameter(inverse.to(w.device, keep), requires_grad=False)
+        self.inverse = nn.Parameter(fold.pinv.to(w.device, keep), requires_grad=False)
         self._forget()
+        self._fold_cache = (self._stamp(), fold)
 
     # -- construction and files ----------------------------------------------------------------------
 
@@ -171,18 +182,7 @@ class Bridge(nn.Module):
     def _fold(self) -> _Fold:
         stamp = self._stamp()
         if self._fold_cache is None or self._fold_cache[0] != stamp:
-            u, s, v = _svd(self.text_projection, self.atol)
-            rank = int((s > self.atol).sum())
-            right, singular = v[:, :rank], s[:rank]
-            exact = (right / singular) @ u[:, :rank].T
-            held = self.inverse.detach().to("cpu", torch.float64)
-            # Within the rounding of the dtype that it went through it still is the pseudo-inverse.
-            slack = 4 * torch.finfo(self.inverse.dtype).eps * float(exact.abs().max())
-            closed_form = bool(((held - exact).abs() <= slack).all())
-            w = self.text_projection.detach().to("cpu", torch.float64)
-            projector = right @ right.T if closed_form else held @ w
-            fold = _Fold(rank, right, v[:, rank:], singular, closed_form, projector)
-            self._fold_cache = (stamp, fold)
+            self._fold_cache = (stamp, _fold_of(self.text_projection, self.atol, self.inverse))
         return self._fold_cache[1]
 
     @property
@@ -216,17 +216,16 @@ class Bridge(nn.Module):
             return Projection(inverse, compute=compute, normalize=True, scale=length)
         if not normalize:
             # ‖f W⁺‖ = ‖f V_r Σ_r⁻¹‖ and V_r Σ_r⁻¹ · Σ_r V_rᵀ = W⁺ W: r columns instead of T.
+            kept = fold.singular[: fold.rank]
             first, second = (
-                (fold.right / fold.singular, fold.singular.unsqueeze(1) * fold.right.T)
-                if fold.closed_form
-                else (inverse, w)
+                (fold.right / kept, kept.unsqueeze(1) * fold.right.T) if fold.closed_form else (inverse, w)
             )
             return Projection(
                 first, second, compute=compute, normalize_first=True,
                 scale_first=self.text_length, normalize=False,
             )  # fmt: skip
-        width, kept = w.shape[1], fold.rank
-        complement = kept > width - kept
+        width = w.shape[1]
+        complement = 2 * fold.rank > width
         factor = fold.dropped if complement else fold.right
         # Two thin products and their extra pass pay from about half of the square one's work.
         if not fold.closed_form or 2 * factor.shape[1] > 0.9 * width:
@@ -388,4 +387,7 @@ def bridge(
     b = bridge if bridge is not None else _default
     if b is None:
         b = _default_for(img_feats)
+    elif not isinstance(b, Bridge):
+        remedy = "make one with sb.Bridge(text_projection) or sb.Bridge.from_clip(model)"
+        raise TypeError(_errors.message("bridge", "bridge", "be a Bridge", b, remedy))
     return b(img_feats, class_bias=class_bias, project=project, normalize=normalize)

@@ -37,8 +37,8 @@ def is_direct(x: Tensor, frozen: Tensor) -> bool:
         and x.is_cpu
         and x.dtype in DTYPE_CODES
         and x.layout is torch.strided
-        and not x.is_neg()
         and not torch.compiler.is_compiling()
+        and not x.is_neg()
         and not ((x.requires_grad or frozen.requires_grad) and torch.is_grad_enabled())
         and torch._C._functorch.peek_interpreter_stack() is None
         and frozen.is_cpu
