@@ -84,6 +84,9 @@ class Bridge(nn.Module):
 
     text_projection: Tensor
     inverse: nn.Parameter
+    _fold_cache: tuple[tuple, _Fold] | None
+    _plans: dict[tuple, Projection]
+    _plan_stamp: tuple | None
 
     def __init__(
         self,
@@ -157,9 +160,7 @@ class Bridge(nn.Module):
 
     def _forget(self) -> None:
         """Drops what was derived from the matrices."""
-        self._fold_cache: tuple[tuple, _Fold] | None = None
-        self._plans: dict[tuple, Projection] = {}
-        self._plan_stamp: tuple | None = None
+        self._fold_cache, self._plans, self._plan_stamp = None, {}, None
 
     def _apply(self, fn: Any, recurse: bool = True) -> Bridge:
         """Moving or converting the module replaces the data behind the tensors without a trace."""
@@ -168,8 +169,7 @@ class Bridge(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles carry the matrices; native operands are packed anew where they arrive."""
-        derived = {"_fold_cache": None, "_plans": {}, "_plan_stamp": None}
-        return {**self.__dict__, **derived}
+        return {**self.__dict__, "_fold_cache": None, "_plans": {}, "_plan_stamp": None}
 
     def _stamp(self) -> tuple:
         """Changes whenever the matrices may have: in-place writes and replaced tensors."""
