@@ -13,7 +13,7 @@ from semobridge_ext._info import build_info
 from semobridge_ext.bridging import Bridge, bridge, use
 
 if TYPE_CHECKING:
-    from semobridge_ext.data import list_picto, load_picto, load_picto_clip
+    from semobridge_ext.data import list_picto, load_picto, load_picto_clip, picto_transform
 
 __version__ = "0.1.0"
 
@@ -21,6 +21,7 @@ _LAZY = {
     "load_picto_clip": "semobridge_ext.data",
     "load_picto": "semobridge_ext.data",
     "list_picto": "semobridge_ext.data",
+    "picto_transform": "semobridge_ext.data",
 }
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "load_picto",
     "load_picto_clip",
     "ops",
+    "picto_transform",
     "reference",
     "use",
 ]

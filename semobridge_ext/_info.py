@@ -50,6 +50,9 @@ def _triton_state() -> str:
 def build_info() -> dict[str, Any]:
     """Versions, instruction set, threads, OpenMP, CUDA and Triton state as a plain dict.
 
+    Returns:
+        Names to strings, lists or None; what is absent carries the reason as its value.
+
     Example:
         >>> import semobridge_ext as sb
         >>> sb.build_info()["isa"] in ("avx512", "avx2", "portable")

@@ -146,11 +146,13 @@ class Bridge(nn.Module):
         """Reads what ``save`` wrote; a foreign or truncated file is named and refused (ValueError)."""
         names = ("text_projection", "inverse")
         tensors, meta = _files.load_tensors("Bridge.load", path, _FORMAT, names, ("atol", "text_length"))
-        b = cls(
-            tensors["text_projection"],
-            atol=float(meta["atol"]),
-            text_length=float(meta["text_length"]),
-        )
+        try:
+            atol, length = float(meta["atol"]), float(meta["text_length"])
+        except ValueError as error:
+            raise ValueError(
+                f"Bridge.load: {path} must hold numbers as atol and text_length, got {error}; save it again"
+            ) from None
+        b = cls(tensors["text_projection"], atol=atol, text_length=length)
         if tensors["inverse"].shape != b.inverse.shape:
             raise ValueError(f"Bridge.load: {path} holds an inverse of another shape; save it again")
         b.inverse.data = tensors["inverse"].to(b.inverse.dtype)
@@ -297,6 +299,9 @@ def use(model: Any) -> Bridge:
 
     Args:
         model: a CLIP model (see ``Bridge.from_clip``), a ``Bridge``, or ``"picto"``, the embedded one.
+
+    Returns:
+        The Bridge that is now the default.
 
     Raises:
         TypeError: none of these.

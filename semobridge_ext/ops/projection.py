@@ -57,8 +57,27 @@ class Projection:
         first: [K, M], any float dtype.
         second: [M, O] or None.
         compute: torch.float32 or torch.float64, the dtype of the packed copies.
+        normalize_first: normalise behind the first of two products.
+        scale_first: length of those rows, or a plain factor.
+        normalize: normalise behind the last product.
+        scale: length of the rows that come out, or a plain factor.
+        residual: subtract the second product from x; needs O = K.
+
+    Returns:
+        A callable: ``projection(x)`` maps a CPU tensor [.., K] to [.., O] in the dtype of ``x``.
+
+    Raises:
+        ValueError: matrices that do not fit each other. Calls check nothing: that is the op's task.
+
+    Numerics: accumulates in ``compute``; not differentiable.
 
     Memory: one packed copy of each matrix, columns rounded up to 32.
+
+    Example:
+        >>> import torch, semobridge_ext as sb
+        >>> p = sb.ops.Projection(torch.eye(2), normalize=True)
+        >>> p(torch.tensor([[3.0, 4.0]]))
+        tensor([[0.6000, 0.8000]])
     """
 
     __slots__ = ("_keep", "_run", "cols", "compute", "rows")
@@ -75,6 +94,11 @@ class Projection:
         scale: float = 1.0,
         residual: bool = False,
     ) -> None:
+        if second is not None and second.shape[0] != first.shape[1]:
+            raise ValueError(
+                f"Projection: second must have {first.shape[1]} rows, got {list(second.shape)}; "
+                "its rows are the columns of first"
+            )
         self.compute = compute
         self.rows, mid = first.shape
         packed = [_pack(first, compute)]
