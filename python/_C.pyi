@@ -10,7 +10,6 @@ def packed_elements(rows: int, cols: int) -> int: ...
 def pack_matrix(
     data: int, dtype: int, rows: int, cols: int, row_stride: int, compute: int, out: int
 ) -> None: ...
-
 def normalize_rows_cuda(
     x: int,
     dtype: int,

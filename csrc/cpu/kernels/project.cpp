@@ -14,12 +14,12 @@ namespace semobridge {
 namespace SB_ISA {
 namespace {
 
-constexpr int64_t kTilesPerBlock = 4;            // 56 rows x 512 columns: 112 KiB, inside L2
-constexpr int64_t kFewRows = 2 * kRows;          // below: share out columns, not rows
+constexpr int64_t kTilesPerBlock = 4;    // 56 rows x 512 columns: 112 KiB, inside L2
+constexpr int64_t kFewRows = 2 * kRows;  // below: share out columns, not rows
 // One image at D = 512 is 8 µs of work: a second thread would save 3 of them on an idle machine and
 // cost hundreds where the other core is busy.
 constexpr int64_t kProductsPerThread = 768 * 1024;
-constexpr int64_t kHugeBytes = 8 << 20;          // outputs from here on: ask for 2 MiB pages
+constexpr int64_t kHugeBytes = 8 << 20;  // outputs from here on: ask for 2 MiB pages
 
 template <class T>
 struct Plan {
@@ -109,8 +109,7 @@ void project_few(const ProjectArgs& a) {
   T* shared = thread_scratch<T>().reserve(n * (mid_ld + out_ld));
   T* mid = shared;
   T* out = plan.two ? shared + n * mid_ld : mid;
-  const int64_t products =
-      n * (plan.k * mid_ld + (plan.two ? a.second.matrix.rows * out_ld : 0));
+  const int64_t products = n * (plan.k * mid_ld + (plan.two ? a.second.matrix.rows * out_ld : 0));
   int64_t team = products < kProductsPerThread ? 1 : products / kProductsPerThread;
   if (team > a.threads) team = a.threads;
   if (team > last_panels) team = last_panels;

@@ -1,0 +1,106 @@
+"""The `semobridge-ext` command. One file per sub-command, each with `add_parser` and `run`."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from semobridge_ext import __version__
+from semobridge_ext.cli import demo, info
+
+COMMANDS = {"demo": demo, "info": info}
+INTERRUPTED = 130  # 128 + SIGINT, what shells report
+
+_EPILOG = """\
+start here:
+  semobridge-ext info               what this installation can do, and why something is absent
+  semobridge-ext demo               bridge a real CLIP on real images: figures and a picture, offline
+  semobridge-ext demo --help        what the figures mean
+
+Errors are one line and exit code 2; add --debug to see where they come from.
+"""
+
+
+class UsageError(Exception):
+    """What the user typed cannot be run; the text says what to type."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises instead of printing its usage and leaving the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="semobridge-ext",
+        description="Fast kernels for the CLIP intra-modal family: few-shot, bridging, retrieval.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"semobridge-ext {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="<command>", title="commands")
+    for command in COMMANDS.values():
+        command.add_parser(subparsers)
+    for every in (parser, *subparsers.choices.values()):
+        every.add_argument(
+            "--debug",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="show the traceback of an error",
+        )
+    return parser
+
+
+def _check_command(argv: Sequence[str]) -> str | None:
+    """The command word, if there is one; an unknown word is answered with its near match."""
+    word = next((a for a in argv if not a.startswith("-")), None)
+    if word is None or word in COMMANDS:
+        return word
+    near = difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.4)
+    hint = f"did you mean 'semobridge-ext {near[0]}'?" if near else f"try {' or '.join(COMMANDS)}"
+    raise UsageError(f"unknown command '{word}'; {hint}")
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    expected = (UsageError, ValueError, TypeError, OSError, RuntimeError, ImportError)
+    if text and isinstance(error, expected):
+        return text
+    return f"unexpected {type(error).__name__}: {text}; run again with --debug to see where"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit code: 0 done, 2 error, 130 interrupted."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    name = "semobridge-ext"
+    try:
+        command = _check_command(argv)
+        name = f"{name} {command}" if command else name
+        parser = build_parser()
+        args = parser.parse_args(argv)
+        if args.command is None:
+            parser.print_help()
+            return 0
+        return COMMANDS[args.command].run(args)
+    except SystemExit as leaving:  # --help and --version
+        return leaving.code if isinstance(leaving.code, int) else 0
+    except KeyboardInterrupt:
+        print(f"\n{name}: interrupted; files already finished are whole", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader has left (`| head`). Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        print(f"{name}: {_one_line(error)}", file=sys.stderr)
+        return 2

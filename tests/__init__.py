@@ -1,0 +1,1 @@
+"""Tests of semobridge_ext; the folders mirror the package."""

@@ -1,0 +1,12 @@
+"""`fake_picto` puts the stand-in where the commands look for the embedded data."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.cli import fake_picto as fake
+
+
+@pytest.fixture
+def fake_picto(monkeypatch):
+    return fake.install(monkeypatch)

@@ -1,0 +1,106 @@
+"""Seeds, skip reasons, and the fixtures that put process-wide state back."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+import semobridge_ext as sb
+from semobridge_ext import _backend, bridging
+from tests.assertions import WORST
+from tests.tolerances import tolerance
+
+BASE_SEED = 2509_26036
+
+settings.register_profile("semobridge", derandomize=True, deadline=None, max_examples=30)
+settings.load_profile("semobridge")
+
+
+def runnable_isas() -> list[str]:
+    return [name for name, (_, runs) in _backend._C.isa_table().items() if runs]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if _backend._C is None:
+        raise pytest.UsageError(
+            f"semobridge_ext at {os.path.dirname(sb.__file__)} has no native module "
+            f"({_backend.NATIVE_ERROR}); install it, or run the tests from outside the source tree"
+        )
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    info = sb.build_info()
+    return [
+        f"semobridge_ext: {os.path.dirname(sb.__file__)}, {info['compiler']}, torch {info['torch']}",
+        f"instruction sets: {', '.join(runnable_isas())} (default {info['isa']}), "
+        f"{info['threads']} threads, base seed {BASE_SEED}",
+    ]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if WORST:
+        terminalreporter.section("worst error against float64 (tests/tolerances.py)")
+        for (family, dtype), worst in sorted(WORST.items(), key=str):
+            limit = tolerance(family, dtype)
+            unit = f"ulp of {limit.ulps:g}" if limit.ulps else f"of {limit.relative:.0e}"
+            name = str(dtype).removeprefix("torch.")
+            terminalreporter.line(f"{family:>12} {name:<9} {worst:9.2e} {unit}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device; torch.cuda.is_available() is False here")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def seed(request: pytest.FixtureRequest) -> int:
+    """Every test's own fixed seed, printed where the test fails."""
+    value = (BASE_SEED + zlib.crc32(request.node.nodeid.encode())) % 2**31
+    print(f"seed {value}")
+    random.seed(value)
+    np.random.seed(value)
+    torch.manual_seed(value)
+    return value
+
+
+@pytest.fixture(autouse=True)
+def _process_state() -> Iterator[None]:
+    """Default bridge, thread count and instruction set are as before when a test ends."""
+    default, threads, isa = bridging._default, torch.get_num_threads(), _backend._C.active_isa()
+    yield
+    bridging._default = default
+    _backend._C.set_isa(isa)
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=runnable_isas() if _backend._C is not None else [])
+def isa(request: pytest.FixtureRequest) -> str:
+    """Each instruction set that this build and processor have."""
+    _backend._C.set_isa(request.param)
+    return request.param
+
+
+@pytest.fixture
+def need_tool():
+    """Skips, with the reason, where a command is missing; returns its path."""
+
+    def find(name: str, why: str) -> str:
+        path = shutil.which(name)
+        if path is None:
+            pytest.skip(f"{name} is not installed; needed to {why}")
+        return path
+
+    return find

@@ -1,0 +1,57 @@
+"""The one table of tolerances: by family and output dtype, each with the worst error seen.
+
+An element may differ from the oracle by ``ulps`` units in the last place of the output dtype at the
+oracle's value, plus ``relative`` times the largest magnitude of the oracle's row. The oracle is
+float64 on inputs already rounded to the dtype under test.
+
+``seen`` is the worst error that the whole suite met on the developers' machine (every instruction
+set), in the unit of the binding part: ulps for the half types, a fraction of the row's largest
+magnitude otherwise. ``pytest`` prints the figures of each run at its end, so that this column can be
+kept honest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
+DTYPES = (F32, F64, BF16, F16)
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    ulps: float
+    relative: float
+    seen: float
+
+
+TABLE: dict[tuple[str, torch.dtype], Tolerance] = {
+    # One product with its normalisation, rounded once, to nearest, to the output dtype.
+    ("op", F64): Tolerance(0, 1e-13, 8.4e-16),
+    ("op", F32): Tolerance(0, 1e-5, 1.4e-6),
+    ("op", BF16): Tolerance(0.5, 1e-5, 0.499),
+    ("op", F16): Tolerance(0.5, 1e-5, 0.489),
+    # Gradients of one op. The half types save the unit rows rounded, so their gradient carries that
+    # rounding (2^-9 and 2^-12 of the row) through the projection g - y(y.g).
+    ("op_grad", F64): Tolerance(0, 1e-12, 7.4e-16),
+    ("op_grad", F32): Tolerance(0, 1e-5, 3.9e-7),
+    ("op_grad", BF16): Tolerance(0, 2e-2, 8.1e-3),
+    ("op_grad", F16): Tolerance(0, 2e-3, 6.4e-4),
+    # The folded bridge: one or two products, one rounding to the output.
+    ("bridge", F64): Tolerance(0, 1e-12, 8.0e-15),
+    ("bridge", F32): Tolerance(0, 1e-5, 2.2e-6),
+    ("bridge", BF16): Tolerance(0.5, 1e-5, 0.499),
+    ("bridge", F16): Tolerance(0.5, 1e-5, 0.489),
+    # The unfolded bridge (class bias, gradients): two ops, the feature between them rounded to the
+    # dtype of the input.
+    ("chain", F64): Tolerance(0, 1e-12, 6.0e-16),
+    ("chain", F32): Tolerance(0, 1e-5, 4.3e-7),
+    ("chain", BF16): Tolerance(0, 2e-2, 6.2e-3),
+    ("chain", F16): Tolerance(0, 2e-3, 1.1e-3),
+}
+
+
+def tolerance(family: str, dtype: torch.dtype) -> Tolerance:
+    return TABLE[family, dtype]
