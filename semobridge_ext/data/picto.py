@@ -127,8 +127,13 @@ def _read_tiles(path: Path, count: int) -> Tensor:
 def list_picto() -> list[str]:
     """Names of the embedded evaluation sets.
 
-    >>> list_picto()
-    ['arrows', 'emoji', 'flags', 'icons', 'logos']
+    Returns:
+        The names that ``load_picto`` takes, sorted.
+
+    Example:
+        >>> from semobridge_ext import list_picto
+        >>> list_picto()
+        ['arrows', 'emoji', 'flags', 'icons', 'logos']
     """
     return sorted(_read_sets())
 
@@ -145,9 +150,11 @@ def load_picto(name: str) -> PictoDataset:
     Raises:
         TypeError: name is no string. ValueError: there is no such set. RuntimeError: a damaged file.
 
-    >>> flags = load_picto("flags")
-    >>> tuple(flags.images.shape[1:]), flags.images.dtype
-    ((48, 48, 3), torch.uint8)
+    Example:
+        >>> from semobridge_ext import load_picto
+        >>> flags = load_picto("flags")
+        >>> tuple(flags.images.shape[1:]), flags.images.dtype
+        ((48, 48, 3), torch.uint8)
     """
     _check_name(name)
     listed = _read_sets()[name]
@@ -185,8 +192,11 @@ def picto_transform(images: Tensor) -> Tensor:
     Raises:
         TypeError: not a uint8 tensor. ValueError: another shape.
 
-    >>> picto_transform(torch.full((2, 48, 48, 3), 255, dtype=torch.uint8)).unique()
-    tensor([1.])
+    Example:
+        >>> import torch
+        >>> from semobridge_ext import picto_transform
+        >>> picto_transform(torch.full((2, 48, 48, 3), 255, dtype=torch.uint8)).unique()
+        tensor([1.])
     """
     if not isinstance(images, Tensor) or images.dtype != torch.uint8:
         remedy = "take PictoDataset.images, or use preprocess of load_picto_clip for PIL images"
@@ -259,8 +269,10 @@ def _unpack_state(packed: dict[str, Tensor], words: int) -> dict[str, Tensor]:
 def picto_text_projection() -> Tensor:
     """The embedded CLIP's text projection W, [T, D] = [192, 192] float32, without loading the model.
 
-    >>> picto_text_projection().shape
-    torch.Size([192, 192])
+    Example:
+        >>> from semobridge_ext.data import picto_text_projection
+        >>> picto_text_projection().shape
+        torch.Size([192, 192])
     """
     return _read_tensors("picto_text_projection", ["text_projection"])["text_projection"].float()
 
@@ -286,9 +298,11 @@ def load_picto_clip(
         TypeError: dtype is no floating-point dtype. ValueError: device is no device of this torch.
         RuntimeError: a damaged file.
 
-    >>> model, preprocess, tokenizer = load_picto_clip()
-    >>> tuple(model.encode_text(tokenizer(["alarm clock"])).shape)
-    (1, 192)
+    Example:
+        >>> from semobridge_ext import load_picto_clip
+        >>> model, preprocess, tokenizer = load_picto_clip()
+        >>> tuple(model.encode_text(tokenizer(["alarm clock"])).shape)
+        (1, 192)
     """
     if dtype not in _errors.FLOAT_DTYPES:
         contract = "be float32, float64, bfloat16 or float16"
