@@ -17,3 +17,6 @@ inline sb::DType dtype_of(int code) {
 // One per op, in bind_<op>.cpp.
 void bind_normalize_rows(py::module_& m);
 void bind_project(py::module_& m);
+void bind_blend(py::module_& m);
+void bind_search(py::module_& m);
+void bind_train(py::module_& m);

@@ -27,4 +27,7 @@ PYBIND11_MODULE(_C, m) {
   });
   bind_normalize_rows(m);
   bind_project(m);
+  bind_blend(m);
+  bind_search(m);
+  bind_train(m);
 }

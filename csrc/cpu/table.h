@@ -1,13 +1,23 @@
 // The kernels of one instruction set. The files of csrc/cpu/kernels are compiled once per set with
 // SB_ISA naming the namespace; kernels/table.cpp collects their entry points.
 #pragma once
+#include <semobridge/blend.h>
 #include <semobridge/project.h>
+#include <semobridge/search.h>
+#include <semobridge/train.h>
 
 namespace semobridge {
 
 struct KernelTable {
   void (*project)(const ProjectArgs&);
   void (*pack_matrix)(const ConstMatrix&, DType, void*);
+  void (*blend)(const BlendArgs&);
+  void (*count_correct)(const CountArgs&);
+  void (*shot_norms)(const ShotNormsArgs&);
+  void (*shot_dots)(const ShotDotsArgs&);
+  void (*row_loss)(const RowLossArgs&);
+  void (*shot_grads)(const ShotGradsArgs&);
+  void (*adamw)(const AdamwArgs&);
 };
 
 // Of the active instruction set.

@@ -9,6 +9,13 @@ extern const KernelTable kTable;
 
 void project_entry(const ProjectArgs& args);
 void pack_matrix_entry(const ConstMatrix& matrix, DType compute, void* out);
+void blend_entry(const BlendArgs& args);
+void count_correct_entry(const CountArgs& args);
+void shot_norms_entry(const ShotNormsArgs& args);
+void shot_dots_entry(const ShotDotsArgs& args);
+void row_loss_entry(const RowLossArgs& args);
+void shot_grads_entry(const ShotGradsArgs& args);
+void adamw_entry(const AdamwArgs& args);
 
 }  // namespace SB_ISA
 }  // namespace semobridge

@@ -6,6 +6,13 @@ namespace SB_ISA {
 const KernelTable kTable = {
     .project = project_entry,
     .pack_matrix = pack_matrix_entry,
+    .blend = blend_entry,
+    .count_correct = count_correct_entry,
+    .shot_norms = shot_norms_entry,
+    .shot_dots = shot_dots_entry,
+    .row_loss = row_loss_entry,
+    .shot_grads = shot_grads_entry,
+    .adamw = adamw_entry,
 };
 
 }  // namespace SB_ISA

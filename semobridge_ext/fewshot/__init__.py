@@ -1,0 +1,5 @@
+"""Few-shot classification: SeMoBridge in closed form and trained, cache models, plain baselines."""
+
+from semobridge_ext.fewshot.classifier import SeMoBridgeClassifier
+
+__all__ = ["SeMoBridgeClassifier"]

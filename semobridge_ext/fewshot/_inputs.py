@@ -1,0 +1,139 @@
+"""What the few-shot estimators accept: features as tensors or arrays, labels as any hashable names."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from semobridge_ext import _errors
+
+
+class NotFittedError(ValueError, AttributeError):
+    """The estimator was used before fit; scikit-learn's own class is raised where it is loaded."""
+
+
+def not_fitted(estimator: Any) -> Exception:
+    text = f"{type(estimator).__name__}: must be fitted first; call fit(X, y)"
+    loaded = sys.modules.get("sklearn.exceptions")
+    return (NotFittedError if loaded is None else loaded.NotFittedError)(text)
+
+
+def features(
+    function: str, argument: str, value: Any, width: int | None = None, allow_empty: bool = False
+) -> Tensor:  # [N, D]
+    """A finite 2-D tensor of a float dtype; arrays and lists are converted as scikit-learn does."""
+    if not isinstance(value, Tensor):
+        if hasattr(value, "toarray") or type(value).__module__.startswith("scipy.sparse"):
+            remedy = "convert it with .toarray()"
+            raise TypeError(_errors.message(function, argument, "be dense, not sparse data", "a sparse matrix", remedy))
+        array = np.asarray(value)
+        if array.dtype.kind == "c":
+            raise ValueError(f"{function}: {argument} must be real. Complex data not supported; take .real")
+        if array.dtype.kind not in "fiub":
+            try:
+                array = array.astype(np.float64)
+            except TypeError as error:  # what scikit-learn says of such input, and expects
+                raise TypeError(f"{function}: {argument} argument must be a string or a number: {error}") from error
+        if array.dtype.kind != "f" or array.dtype.itemsize > 8:
+            array = array.astype(np.float64)
+        value = torch.from_numpy(np.ascontiguousarray(array) if array.dtype.isnative else array.astype(array.dtype.newbyteorder("=")))
+    x = _errors.check_float_tensor(function, argument, value).detach()
+    if x.dim() != 2:
+        remedy = "Reshape your data: one row per image, encode_image(...).flatten(1)"
+        raise ValueError(_errors.message(function, argument, "be 2-D", x, remedy))
+    if x.shape[1] == 0:
+        raise ValueError(f"0 feature(s) (shape={tuple(x.shape)}) while a minimum of 1 is required: {function}")
+    if x.shape[0] == 0 and not allow_empty:
+        raise ValueError(f"0 sample(s) (shape={tuple(x.shape)}) while a minimum of 1 is required: {function}")
+    if width is not None and x.shape[1] != width:
+        raise ValueError(
+            f"{function}: X has {x.shape[1]} features, but it is expecting {width} features as input; "
+            "check that they come from the same model"
+        )
+    if not bool(torch.isfinite(x).all()):
+        bad = (~torch.isfinite(x)).any(dim=1)
+        raise ValueError(
+            f"{function}: {argument} must be finite, got NaN or inf in {int(bad.sum())} of {len(bad)} rows "
+            f"(first: {int(bad.nonzero()[0])}); drop these rows"
+        )
+    return x
+
+
+def names(function: str, y: Any, rows: int | None = None) -> list[Hashable]:
+    """The labels as a list of hashable Python values."""
+    if y is None:
+        raise ValueError(f"{function}: requires y to be passed, but the target y is None")
+    if isinstance(y, Tensor):
+        y = y.detach().cpu().numpy()
+    if isinstance(y, np.ndarray) or hasattr(y, "__array__"):
+        y = np.asarray(y)
+        if y.ndim == 2 and y.shape[1] == 1:
+            _warn_column()
+            y = y[:, 0]
+        if y.ndim != 1:
+            raise ValueError(f"{function}: y must be 1-D, got shape {y.shape}; pass one label per row")
+        if y.dtype.kind == "f":
+            if not np.isfinite(y).all():
+                raise ValueError(f"{function}: y must be finite, got NaN or inf; drop these rows")
+            if not (y == np.round(y)).all():
+                raise ValueError(
+                    f"{function}: Unknown label type: continuous; y must hold class names, not real numbers"
+                )
+        y = y.tolist()
+    values = list(y)
+    if rows is not None and len(values) != rows:
+        raise ValueError(f"{function}: y must have {rows} labels, one per row of X, got {len(values)}; align them")
+    for value in values:
+        try:
+            hash(value)
+        except TypeError:
+            raise TypeError(
+                _errors.message(function, "y", "hold hashable class names", value, "use strings or integers")
+            ) from None
+    return values
+
+
+def _warn_column() -> None:
+    import warnings
+
+    category: type[Warning] = UserWarning
+    if "sklearn.exceptions" in sys.modules:
+        category = sys.modules["sklearn.exceptions"].DataConversionWarning
+    text = "A column-vector y was passed when a 1d array was expected; it is flattened"
+    warnings.warn(text, category, stacklevel=4)
+
+
+def ordered(values: Iterable[Hashable]) -> list[Hashable]:
+    """The distinct values, sorted where they can be, in order of appearance otherwise."""
+    distinct = list(dict.fromkeys(values))
+    try:
+        return sorted(distinct)  # type: ignore[type-var]
+    except TypeError:
+        return distinct
+
+
+def as_array(values: Sequence[Hashable]) -> np.ndarray:
+    """A 1-D array of class names; tuples stay whole."""
+    if all(isinstance(v, (str, int, float, np.generic)) for v in values) and len({type(v) for v in values}) == 1:
+        return np.asarray(values)
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
+
+
+def encode(function: str, values: Sequence[Hashable], classes: Sequence[Hashable]) -> Tensor:  # [N] int64
+    """Positions of the labels in the class list."""
+    position = {name: i for i, name in enumerate(classes)}
+    try:
+        return torch.tensor([position[v] for v in values], dtype=torch.int64)
+    except KeyError as error:
+        known = ", ".join(repr(c) for c in classes[:5]) + (", ..." if len(classes) > 5 else "")
+        raise ValueError(
+            f"{function}: y must hold names of the classes ({known}), got {error.args[0]!r} without text or "
+            "shots; add it with add_classes(...)"
+        ) from None

@@ -1,0 +1,342 @@
+"""SeMoBridge, closed form, as a classifier (arXiv 2509.26036, §3; METHODS §1).
+
+    F̄_c = norm(mean_k F_ck)      F̂_c = norm(mean_k bridged(F_ck))      z1, z2, z3: ops/blend.py
+    logit_c = λ1·exp(−α(1−z1)) + w_c·[λ2·exp(−β(1−z2)) + λ3·exp(−γ(1−z3))],  w_c = exp(s·D_c)
+
+Fitting is two sums per class, kept in float64, so that shots and classes can be added later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from semobridge_ext import bridging
+from semobridge_ext.bridging import Bridge
+from semobridge_ext.fewshot import _files, _inputs
+from semobridge_ext.fewshot._base import CHUNK, FewShotEstimator
+from semobridge_ext.fewshot.search import SearchResult, fit_scale, search_blend
+from semobridge_ext.ops.blend import BlendOperand, BlendParams, Similarities, class_exponents
+
+
+class SeMoBridgeClassifier(FewShotEstimator):
+    """Few-shot classification with text, bridged shots and bridged queries, blended.
+
+    Args:
+        bridge: a Bridge, a CLIP model, ``"picto"``; None: what ``sb.use`` set. ``"identity"`` bridges
+            nothing: the control, and the form for features of no CLIP model.
+        text_features: [C, D] class text features t_c (any length; normalised here), in the order of
+            ``class_names``; None: no text, z1 = 0 and every class weighs the same in the blend.
+        class_names: C hashable names of the rows of text; None: 0..C-1 with text, what y holds without.
+        s, alpha, beta, gamma, lambda1, lambda2, lambda3: the blend before ``tune``.
+        probability_scale: what ``predict_proba`` multiplies the logits by before ``tune`` fits it.
+
+    Attributes:
+        classes_: class names in the order of the columns. params_: the blend in use (BlendParams).
+        exponents_: [C] float64 D_c. counts_: [C] shots. search_: what ``tune`` found, or None.
+        probability_scale_: the scale in use. n_features_in_: D.
+
+    Features are raw rows of ``encode_image`` (lengths matter in F̄), tensors or arrays of any float
+    dtype; NaN and infinity are refused. Everything runs on the CPU core for CPU tensors, and as plain
+    PyTorch elsewhere.
+
+    Example:
+        >>> import torch, semobridge_ext as sb
+        >>> shots = torch.eye(3).repeat(2, 1)
+        >>> clf = sb.SeMoBridgeClassifier(sb.Bridge(torch.eye(3)), torch.eye(3), class_names=["a", "b", "c"])
+        >>> clf.fit(shots, ["a", "b", "c"] * 2).predict([[0.1, 2.0, 0.3]]).tolist()
+        ['b']
+    """
+
+    _format = "semobridge-ext SeMoBridgeClassifier 1"
+
+    def __init__(
+        self,
+        bridge: Any = None,
+        text_features: Any = None,  # [C, D]
+        *,
+        class_names: Sequence[Hashable] | None = None,
+        s: float = 0.0,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        gamma: float = 1.0,
+        lambda1: float = 1.0,
+        lambda2: float = 1.0,
+        lambda3: float = 1.0,
+        probability_scale: float = 100.0,
+    ) -> None:
+        self.bridge = bridge
+        self.text_features = text_features
+        self.class_names = class_names
+        self.s, self.alpha, self.beta, self.gamma = s, alpha, beta, gamma
+        self.lambda1, self.lambda2, self.lambda3 = lambda1, lambda2, lambda3
+        self.probability_scale = probability_scale
+
+    # -- fitting ------------------------------------------------------------------------------------
+
+    def fit(self, X: Any, y: Any) -> Any:
+        """Takes the shots: raw features [M, D] and M class names, any number per class.
+
+        Augmented copies of an image count as further shots, as in the paper.
+
+        Raises:
+            ValueError: a class without a shot, a label without text, NaN features, widths that differ.
+        """
+        x, labels = self._support("fit", X, y)
+        codes = self._start("fit", x, labels)
+        self._add(x, codes)
+        return self
+
+    def _start(self, verb: str, x: Tensor, labels: list[Hashable]) -> Tensor:
+        """Everything of a fit but the shots themselves; returns the encoded labels."""
+        text = None if self.text_features is None else self._text(verb, self.text_features, x.shape[1])
+        codes = self._set_classes(verb, labels, self.class_names, None if text is None else len(text))
+        self.params_ = BlendParams(
+            self.s, self.alpha, self.beta, self.gamma, self.lambda1, self.lambda2, self.lambda3
+        )
+        self.probability_scale_ = float(self.probability_scale)
+        self.search_: SearchResult | None = None
+        self.n_features_in_ = x.shape[1]
+        self.bridge_ = self._resolve_bridge(verb, x)
+        classes, width = len(self._names), x.shape[1]
+        self._has_text = text is not None
+        self._text_rows = torch.zeros(classes, width, dtype=torch.float64) if text is None else text
+        self.counts_ = torch.zeros(classes, dtype=torch.int64)
+        self._raw_sums = torch.zeros(classes, width, dtype=torch.float64)
+        self._bridged_sums = torch.zeros(classes, width, dtype=torch.float64)
+        return codes
+
+    def _resolve_bridge(self, verb: str, x: Tensor) -> Bridge | None:
+        given = self.bridge
+        if isinstance(given, str) and given == "identity":
+            return None
+        if given is None:
+            bridge = bridging._default if bridging._default is not None else bridging._default_for(x)
+        elif isinstance(given, Bridge):
+            bridge = given
+        elif isinstance(given, str):
+            if given != "picto":
+                raise TypeError(
+                    f"{type(self).__name__}: bridge must be a Bridge, a CLIP model, 'picto' or 'identity', "
+                    f"got {given!r}; load that model and pass it"
+                )
+            bridge = bridging._picto_bridge()
+        else:
+            bridge = Bridge.from_clip(given)
+        if bridge.text_projection.shape[1] != x.shape[1]:
+            raise ValueError(
+                f"{type(self).__name__}.{verb}: X must have the bridge's width "
+                f"{bridge.text_projection.shape[1]}, got {x.shape[1]} features; take both from one model"
+            )
+        return bridge
+
+    def _add(self, x: Tensor, codes: Tensor) -> None:
+        """Adds shots to the sums of their classes and derives what prediction needs."""
+        codes = codes.to(x.device)
+        wide = x if x.dtype is torch.float64 else x.float()
+        with torch.no_grad():
+            bridged = self._bridge_shots(wide, codes)
+        self.counts_ += torch.bincount(codes.cpu(), minlength=len(self._names))
+        for sums, rows in ((self._raw_sums, wide), (self._bridged_sums, bridged)):
+            sums.index_add_(0, codes.cpu(), rows.detach().to("cpu", torch.float64))
+        self._derive()
+
+    def _bridge_shots(self, x: Tensor, codes: Tensor) -> Tensor:  # [M, D], not normalised
+        if self.bridge_ is None:
+            return normalize(x, dim=1)
+        return self.bridge_(x, normalize=False)
+
+    def _derive(self) -> None:
+        raw, bridged = normalize(self._raw_sums, dim=1), normalize(self._bridged_sums, dim=1)
+        self.exponents_ = (
+            class_exponents(raw, self._text_rows)
+            if self._has_text
+            else torch.zeros(len(raw), dtype=torch.float64)
+        )
+        projector = factor = None
+        if self.bridge_ is not None:
+            fold = self.bridge_._fold()
+            projector = fold.projector
+            factor = fold.right if fold.closed_form else None
+        self._operand = BlendOperand(self._text_rows, bridged, raw, self.exponents_, projector, factor)
+
+    def add_shots(self, X: Any, y: Any) -> Any:
+        """Adds shots of known classes; the result equals fitting all of them at once.
+
+        The blend found by ``tune`` is kept. Cost: the new rows alone, and D_c's C×C product.
+        """
+        x = self._queries("add_shots", X)
+        codes = self._codes("add_shots", y, len(x))
+        self._add(x, codes)
+        return self
+
+    def add_classes(self, class_names: Sequence[Hashable], text_features: Any, X: Any, y: Any) -> Any:
+        """Appends classes with their text rows and shots; the other classes' sums stay as they are.
+
+        Args:
+            class_names: new names. text_features: one row each (None where fit had no text).
+            X, y: shots of the new classes (of known ones too, if wanted).
+        """
+        x = self._queries("add_classes", X)
+        where = f"{type(self).__name__}.add_classes"
+        new = _inputs.names(where, class_names)
+        known = set(self._names)
+        if not new or len(set(new)) != len(new) or known & set(new):
+            raise ValueError(
+                f"{where}: class_names must be new and distinct, got {new[:5]}; use add_shots for known ones"
+            )
+        if (text_features is not None) != self._has_text:
+            need = "hold one row per new class" if self._has_text else "be None, as fit had none"
+            raise ValueError(f"{where}: text_features must {need}; pass them so")
+        width = self.n_features_in_
+        text = torch.zeros(len(new), width, dtype=torch.float64)
+        if self._has_text:
+            text = self._text("add_classes", text_features, width)
+            if len(text) != len(new):
+                raise ValueError(
+                    f"{where}: text_features must hold {len(new)} rows, got {len(text)}; one per new class"
+                )
+        names = [*self._names, *new]
+        codes = _inputs.encode(where, _inputs.names(where, y, len(x)), names)
+        missing = set(range(len(self._names), len(names))) - set(codes.tolist())
+        if missing:
+            lacking = [names[i] for i in sorted(missing)][:5]
+            raise ValueError(f"{where}: y must hold a shot of every new class, got none of {lacking}; add them")
+        self._names, self.classes_ = names, _inputs.as_array(names)
+        self._text_rows = torch.cat([self._text_rows, text])
+        zeros = torch.zeros(len(new), width, dtype=torch.float64)
+        self._raw_sums = torch.cat([self._raw_sums, zeros])
+        self._bridged_sums = torch.cat([self._bridged_sums, zeros])
+        self.counts_ = torch.cat([self.counts_, torch.zeros(len(new), dtype=torch.int64)])
+        self._grow(len(new))
+        self._add(x, codes)
+        return self
+
+    def _grow(self, classes: int) -> None:
+        """For what a subclass keeps per class."""
+
+    # -- prediction ---------------------------------------------------------------------------------
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return self._operand.logits(x, self.params_)
+
+    def _labels(self, x: Tensor) -> Tensor:
+        return self._operand.labels(x, self.params_)
+
+    def similarities(self, X: Any) -> Similarities:
+        """The three blocks of cosines z1, z2, z3, each [N, C], that the blend is made of."""
+        return self._operand.similarities(self._queries("similarities", X))
+
+    def predict_proba(self, X: Any) -> Any:  # [N, C]
+        """``softmax(scale·logits)`` with one scale for all classes.
+
+        The blend has no probabilistic model. After ``tune`` the scale minimises the validation data's
+        mean negative log-likelihood (temperature scaling), and the values can be read as calibrated on
+        average over data like these; before it they only order the classes.
+        """
+        x = self._queries("predict_proba", X)
+        with torch.no_grad():
+            logits = self._logits(x)
+            proba = torch.softmax(self.probability_scale_ * logits.double(), dim=1).to(logits.dtype)
+        return proba if isinstance(X, Tensor) else proba.cpu().numpy()
+
+    def tune(
+        self,
+        X: Any,
+        y: Any,
+        *,
+        n_trials: int = 1000,
+        seed: int = 0,
+        sampler: Any = "optuna",
+        ranges: dict[str, tuple[float, float]] | None = None,
+        fixed: dict[str, float] | None = None,
+        redundant: bool = False,
+        batch: int = 1,
+        progress: bool = False,
+    ) -> Any:
+        """Searches the blend for the best accuracy on validation data; see ``search.search_blend``.
+
+        Args:
+            X, y: the validation part, [N, D] and N names; never the test part.
+            n_trials, seed: METHODS: 1000 trials. sampler: ``"optuna"`` (its TPE; needs optuna),
+                ``"random"``, or an Optuna sampler.
+            ranges: other bounds than s [0, 1.5], α, β, γ [0, 10], λ [0, 1].
+            fixed: parameters that are not searched, e.g. ``{"s": 0.0}``.
+            redundant: True searches λ1, λ2, λ3 as the authors do; False their ratios only, in two
+                dimensions, because a common factor changes no prediction.
+            batch: trials asked for at once; more than 1 is faster and searches less sharply.
+            progress: a progress bar on stderr.
+
+        Returns:
+            self, with ``params_``, ``search_`` (best, history) and ``probability_scale_`` set. The
+            first best trial is kept.
+        """
+        x = self._queries("tune", X)
+        codes = self._codes("tune", y, len(x))
+        result = search_blend(
+            self._operand, x, codes, n_trials=n_trials, seed=seed, sampler=sampler, ranges=ranges,
+            fixed=fixed, redundant=redundant, batch=batch, progress=progress,
+        )  # fmt: skip
+        self.search_, self.params_ = result, result.best
+        logits = torch.cat([self._logits(part).double().cpu() for part in x.split(CHUNK)])
+        self.probability_scale_ = fit_scale(logits, codes)
+        return self
+
+    # -- files --------------------------------------------------------------------------------------
+
+    def save(self, path: Any) -> None:
+        """Writes a safetensors file with all that prediction, ``add_shots`` and ``add_classes`` need."""
+        self._check_fitted()
+        tensors, fields = self._state()
+        _files.save_estimator(path, self._format, tensors, fields)
+
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors = {
+            "text": self._text_rows, "raw_sums": self._raw_sums, "bridged_sums": self._bridged_sums,
+            "counts": self.counts_,
+        }  # fmt: skip
+        fields = {
+            "names": self._names, "has_text": self._has_text, "params": list(self.params_),
+            "scale": self.probability_scale_, "bridge": None,
+        }  # fmt: skip
+        if self.bridge_ is not None:
+            tensors |= {
+                "text_projection": self.bridge_.text_projection, "inverse": self.bridge_.inverse.detach()
+            }  # fmt: skip
+            fields["bridge"] = [self.bridge_.atol, self.bridge_.text_length]
+        return tensors, fields
+
+    @classmethod
+    def load(cls, path: Any) -> Any:
+        """Reads what ``save`` wrote; a foreign or truncated file is named and refused (ValueError)."""
+        names = ("text", "raw_sums", "bridged_sums", "counts")
+        fields = ("names", "has_text", "params", "scale", "bridge")
+        tensors, values = _files.load_estimator(f"{cls.__name__}.load", path, cls._format, names, fields)
+        self = cls.__new__(cls)
+        self._restore(tensors, values)
+        return self
+
+    def _restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        params = BlendParams(*values["params"])
+        bridge: Any = "identity"
+        if values["bridge"] is not None:
+            atol, length = values["bridge"]
+            bridge = Bridge(tensors["text_projection"], atol=atol, text_length=length)
+            bridge.inverse.data = tensors["inverse"].to(bridge.inverse.dtype)
+        text = tensors["text"] if values["has_text"] else None
+        type(self).__init__(
+            self, bridge, text, class_names=values["names"], **params._asdict(),
+            probability_scale=values["scale"],
+        )  # fmt: skip
+        self._names, self.classes_ = values["names"], _inputs.as_array(values["names"])
+        self.n_features_in_ = tensors["text"].shape[1]
+        self.params_, self.probability_scale_, self.search_ = params, values["scale"], None
+        self._has_text, self._text_rows = values["has_text"], tensors["text"]
+        self._raw_sums, self._bridged_sums = tensors["raw_sums"], tensors["bridged_sums"]
+        self.counts_ = tensors["counts"]
+        self.bridge_ = None if bridge == "identity" else bridge
+        self._derive()
