@@ -11,7 +11,7 @@ from semobridge_ext import ops, reference
 from semobridge_ext._backend import backend
 from semobridge_ext._info import build_info
 from semobridge_ext.bridging import Bridge, bridge, use
-from semobridge_ext.fewshot import SeMoBridgeClassifier
+from semobridge_ext.fewshot import SeMoBridgeClassifier, SeMoBridgeT
 
 if TYPE_CHECKING:
     from semobridge_ext.data import list_picto, load_picto, load_picto_clip, picto_transform
@@ -28,6 +28,7 @@ _LAZY = {
 __all__ = [
     "Bridge",
     "SeMoBridgeClassifier",
+    "SeMoBridgeT",
     "backend",
     "bridge",
     "build_info",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _errors
+from semobridge_ext.episodes import sample_support
 from semobridge_ext.fewshot import _inputs
 
 CHUNK = 4096  # rows whose [N, C] intermediates exist at once
@@ -129,6 +130,29 @@ class FewShotEstimator:
             remedy = "take both from the same model"
             raise ValueError(_errors.message(where, what, f"have width {width}", text, remedy))
         return torch.nn.functional.normalize(text.to("cpu", torch.float64), dim=1)
+
+    def fit(self, X: Any, y: Any) -> Any:
+        """Takes the shots [M, D] and their class names."""
+        raise NotImplementedError
+
+    def fit_seeds(
+        self, X: Any, y: Any, *, shots: int, seeds: Sequence[int] = (0, 1, 2, 3, 4), **fit_arguments: Any
+    ) -> list[Any]:
+        """One fitted copy per seed, each on its own draw of ``shots`` per class from (X, y).
+
+        For one seed the draws are nested in ``shots`` (see episodes.sample_support); ``fit_arguments``
+        go to every ``fit``. X, y are the training part alone.
+        """
+        x, labels = self._support("fit_seeds", X, y)
+        given = getattr(self, "class_names", None)
+        names = _inputs.ordered(labels) if given is None else list(given)
+        codes = _inputs.encode(f"{type(self).__name__}.fit_seeds", labels, names)
+        fitted = []
+        for seed in seeds:
+            rows = sample_support(codes, shots, seed)
+            copy = type(self)(**self.get_params())
+            fitted.append(copy.fit(x[rows.to(x.device)], [labels[i] for i in rows.tolist()], **fit_arguments))
+        return fitted
 
     # -- verbs --------------------------------------------------------------------------------------
 

@@ -16,9 +16,7 @@ def _plain(value: Any) -> Any:
         return {"tuple": [_plain(v) for v in value]}
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
-    raise TypeError(
-        f"save: class names must be strings, numbers or tuples of them to be written, got {value!r}; rename it"
-    )
+    raise TypeError(f"save: class names must be strings, numbers or tuples of them, got {value!r}; rename it")
 
 
 def _restored(value: Any) -> Any:

@@ -30,7 +30,9 @@ def features(
     if not isinstance(value, Tensor):
         if hasattr(value, "toarray") or type(value).__module__.startswith("scipy.sparse"):
             remedy = "convert it with .toarray()"
-            raise TypeError(_errors.message(function, argument, "be dense, not sparse data", "a sparse matrix", remedy))
+            raise TypeError(
+                _errors.message(function, argument, "be dense, not sparse data", "a sparse matrix", remedy)
+            )
         array = np.asarray(value)
         if array.dtype.kind == "c":
             raise ValueError(f"{function}: {argument} must be real. Complex data not supported; take .real")
@@ -38,16 +40,24 @@ def features(
             try:
                 array = array.astype(np.float64)
             except TypeError as error:  # what scikit-learn says of such input, and expects
-                raise TypeError(f"{function}: {argument} argument must be a string or a number: {error}") from error
+                raise TypeError(
+                    f"{function}: {argument} argument must be a string or a number: {error}"
+                ) from error
         if array.dtype.kind != "f" or array.dtype.itemsize > 8:
             array = array.astype(np.float64)
-        value = torch.from_numpy(np.ascontiguousarray(array) if array.dtype.isnative else array.astype(array.dtype.newbyteorder("=")))
+        value = torch.from_numpy(
+            np.ascontiguousarray(array)
+            if array.dtype.isnative
+            else array.astype(array.dtype.newbyteorder("="))
+        )
     x = _errors.check_float_tensor(function, argument, value).detach()
     if x.dim() != 2:
         remedy = "Reshape your data: one row per image, encode_image(...).flatten(1)"
         raise ValueError(_errors.message(function, argument, "be 2-D", x, remedy))
     if x.shape[1] == 0:
-        raise ValueError(f"0 feature(s) (shape={tuple(x.shape)}) while a minimum of 1 is required: {function}")
+        raise ValueError(
+            f"0 feature(s) (shape={tuple(x.shape)}) while a minimum of 1 is required: {function}"
+        )
     if x.shape[0] == 0 and not allow_empty:
         raise ValueError(f"0 sample(s) (shape={tuple(x.shape)}) while a minimum of 1 is required: {function}")
     if width is not None and x.shape[1] != width:
@@ -87,7 +97,9 @@ def names(function: str, y: Any, rows: int | None = None) -> list[Hashable]:
         y = y.tolist()
     values = list(y)
     if rows is not None and len(values) != rows:
-        raise ValueError(f"{function}: y must have {rows} labels, one per row of X, got {len(values)}; align them")
+        raise ValueError(
+            f"{function}: y must have {rows} labels, one per row of X, got {len(values)}; align them"
+        )
     for value in values:
         try:
             hash(value)
@@ -119,7 +131,10 @@ def ordered(values: Iterable[Hashable]) -> list[Hashable]:
 
 def as_array(values: Sequence[Hashable]) -> np.ndarray:
     """A 1-D array of class names; tuples stay whole."""
-    if all(isinstance(v, (str, int, float, np.generic)) for v in values) and len({type(v) for v in values}) == 1:
+    if (
+        all(isinstance(v, (str, int, float, np.generic)) for v in values)
+        and len({type(v) for v in values}) == 1
+    ):
         return np.asarray(values)
     array = np.empty(len(values), dtype=object)
     array[:] = values

@@ -205,7 +205,9 @@ class SeMoBridgeClassifier(FewShotEstimator):
         missing = set(range(len(self._names), len(names))) - set(codes.tolist())
         if missing:
             lacking = [names[i] for i in sorted(missing)][:5]
-            raise ValueError(f"{where}: y must hold a shot of every new class, got none of {lacking}; add them")
+            raise ValueError(
+                f"{where}: y must hold a shot of every new class, got none of {lacking}; add them"
+            )
         self._names, self.classes_ = names, _inputs.as_array(names)
         self._text_rows = torch.cat([self._text_rows, text])
         zeros = torch.zeros(len(new), width, dtype=torch.float64)

@@ -43,10 +43,14 @@ def _space(
     for given in (ranges or {}), fixed:
         unknown = set(given) - set(RANGES)
         if unknown:
-            raise ValueError(f"tune: ranges and fixed must name {list(RANGES)}, got {sorted(unknown)}; rename")
+            raise ValueError(
+                f"tune: ranges and fixed must name {list(RANGES)}, got {sorted(unknown)}; rename"
+            )
     for name, (low, high) in space.items():
         if not (math.isfinite(low) and math.isfinite(high) and 0 <= low <= high):
-            raise ValueError(f"tune: ranges must be finite with 0 <= low <= high, got {name}: {(low, high)}; fix it")
+            raise ValueError(
+                f"tune: ranges must be finite with 0 <= low <= high, got {name}: {(low, high)}; fix it"
+            )
     explicit = redundant or any(n in fixed or n in (ranges or {}) for n in _LAMBDAS)
     if not explicit:
         for name in _LAMBDAS:
@@ -93,7 +97,9 @@ class _Optuna:
             self._study = optuna.create_study(direction="maximize", sampler=sampler)
         finally:
             optuna.logging.set_verbosity(verbosity)
-        self._space = {n: optuna.distributions.FloatDistribution(low, high) for n, (low, high) in space.items()}
+        self._space: dict[str, Any] = {
+            n: optuna.distributions.FloatDistribution(low, high) for n, (low, high) in space.items()
+        }
 
     def ask(self) -> tuple[Any, dict[str, float]]:
         trial = self._study.ask(self._space)
@@ -131,7 +137,9 @@ def search_blend(
     fixed = {name: float(value) for name, value in (fixed or {}).items()}
     space = _space(ranges, fixed, redundant)
     if isinstance(sampler, str) and sampler not in ("optuna", "random"):
-        raise ValueError(f"tune: sampler must be 'optuna', 'random' or an Optuna sampler, got {sampler!r}; choose")
+        raise ValueError(
+            f"tune: sampler must be 'optuna', 'random' or an Optuna sampler, got {sampler!r}; choose"
+        )
     source: Any = _Random(space, seed) if sampler == "random" else _Optuna(space, seed, sampler)
     objective = SearchObjective(operand, x, labels)
     history: list[tuple[BlendParams, float]] = []

@@ -21,7 +21,9 @@ from semobridge_ext.ops.blend import BlendOperand, BlendParams, Similarities, bl
 # Cosines that differ by less may tie where a sharpness is small, and then the order of the classes
 # decides, so dominance across that order needs this much.
 MARGIN = 1e-6
-_SHARPNESS = 1e-3  # below it (or with s or λ negative, or no λ) dominance does not hold: plain evaluation
+# Below the first, or with s or λ negative or no λ, dominance does not hold; past the second, float64
+# flushes exponentials to zero and logits tie. Both are evaluated plainly.
+_SHARPNESS, _REACH = 1e-3, 600.0
 _CELLS = 1 << 22  # values of one block of cosines at a time
 
 
@@ -81,14 +83,14 @@ class SearchObjective:
         self._indices = torch.cat(indices)
         self._z = [torch.cat(parts) for parts in zip(*cosines, strict=True)]
         self._own = [torch.cat(parts) for parts in zip(*own, strict=True)]
-        self._d = d
+        self._d, self._largest_d = d, float(d.abs().max())
         self._candidate_d = d[self._indices.long()].to(self._z[0].dtype)
         self._own_d = d[self._labels].to(self._z[0].dtype)
 
     def correct(self, params: Sequence[BlendParams]) -> list[int]:
         """Rows that each set of parameters gets right."""
         result = [0] * len(params)
-        fast = [i for i, p in enumerate(params) if self._native and _ordered(p)]
+        fast = [i for i, p in enumerate(params) if self._native and self._ordered(p)]
         if fast:
             table = torch.tensor([params[i] for i in fast], dtype=torch.float64)
             won = torch.empty(len(fast), dtype=torch.int64)
@@ -97,7 +99,7 @@ class SearchObjective:
                 DTYPE_CODES[z[0].dtype], self.rows, self._labels.data_ptr(), *(o.data_ptr() for o in own),
                 self._own_d.data_ptr(), self._offsets.data_ptr(), self._indices.data_ptr(),
                 *(b.data_ptr() for b in z), self._candidate_d.data_ptr(), self._d.data_ptr(),
-                float(self._d.abs().max()), len(fast), table.data_ptr(), won.data_ptr(),
+                self._largest_d, len(fast), table.data_ptr(), won.data_ptr(),
                 torch.get_num_threads(),
             )  # fmt: skip
             for i, count in zip(fast, won.tolist(), strict=True):
@@ -115,9 +117,10 @@ class SearchObjective:
             total += int((best == labels).sum())
         return total
 
-
-def _ordered(p: BlendParams) -> bool:
-    """Whether a higher cosine and a higher exponent never lower a logit, strictly where it counts."""
-    s, alpha, beta, gamma, *weights = p
-    largest = max(weights)
-    return s >= 0 and min(alpha, beta, gamma) >= _SHARPNESS and min(weights) >= 0 and 1e-6 <= largest < 1e30
+    def _ordered(self, p: BlendParams) -> bool:
+        """Whether a higher cosine and exponent never lower a logit, and raise it where that counts."""
+        sharp = p.alpha, p.beta, p.gamma
+        weights = p.lambda1, p.lambda2, p.lambda3
+        reach = 2 * max(sharp) + p.s * self._largest_d
+        inside = p.s >= 0 and min(sharp) >= _SHARPNESS and reach <= _REACH
+        return inside and min(weights) >= 0 and 1e-6 <= max(weights) < 1e30

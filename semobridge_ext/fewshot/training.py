@@ -1,0 +1,364 @@
+"""SeMoBridge-T: the bridge and a bias per class, trained on the shots (arXiv 2509.26036, §3.4).
+
+    L = ½·CE_img + ¼·CE_txtp + ¼·CE_txte + 0.1·CE_cons + 0.1·L_bias
+
+The loss is spelled out in reference/training.py, the step that is run in ops/bridge_training.py.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from semobridge_ext import _errors, _files
+from semobridge_ext.bridging import Bridge
+from semobridge_ext.fewshot import _inputs
+from semobridge_ext.fewshot.classifier import SeMoBridgeClassifier
+from semobridge_ext.ops.blend import BlendOperand, class_exponents
+from semobridge_ext.ops.bridge_training import BridgeTrainer
+from semobridge_ext.reference.training import LossWeights
+
+
+class Schedule(NamedTuple):
+    """Linear warm-up from ``start`` to ``lr``, then constant (``floor`` = 1) or a cosine to floor·lr."""
+
+    steps: int
+    lr: float
+    warmup: int
+    start: float = 1e-5
+    floor: float = 1.0
+
+    def rate(self, step: int) -> float:
+        if step < self.warmup:
+            return self.start + (self.lr - self.start) * step / self.warmup
+        if self.floor == 1.0:
+            return self.lr
+        part = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.lr * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * part)))
+
+
+# "paper": METHODS §2. "fast": a tenth of the steps; docs/fewshot.md says how the two compare.
+PRESETS = {
+    "paper": Schedule(steps=5000, lr=1.5e-4, warmup=500),
+    "fast": Schedule(steps=500, lr=1e-3, warmup=25, floor=0.1),
+}
+_CHECKPOINT = "semobridge-ext SeMoBridgeT checkpoint 1"
+
+
+class SeMoBridgeT(SeMoBridgeClassifier):
+    """SeMoBridge with a trained bridge.
+
+    Args:
+        bridge, text_features, class_names, s ... probability_scale: as in SeMoBridgeClassifier; the
+            bridge is where training starts and is not changed. ``"identity"`` starts from W = I.
+        text_hidden: [C, T] un-projected class text features s_c (``class_text_features(...).hidden``);
+            needed unless ``losses={"text_embedded": 0}``.
+        class_bias: train τ, a bias per class on the support side.
+        losses: factors other than the paper's, by name: image, text_projected, text_embedded,
+            consistency, bias; 0 leaves one out.
+        logit_scale: CLIP's, already exponentiated; in CE_img alone.
+        preset: ``"paper"`` (5000 steps, lr 1.5e-4, warm-up 500) or ``"fast"`` (500 larger steps).
+        steps, lr, warmup: replace the preset's. weight_decay: AdamW's.
+        eval_every: steps between looks at the validation data, where ``fit`` gets any; the parameters
+            with the first best validation accuracy are kept.
+        patience: looks without a gain after which training stops; None: never.
+        checkpoint_every: steps between writes of ``fit``'s checkpoint.
+        progress: a progress bar on stderr.
+
+    Attributes (beside SeMoBridgeClassifier's):
+        bridge_: the trained Bridge. tau_: [C, T], or None. losses_: [steps taken] the loss before each
+        step. validation_: (step, accuracy) pairs. best_step_: steps behind the kept parameters.
+
+    Numerics: float32 (float64 for float64 features), full batch, deterministic on the CPU whatever the
+    number of threads. The host reads nothing back between two looks at the validation data.
+
+    Memory: 2·M·T values beside the features; see ops/bridge_training.py.
+
+    Example:
+        >>> import torch, semobridge_ext as sb
+        >>> eye = torch.eye(3)
+        >>> clf = sb.SeMoBridgeT(sb.Bridge(eye), eye, eye, steps=5)
+        >>> clf.fit(eye.repeat(2, 1), [0, 1, 2] * 2).predict(eye).tolist()
+        [0, 1, 2]
+    """
+
+    _format = "semobridge-ext SeMoBridgeT 1"
+
+    def __init__(
+        self,
+        bridge: Any = None,
+        text_features: Any = None,  # [C, D]
+        text_hidden: Any = None,  # [C, T]
+        *,
+        class_names: Sequence[Hashable] | None = None,
+        s: float = 0.0,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        gamma: float = 1.0,
+        lambda1: float = 1.0,
+        lambda2: float = 1.0,
+        lambda3: float = 1.0,
+        probability_scale: float = 100.0,
+        class_bias: bool = True,
+        losses: dict[str, float] | None = None,
+        logit_scale: float = 100.0,
+        preset: str = "paper",
+        steps: int | None = None,
+        lr: float | None = None,
+        warmup: int | None = None,
+        weight_decay: float = 0.01,
+        eval_every: int = 100,
+        patience: int | None = None,
+        checkpoint_every: int = 500,
+        progress: bool = False,
+    ) -> None:
+        super().__init__(
+            bridge, text_features, class_names=class_names, s=s, alpha=alpha, beta=beta, gamma=gamma,
+            lambda1=lambda1, lambda2=lambda2, lambda3=lambda3, probability_scale=probability_scale,
+        )  # fmt: skip
+        self.text_hidden = text_hidden
+        self.class_bias, self.losses, self.logit_scale = class_bias, losses, logit_scale
+        self.preset, self.steps, self.lr, self.warmup = preset, steps, lr, warmup
+        self.weight_decay, self.eval_every, self.patience = weight_decay, eval_every, patience
+        self.checkpoint_every, self.progress = checkpoint_every, progress
+
+    # -- what the arguments mean --------------------------------------------------------------------
+
+    def _schedule(self) -> Schedule:
+        if self.preset not in PRESETS:
+            raise ValueError(
+                f"SeMoBridgeT: preset must be one of {list(PRESETS)}, got {self.preset!r}; use 'paper'"
+            )
+        schedule = PRESETS[self.preset]
+        changes = {n: getattr(self, n) for n in ("steps", "lr", "warmup") if getattr(self, n) is not None}
+        schedule = schedule._replace(**changes)
+        if schedule.steps < 0 or schedule.lr <= 0 or schedule.warmup < 0:
+            raise ValueError(
+                f"SeMoBridgeT: steps and warmup must be ≥ 0 and lr > 0, got {schedule}; use the preset's"
+            )
+        return schedule
+
+    def _loss_weights(self) -> LossWeights:
+        given = self.losses or {}
+        unknown = set(given) - set(LossWeights._fields)
+        if unknown or any(not value >= 0 for value in given.values()):
+            raise ValueError(
+                f"SeMoBridgeT: losses must map {list(LossWeights._fields)} to factors ≥ 0, got {given}; "
+                "0 leaves one out"
+            )
+        weights = LossWeights()._replace(**given)
+        if not self.class_bias:
+            weights = weights._replace(bias=0.0)
+        for name, value in (("text_projected", self.text_features), ("text_embedded", self.text_hidden)):
+            if getattr(weights, name) != 0 and value is None:
+                argument = "text_features" if name == "text_projected" else "text_hidden"
+                raise ValueError(
+                    f"SeMoBridgeT: {argument} must be given for the loss {name!r}, got None; pass it (see "
+                    f"class_text_features) or losses={{{name!r}: 0}}"
+                )
+        return weights
+
+    def _resolve_bridge(self, verb: str, x: Tensor) -> Bridge:
+        return super()._resolve_bridge(verb, x) or Bridge(torch.eye(x.shape[1], dtype=torch.float64))
+
+    # -- fitting ------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        *,
+        validation: tuple[Any, Any] | None = None,
+        checkpoint: Any = None,
+    ) -> SeMoBridgeT:
+        """Trains on the shots: raw features [M, D] and M class names.
+
+        Args:
+            validation: (features, names) that choose the step to keep; never the test part.
+            checkpoint: a file that is written during training, and continued from where it exists.
+                The continued run takes the very steps that an unbroken one takes.
+
+        Raises:
+            ValueError: as SeMoBridgeClassifier.fit; text that a loss needs is missing; a checkpoint of
+                other data or settings.
+        """
+        schedule, weights = self._schedule(), self._loss_weights()
+        x, names = self._support("fit", X, y)
+        codes = self._start("fit", x, names)
+        for name, low in (("eval_every", 1), ("checkpoint_every", 1)):
+            if getattr(self, name) < low:
+                raise ValueError(f"SeMoBridgeT: {name} must be ≥ {low}, got {getattr(self, name)}; try 100")
+        held_out = None
+        if validation is not None:
+            queries = _inputs.features("SeMoBridgeT.fit", "validation", validation[0], x.shape[1])
+            held_out = queries, self._codes("fit", validation[1], len(queries))
+        trainer = self._trainer(x, codes, weights)
+        self._train(trainer, schedule, held_out, (x, codes), checkpoint)
+        self.bridge_ = self._bridge_of(trainer.parameters["inverse"])
+        self.tau_: Tensor | None = trainer.parameters.get("tau")
+        self._add(x, codes)
+        return self
+
+    def _trainer(self, x: Tensor, codes: Tensor, weights: LossWeights) -> BridgeTrainer:
+        dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
+        assert self.bridge_ is not None
+        bridge = self.bridge_
+        hidden = None
+        if self.text_hidden is not None:
+            hidden = self._text("fit", self.text_hidden, bridge.text_projection.shape[0], "text_hidden")
+            if len(hidden) != len(self._names):
+                remedy = "pass one row per class"
+                contract = f"have {len(self._names)} rows"
+                raise ValueError(_errors.message("SeMoBridgeT.fit", "text_hidden", contract, hidden, remedy))
+            hidden = hidden.to(x.device, dtype)
+        order = torch.argsort(codes, stable=True)
+        return BridgeTrainer(
+            bridge.inverse.detach().to(x.device, dtype), bridge.text_projection.to(x.device, dtype),
+            x[order.to(x.device)].to(dtype), codes[order].to(x.device), self._text_rows.to(x.device, dtype),
+            hidden, class_bias=self.class_bias, logit_scale=float(self.logit_scale), weights=weights,
+        )  # fmt: skip
+
+    def _bridge_of(self, inverse: Tensor) -> Bridge:
+        start = self.bridge_
+        assert start is not None
+        trained = Bridge(start.text_projection, atol=start.atol, text_length=start.text_length)
+        trained.inverse.data = inverse.detach().to("cpu", trained.inverse.dtype).clone()
+        return trained
+
+    def _train(
+        self,
+        trainer: BridgeTrainer,
+        schedule: Schedule,
+        held_out: tuple[Tensor, Tensor] | None,
+        shots: tuple[Tensor, Tensor],
+        checkpoint: Any,
+    ) -> None:
+        from tqdm import tqdm
+
+        losses = trainer.shots.new_zeros(schedule.steps)
+        self.validation_: list[tuple[int, float]] = []
+        best: dict[str, Tensor] = {}
+        best_accuracy, self.best_step_ = -1.0, schedule.steps
+        stamp = json.dumps([
+            list(schedule), list(trainer.weights), self.weight_decay, float(self.logit_scale),
+            self.class_bias, self.eval_every, self.patience, list(trainer.shots.shape), trainer.bounds,
+            float(trainer.shots.double().sum()),
+        ])  # fmt: skip
+        if checkpoint is not None and os.path.exists(checkpoint):
+            best, best_accuracy = self._resume(checkpoint, stamp, trainer, losses)
+        bar = tqdm(total=schedule.steps, initial=trainer.steps, desc="train", disable=not self.progress)
+        with bar:
+            while trainer.steps < schedule.steps:
+                loss = trainer.step(schedule.rate(trainer.steps), self.weight_decay)
+                step, stop = trainer.steps, False
+                losses[step - 1] = loss
+                bar.update()
+                if held_out is not None and (step % self.eval_every == 0 or step == schedule.steps):
+                    accuracy = self._validate(trainer, held_out)
+                    self.validation_.append((step, accuracy))
+                    if accuracy > best_accuracy:
+                        best_accuracy, self.best_step_ = accuracy, step
+                        best = {name: p.clone() for name, p in trainer.parameters.items()}
+                    looks = (step - self.best_step_) // self.eval_every
+                    stop = self.patience is not None and looks >= self.patience
+                if checkpoint is not None and step % self.checkpoint_every == 0 and step < schedule.steps:
+                    self._write_checkpoint(checkpoint, stamp, trainer, losses, best, best_accuracy)
+                if stop:
+                    break
+        self.losses_ = losses[: trainer.steps].cpu()
+        if held_out is None:
+            self.best_step_ = trainer.steps
+        elif best:
+            trainer.parameters.update(best)
+
+    def _validate(self, trainer: BridgeTrainer, held_out: tuple[Tensor, Tensor]) -> float:
+        """Accuracy of the present parameters on the validation part, with the constructor's blend."""
+        p = {name: value.to("cpu", torch.float64) for name, value in trainer.parameters.items()}
+        w = trainer.w.to("cpu", torch.float64)
+        f, y = trainer.shots.to("cpu", torch.float64), trainer.labels.cpu()
+        mean = trainer.class_means().to("cpu", torch.float64)
+        unit = torch.nn.functional.normalize
+        raw = unit(torch.zeros(len(mean), f.shape[1], dtype=torch.float64).index_add_(0, y, f), dim=1)
+        exponents = class_exponents(raw, self._text_rows) if self._has_text else torch.zeros(len(raw))
+        operand = BlendOperand(
+            self._text_rows, unit(mean @ w, dim=1), raw, exponents.double(), p["inverse"] @ w
+        )
+        queries, targets = held_out
+        return float((operand.labels(queries, self.params_).cpu() == targets).double().mean())
+
+    # -- checkpoints --------------------------------------------------------------------------------
+
+    def _write_checkpoint(
+        self,
+        path: Any,
+        stamp: str,
+        trainer: BridgeTrainer,
+        losses: Tensor,
+        best: dict[str, Tensor],
+        top: float,
+    ) -> None:
+        tensors = {"losses": losses}
+        for name, p in trainer.parameters.items():
+            first, second = trainer.state[name]
+            tensors |= {name: p, f"{name}.first": first, f"{name}.second": second}
+            tensors[f"{name}.best"] = best.get(name, p)
+        progress = [trainer.steps, self.best_step_, top, bool(best), self.validation_]
+        meta = {"format": _CHECKPOINT, "stamp": stamp, "progress": json.dumps(progress)}
+        _files.save_tensors(path, {n: t.clone() for n, t in tensors.items()}, meta)
+
+    def _resume(
+        self, path: Any, stamp: str, trainer: BridgeTrainer, losses: Tensor
+    ) -> tuple[dict[str, Tensor], float]:
+        parts = ("", ".first", ".second", ".best")
+        names = ("losses", *(f"{n}{part}" for n in trainer.parameters for part in parts))
+        required = ("stamp", "progress")
+        tensors, meta = _files.load_tensors("SeMoBridgeT.fit", path, _CHECKPOINT, names, required)
+        if meta["stamp"] != stamp:
+            raise ValueError(
+                f"SeMoBridgeT.fit: checkpoint must come from the same shots and settings, got another run's "
+                f"{path}; choose another name or remove it"
+            )
+        steps, self.best_step_, top, has_best, looks = json.loads(meta["progress"])
+        trainer.steps = steps
+        self.validation_ = [(step, accuracy) for step, accuracy in looks]
+        losses.copy_(tensors["losses"])
+        for name, p in trainer.parameters.items():
+            p.copy_(tensors[name])
+            trainer.state[name][0].copy_(tensors[f"{name}.first"])
+            trainer.state[name][1].copy_(tensors[f"{name}.second"])
+        best = {name: tensors[f"{name}.best"].to(p.device) for name, p in trainer.parameters.items()}
+        return (best if has_best else {}), top
+
+    # -- what a trained bridge changes --------------------------------------------------------------
+
+    def _bridge_shots(self, x: Tensor, codes: Tensor) -> Tensor:
+        assert self.bridge_ is not None
+        bias = None if self.tau_ is None else self.tau_.to(x.device, x.dtype)[codes]
+        return self.bridge_(x, class_bias=bias, normalize=False)
+
+    def _grow(self, classes: int) -> None:
+        if self.tau_ is not None:
+            self.tau_ = torch.cat([self.tau_, self.tau_.new_zeros(classes, self.tau_.shape[1])])
+
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors, fields = super()._state()
+        tensors["losses"] = self.losses_
+        if self.tau_ is not None:
+            tensors["tau"] = self.tau_
+        return tensors, {**fields, "validation": self.validation_, "best_step": self.best_step_}
+
+    def _restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        self.tau_ = tensors.get("tau")
+        super()._restore(tensors, values)
+        self.losses_ = tensors["losses"]
+        self.validation_ = [(step, accuracy) for step, accuracy in values["validation"]]
+        self.best_step_ = values["best_step"]
+        # A new fit starts where the first one did, at the closed form.
+        atol, length = values["bridge"]
+        self.bridge = Bridge(tensors["text_projection"], atol=atol, text_length=length)

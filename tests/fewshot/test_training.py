@@ -1,0 +1,273 @@
+"""SeMoBridge-T: hand-written gradients against autograd, trajectories, checkpoints, options."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+import semobridge_ext as sb
+from semobridge_ext.fewshot.training import PRESETS
+from semobridge_ext.ops.bridge_training import BridgeTrainer
+from semobridge_ext.reference.training import LossWeights, bias_loss, semobridge_t_loss
+from tests.fewshot.problems import Problem, make
+
+NOTHING = LossWeights(0, 0, 0, 0, 0)
+LOSSES = {"all": LossWeights(), **{n: NOTHING._replace(**{n: 1.0}) for n in LossWeights._fields}}
+# (classes, shots, D, T): C·K below and above D, one shot, unequal shots, odd widths, two classes.
+SHAPES = {
+    "above D": (9, 4, 24, 20), "below D": (4, 2, 24, 20), "one shot": (6, 1, 17, 33),
+    "unequal": (4, [1, 5, 2, 3], 13, 11), "many classes": (70, 2, 16, 16), "two classes": (2, 3, 8, 9),
+}  # fmt: skip
+
+
+def in_order(p: Problem) -> tuple[torch.Tensor, torch.Tensor]:
+    order = torch.argsort(p.labels, stable=True)
+    return p.shots[order], p.labels[order]
+
+
+def trainer_of(
+    p: Problem, weights: LossWeights, class_bias: bool = True, scale: float = 5.0
+) -> BridgeTrainer:
+    shots, labels = in_order(p)
+    text, hidden = normalize(p.text, dim=1), normalize(p.hidden, dim=1)
+    inverse = p.bridge(p.projection.dtype).inverse.detach()
+    return BridgeTrainer(
+        inverse,
+        p.projection,
+        shots,
+        labels,
+        text,
+        hidden,
+        class_bias=class_bias,
+        logit_scale=scale,
+        weights=weights,
+    )
+
+
+def autograd(
+    p: Problem, trainer: BridgeTrainer, scale: float = 5.0
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The reference's loss and gradients at the trainer's parameters, in float64."""
+    shots, labels = in_order(p)
+    leaves = {n: v.detach().double().requires_grad_() for n, v in trainer.parameters.items()}
+    text, hidden = (normalize(v, dim=1).double() for v in (p.text, p.hidden))
+    loss, _ = semobridge_t_loss(
+        leaves["inverse"], leaves.get("tau"), p.projection.double(), shots.double(), labels, text, hidden,
+        logit_scale=scale, weights=trainer.weights,
+    )  # fmt: skip
+    found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True, allow_unused=True)
+    return loss.detach(), dict(zip(leaves, found, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["native", "eager"])
+@pytest.mark.parametrize("class_bias", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_gradients_in_double(loss, shape, class_bias, backend):
+    if loss == "bias" and not class_bias:
+        return  # nothing depends on a parameter
+    classes, shots, width, text_width = SHAPES[shape]
+    p = make(classes, shots, 2, width, text_width, dtype=torch.float64)
+    with sb.backend(backend):
+        trainer = trainer_of(p, LOSSES[loss], class_bias)
+        if class_bias:
+            trainer.parameters["tau"].normal_(generator=torch.Generator().manual_seed(1)).mul_(0.3)
+        got = trainer.loss_and_gradients()
+    want, gradients = autograd(p, trainer)
+    assert float(want) > 1e-6 and abs(float(got - want)) <= 1e-12 * max(1.0, float(want))
+    assert max(float(g.abs().max()) for g in gradients.values()) > 1e-4
+    for name, exact in gradients.items():
+        error = float((trainer.gradients[name] - exact).abs().max())
+        assert error <= 1e-11 * max(float(exact.abs().max()), 1e-3), name
+
+
+def test_gradients_in_float32_on_every_instruction_set(each_isa):
+    p = make(19, 3, 2, 70, 61)
+    trainer = trainer_of(p, LossWeights())
+    trainer.parameters["tau"].normal_(generator=torch.Generator().manual_seed(1)).mul_(0.1)
+    got = trainer.loss_and_gradients()
+    want, gradients = autograd(p, trainer)
+    assert float(want) > 0.1 and abs(float(got - want)) <= 1e-5 * float(want)
+    for name, exact in gradients.items():
+        assert float((trainer.gradients[name] - exact).norm() / exact.norm()) <= 1e-4, name
+
+
+def test_several_chunks_give_the_same(monkeypatch):
+    p = make(30, 3, 2, dtype=torch.float64)
+    whole = trainer_of(p, LossWeights())
+    monkeypatch.setattr("semobridge_ext.ops.bridge_training._CHUNK_VALUES", 1)
+    cut = trainer_of(p, LossWeights())
+    assert len(whole._chunks) == 1 and len(cut._chunks) > 1
+    a, b = whole.loss_and_gradients(), cut.loss_and_gradients()
+    assert float((a - b).abs()) < 1e-12
+    assert float((whole.gradients["inverse"] - cut.gradients["inverse"]).abs().max()) < 1e-12
+
+
+def test_bias_gradient_at_zero_is_zero():
+    tau = torch.tensor([[0.0, 0.0], [3.0, 4.0], [1.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    (grad,) = torch.autograd.grad(bias_loss(tau), tau)
+    assert torch.isfinite(grad).all() and not grad[0].any() and grad[1].any()
+    p = make(4, 2, 2, dtype=torch.float64)
+    trainer = trainer_of(p, LOSSES["bias"])
+    trainer.loss_and_gradients()
+    assert not trainer.gradients["tau"].any()
+
+
+@pytest.mark.parametrize("backend", ["native", "eager"])
+def test_trajectory_of_200_steps(backend):
+    """Against eager autograd with torch's AdamW, both in float32: losses within 1e-4 relative."""
+    p = make(12, 4, 2, 48, 40)
+    shots, labels = in_order(p)
+    text, hidden = normalize(p.text, dim=1), normalize(p.hidden, dim=1)
+    schedule = PRESETS["paper"]._replace(warmup=50)
+    with sb.backend(backend):
+        trainer = trainer_of(p, LossWeights(), scale=100.0)
+        got = [float(trainer.step(schedule.rate(i), 0.01)) for i in range(200)]
+    inverse = p.bridge().inverse.detach().clone().requires_grad_()
+    tau = torch.zeros_like(trainer.parameters["tau"]).requires_grad_()
+    optimizer = torch.optim.AdamW([inverse, tau], lr=1.0, weight_decay=0.01)
+    want = []
+    for step in range(200):
+        optimizer.param_groups[0]["lr"] = schedule.rate(step)
+        optimizer.zero_grad()
+        loss, _ = semobridge_t_loss(inverse, tau, p.projection, shots, labels, text, hidden)
+        loss.backward()
+        optimizer.step()
+        want.append(float(loss.detach()))
+    assert want[-1] < 0.95 * want[0]
+    assert max(abs(a - b) / b for a, b in zip(got, want, strict=True)) <= 1e-4
+    assert float((trainer.parameters["inverse"] - inverse.detach()).norm() / inverse.detach().norm()) < 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_adamw_is_torchs(each_isa, dtype):
+    p = make(5, 2, 2, 31, 29, dtype=dtype)
+    trainer = trainer_of(p, LossWeights())
+    leaf = trainer.parameters["inverse"].clone().requires_grad_()
+    optimizer = torch.optim.AdamW([leaf], lr=3e-3, weight_decay=0.1)
+    for _ in range(5):
+        trainer.step(3e-3, 0.1)
+        leaf.grad = trainer.gradients["inverse"].clone()
+        optimizer.step()
+    limit = 1e-5 if dtype is torch.float32 else 1e-14
+    leaf = leaf.detach()
+    assert float((trainer.parameters["inverse"] - leaf).abs().max()) <= limit * float(leaf.abs().max())
+
+
+def classifier(p: Problem, **options) -> sb.SeMoBridgeT:
+    options = {"steps": 60, "warmup": 5, "lr": 1e-3, **options}
+    return sb.SeMoBridgeT(p.bridge(), p.text, p.hidden, **options)
+
+
+def test_prototypes_carry_the_bias_and_queries_do_not():
+    p = make(6, 3, 20)
+    clf = classifier(p).fit(p.shots, p.labels)
+    w, inverse, tau = p.projection.double(), clf.bridge_.inverse.double(), clf.tau_.double()
+    e = normalize(p.shots.double() @ inverse + tau[p.labels], dim=1) @ w
+    hat = normalize(torch.zeros(6, 24, dtype=torch.float64).index_add(0, p.labels, e), dim=1)
+    raw = normalize(torch.zeros(6, 24, dtype=torch.float64).index_add(0, p.labels, p.shots.double()), dim=1)
+    z = clf.similarities(p.queries)
+    query = p.queries.double()
+    assert float(tau.norm()) > 0
+    assert float((z.bridged_support - normalize(query, dim=1) @ hat.T).abs().max()) < 1e-5
+    assert float((z.bridged_query - normalize(query @ inverse @ w, dim=1) @ raw.T).abs().max()) < 1e-5
+
+
+def test_training_does_not_touch_its_inputs_and_is_deterministic():
+    p = make(6, 3, 20)
+    bridge = p.bridge()
+    before = bridge.inverse.clone()
+    runs = [sb.SeMoBridgeT(bridge, p.text, p.hidden, steps=30).fit(p.shots, p.labels) for _ in range(2)]
+    assert torch.equal(bridge.inverse, before) and not torch.equal(runs[0].bridge_.inverse, before)
+    assert torch.equal(runs[0].losses_, runs[1].losses_) and len(runs[0].losses_) == 30
+    assert torch.equal(runs[0].logits(p.queries), runs[1].logits(p.queries))
+    # The order of the shots is no part of the problem.
+    order = torch.argsort(p.labels, stable=True)
+    other = sb.SeMoBridgeT(bridge, p.text, p.hidden, steps=30).fit(p.shots[order], p.labels[order])
+    assert torch.equal(other.losses_, runs[0].losses_)
+
+
+def test_no_steps_is_the_closed_form():
+    p = make(6, 3, 20)
+    closed = sb.SeMoBridgeClassifier(p.bridge(), p.text).fit(p.shots, p.labels)
+    trained = classifier(p, steps=0).fit(p.shots, p.labels)
+    torch.testing.assert_close(trained.logits(p.queries), closed.logits(p.queries), rtol=0, atol=1e-5)
+
+
+def test_validation_chooses_the_step():
+    p = make(20, 1, 120, noise=1.2)
+    clf = classifier(p, eval_every=10, lr=3e-2).fit(p.shots, p.labels, validation=(p.queries, p.targets))
+    steps, accuracies = zip(*clf.validation_, strict=True)
+    assert steps == (10, 20, 30, 40, 50, 60) and len(set(accuracies)) > 1
+    assert clf.best_step_ == steps[accuracies.index(max(accuracies))]
+    assert clf.score(p.queries, p.targets) == max(accuracies)
+    short = classifier(p, steps=clf.best_step_, lr=3e-2).fit(p.shots, p.labels)
+    assert torch.equal(short.bridge_.inverse, clf.bridge_.inverse)
+
+
+def test_patience_stops_early():
+    p = make(4, 3, 40, noise=0.1)
+    clf = classifier(p, eval_every=5, patience=2).fit(p.shots, p.labels, validation=(p.queries, p.targets))
+    assert clf.best_step_ == 5 and len(clf.losses_) == 15
+
+
+def test_a_killed_run_continues_where_it_was(tmp_path, monkeypatch):
+    p = make(8, 2, 60, noise=1.2)
+    held, path = (p.queries, p.targets), tmp_path / "run.safetensors"
+    whole = classifier(p, eval_every=10).fit(p.shots, p.labels, validation=held)
+    step, calls = BridgeTrainer.step, []
+
+    def dies(self, *arguments):
+        calls.append(1)
+        if len(calls) == 47:
+            raise KeyboardInterrupt
+        return step(self, *arguments)
+
+    monkeypatch.setattr(BridgeTrainer, "step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        classifier(p, eval_every=10, checkpoint_every=20).fit(
+            p.shots, p.labels, validation=held, checkpoint=path
+        )
+    again = classifier(p, eval_every=10, checkpoint_every=20)
+    again.fit(p.shots, p.labels, validation=held, checkpoint=path)
+    assert len(calls) == 47 + 20  # 40 steps were kept
+    assert torch.equal(again.losses_, whole.losses_) and again.validation_ == whole.validation_
+    assert torch.equal(again.bridge_.inverse, whole.bridge_.inverse) and torch.equal(again.tau_, whole.tau_)
+    with pytest.raises(ValueError, match="same shots and settings"):
+        classifier(p, eval_every=10, lr=2e-3).fit(p.shots, p.labels, checkpoint=path)
+
+
+def test_save_load_and_growth(tmp_path):
+    p = make(6, 3, 20)
+    clf = classifier(p).fit(p.shots, p.labels)
+    clf.save(tmp_path / "t.safetensors")
+    again = sb.SeMoBridgeT.load(tmp_path / "t.safetensors")
+    assert torch.equal(again.logits(p.queries), clf.logits(p.queries))
+    assert torch.equal(again.losses_, clf.losses_) and again.best_step_ == 60
+    for c in (clf, again):
+        c.add_shots(p.queries[:3], p.targets[:3]).add_classes([6], p.text[:1] + 1, p.queries[4:5], [6])
+    assert torch.equal(again.logits(p.queries), clf.logits(p.queries))
+    with pytest.raises(ValueError, match="SeMoBridgeClassifier 1"):
+        sb.SeMoBridgeClassifier.load(tmp_path / "t.safetensors")
+
+
+def test_options_leave_losses_out():
+    p = make(6, 3, 20)
+    bare = sb.SeMoBridgeT(p.bridge(), p.text, losses={"text_embedded": 0}, class_bias=False, steps=3)
+    assert bare.fit(p.shots, p.labels).tau_ is None
+    with pytest.raises(ValueError, match=r"text_hidden must be given.*losses=\{'text_embedded': 0\}"):
+        sb.SeMoBridgeT(p.bridge(), p.text, steps=3).fit(p.shots, p.labels)
+    with pytest.raises(ValueError, match="losses must map"):
+        classifier(p, losses={"txt": 1.0}).fit(p.shots, p.labels)
+    with pytest.raises(ValueError, match="preset"):
+        classifier(p, preset="slow").fit(p.shots, p.labels)
+    with pytest.raises(ValueError, match="text_hidden must have width 20"):
+        sb.SeMoBridgeT(p.bridge(), p.text, p.text, steps=3).fit(p.shots, p.labels)
+
+
+def test_seeds_in_one_call():
+    p = make(6, 5, 20)
+    runs = classifier(p, steps=4).fit_seeds(p.shots, p.labels, shots=2, seeds=(0, 1, 2))
+    assert [c.counts_.tolist() for c in runs] == [[2] * 6] * 3
+    assert not torch.equal(runs[0].losses_, runs[1].losses_)
