@@ -11,7 +11,17 @@ from semobridge_ext import ops, reference
 from semobridge_ext._backend import backend
 from semobridge_ext._info import build_info
 from semobridge_ext.bridging import Bridge, bridge, use
-from semobridge_ext.fewshot import SeMoBridgeClassifier, SeMoBridgeT
+from semobridge_ext.clip.text_features import class_text_features
+from semobridge_ext.fewshot import (
+    APE,
+    LDA,
+    NearestClassMean,
+    SeMoBridgeClassifier,
+    SeMoBridgeT,
+    TipAdapter,
+    TipAdapterF,
+    ZeroShot,
+)
 
 if TYPE_CHECKING:
     from semobridge_ext.data import list_picto, load_picto, load_picto_clip, picto_transform
@@ -26,12 +36,19 @@ _LAZY = {
 }
 
 __all__ = [
+    "APE",
+    "LDA",
     "Bridge",
+    "NearestClassMean",
     "SeMoBridgeClassifier",
     "SeMoBridgeT",
+    "TipAdapter",
+    "TipAdapterF",
+    "ZeroShot",
     "backend",
     "bridge",
     "build_info",
+    "class_text_features",
     "list_picto",
     "load_picto",
     "load_picto_clip",

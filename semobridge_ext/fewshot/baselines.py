@@ -1,0 +1,157 @@
+"""Plain baselines that a report of this family must show beside it (METHODS §6).
+
+zero-shot            κ·norm(f)·tᵀ
+nearest class mean   κ·norm(f)·F̄ᵀ,  F̄_c = norm(mean_k F_ck)
+LDA                  x Σ⁻¹ μ_cᵀ − ½ μ_c Σ⁻¹ μ_cᵀ on x = norm(f),  Σ = (1−ρ)S + ρ·tr(S)/D·I
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from semobridge_ext.fewshot._stored import StoredEstimator
+from semobridge_ext.reference.blending import prototypes
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype is torch.float64 else x.float()
+
+
+class ZeroShot(StoredEstimator):
+    """CLIP's own classifier: the nearest text. ``fit`` takes no shots; labels given it are ignored.
+
+    Args:
+        text_features: [C, D]. class_names: C names; None: 0..C-1. logit_scale: κ.
+    """
+
+    _tensors = ("_text_rows",)
+
+    def __init__(
+        self, text_features: Any, *, class_names: Sequence[Hashable] | None = None, logit_scale: float = 100.0
+    ) -> None:
+        self.text_features, self.class_names, self.logit_scale = text_features, class_names, logit_scale
+
+    def fit(self, X: Any = None, y: Any = None) -> ZeroShot:
+        """Fixes the classes from the text rows."""
+        text = self._text("fit", self.text_features, None)
+        labels: list[Hashable] = list(range(len(text)) if self.class_names is None else self.class_names)
+        self._set_classes("fit", labels, self.class_names, len(text))
+        self._text_rows, self.n_features_in_ = text, text.shape[1]
+        return self
+
+    def _logits(self, x: Tensor) -> Tensor:
+        x = _wide(x)
+        return float(self.logit_scale) * normalize(x, dim=1) @ self._text_rows.to(x.device, x.dtype).T
+
+
+class NearestClassMean(StoredEstimator):
+    """The nearest prototype by cosine: the mean of a class's raw features, normalised.
+
+    Args:
+        logit_scale: κ, which only ``predict_proba`` feels.
+    """
+
+    _tensors = ("prototypes_",)
+
+    def __init__(self, *, logit_scale: float = 100.0) -> None:
+        self.logit_scale = logit_scale
+
+    def fit(self, X: Any, y: Any) -> NearestClassMean:
+        """Takes the shots: raw features [M, D] and M class names."""
+        x, labels = self._support("fit", X, y)
+        codes = self._set_classes("fit", labels, None, None)
+        self.prototypes_ = prototypes(x.to("cpu", torch.float64), codes, len(self._names))
+        self.n_features_in_ = x.shape[1]
+        return self
+
+    def _logits(self, x: Tensor) -> Tensor:
+        x = _wide(x)
+        return float(self.logit_scale) * normalize(x, dim=1) @ self.prototypes_.to(x.device, x.dtype).T
+
+
+class LDA(StoredEstimator):
+    """Linear discriminant analysis on unit image features, equal priors, shrunk covariance.
+
+    Args:
+        shrinkage: ρ in [0, 1]; None: the oracle-approximating value (Chen et al. 2010), 1 where no
+            class has two shots.
+
+    Attributes: coef_ [C, D], intercept_ [C], shrinkage_.
+    """
+
+    _tensors = ("coef_", "intercept_")
+    _numbers = ("shrinkage_",)
+    GRID = (0.01, 0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99, 1.0)
+
+    def __init__(self, *, shrinkage: float | None = None) -> None:
+        self.shrinkage = shrinkage
+
+    def fit(self, X: Any, y: Any) -> LDA:
+        """Takes the shots: raw features [M, D] and M class names."""
+        x, labels = self._support("fit", X, y)
+        codes = self._set_classes("fit", labels, None, None)
+        if self.shrinkage is not None and not 0 <= self.shrinkage <= 1:
+            raise ValueError(f"LDA: shrinkage must lie in [0, 1], got {self.shrinkage}; None estimates it")
+        unit, classes = normalize(x.to("cpu", torch.float64), dim=1), len(self._names)
+        counts = torch.bincount(codes, minlength=classes).unsqueeze(1)
+        means = torch.zeros(classes, unit.shape[1], dtype=torch.float64).index_add_(0, codes, unit) / counts
+        rest = unit - means[codes]
+        self.n_features_in_ = x.shape[1]
+        self._moments = means, rest.T @ rest, max(1, len(unit) - classes)
+        self._solve(self._estimate() if self.shrinkage is None else float(self.shrinkage))
+        return self
+
+    def _estimate(self) -> float:
+        _, scatter, n = self._moments
+        s, p = scatter / n, scatter.shape[0]
+        trace, square = float(s.diagonal().sum()), float((s * s).sum())
+        spread = square - trace**2 / p
+        if spread <= 0:
+            return 1.0
+        return min(1.0, ((1 - 2 / p) * square + trace**2) / ((n + 1 - 2 / p) * spread))
+
+    def _solve(self, rho: float) -> None:
+        means, scatter, n = self._moments
+        covariance, p = scatter / n, scatter.shape[0]
+        # No spread within the classes (one shot each): the identity, which is the nearest mean.
+        level = float(covariance.diagonal().mean()) or 1.0
+        shrunk = (1 - rho) * covariance + rho * level * torch.eye(p, dtype=torch.float64)
+        values, vectors = torch.linalg.eigh(shrunk)
+        inverse = torch.where(values > 1e-12 * values[-1], 1 / values, 0.0)
+        self.coef_ = (means @ vectors) * inverse @ vectors.T
+        self.intercept_ = -0.5 * (self.coef_ * means).sum(dim=1)
+        self.shrinkage_ = rho
+
+    def tune(self, X: Any, y: Any, **unused: Any) -> LDA:
+        """Takes the shrinkage of ``GRID`` with the best accuracy on validation data; the first best."""
+        x = self._queries("tune", X)
+        codes = self._codes("tune", y, len(x))
+        best = (-1.0, 0.0)
+        for rho in self.GRID:
+            self._solve(rho)
+            accuracy = float((self._labels(x).cpu() == codes).double().mean())
+            if accuracy > best[0]:
+                best = accuracy, rho
+        self._solve(best[1])
+        return self
+
+    def _logits(self, x: Tensor) -> Tensor:
+        unit = normalize(_wide(x), dim=1)
+        return unit @ self.coef_.to(x.device, unit.dtype).T + self.intercept_.to(x.device, unit.dtype)
+
+
+def shot_rows(estimator: Any, verb: str, X: Any, y: Any) -> tuple[Tensor, Tensor]:
+    """Unit shots in float32 or float64 and their codes, for an estimator with text rows."""
+    x, labels = estimator._support(verb, X, y)
+    text = estimator._text(verb, estimator.text_features, x.shape[1])
+    codes = estimator._set_classes(verb, labels, estimator.class_names, len(text))
+    estimator._text_rows, estimator.n_features_in_ = text, x.shape[1]
+    return normalize(_wide(x), dim=1), codes
+
+
+__all__ = ["LDA", "NearestClassMean", "ZeroShot", "shot_rows"]

@@ -1,0 +1,41 @@
+"""Reference of the cache models: Tip-Adapter (arXiv 2111.03930) and APE (arXiv 2304.01195)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def cache_logits(
+    queries: Tensor,  # [N, D] unit rows
+    keys: Tensor,  # [S, D]
+    labels: Tensor,  # [S] int64
+    num_classes: int,
+    *,
+    beta: float = 1.0,
+    weights: Tensor | None = None,  # [S]
+) -> Tensor:  # [N, C]
+    """``Σ_{s: y_s = c} w_s·exp(−β(1 − ⟨q, k_s⟩))`` with a one-hot product."""
+    affinity = torch.exp(-beta * (1 - queries @ keys.T))
+    if weights is not None:
+        affinity = affinity * weights
+    return affinity @ torch.nn.functional.one_hot(labels, num_classes).to(affinity.dtype)
+
+
+def ape_criterion(
+    text: Tensor,  # [C, D] unit rows
+    shots: Tensor,  # [C, K, D] unit rows
+    *,
+    w0: float = 0.7,
+    w1: float = 0.3,
+) -> Tensor:  # [D], higher is better
+    """APE's score of a channel, pair by pair: ``−w0·(mean inter-class product) + w1·var(text)``."""
+    rows = torch.cat([text.unsqueeze(1), shots], dim=1)
+    classes, samples = rows.shape[:2]
+    total, count = torch.zeros_like(rows[0, 0]), 0
+    for i in range(classes):
+        for j in range(classes):
+            for m in range(samples if i != j else 0):
+                total += (rows[i, m] * rows[j]).sum(dim=0)
+                count += samples
+    return -w0 * total / count + w1 * text.var(dim=0)
