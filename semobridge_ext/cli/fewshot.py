@@ -80,7 +80,8 @@ def _load_file(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".npz":
             import numpy as np
 
-            with np.load(path, allow_pickle=False) as file:
+            # Opened here, because NumPy leaves a damaged archive open.
+            with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
                 tensors = {name: torch.from_numpy(file[name]) for name in file.files}
         else:
             from safetensors.torch import load_file
@@ -191,6 +192,8 @@ def _finished(store: Path) -> dict[str, Any]:
     """What earlier runs wrote; a last line cut short by a kill is run again."""
     done: dict[str, Any] = {}
     if store.exists():
+        with open(store, "a", encoding="utf-8") as file:
+            file.write("\n")  # what follows a line cut short stands on its own
         for line in store.read_text(encoding="utf-8").splitlines():
             try:
                 key, records = json.loads(line)

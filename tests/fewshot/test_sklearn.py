@@ -12,7 +12,12 @@ import semobridge_ext as sb
 sklearn = pytest.importorskip("sklearn", reason="scikit-learn is not installed; pip install scikit-learn")
 
 # The bridge has a fixed width, the checks draw data of many: "identity" is the form for any width.
-ESTIMATORS = [sb.SeMoBridgeClassifier("identity")]
+ESTIMATORS = [
+    sb.SeMoBridgeClassifier("identity"),
+    sb.SeMoBridgeT("identity", losses={"text_projected": 0, "text_embedded": 0}, steps=3),
+    sb.NearestClassMean(),
+    sb.LDA(),
+]
 
 
 @pytest.mark.filterwarnings("default")

@@ -1,0 +1,129 @@
+"""`semobridge-ext fewshot` on feature files: tables, picture, continuing, refusals."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from semobridge_ext.cli import fewshot
+from semobridge_ext.cli._fewshot_output import MEAN, collect, summary
+from semobridge_ext.fewshot import study
+from tests.fewshot.problems import make
+
+QUICK = ["--shots", "1", "2", "64", "--seeds", "2", "--trials", "20", "--preset", "fast", "--steps", "5"]
+
+
+@pytest.fixture
+def files(tmp_path):
+    p = make(5, 6, 80, noise=1.2)
+    extra = {"text": p.text, "hidden": p.hidden, "text_projection": p.projection}
+    extra = {name: value.numpy() for name, value in extra.items()}
+    np.savez(tmp_path / "train.npz", features=p.shots.numpy(), labels=p.labels.numpy(), **extra)
+    np.savez(tmp_path / "bare.npz", features=p.shots.numpy(), labels=p.labels.numpy())
+    np.savez(tmp_path / "test.npz", features=p.queries.numpy(), labels=p.targets.numpy())
+    return tmp_path
+
+
+def run(files, *words, train="train.npz") -> int:
+    parser = argparse.ArgumentParser()
+    fewshot.add_parser(parser.add_subparsers())
+    paths = ["--train", str(files / train), "--test", str(files / "test.npz"), "--out", str(files / "out")]
+    args = parser.parse_args(["fewshot", *paths, *QUICK, *words])
+    return fewshot.run(args)
+
+
+@pytest.mark.filterwarnings("default")
+def test_tables_and_picture(files, capsys):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    assert run(files) == 0
+    with open(files / "out" / "fewshot.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {r["method"] for r in rows} == set(study.METHODS)
+    assert {r["shots"] for r in rows} == {"1", "2"}  # no class reaches 64
+    for r in rows:
+        assert 0 < float(r["accuracy"]) <= 1 and float(r["std"]) >= 0 and r["seeds"] == "2"
+    text = (files / "out" / "fewshot.md").read_text(encoding="utf-8")
+    assert "| SeMoBridge-T |" in text and "Findings" in text and "SeMoBridge-T" in capsys.readouterr().out
+    assert (files / "out" / "fewshot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_interrupted_study_continues(files, monkeypatch):
+    calls, plain = [], study.run_episode
+
+    def dies(problem, shots, seed, *rest):
+        calls.append((shots, seed))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return plain(problem, shots, seed, *rest)
+
+    monkeypatch.setattr(fewshot, "run_episode", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run(files, "--no-plot")
+    store = files / "out" / "results.jsonl"
+    with open(store, "a", encoding="utf-8") as file:
+        file.write('["cut sho')
+    before = store.read_text(encoding="utf-8").splitlines()[:2]
+    assert run(files, "--no-plot") == 0
+    assert calls == [(1, 0), (1, 1), (2, 0), (2, 0), (2, 1)]
+    assert [json.loads(line)[0] for line in before] and run(files, "--no-plot") == 0 and len(calls) == 5
+
+
+def test_without_text_and_projection_the_rest_is_compared(files):
+    assert run(files, "--no-plot", train="bare.npz") == 0
+    with open(files / "out" / "fewshot.csv", encoding="utf-8") as file:
+        methods = {r["method"] for r in csv.DictReader(file)}
+    assert methods == {"nearest class mean", "LDA", "blend without bridge"}
+
+
+def test_validation_rows_are_no_shots(files):
+    args = argparse.Namespace(train=files / "train.npz", test=files / "test.npz", val=None)
+    problem = fewshot._file_problem(args)
+    train, val = ({tuple(row) for row in part[0].tolist()} for part in (problem.train, problem.val))
+    assert not train & val and len(train | val) == 30
+    assert torch.bincount(problem.val[1]).tolist() == [2] * 5
+
+
+def test_summary_figures():
+    accuracies = {("a", "SeMoBridge"): (0.5, 0.7), ("a", "nearest class mean"): (0.4, 0.5),
+                  ("b", "SeMoBridge"): (0.9, 0.9), ("b", "nearest class mean"): (0.8, 1.0)}  # fmt: skip
+    seconds = {"seconds_fit": 1.0, "seconds_tune": 2.0}
+    records = [
+        {"set": s, "shots": 1, "seed": seed, "method": m, "accuracy": a, **seconds}
+        for (s, m), values in accuracies.items() for seed, a in enumerate(values)
+    ]  # fmt: skip
+    rows = {(r["set"], r["method"]): r for r in summary(records)}
+    assert rows["a", "SeMoBridge"]["accuracy"] == pytest.approx(0.6)
+    assert rows["a", "SeMoBridge"]["std"] == pytest.approx(0.2 / 2**0.5)
+    assert rows["a", "SeMoBridge"]["gain"] == pytest.approx(0.15)
+    assert rows["a", "SeMoBridge"]["gain_std"] == pytest.approx(0.1 / 2**0.5)
+    assert rows[MEAN, "SeMoBridge"]["accuracy"] == pytest.approx(0.75)
+    assert rows[MEAN, "SeMoBridge"]["std"] == pytest.approx(0.1 / 2**0.5)
+    assert MEAN not in collect(r for r in records if r["set"] == "a")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("gone.npz", None, "must exist"), ("cut.npz", b"PK\x03\x04cut", "whole"),
+        ("cut.safetensors", b"\x00" * 20, "whole"), ("pickle.npz", b"\x80\x04K\x01.", "whole"),
+    ],
+)  # fmt: skip
+def test_bad_files(files, name, content, words):
+    if content is not None:
+        (files / name).write_bytes(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        run(files, train=name)
+
+
+def test_missing_arrays_are_named(files):
+    np.savez(files / "odd.npz", x=np.ones(3))
+    with pytest.raises(ValueError, match="must hold 'features'"):
+        run(files, train="odd.npz")
+    np.savez(files / "odd.npz", features=np.ones((3, 2), np.float32), labels=np.zeros(2, np.int64))
+    with pytest.raises(ValueError, match="align them"):
+        run(files, train="odd.npz")

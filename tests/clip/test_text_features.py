@@ -1,0 +1,106 @@
+"""class_text_features against prompts encoded one by one, for each family of CLIP models."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+import semobridge_ext as sb
+
+NAMES = ["red apple", "dog", "very long name of a thing"]
+TEMPLATES = ("a photo of a {}.", "{}", "a drawing of {}")
+
+
+@pytest.fixture(scope="module")
+def clip():
+    open_clip = pytest.importorskip("open_clip", reason="open_clip is not installed")
+    torch.manual_seed(0)
+    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+    vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
+    model = open_clip.CLIP(24, vision_cfg=vision, text_cfg=text)
+    return model, open_clip.get_tokenizer("ViT-B-32")
+
+
+def one_by_one(model, tokenizer, prompts):
+    """Projected and un-projected features of single prompts, from the tower's own parts."""
+    after, before = [], []
+    for prompt in prompts:
+        tokens = tokenizer([prompt])
+        x = model.token_embedding(tokens) + model.positional_embedding
+        x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask))
+        eot = x[0, tokens.argmax()]
+        before.append(eot)
+        after.append(eot @ model.text_projection)
+    return torch.stack(before), torch.stack(after)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("batch_size", [256, 2])
+def test_open_clip(clip, batch_size):
+    model, tokenizer = clip
+    got = sb.class_text_features(model, NAMES, TEMPLATES, tokenizer=tokenizer, batch_size=batch_size)
+    lengths = []
+    for i, name in enumerate(NAMES):
+        before, after = one_by_one(model, tokenizer, [t.format(name) for t in TEMPLATES])
+        for rows, value in ((after, got.projected), (before, got.hidden)):
+            want = normalize(normalize(rows, dim=1).mean(dim=0), dim=0)
+            torch.testing.assert_close(value[i], want, rtol=1e-4, atol=1e-5)
+        lengths.append(before.norm(dim=1).mean())
+    assert got.length == pytest.approx(float(torch.stack(lengths).mean()), rel=1e-5)
+    assert got.hidden.shape == (3, 32) and got.projected.shape == (3, 24)
+    assert not model.ln_final._forward_hooks and model.training
+
+
+@torch.no_grad()
+def test_prompts_per_class_and_the_standard_tokenizer(clip):
+    model, tokenizer = clip
+    own = {
+        "red apple": ["a fruit"],
+        "dog": ["a pet", "an animal {} with braces"],
+        "very long name of a thing": ["x"],
+    }
+    got = sb.class_text_features(model, NAMES, own)
+    for i, name in enumerate(NAMES):
+        _, after = one_by_one(model, tokenizer, own[name])
+        want = normalize(normalize(after, dim=1).mean(dim=0), dim=0)
+        torch.testing.assert_close(got.projected[i], want, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_hugging_face():
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    torch.manual_seed(0)
+    text = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "max_position_embeddings": 16, "eos_token_id": 98,
+            "bos_token_id": 0, "pad_token_id": 1}  # fmt: skip
+    vision = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 1, "num_attention_heads": 4,
+              "image_size": 16, "patch_size": 8}  # fmt: skip
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)
+    model = transformers.CLIPModel(config).eval()
+
+    def tokenizer(texts):
+        ids = torch.ones(len(texts), 8, dtype=torch.int64)
+        for row, t in zip(ids, texts, strict=True):
+            row[0], row[1 : 1 + len(t)], row[1 + len(t)] = 0, torch.tensor([ord(c) % 50 + 2 for c in t]), 98
+        return {"input_ids": ids}
+
+    got = sb.class_text_features(model, ["a", "bc"], ["{}", "x{}"], tokenizer=tokenizer)
+    for i, name in enumerate(["a", "bc"]):
+        pooled = model.text_model(**tokenizer([name, "x" + name])).pooler_output
+        want = normalize(normalize(model.text_projection(pooled), dim=1).mean(dim=0), dim=0)
+        torch.testing.assert_close(got.projected[i], want, rtol=1e-4, atol=1e-5)
+        want = normalize(normalize(pooled, dim=1).mean(dim=0), dim=0)
+        torch.testing.assert_close(got.hidden[i], want, rtol=1e-4, atol=1e-5)
+
+
+def test_refusals(clip):
+    model, tokenizer = clip
+    for arguments, words in (
+        (([], TEMPLATES), "names must not be empty"), ((NAMES, ()), "templates must not be empty"),
+        ((NAMES, ("photo",)), "contain {}"), ((NAMES, {"dog": ["a pet"]}), "prompts of every class"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            sb.class_text_features(model, *arguments, tokenizer=tokenizer)
+    with pytest.raises(TypeError, match="Linear"):
+        sb.class_text_features(torch.nn.Linear(2, 2), NAMES, tokenizer=tokenizer)
