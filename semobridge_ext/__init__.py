@@ -35,10 +35,10 @@ _LAZY = {
     "picto_transform": "semobridge_ext.data",
 }
 
-__all__ = [
+__all__ = [  # noqa: RUF022 - plain order
     "APE",
-    "LDA",
     "Bridge",
+    "LDA",
     "NearestClassMean",
     "SeMoBridgeClassifier",
     "SeMoBridgeT",

@@ -49,6 +49,14 @@ def class_text_features(
         TypeError: a model of another kind.
 
     Memory: O(batch_size) activations beside the result.
+
+    Example:
+        >>> import semobridge_ext as sb
+        >>> model, _, tokenizer = sb.load_picto_clip()
+        >>> prompts = ["{}", "an icon of {}"]
+        >>> text = sb.class_text_features(model, ["star", "house"], prompts, tokenizer=tokenizer)
+        >>> text.projected.shape, text.hidden.shape
+        (torch.Size([2, 192]), torch.Size([2, 192]))
     """
     prompts, owners = _prompts(list(names), templates)
     if tokenizer is None:

@@ -26,7 +26,16 @@ class ZeroShot(StoredEstimator):
     """CLIP's own classifier: the nearest text. ``fit`` takes no shots; labels given it are ignored.
 
     Args:
-        text_features: [C, D]. class_names: C names; None: 0..C-1. logit_scale: κ.
+        text_features: [C, D] class text features, any length. class_names: C names; None: 0..C-1.
+        logit_scale: κ, already exponentiated.
+
+    Raises:
+        ValueError: from ``fit``: NaN text, names that do not match its rows.
+
+    Example:
+        >>> import torch, semobridge_ext as sb
+        >>> sb.ZeroShot(torch.eye(2), class_names=["cat", "dog"]).fit().predict([[0.1, 3.0]]).tolist()
+        ['dog']
     """
 
     _tensors = ("_text_rows",)
@@ -54,6 +63,14 @@ class NearestClassMean(StoredEstimator):
 
     Args:
         logit_scale: κ, which only ``predict_proba`` feels.
+
+    Raises:
+        ValueError: from ``fit``: NaN features, fewer than two classes.
+
+    Example:
+        >>> import torch, semobridge_ext as sb
+        >>> sb.NearestClassMean().fit([[2.0, 0.0], [0.0, 1.0]], ["a", "b"]).predict([[3.0, 1.0]]).tolist()
+        ['a']
     """
 
     _tensors = ("prototypes_",)
@@ -82,6 +99,15 @@ class LDA(StoredEstimator):
             class has two shots.
 
     Attributes: coef_ [C, D], intercept_ [C], shrinkage_.
+
+    Raises:
+        ValueError: from ``fit``: shrinkage outside of [0, 1], NaN features, fewer than two classes.
+
+    Example:
+        >>> import torch, semobridge_ext as sb
+        >>> shots, names = [[2.0, 0.1], [2.0, -0.1], [0.1, 1.0], [-0.1, 1.0]], ["a", "a", "b", "b"]
+        >>> sb.LDA(shrinkage=0.5).fit(shots, names).predict([[3.0, 1.0]]).tolist()
+        ['a']
     """
 
     _tensors = ("coef_", "intercept_")

@@ -40,6 +40,15 @@ class TipAdapter(StoredEstimator):
         alpha, beta: weight and sharpness of the cache before ``tune``. logit_scale: κ.
 
     Attributes: keys_ [S, D], labels_ [S], alpha_, beta_.
+
+    Raises:
+        ValueError: from ``fit``: NaN features, widths that differ, labels without text.
+
+    Example:
+        >>> import torch, semobridge_ext as sb
+        >>> clf = sb.TipAdapter(torch.eye(2), class_names=["a", "b"])
+        >>> clf.fit(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), ["a", "b"]).predict([[3.0, 1.0]]).tolist()
+        ['a']
     """
 
     _tensors: tuple[str, ...] = ("_text_rows", "keys_", "labels_", "weights_", "channels_")
@@ -107,10 +116,20 @@ class TipAdapterF(TipAdapter):
     """Tip-Adapter-F: the keys are trained, through the differentiable ``support_logits``.
 
     Args:
-        epochs, lr, batch_size: METHODS §6: 20, 1e-3 (cosine to 0; AdamW, eps 1e-4), 256.
+        text_features, class_names, alpha, beta, logit_scale: as in TipAdapter.
+        epochs, lr, batch_size: 20, 1e-3 (cosine to 0; AdamW, eps 1e-4), 256.
         seed: of the shuffling.
 
     Attributes: losses_ [steps] beside TipAdapter's.
+
+    Raises:
+        ValueError: from ``fit``: NaN features, widths that differ, labels without text.
+
+    Example:
+        >>> import torch, semobridge_ext as sb
+        >>> clf = sb.TipAdapterF(torch.eye(2), class_names=["a", "b"])
+        >>> clf.fit(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), ["a", "b"]).predict([[3.0, 1.0]]).tolist()
+        ['a']
     """
 
     def __init__(
@@ -161,10 +180,20 @@ class APE(TipAdapter):
     """APE, training-free: the cache keeps the channels that tell classes apart, weighted by its fit.
 
     Args:
+        text_features, class_names, alpha, beta, logit_scale: as in TipAdapter.
         channels: how many to keep; None: half of them. w0, w1: of the inter-class product and of the
             variance. gamma: sharpness of the cache weights; ``tune`` leaves these as they are.
 
     Attributes: channels_ [d] kept, weights_ [S] beside TipAdapter's.
+
+    Raises:
+        ValueError: from ``fit``: NaN features, widths that differ, labels without text.
+
+    Example:
+        >>> import torch, semobridge_ext as sb
+        >>> clf = sb.APE(torch.eye(2), class_names=["a", "b"])
+        >>> clf.fit(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), ["a", "b"]).predict([[3.0, 1.0]]).tolist()
+        ['a']
     """
 
     def __init__(

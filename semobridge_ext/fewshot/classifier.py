@@ -40,6 +40,10 @@ class SeMoBridgeClassifier(FewShotEstimator):
         exponents_: [C] float64 D_c. counts_: [C] shots. search_: what ``tune`` found, or None.
         probability_scale_: the scale in use. n_features_in_: D.
 
+    Raises:
+        TypeError, ValueError: from ``fit``, which checks all arguments: a class without a shot, a label
+            without text, NaN features, widths that differ, a bridge of another kind.
+
     Features are raw rows of ``encode_image`` (lengths matter in F̄), tensors or arrays of any float
     dtype; NaN and infinity are refused. Everything runs on the CPU core for CPU tensors, and as plain
     PyTorch elsewhere.
@@ -264,7 +268,7 @@ class SeMoBridgeClassifier(FewShotEstimator):
 
         Args:
             X, y: the validation part, [N, D] and N names; never the test part.
-            n_trials, seed: METHODS: 1000 trials. sampler: ``"optuna"`` (its TPE; needs optuna),
+            n_trials, seed: the paper takes 1000 trials. sampler: ``"optuna"`` (its TPE; needs optuna),
                 ``"random"``, or an Optuna sampler.
             ranges: other bounds than s [0, 1.5], α, β, γ [0, 10], λ [0, 1].
             fixed: parameters that are not searched, e.g. ``{"s": 0.0}``.

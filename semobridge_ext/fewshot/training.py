@@ -55,8 +55,10 @@ class SeMoBridgeT(SeMoBridgeClassifier):
     """SeMoBridge with a trained bridge.
 
     Args:
-        bridge, text_features, class_names, s ... probability_scale: as in SeMoBridgeClassifier; the
-            bridge is where training starts and is not changed. ``"identity"`` starts from W = I.
+        bridge: where training starts, as in SeMoBridgeClassifier; not changed. ``"identity"`` starts from
+            W = I.
+        text_features, class_names, s, alpha, beta, gamma, lambda1, lambda2, lambda3, probability_scale:
+            as in SeMoBridgeClassifier.
         text_hidden: [C, T] un-projected class text features s_c (``class_text_features(...).hidden``);
             needed unless ``losses={"text_embedded": 0}``.
         class_bias: train τ, a bias per class on the support side.
@@ -74,6 +76,10 @@ class SeMoBridgeT(SeMoBridgeClassifier):
     Attributes (beside SeMoBridgeClassifier's):
         bridge_: the trained Bridge. tau_: [C, T], or None. losses_: [steps taken] the loss before each
         step. validation_: (step, accuracy) pairs. best_step_: steps behind the kept parameters.
+
+    Raises:
+        TypeError, ValueError: from ``fit``, which checks all arguments: text that a loss needs is
+            missing, unknown losses or preset, and what SeMoBridgeClassifier refuses.
 
     Numerics: float32 (float64 for float64 features), full batch, deterministic on the CPU whatever the
     number of threads. The host reads nothing back between two looks at the validation data.

@@ -132,3 +132,11 @@ def test_missing_optuna_is_named(monkeypatch):
     with pytest.raises(ImportError, match=r"semobridge-ext\[search\]"):
         clf.tune(p.queries, p.targets)
     clf.tune(p.queries, p.targets, n_trials=2, sampler="random")
+
+
+def test_a_thousand_trials_equal_the_formula():
+    p = make(100, 2, 500, width=48, noise=1.8)
+    clf = sb.SeMoBridgeClassifier(p.bridge(), p.text).fit(p.shots, p.labels)
+    trials, z = random_params(1000, seed=1), clf.similarities(p.queries)
+    got = SearchObjective(clf._operand, p.queries, p.targets).correct(trials)
+    assert got == [plain(clf, z, p.targets, t) for t in trials] and len(set(got)) > 50
