@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _errors, reference
-from semobridge_ext._backend import _C, resolve
+from semobridge_ext._backend import _C
 from semobridge_ext.ops.rank_counts import Marked, RankCounts, blocks, rank_counts
+from semobridge_ext.ops.support_checks import choose
 from semobridge_ext.ops.support_logits import unit_columns
 
 _NAME = "retrieval_metrics"
@@ -60,9 +61,7 @@ def _native(
     marked = mark_by_label(query_labels, gallery_labels, same_set)
     # Neighbours of one label share the scores of their relevant rows.
     order = torch.argsort(query_labels, stable=True)
-    marked = Marked(
-        marked.rows, marked.begin[order], marked.end[order], order if same_set else None
-    )
+    marked = Marked(marked.rows, marked.begin[order], marked.end[order], order if same_set else None)
     out = torch.empty(len(order), 3 + len(recall_at), dtype=torch.float64)
     for part in blocks(marked.sizes()):
         rows = order[part]
@@ -110,9 +109,7 @@ def check_features(function: str, query: Tensor, gallery: Tensor) -> None:
         _errors.check_float_tensor(function, name, value)
         if value.dim() != 2 or value.numel() == 0:
             remedy = "pass one row per item"
-            raise ValueError(
-                _errors.message(function, name, "be 2-D and not empty", value, remedy)
-            )
+            raise ValueError(_errors.message(function, name, "be 2-D and not empty", value, remedy))
     width = gallery.shape[1]
     _errors.check_last_dim(function, "query", query, width, f"the gallery has width {width}")
     _errors.check_same_device(function, "query", query, gallery.device)
@@ -167,7 +164,7 @@ def retrieval_metrics(
     _check(query, gallery, query_labels, gallery_labels, same_set, recall_at)
     query, gallery = query.detach(), gallery.detach()
     ks = tuple(recall_at)
-    if resolve(_NAME, query.device) == "eager":
+    if choose(_NAME, query.device) == "eager":
         wide = torch.float64 if torch.float64 in (query.dtype, gallery.dtype) else torch.float32
         values = reference.retrieval_metrics(
             query.to(wide), gallery.to(wide), query_labels, gallery_labels,
@@ -179,13 +176,10 @@ def retrieval_metrics(
     if not bool(valid.any()):
         remedy = "check that both label vectors use the same numbering"
         got = f"no common label for any of {len(values)} queries"
-        raise ValueError(
-            _errors.message(_NAME, "gallery_labels", "hold relevant items", got, remedy)
-        )
+        raise ValueError(_errors.message(_NAME, "gallery_labels", "hold relevant items", got, remedy))
     names = ["AP", "AP@R", "R-Precision", *(f"Recall@{k}" for k in ks)]
     result: dict[str, Any] = {
-        name if name[0] == "R" else f"m{name}": float(values[valid, i].mean())
-        for i, name in enumerate(names)
+        name if name[0] == "R" else f"m{name}": float(values[valid, i].mean()) for i, name in enumerate(names)
     }
     result["queries"] = int(valid.sum())
     result["without_relevant"] = int((~valid).sum())

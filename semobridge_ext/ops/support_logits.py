@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _errors, reference
-from semobridge_ext._backend import _C, DTYPE_CODES, resolve
-from semobridge_ext.ops.project_normalize import needs_operator
-from semobridge_ext.ops.support_checks import check_beta, check_queries, check_support
+from semobridge_ext._backend import _C, DTYPE_CODES
+from semobridge_ext.ops.projection import is_direct
+from semobridge_ext.ops.support_checks import check_beta, check_queries, check_support, choose, in_transform
 
 _NAME = "support_logits"
 _CHUNK_BYTES = 4 << 20  # of one [N, chunk] block of the backward pass: it stays in cache
@@ -37,9 +37,7 @@ def sort_by_class(labels: Tensor, num_classes: int, function: str = _NAME) -> Cl
     labels = labels.contiguous()
     order = torch.empty_like(labels)
     offsets = torch.empty(num_classes + 1, dtype=torch.int64)
-    bad = _C.sort_labels(
-        labels.data_ptr(), labels.numel(), num_classes, order.data_ptr(), offsets.data_ptr()
-    )
+    bad = _C.sort_labels(labels.data_ptr(), labels.numel(), num_classes, order.data_ptr(), offsets.data_ptr())
     if bad >= 0:
         _refuse_label(function, labels, bad, num_classes)
     return ClassOrder(order, offsets)
@@ -60,6 +58,7 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
 
 def unit_columns(x: Tensor) -> Tensor:
     """The tensor with a column stride of one, copied only where it has another."""
+    x = x.detach().resolve_neg()
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
@@ -112,9 +111,7 @@ def _parts(n: int, s: int) -> list[slice]:
     return [slice(i, min(i + step, s)) for i in range(0, s, step)]
 
 
-def _refuse_overflow(
-    out: Tensor, queries: Tensor, keys: Tensor, weights: Tensor | None, beta: float
-) -> None:
+def _refuse_overflow(out: Tensor, queries: Tensor, keys: Tensor, weights: Tensor | None, beta: float) -> None:
     """An infinity that no input brought along is an overflow and must not pass for a logit."""
     if out.numel() == 0 or out.device.type != "cpu" or bool(torch.isfinite(out.sum())):
         return
@@ -145,11 +142,12 @@ def _support_logits(
     num_classes: int,
     beta: float,
 ) -> Tensor:  # [N, C]
-    if resolve(_NAME, queries.device) == "eager":
+    if choose(_NAME, queries.device) == "eager":
         if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) >= num_classes):
             bad = (labels < 0) | (labels >= num_classes)
             _refuse_label(_NAME, labels, int(bad.nonzero()[0]), num_classes)
-        out = _eager(queries, keys, labels, num_classes, beta, weights)
+        with torch.autocast(queries.device.type, enabled=False):
+            out = _eager(queries, keys, labels, num_classes, beta, weights)
     else:
         known = offsets is not None
         classes = ClassOrder(order, offsets) if known else sort_by_class(labels, num_classes)
@@ -173,9 +171,7 @@ def _setup_context(ctx, inputs, output) -> None:
 def _backward(ctx, grad: Tensor):
     queries, keys, labels, weights = ctx.saved_tensors
     need_q, need_k, _, need_w = ctx.needs_input_grad[:4]
-    grads = _support_logits_bwd(
-        grad, queries, keys, labels, weights, ctx.beta, need_q, need_k, need_w
-    )
+    grads = _support_logits_bwd(grad, queries, keys, labels, weights, ctx.beta, need_q, need_k, need_w)
     picked = [g if need else None for g, need in zip(grads, (need_q, need_k, need_w), strict=True)]
     return picked[0], picked[1], None, picked[2], None, None, None, None
 
@@ -193,7 +189,26 @@ def _support_logits_bwd(
     need_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, D], [S, D], [S]; an unneeded one is empty
     compute = compute_dtype(queries, keys)
-    q, g = queries.to(compute), grad.to(compute).T.contiguous()  # one row of g per class
+    with torch.autocast(queries.device.type, enabled=False):
+        return _gradients(
+            grad.to(compute).T.contiguous(), queries, keys, labels, weights, beta, compute,
+            need_queries, need_keys, need_weights,
+        )  # fmt: skip
+
+
+def _gradients(
+    g: Tensor,  # [C, N]
+    queries: Tensor,
+    keys: Tensor,
+    labels: Tensor,
+    weights: Tensor | None,
+    beta: float,
+    compute: torch.dtype,
+    need_queries: bool,
+    need_keys: bool,
+    need_weights: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    q = queries.to(compute)
     grad_q = torch.zeros_like(q) if need_queries else q.new_empty(0)
     grad_k = torch.empty_like(keys) if need_keys else keys.new_empty(0)
     weight_dtype = compute if weights is None else weights.dtype
@@ -236,8 +251,11 @@ def run(
     classes: ClassOrder | None,
 ) -> Tensor:
     """The call after its checks: straight to the kernel where no operator has to see it."""
-    order, offsets = classes if classes is not None else (None, None)
-    if needs_operator(queries, keys, weights) or resolve(_NAME, queries.device) == "eager":
+    if in_transform():
+        return reference.support_logits(queries, keys, labels, num_classes, beta=beta, weights=weights)
+    frozen = weights is None or not (weights.requires_grad and torch.is_grad_enabled())
+    if not (is_direct(queries, keys) and frozen):
+        order, offsets = classes if classes is not None else (None, None)
         return _support_logits(queries, keys, labels, weights, order, offsets, num_classes, beta)
     if classes is None:
         classes = sort_by_class(labels, num_classes)

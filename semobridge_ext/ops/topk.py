@@ -1,4 +1,6 @@
-"""topk: exact inner-product search, streamed.
+"""topk: exact inner-product search, streamed; the threshold filter leaves no score to sort.
+
+One formula, no gradient of its own but that of the scores it returns:
 
     scores[n], indices[n] = the k largest ⟨q_n, g_i⟩ over the gallery rows i ≠ exclude[n]
 """
@@ -11,8 +13,9 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _errors, reference
-from semobridge_ext._backend import _C, DTYPE_CODES, resolve
-from semobridge_ext.ops.project_normalize import needs_operator
+from semobridge_ext._backend import _C, DTYPE_CODES
+from semobridge_ext.ops.projection import is_direct
+from semobridge_ext.ops.support_checks import choose, in_transform
 from semobridge_ext.ops.support_logits import compute_dtype, unit_columns
 
 _NAME = "topk"
@@ -63,8 +66,9 @@ def _topk(
     k: int,
     exclude: Tensor | None,  # [N]
 ) -> tuple[Tensor, Tensor]:  # [N, k], [N, k]
-    search = _eager if resolve(_NAME, queries.device) == "eager" else _native
-    scores, indices = search(queries, gallery, k, exclude)
+    search = _eager if choose(_NAME, queries.device) == "eager" else _native
+    with torch.autocast(queries.device.type, enabled=False):
+        scores, indices = search(queries, gallery, k, exclude)
     return scores, indices
 
 
@@ -165,7 +169,8 @@ def topk(
         [[1], [0]]
     """
     _check(queries, gallery, k, exclude)
-    if needs_operator(queries, gallery):
-        return TopK(*_topk(queries, gallery, k, exclude))
-    search = _eager if resolve(_NAME, queries.device) == "eager" else _native
-    return search(queries, gallery, k, exclude)
+    if in_transform():
+        return TopK(*reference.topk(queries, gallery, k, exclude=exclude))
+    if is_direct(queries, gallery):
+        return _native(queries, gallery, k, exclude)
+    return TopK(*_topk(queries, gallery, k, exclude))
