@@ -149,8 +149,10 @@ def _support_logits(
         with torch.autocast(queries.device.type, enabled=False):
             out = _eager(queries, keys, labels, num_classes, beta, weights)
     else:
-        known = offsets is not None
-        classes = ClassOrder(order, offsets) if known else sort_by_class(labels, num_classes)
+        if offsets is None:
+            classes = sort_by_class(labels, num_classes)
+        else:
+            classes = ClassOrder(order, offsets)
         out = _native(queries, keys, classes, num_classes, beta, weights)
     out = out.to(queries.dtype)
     _refuse_overflow(out, queries, keys, weights, beta)
@@ -254,7 +256,7 @@ def run(
     if in_transform():
         return reference.support_logits(queries, keys, labels, num_classes, beta=beta, weights=weights)
     frozen = weights is None or not (weights.requires_grad and torch.is_grad_enabled())
-    if not (is_direct(queries, keys) and frozen):
+    if torch.compiler.is_compiling() or not (is_direct(queries, keys) and frozen):
         order, offsets = classes if classes is not None else (None, None)
         return _support_logits(queries, keys, labels, weights, order, offsets, num_classes, beta)
     if classes is None:

@@ -1,6 +1,6 @@
-"""topk: exact inner-product search, streamed; the threshold filter leaves no score to sort.
+"""topk: exact inner-product search, streamed.
 
-One formula, no gradient of its own but that of the scores it returns:
+What ``torch.topk(queries @ gallery.T, k)`` returns, with a rule for ties and without the [N, G] array:
 
     scores[n], indices[n] = the k largest ⟨q_n, g_i⟩ over the gallery rows i ≠ exclude[n]
 """
@@ -171,6 +171,6 @@ def topk(
     _check(queries, gallery, k, exclude)
     if in_transform():
         return TopK(*reference.topk(queries, gallery, k, exclude=exclude))
-    if is_direct(queries, gallery):
+    if not torch.compiler.is_compiling() and is_direct(queries, gallery):
         return _native(queries, gallery, k, exclude)
     return TopK(*_topk(queries, gallery, k, exclude))

@@ -127,7 +127,8 @@ struct CountEpilogue {
         if (mask == 0) continue;
         T bucket[kPanel];
         for (int i = 0; i < kPanel; i += kLanes) {
-          const V b = (load(at + i) - state.low) * state.scale, top = V{} + state.top;
+          const V s = load(at + i), most = V{} + Limits<T>::kMax, top = V{} + state.top;
+          const V b = ((s < most ? s : most) - state.low) * state.scale;
           store(bucket + i, b < top ? b : top);
         }
         for (; mask != 0; mask &= mask - 1) {
