@@ -19,6 +19,7 @@ import semobridge_ext as sb
 
 SETS = {"CUB": (11_788, 200), "SOP": (60_502, 11_316)}
 BLOCK, FEW = 1024, 200
+SWAPS = 5e-4  # float32 scores swap a few neighbours of the float64 ranking, which AP feels this much
 
 
 def average_precision(scores: Tensor, relevant: Tensor) -> Tensor:
@@ -42,7 +43,7 @@ def by_sorting(x: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
 @lru_cache(maxsize=1)
 def oracle(name: str) -> Tensor:  # [200, 1] float64 AP of the first queries
     x, labels = rows_of_classes(*SETS[name], 0)
-    return by_sorting(x.double(), labels, torch.arange(FEW))[:, None]
+    return by_sorting(x.double(), labels, torch.arange(FEW))[:, None].nan_to_num(1.0)  # NaN: no relevant item
 
 
 def product(x: Tensor, rows: int) -> tuple[Callable[[], Tensor], Tensor]:
@@ -60,7 +61,7 @@ def product(x: Tensor, rows: int) -> tuple[Callable[[], Tensor], Tensor]:
 def native(x: Tensor, labels: Tensor) -> Callable[[], Tensor]:
     def run() -> Tensor:
         m = sb.retrieval_metrics(x, x, labels, labels, same_set=True, per_query=True)
-        return m["per_query"]["AP"][:FEW, None]
+        return m["per_query"]["AP"][:FEW, None].nan_to_num(1.0)
 
     return run
 
@@ -84,7 +85,7 @@ def test_whole_set(benchmark, name: str, member: str) -> None:
 
     time_few(
         benchmark, function, group=f"retrieval_metrics/{name} {rows}x{WIDTH}/float32", member=member,
-        oracle=want, flops=2.0 * rows * rows * WIDTH, rounds=5 if name == "CUB" else 3,
+        oracle=want, bound=SWAPS, flops=2.0 * rows * rows * WIDTH, rounds=5 if name == "CUB" else 3,
     )  # fmt: skip
 
 
@@ -129,5 +130,5 @@ def test_some_queries(benchmark, member: str) -> None:
 
     time_few(
         benchmark, function, group=f"retrieval_metrics/{FEW} queries of CUB/float32", member=member,
-        oracle=want, flops=2.0 * FEW * len(gallery) * WIDTH, rounds=7,
+        oracle=want, bound=SWAPS, flops=2.0 * FEW * len(gallery) * WIDTH, rounds=7,
     )  # fmt: skip

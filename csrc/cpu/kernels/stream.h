@@ -20,7 +20,7 @@ namespace {
 constexpr int64_t kGroupBytes = 256 * 1024;  // packed keys of a group: a quarter of an L2
 constexpr int64_t kMaxGroupPanels = 16;
 constexpr int64_t kMaxGroup = kMaxGroupPanels * kPanel;  // keys
-constexpr int64_t kWorkPerThread = 1 << 19;  // multiply-adds below which a thread costs more
+constexpr int64_t kWorkPerThread = 1 << 22;  // multiply-adds; waking a thread for less is a loss
 
 // Rows of a matrix in the order of `index`; null: as they lie.
 struct Rows {
