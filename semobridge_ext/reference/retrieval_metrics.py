@@ -43,8 +43,9 @@ def retrieval_metrics(
 ) -> Tensor:  # [N, 3 + len(recall_at)]: AP, AP@R, R-precision, Recall@k..; NaN: nothing relevant
     """Per-query metrics, one query at a time; a NaN score ranks with −inf."""
     rows = []
+    query_labels, gallery_labels = query_labels.cpu(), gallery_labels.cpu()
     for i in range(len(query)):
-        scores = gallery @ query[i]
+        scores = (gallery @ query[i]).cpu()
         scores = scores.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
         relevant = gallery_labels == query_labels[i]
         if same_set:
