@@ -149,10 +149,7 @@ def _support_logits(
         with torch.autocast(queries.device.type, enabled=False):
             out = _eager(queries, keys, labels, num_classes, beta, weights)
     else:
-        if offsets is None:
-            classes = sort_by_class(labels, num_classes)
-        else:
-            classes = ClassOrder(order, offsets)
+        classes = sort_by_class(labels, num_classes) if offsets is None else ClassOrder(order, offsets)
         out = _native(queries, keys, classes, num_classes, beta, weights)
     out = out.to(queries.dtype)
     _refuse_overflow(out, queries, keys, weights, beta)
