@@ -56,3 +56,72 @@ class Projection:
         norms: int = 0,
         threads: int = 1,
     ) -> None: ...
+
+RANK_BLOCK: int
+
+def support_logits_workspace(n: int, s: int) -> int: ...
+def sort_labels(labels: int, s: int, num_classes: int, order: int, offsets: int) -> int: ...
+def support_logits(
+    queries: int,
+    queries_dtype: int,
+    n: int,
+    queries_stride: int,
+    keys: int,
+    keys_dtype: int,
+    s: int,
+    keys_stride: int,
+    d: int,
+    order: int,
+    offsets: int,
+    num_classes: int,
+    weights: int,
+    beta: float,
+    out: int,
+    workspace: int,
+    threads: int,
+) -> None: ...
+def topk_workspace(n: int, g: int, k: int, compute: int, threads: int) -> int: ...
+def topk(
+    queries: int,
+    queries_dtype: int,
+    n: int,
+    queries_stride: int,
+    gallery: int,
+    gallery_dtype: int,
+    g: int,
+    gallery_stride: int,
+    d: int,
+    k: int,
+    exclude: int,
+    scores: int,
+    indices: int,
+    workspace: int,
+    threads: int,
+) -> None: ...
+def rank_counts_workspace(offsets: int, n: int, threads: int) -> int: ...
+def rank_counts(
+    queries: int,
+    queries_dtype: int,
+    queries_stride: int,
+    gallery: int,
+    gallery_dtype: int,
+    g: int,
+    gallery_stride: int,
+    d: int,
+    num_queries: int,
+    query_rows: int,
+    marked: int,
+    marked_begin: int,
+    marked_end: int,
+    exclude: int,
+    offsets: int,
+    scores: int,
+    greater: int,
+    equal: int,
+    count: bool,
+    workspace: int,
+    threads: int,
+) -> None: ...
+def rank_metrics(
+    n: int, offsets: int, greater: int, equal: int, recall_at: int, num_k: int, out: int
+) -> None: ...

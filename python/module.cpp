@@ -27,4 +27,7 @@ PYBIND11_MODULE(_C, m) {
   });
   bind_normalize_rows(m);
   bind_project(m);
+  bind_rank_counts(m);
+  bind_support_logits(m);
+  bind_topk(m);
 }

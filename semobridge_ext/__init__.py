@@ -11,6 +11,9 @@ from semobridge_ext import ops, reference
 from semobridge_ext._backend import backend
 from semobridge_ext._info import build_info
 from semobridge_ext.bridging import Bridge, bridge, use
+from semobridge_ext.ops import TopK, retrieval_metrics, support_logits, topk
+from semobridge_ext.retrieval import revisited_metrics
+from semobridge_ext.support_set import SupportSet
 
 if TYPE_CHECKING:
     from semobridge_ext.data import list_picto, load_picto, load_picto_clip, picto_transform
@@ -26,6 +29,8 @@ _LAZY = {
 
 __all__ = [
     "Bridge",
+    "SupportSet",
+    "TopK",
     "backend",
     "bridge",
     "build_info",
@@ -35,6 +40,10 @@ __all__ = [
     "ops",
     "picto_transform",
     "reference",
+    "retrieval_metrics",
+    "revisited_metrics",
+    "support_logits",
+    "topk",
     "use",
 ]
 

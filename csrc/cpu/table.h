@@ -2,12 +2,18 @@
 // SB_ISA naming the namespace; kernels/table.cpp collects their entry points.
 #pragma once
 #include <semobridge/project.h>
+#include <semobridge/rank_counts.h>
+#include <semobridge/support_logits.h>
+#include <semobridge/topk.h>
 
 namespace semobridge {
 
 struct KernelTable {
   void (*project)(const ProjectArgs&);
   void (*pack_matrix)(const ConstMatrix&, DType, void*);
+  void (*support_logits)(const SupportLogitsArgs&);
+  void (*topk)(const TopkArgs&);
+  void (*rank_counts)(const RankCountsArgs&);
 };
 
 // Of the active instruction set.

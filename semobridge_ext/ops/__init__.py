@@ -2,5 +2,15 @@
 
 from semobridge_ext.ops.project_normalize import project_normalize
 from semobridge_ext.ops.projection import Projection
+from semobridge_ext.ops.retrieval_metrics import retrieval_metrics
+from semobridge_ext.ops.support_logits import support_logits
+from semobridge_ext.ops.topk import TopK, topk
 
-__all__ = ["Projection", "project_normalize"]
+__all__ = [
+    "Projection",
+    "TopK",
+    "project_normalize",
+    "retrieval_metrics",
+    "support_logits",
+    "topk",
+]

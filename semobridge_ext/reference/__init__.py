@@ -7,6 +7,9 @@ for an oracle.
 from semobridge_ext.reference.blending import blend_logits, class_weights, prototypes
 from semobridge_ext.reference.bridging import bridge, pinv
 from semobridge_ext.reference.project_normalize import project_normalize, scale_rows
+from semobridge_ext.reference.retrieval_metrics import retrieval_metrics
+from semobridge_ext.reference.support_logits import support_logits
+from semobridge_ext.reference.topk import topk
 
 __all__ = [
     "blend_logits",
@@ -15,5 +18,8 @@ __all__ = [
     "pinv",
     "project_normalize",
     "prototypes",
+    "retrieval_metrics",
     "scale_rows",
+    "support_logits",
+    "topk",
 ]

@@ -9,6 +9,9 @@ extern const KernelTable kTable;
 
 void project_entry(const ProjectArgs& args);
 void pack_matrix_entry(const ConstMatrix& matrix, DType compute, void* out);
+void support_logits_entry(const SupportLogitsArgs& args);
+void topk_entry(const TopkArgs& args);
+void rank_counts_entry(const RankCountsArgs& args);
 
 }  // namespace SB_ISA
 }  // namespace semobridge

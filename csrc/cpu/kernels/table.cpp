@@ -6,6 +6,9 @@ namespace SB_ISA {
 const KernelTable kTable = {
     .project = project_entry,
     .pack_matrix = pack_matrix_entry,
+    .support_logits = support_logits_entry,
+    .topk = topk_entry,
+    .rank_counts = rank_counts_entry,
 };
 
 }  // namespace SB_ISA
