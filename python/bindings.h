@@ -17,3 +17,4 @@ inline sb::DType dtype_of(int code) {
 // One per op, in bind_<op>.cpp.
 void bind_normalize_rows(py::module_& m);
 void bind_project(py::module_& m);
+void bind_invert(py::module_& m);

@@ -27,4 +27,5 @@ PYBIND11_MODULE(_C, m) {
   });
   bind_normalize_rows(m);
   bind_project(m);
+  bind_invert(m);
 }

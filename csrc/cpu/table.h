@@ -1,6 +1,7 @@
 // The kernels of one instruction set. The files of csrc/cpu/kernels are compiled once per set with
 // SB_ISA naming the namespace; kernels/table.cpp collects their entry points.
 #pragma once
+#include <semobridge/invert.h>
 #include <semobridge/project.h>
 
 namespace semobridge {
@@ -8,6 +9,8 @@ namespace semobridge {
 struct KernelTable {
   void (*project)(const ProjectArgs&);
   void (*pack_matrix)(const ConstMatrix&, DType, void*);
+  void (*invert)(const FrozenTower&, const InvertArgs&, void*);
+  void (*pack_stored)(const ConstMatrix&, DType, void*);
 };
 
 // Of the active instruction set.

@@ -9,6 +9,8 @@ extern const KernelTable kTable;
 
 void project_entry(const ProjectArgs& args);
 void pack_matrix_entry(const ConstMatrix& matrix, DType compute, void* out);
+void invert_entry(const FrozenTower& tower, const InvertArgs& args, void* workspace);
+void pack_stored_entry(const ConstMatrix& matrix, DType stored, void* out);
 
 }  // namespace SB_ISA
 }  // namespace semobridge
