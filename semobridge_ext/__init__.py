@@ -11,6 +11,7 @@ from semobridge_ext import ops, reference
 from semobridge_ext._backend import backend
 from semobridge_ext._info import build_info
 from semobridge_ext.bridging import Bridge, bridge, use
+from semobridge_ext.inversion import Inversion, oti, ovi
 
 if TYPE_CHECKING:
     from semobridge_ext.data import list_picto, load_picto, load_picto_clip, picto_transform
@@ -26,6 +27,7 @@ _LAZY = {
 
 __all__ = [
     "Bridge",
+    "Inversion",
     "backend",
     "bridge",
     "build_info",
@@ -33,6 +35,8 @@ __all__ = [
     "load_picto",
     "load_picto_clip",
     "ops",
+    "oti",
+    "ovi",
     "picto_transform",
     "reference",
     "use",

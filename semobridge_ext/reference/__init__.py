@@ -6,14 +6,20 @@ for an oracle.
 
 from semobridge_ext.reference.blending import blend_logits, class_weights, prototypes
 from semobridge_ext.reference.bridging import bridge, pinv
+from semobridge_ext.reference.frozen_tower import tower_features
+from semobridge_ext.reference.inversion import Inversion, oti, ovi
 from semobridge_ext.reference.project_normalize import project_normalize, scale_rows
 
 __all__ = [
+    "Inversion",
     "blend_logits",
     "bridge",
     "class_weights",
+    "oti",
+    "ovi",
     "pinv",
     "project_normalize",
     "prototypes",
     "scale_rows",
+    "tower_features",
 ]
