@@ -101,7 +101,7 @@ SB_INLINE void stored_tile_rows(const T* a, int rows, const W* panel, int64_t k,
 }
 
 constexpr int64_t kChunk = 512;  // of k: a packed tile of 14 rows then fits the first-level cache
-constexpr int64_t kTilesPerPass = 8;  // tiles that share one widened chunk of a panel
+constexpr int64_t kTilesPerPass = 8;  // tiles that share one chunk of a panel while it is in cache
 
 template <class T>
 SB_INLINE void pack_tile(const T* a, int64_t lda, int rows, int64_t k_size, T* __restrict packed) {
@@ -111,23 +111,13 @@ SB_INLINE void pack_tile(const T* a, int64_t lda, int rows, int64_t k_size, T* _
   }
 }
 
-template <class T, class W>
-struct NeedsWidening {
-  static constexpr bool value = true;
-};
-template <class T>
-struct NeedsWidening<T, T> {
-  static constexpr bool value = false;
-};
-
 // c[rows, panels p0..p1) = a[rows, k0..k1) · w[k0..k1, ..); c's padding columns come out zero.
 template <class T, class W>
 void stored_product_typed(const PackedMatrix& w, const T* a, int64_t lda, int64_t rows, T* c,
                           int64_t ldc, int64_t p0, int64_t p1, int64_t k0, int64_t k1) {
   const W* data = static_cast<const W*>(w.data);
   const int64_t pass = rows < kTilesPerPass * kRows ? rows : kTilesPerPass * kRows;
-  T* scratch = thread_scratch<T>().reserve(pass * kChunk + kChunk * kPanel);
-  T* wide = scratch + pass * kChunk;
+  T* scratch = thread_scratch<T>().reserve(pass * kChunk);
   for (int64_t row0 = 0; row0 < rows; row0 += pass) {
     const int64_t n = rows - row0 < pass ? rows - row0 : pass;
     const int64_t tiles = (n + kRows - 1) / kRows;
@@ -140,22 +130,10 @@ void stored_product_typed(const PackedMatrix& w, const T* a, int64_t lda, int64_
       }
       for (int64_t p = p0; p < p1; ++p) {
         const W* panel = data + (p * w.rows + k) * kPanel;
-        const bool widened = NeedsWidening<T, W>::value && tiles > 1;
-        if (widened) {
-          for (int64_t j = 0; j < k_size * kPanel; j += Simd<T>::kLanes) {
-            store(wide + j, widen_vec(panel + j));
-          }
-        }
         for (int64_t i = 0; i < tiles; ++i) {
           const int64_t begin = share_begin(n, tiles, i), end = share_begin(n, tiles, i + 1);
-          const int count = static_cast<int>(end - begin);
-          T* dst = c + (row0 + begin) * ldc + p * kPanel;
-          const T* left = scratch + begin * k_size;
-          if (widened) {
-            stored_tile_rows<T, T>(left, count, wide, k_size, dst, ldc, k > k0);
-          } else {
-            stored_tile_rows<T, W>(left, count, panel, k_size, dst, ldc, k > k0);
-          }
+          stored_tile_rows<T, W>(scratch + begin * k_size, static_cast<int>(end - begin), panel,
+                                 k_size, c + (row0 + begin) * ldc + p * kPanel, ldc, k > k0);
         }
       }
     }
