@@ -86,9 +86,7 @@ class EagerTower:
             exp_avg.lerp_(g, 1 - 0.9)
             exp_avg_sq.mul_(0.999).addcmul_(g, g, value=1 - 0.999)
             root = exp_avg_sq.sqrt().div_((1 - 0.999 ** (step + 1)) ** 0.5).add_(1e-8)
-            tokens.mul_(1 - lr * weight_decay).addcdiv_(
-                exp_avg, root, value=-lr / (1 - 0.9 ** (step + 1))
-            )
+            tokens.mul_(1 - lr * weight_decay).addcdiv_(exp_avg, root, value=-lr / (1 - 0.9 ** (step + 1)))
         return losses
 
 
@@ -172,14 +170,15 @@ def run_chunk(
     active = torch.arange(samples, device=tokens.device)
     best = tokens.new_full((samples,), float("inf"))
     best_step = torch.zeros(samples, dtype=torch.long, device=tokens.device)
-    now = [tokens.clone(), torch.zeros_like(tokens), torch.zeros_like(tokens), targets.contiguous()]
+    moments = torch.zeros_like(tokens), torch.zeros_like(tokens)
+    now, f = (tokens.clone(), *moments), targets.contiguous()
     step, stride = 0, 1
     while step < settings.steps and len(active) and not interrupt.asked:
         end = min(settings.steps, step + (CHECK_EVERY if settings.patience is not None else stride))
         part = recorded.new_empty(records, len(active), engine.dim)
         start = time.perf_counter()
         slice_losses = engine.descend(
-            *now, step, end, grad_scale=grad_scale, lr=settings.lr, weight_decay=settings.weight_decay,
+            now[0], now[1], now[2], f, step, end, grad_scale=grad_scale, lr=settings.lr, weight_decay=settings.weight_decay,
             record_steps=settings.record_steps, recorded=part,
         )  # fmt: skip
         seconds = (time.perf_counter() - start) / (end - step)
@@ -198,7 +197,7 @@ def run_chunk(
             going = end - at_step < settings.patience
             if not bool(going.all()):
                 active = active[going]
-                now = [t[going].contiguous() for t in now]
+                now, f = (now[0][going], now[1][going], now[2][going]), f[going]
         step = end
     features = engine.features(tokens, unit=True)
     for i, recorded_step in enumerate(settings.record_steps):

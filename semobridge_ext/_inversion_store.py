@@ -72,11 +72,10 @@ class Store:
             "init_digest": _digest_tensors([tokens]),
         }
         self.facts = json.loads(json.dumps(facts))
-        self.meta = {"format": FORMAT, "settings": json.dumps(self.facts, sort_keys=True)}
 
     def _read(self, path: Path) -> Chunk:
-        tensors, meta = _files.load_tensors(self.function, path, FORMAT, _NAMES)
-        found = json.loads(meta["settings"])
+        tensors, _ = _files.load_tensors(self.function, path, FORMAT, (*_NAMES, "settings"))
+        found = json.loads(bytes(tensors.pop("settings").tolist()))
         if found != self.facts:
             other = sorted(k for k in {*found, *self.facts} if found.get(k) != self.facts.get(k))
             raise ValueError(
@@ -98,11 +97,12 @@ class Store:
 
     def save(self, index: int, chunk: Chunk) -> None:
         self.parts.mkdir(parents=True, exist_ok=True)
-        _files.save_tensors(self._part(index), self._tensors(chunk), self.meta)
+        _files.save_tensors(self._part(index), self._tensors(chunk), {"format": FORMAT})
 
-    @staticmethod
-    def _tensors(chunk: Chunk) -> dict[str, Tensor]:
-        return {name: getattr(chunk, name) for name in _NAMES}
+    def _tensors(self, chunk: Chunk) -> dict[str, Tensor]:
+        # A tensor, because the order of several metadata keys in the file is left to chance.
+        settings = torch.tensor(list(json.dumps(self.facts, sort_keys=True).encode()), dtype=torch.uint8)
+        return {"settings": settings, **{name: getattr(chunk, name) for name in _NAMES}}
 
     def finish(self, chunks: list[Chunk]) -> None:
         """Writes the whole and removes the parts, and what killed runs left between two names."""
@@ -113,7 +113,7 @@ class Store:
             recorded=torch.cat([c.recorded for c in chunks], 1),
             steps_done=torch.cat([c.steps_done for c in chunks]),
         )
-        _files.save_tensors(self.path, self._tensors(whole), self.meta)
+        _files.save_tensors(self.path, self._tensors(whole), {"format": FORMAT})
         if self.parts.is_dir():
             for path in self.parts.iterdir():
                 if path.name.lstrip(".").startswith("chunk-"):

@@ -27,9 +27,7 @@ def default_tokenizer(function: str, vocab_size: int) -> Any:
 def _ids(function: str, tokenizer: Any, text: str, length: int) -> Tensor:
     """[L] ids; L ≤ length."""
     if hasattr(tokenizer, "convert_tokens_to_ids"):  # Hugging Face
-        out = tokenizer(
-            [text], padding="max_length", truncation=True, max_length=length, return_tensors="pt"
-        )
+        out = tokenizer([text], padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         return out["input_ids"][0]
     try:
         try:

@@ -126,7 +126,7 @@ def _pool_position(parts: _Parts, ids: Tensor) -> int:
     if parts.pool == "argmax":
         return int(ids.argmax())
     if parts.pool == "eos":
-        return int((ids == parts.eos).int().argmax())
+        return int(torch.eq(ids, -1 if parts.eos is None else parts.eos).int().argmax())
     return 0 if parts.pool == "first" else len(ids) - 1
 
 

@@ -1,6 +1,6 @@
 // invert and pack_stored for one instruction set; see semobridge/invert.h for what they compute.
 #include "entries.h"
-#include "invert_block.h"
+#include "invert_passes.h"
 
 namespace semobridge {
 namespace SB_ISA {
