@@ -27,8 +27,8 @@ TOWER = {F64: 1e-12, F32: 1e-5}  # [3e-15, 1.4e-6]
 DESCENT = {F64: 1e-10, F32: 1e-3}  # [1e-12, 3e-5]
 
 _VISION = {"image_size": 32, "patch_size": 8, "width": VISION, "layers": 2, "head_width": 16}
-_TEXT = {"context_length": 16, "width": TEXT, "heads": 3, "layers": 3}
-_SIGLIP = {**_TEXT, "no_causal_mask": True, "pool_type": "last", "proj_bias": True}
+TEXT_CONFIG = {"context_length": 16, "width": TEXT, "heads": 3, "layers": 3}
+_SIGLIP = {**TEXT_CONFIG, "no_causal_mask": True, "pool_type": "last", "proj_bias": True}
 
 
 def _scatter(model: nn.Module) -> nn.Module:
@@ -43,7 +43,7 @@ def _scatter(model: nn.Module) -> nn.Module:
 
 def open_clip_model(*, text: dict | None = None, vision: dict | None = None, **options: Any) -> nn.Module:
     torch.manual_seed(1)
-    return _scatter(open_clip.CLIP(D, {**_VISION, **(vision or {})}, {**_TEXT, **(text or {})}, **options))
+    return _scatter(open_clip.CLIP(D, {**_VISION, **(vision or {})}, {**TEXT_CONFIG, **(text or {})}, **options))
 
 
 def custom_text_model(text: dict) -> nn.Module:
@@ -130,11 +130,11 @@ TEXT_MODELS = {
     "open_clip one layer": lambda: open_clip_model(text={"layers": 1}),
     "open_clip layer scale": lambda: open_clip_model(text={"ls_init_value": 0.3}),
     "open_clip odd width": lambda: open_clip_model(text={"width": 60, "heads": 5}),
-    "CustomTextCLIP": lambda: custom_text_model(dict(_TEXT)),
-    "CustomTextCLIP linear": lambda: custom_text_model({**_TEXT, "proj_bias": True}),
-    "CustomTextCLIP no projection": lambda: custom_text_model({**_TEXT, "proj_type": "none"}),
-    "CustomTextCLIP eos": lambda: custom_text_model({**_TEXT, "pool_type": "eos", "eos_id": 49407}),
-    "CustomTextCLIP tanh": lambda: custom_text_model({**_TEXT, "act_kwargs": {"approximate": "tanh"}}),
+    "CustomTextCLIP": lambda: custom_text_model(dict(TEXT_CONFIG)),
+    "CustomTextCLIP linear": lambda: custom_text_model({**TEXT_CONFIG, "proj_bias": True}),
+    "CustomTextCLIP no projection": lambda: custom_text_model({**TEXT_CONFIG, "proj_type": "none"}),
+    "CustomTextCLIP eos": lambda: custom_text_model({**TEXT_CONFIG, "pool_type": "eos", "eos_id": 49407}),
+    "CustomTextCLIP tanh": lambda: custom_text_model({**TEXT_CONFIG, "act_kwargs": {"approximate": "tanh"}}),
     "SigLIP text": lambda: custom_text_model(dict(_SIGLIP)),
     "OpenAI": openai_model,
     "Hugging Face": hugging_face_model,
