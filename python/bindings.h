@@ -27,3 +27,4 @@ void bind_project(py::module_& m);
 void bind_rank_counts(py::module_& m);
 void bind_support_logits(py::module_& m);
 void bind_topk(py::module_& m);
+void bind_invert(py::module_& m);

@@ -30,4 +30,5 @@ PYBIND11_MODULE(_C, m) {
   bind_rank_counts(m);
   bind_support_logits(m);
   bind_topk(m);
+  bind_invert(m);
 }

@@ -11,6 +11,7 @@ from semobridge_ext import ops, reference
 from semobridge_ext._backend import backend
 from semobridge_ext._info import build_info
 from semobridge_ext.bridging import Bridge, bridge, use
+from semobridge_ext.inversion import Inversion, oti, ovi
 from semobridge_ext.ops import TopK, retrieval_metrics, support_logits, topk
 from semobridge_ext.retrieval import revisited_metrics
 from semobridge_ext.support_set import SupportSet
@@ -29,6 +30,7 @@ _LAZY = {
 
 __all__ = [
     "Bridge",
+    "Inversion",
     "SupportSet",
     "TopK",
     "backend",
@@ -38,6 +40,8 @@ __all__ = [
     "load_picto",
     "load_picto_clip",
     "ops",
+    "oti",
+    "ovi",
     "picto_transform",
     "reference",
     "retrieval_metrics",

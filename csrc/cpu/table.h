@@ -1,6 +1,7 @@
 // The kernels of one instruction set. The files of csrc/cpu/kernels are compiled once per set with
 // SB_ISA naming the namespace; kernels/table.cpp collects their entry points.
 #pragma once
+#include <semobridge/invert.h>
 #include <semobridge/project.h>
 #include <semobridge/rank_counts.h>
 #include <semobridge/support_logits.h>
@@ -14,6 +15,8 @@ struct KernelTable {
   void (*support_logits)(const SupportLogitsArgs&);
   void (*topk)(const TopkArgs&);
   void (*rank_counts)(const RankCountsArgs&);
+  void (*invert)(const FrozenTower&, const InvertArgs&, void*);
+  void (*pack_stored)(const ConstMatrix&, DType, void*);
 };
 
 // Of the active instruction set.

@@ -1,5 +1,6 @@
 """The operators: one op, one file. Methods are built on these."""
 
+from semobridge_ext.ops.frozen_tower import FrozenTower, PackedTower
 from semobridge_ext.ops.project_normalize import project_normalize
 from semobridge_ext.ops.projection import Projection
 from semobridge_ext.ops.retrieval_metrics import retrieval_metrics
@@ -7,6 +8,8 @@ from semobridge_ext.ops.support_logits import support_logits
 from semobridge_ext.ops.topk import TopK, topk
 
 __all__ = [
+    "FrozenTower",
+    "PackedTower",
     "Projection",
     "TopK",
     "project_normalize",

@@ -12,6 +12,8 @@ void pack_matrix_entry(const ConstMatrix& matrix, DType compute, void* out);
 void support_logits_entry(const SupportLogitsArgs& args);
 void topk_entry(const TopkArgs& args);
 void rank_counts_entry(const RankCountsArgs& args);
+void invert_entry(const FrozenTower& tower, const InvertArgs& args, void* workspace);
+void pack_stored_entry(const ConstMatrix& matrix, DType stored, void* out);
 
 }  // namespace SB_ISA
 }  // namespace semobridge

@@ -9,6 +9,8 @@ const KernelTable kTable = {
     .support_logits = support_logits_entry,
     .topk = topk_entry,
     .rank_counts = rank_counts_entry,
+    .invert = invert_entry,
+    .pack_stored = pack_stored_entry,
 };
 
 }  // namespace SB_ISA
