@@ -78,10 +78,11 @@ def timed(benchmark: Any) -> Callable[..., None]:
         bytes_moved: float,
         **extra: Any,
     ) -> None:
-        error = row_error(function(), oracle)
-        assert error <= bound, f"{group} {member}: error {error:.2e} against float64 is above {bound:.0e}"
-        peak = peak_bytes(function)
-        took = statistics.median(timeit.repeat(function, number=1, repeat=7))
+        with torch.inference_mode():
+            error = row_error(function(), oracle)
+            assert error <= bound, f"{group} {member}: error {error:.2e} against float64 is above {bound:.0e}"
+            peak = peak_bytes(function)
+            took = statistics.median(timeit.repeat(function, number=1, repeat=7))
         iterations = max(1, math.ceil(ROUND / took))
         rounds = int(min(max(SECONDS / (took * iterations), ROUNDS[0]), ROUNDS[1]))
         benchmark.group, benchmark.name = group, f"{group} {member}"

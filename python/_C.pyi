@@ -57,6 +57,149 @@ class Projection:
         threads: int = 1,
     ) -> None: ...
 
+RANK_BLOCK: int
+
+def support_logits_workspace(n: int, s: int) -> int: ...
+def sort_labels(labels: int, s: int, num_classes: int, order: int, offsets: int) -> int: ...
+def support_logits(
+    queries: int,
+    queries_dtype: int,
+    n: int,
+    queries_stride: int,
+    keys: int,
+    keys_dtype: int,
+    s: int,
+    keys_stride: int,
+    d: int,
+    order: int,
+    offsets: int,
+    num_classes: int,
+    weights: int,
+    beta: float,
+    out: int,
+    workspace: int,
+    threads: int,
+) -> None: ...
+def topk_workspace(n: int, g: int, k: int, compute: int, threads: int) -> int: ...
+def topk(
+    queries: int,
+    queries_dtype: int,
+    n: int,
+    queries_stride: int,
+    gallery: int,
+    gallery_dtype: int,
+    g: int,
+    gallery_stride: int,
+    d: int,
+    k: int,
+    exclude: int,
+    scores: int,
+    indices: int,
+    workspace: int,
+    threads: int,
+) -> None: ...
+def rank_counts_workspace(offsets: int, n: int, threads: int) -> int: ...
+def rank_counts(
+    queries: int,
+    queries_dtype: int,
+    queries_stride: int,
+    gallery: int,
+    gallery_dtype: int,
+    g: int,
+    gallery_stride: int,
+    d: int,
+    num_queries: int,
+    query_rows: int,
+    marked: int,
+    marked_begin: int,
+    marked_end: int,
+    exclude: int,
+    offsets: int,
+    scores: int,
+    greater: int,
+    equal: int,
+    count: bool,
+    workspace: int,
+    threads: int,
+) -> None: ...
+def rank_metrics(
+    n: int, offsets: int, greater: int, equal: int, recall_at: int, num_k: int, out: int
+) -> None: ...
+def pack_stored(
+    data: int, dtype: int, rows: int, cols: int, row_stride: int, stored: int, out: int
+) -> None: ...
+def prefer_huge_pages(data: int, bytes: int) -> None: ...
+
+# weight or 0, bias, eps
+_Norm = tuple[int, int, float]
+# packed, packed transpose, bias or 0, rows, cols
+_Linear = tuple[int, int, int, int, int]
+
+class FrozenTower:
+    def __init__(
+        self,
+        compute: int,
+        stored: int,
+        width: int,
+        heads: int,
+        features: int,
+        vectors: int,
+        activation: int,
+        norm_pre: _Norm,
+        norm_final: _Norm,
+        projection: _Linear,
+    ) -> None: ...
+    def add_layer(
+        self,
+        norm1: _Norm,
+        norm2: _Norm,
+        qkv: _Linear,
+        out: _Linear,
+        fc: _Linear,
+        proj: _Linear,
+        prefix: int,
+        query: int,
+    ) -> None: ...
+    def set_slots(
+        self,
+        source: list[int],
+        visible: list[list[int]],
+        prefix: int,
+        base: int,
+        slot_stride: int,
+        sample_stride: int,
+    ) -> None: ...
+    def workspace(self, samples: int, threads: int) -> int: ...
+    def descend(
+        self,
+        samples: int,
+        tokens: int,
+        exp_avg: int,
+        exp_avg_sq: int,
+        targets: int,
+        losses: int,
+        step_begin: int,
+        step_end: int,
+        grad_scale: float,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        record_steps: list[int],
+        recorded: int,
+        workspace: int,
+        threads: int,
+    ) -> None: ...
+    def evaluate(
+        self,
+        samples: int,
+        tokens: int,
+        features: int,
+        unit: bool,
+        grad_features: int,
+        grad_tokens: int,
+        workspace: int,
 SEARCH_PAD: int
 
 def blend(

@@ -14,9 +14,20 @@ inline sb::DType dtype_of(int code) {
   return static_cast<sb::DType>(code);
 }
 
+inline sb::ConstMatrix matrix_of(uintptr_t data, int dtype, int64_t rows, int64_t cols,
+                                 int64_t row_stride) {
+  return {reinterpret_cast<const void*>(data), dtype_of(dtype), rows, cols, row_stride};
+}
+
+inline const int64_t* indices_of(uintptr_t data) { return reinterpret_cast<const int64_t*>(data); }
+
 // One per op, in bind_<op>.cpp.
 void bind_normalize_rows(py::module_& m);
 void bind_project(py::module_& m);
+void bind_rank_counts(py::module_& m);
+void bind_support_logits(py::module_& m);
+void bind_topk(py::module_& m);
+void bind_invert(py::module_& m);
 void bind_blend(py::module_& m);
 void bind_search(py::module_& m);
 void bind_train(py::module_& m);

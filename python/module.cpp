@@ -27,6 +27,10 @@ PYBIND11_MODULE(_C, m) {
   });
   bind_normalize_rows(m);
   bind_project(m);
+  bind_rank_counts(m);
+  bind_support_logits(m);
+  bind_topk(m);
+  bind_invert(m);
   bind_blend(m);
   bind_search(m);
   bind_train(m);

@@ -22,6 +22,10 @@ from semobridge_ext.fewshot import (
     TipAdapterF,
     ZeroShot,
 )
+from semobridge_ext.inversion import Inversion, oti, ovi
+from semobridge_ext.ops import TopK, retrieval_metrics, support_logits, topk
+from semobridge_ext.retrieval import revisited_metrics
+from semobridge_ext.support_set import SupportSet
 
 if TYPE_CHECKING:
     from semobridge_ext.data import list_picto, load_picto, load_picto_clip, picto_transform
@@ -38,12 +42,15 @@ _LAZY = {
 __all__ = [  # noqa: RUF022 - plain order
     "APE",
     "Bridge",
+    "Inversion",
     "LDA",
     "NearestClassMean",
     "SeMoBridgeClassifier",
     "SeMoBridgeT",
+    "SupportSet",
     "TipAdapter",
     "TipAdapterF",
+    "TopK",
     "ZeroShot",
     "backend",
     "bridge",
@@ -53,8 +60,14 @@ __all__ = [  # noqa: RUF022 - plain order
     "load_picto",
     "load_picto_clip",
     "ops",
+    "oti",
+    "ovi",
     "picto_transform",
     "reference",
+    "retrieval_metrics",
+    "revisited_metrics",
+    "support_logits",
+    "topk",
     "use",
 ]
 

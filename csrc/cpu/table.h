@@ -2,8 +2,12 @@
 // SB_ISA naming the namespace; kernels/table.cpp collects their entry points.
 #pragma once
 #include <semobridge/blend.h>
+#include <semobridge/invert.h>
 #include <semobridge/project.h>
+#include <semobridge/rank_counts.h>
 #include <semobridge/search.h>
+#include <semobridge/support_logits.h>
+#include <semobridge/topk.h>
 #include <semobridge/train.h>
 
 namespace semobridge {
@@ -11,6 +15,11 @@ namespace semobridge {
 struct KernelTable {
   void (*project)(const ProjectArgs&);
   void (*pack_matrix)(const ConstMatrix&, DType, void*);
+  void (*support_logits)(const SupportLogitsArgs&);
+  void (*topk)(const TopkArgs&);
+  void (*rank_counts)(const RankCountsArgs&);
+  void (*invert)(const FrozenTower&, const InvertArgs&, void*);
+  void (*pack_stored)(const ConstMatrix&, DType, void*);
   void (*blend)(const BlendArgs&);
   void (*count_correct)(const CountArgs&);
   void (*shot_norms)(const ShotNormsArgs&);

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from semobridge_ext import __version__
-from semobridge_ext.cli import demo, fewshot, info
+from semobridge_ext.cli import demo, fewshot, info, invert
 
-COMMANDS = {"demo": demo, "fewshot": fewshot, "info": info}
+COMMANDS = {"demo": demo, "fewshot": fewshot, "info": info, "invert": invert}
 INTERRUPTED = 130  # 128 + SIGINT, what shells report
 
 _EPILOG = """\
@@ -21,6 +21,7 @@ start here:
   semobridge-ext info               what this installation can do, and why something is absent
   semobridge-ext demo               bridge a real CLIP on real images: figures and a picture, offline
   semobridge-ext demo --help        what the figures mean
+  semobridge-ext invert --help      textual and visual inversion of a file of features, resumable
   semobridge-ext fewshot            every few-shot method on every embedded set: tables and a picture
 
 Errors are one line and exit code 2; add --debug to see where they come from.

@@ -18,18 +18,7 @@ from torch.nn.functional import cross_entropy, normalize
 from semobridge_ext.fewshot._base import CHUNK
 from semobridge_ext.fewshot._stored import StoredEstimator
 from semobridge_ext.fewshot.baselines import shot_rows
-from semobridge_ext.reference.caches import cache_logits
-
-
-def _support_logits(
-    queries: Tensor, keys: Tensor, labels: Tensor, classes: int, beta: float, weights: Tensor | None = None
-) -> Tensor:
-    import semobridge_ext as sb
-
-    streamed: Any = getattr(sb, "support_logits", None)
-    if streamed is None:  # until the streamed op is merged
-        return cache_logits(queries, keys, labels, classes, beta=beta, weights=weights)
-    return streamed(queries, keys, labels, classes, beta=beta, weights=weights)
+from semobridge_ext.ops import support_logits
 
 
 class TipAdapter(StoredEstimator):
@@ -85,7 +74,7 @@ class TipAdapter(StoredEstimator):
         return float(self.logit_scale) * unit @ self._text_rows.to(unit.device, unit.dtype).T
 
     def _cache(self, unit: Tensor, beta: float) -> Tensor:
-        return _support_logits(unit, self.keys_, self.labels_, len(self._names), beta)
+        return support_logits(unit, self.keys_, self.labels_, len(self._names), beta=beta)
 
     def _logits(self, x: Tensor) -> Tensor:
         unit = self._unit(x)
@@ -163,7 +152,7 @@ class TipAdapterF(TipAdapter):
             for _ in range(self.epochs):
                 for rows in torch.randperm(len(x), generator=generator).split(self.batch_size):
                     rows = rows.to(x.device)
-                    cache = _support_logits(x[rows], keys, self.labels_, len(self._names), self.beta_)
+                    cache = support_logits(x[rows], keys, self.labels_, len(self._names), beta=self.beta_)
                     logits = self._text_logits(x[rows]) + self.alpha_ * cache
                     loss = cross_entropy(logits, self.labels_[rows])
                     optimizer.zero_grad()
@@ -233,7 +222,9 @@ class APE(TipAdapter):
     def _cache(self, unit: Tensor, beta: float) -> Tensor:
         assert self.channels_ is not None
         small = normalize(unit[:, self.channels_.to(unit.device)], dim=1)
-        return _support_logits(small, self.keys_, self.labels_, len(self._names), beta, self.weights_)
+        return support_logits(
+            small, self.keys_, self.labels_, len(self._names), beta=beta, weights=self.weights_
+        )
 
 
 def ape_scores(

@@ -9,7 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
-#if defined(__F16C__)
+#if defined(__F16C__) || defined(__SSE2__)
 #include <immintrin.h>
 #endif
 

@@ -128,15 +128,17 @@ SB_INLINE void tile_product(const T* a, int rows, const T* packed, int64_t panel
   for (; p < panels; ++p) kTable[rows - 1](a, packed + p * k * kPanel, k, c + p * kPanel, ldc);
 }
 
-// Packs `rows` rows of x from `row0`, any dtype, as [K][rows].
+// Packs `rows` rows of x from `row0`, any dtype, as [K][rows]; with `index`, rows index[row0 + r].
 template <class T>
-SB_INLINE void pack_rows(const ConstMatrix& x, int64_t row0, int rows, T* __restrict packed) {
+SB_INLINE void pack_rows(const ConstMatrix& x, int64_t row0, int rows, T* __restrict packed,
+                         const int64_t* index = nullptr) {
   const int64_t k_size = x.cols;
   const int64_t bytes = dtype_size(x.dtype);
   constexpr int64_t kChunk = 64;
   T line[kChunk];
   for (int r = 0; r < rows; ++r) {
-    const char* src = static_cast<const char*>(x.data) + (row0 + r) * x.row_stride * bytes;
+    const int64_t row = index != nullptr ? index[row0 + r] : row0 + r;
+    const char* src = static_cast<const char*>(x.data) + row * x.row_stride * bytes;
     for (int64_t k = 0; k < k_size; k += kChunk) {
       const int64_t n = k_size - k < kChunk ? k_size - k : kChunk;
       widen(src + k * bytes, x.dtype, n, line);

@@ -1,0 +1,164 @@
+"""Transformer blocks of open_clip, OpenAI's clip, Hugging Face and timm as ops.tower.Block.
+
+A module that computes anything else than a pre-norm block is refused by name, never approximated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from semobridge_ext.ops.tower import Block, Linear, Norm
+
+
+def refuse(function: str, what: str, remedy: str) -> NotImplementedError:
+    return NotImplementedError(f"{function}: model must have a supported tower, got {what}; {remedy}")
+
+
+class Reader:
+    """Reads modules in one dtype, refusing in the name of one public function."""
+
+    def __init__(self, function: str, dtype: torch.dtype, remedy: str) -> None:
+        self.function, self.dtype, self.remedy = function, dtype, remedy
+
+    def refuse(self, what: str) -> NotImplementedError:
+        return refuse(self.function, what, self.remedy)
+
+    def tensor(self, value: Tensor) -> Tensor:
+        return value.detach().to(self.dtype)
+
+    def norm(self, module: Any, where: str) -> Norm | None:
+        """A layer norm, or None for an Identity."""
+        if isinstance(module, nn.Identity):
+            return None
+        if not isinstance(module, nn.LayerNorm) or module.weight is None or module.bias is None:
+            raise self.refuse(f"{where} = {type(module).__name__} where a LayerNorm is needed")
+        return Norm(self.tensor(module.weight), self.tensor(module.bias), module.eps)
+
+    def needed_norm(self, module: Any, where: str) -> Norm:
+        norm = self.norm(module, where)
+        if norm is None:
+            raise self.refuse(f"{where} = Identity where a LayerNorm is needed")
+        return norm
+
+    def linear(self, module: Any, where: str, scale: Any = None) -> Linear:
+        """A Linear layer, with a LayerScale behind it folded in."""
+        if not isinstance(module, nn.Linear):
+            raise self.refuse(f"{where} = {type(module).__name__} where a Linear layer is needed")
+        weight = self.tensor(module.weight).T
+        bias = None if module.bias is None else self.tensor(module.bias)
+        if scale is None or isinstance(scale, nn.Identity):
+            return Linear(weight, bias)
+        if not hasattr(scale, "gamma"):
+            raise self.refuse(f"{type(scale).__name__} behind {where}")
+        gamma = self.tensor(scale.gamma)
+        return Linear(weight * gamma, None if bias is None else bias * gamma)
+
+    def identity(self, module: Any, where: str) -> None:
+        if module is not None and not isinstance(module, nn.Identity):
+            raise self.refuse(f"{where} = {type(module).__name__}")
+
+    def activation(self, module: Any) -> str:
+        """Told by what it computes, not by its name."""
+        x = torch.linspace(-4, 4, 33, dtype=torch.float64)
+        candidates = {
+            "gelu": F.gelu(x),
+            "gelu_tanh": F.gelu(x, approximate="tanh"),
+            "quick_gelu": x * torch.sigmoid(1.702 * x),
+        }
+        with torch.no_grad():
+            y = module(x)
+        for name, expected in candidates.items():
+            if torch.allclose(y, expected, rtol=0, atol=1e-9):
+                return name
+        raise self.refuse(f"activation {type(module).__name__}")
+
+    def same(self, values: Iterable[Any], what: str) -> Any:
+        found = sorted(set(values))
+        if len(found) != 1:
+            raise self.refuse(f"blocks with different {what}: {found}")
+        return found[0]
+
+
+def resblocks(reader: Reader, blocks: Any) -> tuple[tuple[Block, ...], int, str]:
+    """Blocks of open_clip and OpenAI's clip: the blocks, the number of heads, the activation."""
+    found, heads, activations = [], [], []
+    for b in blocks:
+        attention = getattr(b, "attn", None)
+        if type(attention) is not nn.MultiheadAttention or hasattr(b, "ln_1_kv"):
+            raise reader.refuse(f"{type(b).__name__} with {type(attention).__name__}")
+        if attention.in_proj_weight is None or attention.bias_k is not None:
+            raise reader.refuse("MultiheadAttention with separate or added keys")
+        bias = attention.in_proj_bias
+        found.append(
+            Block(
+                norm1=reader.needed_norm(b.ln_1, "ln_1"),
+                qkv=Linear(
+                    reader.tensor(attention.in_proj_weight).T, None if bias is None else reader.tensor(bias)
+                ),
+                out=reader.linear(attention.out_proj, "attn.out_proj", getattr(b, "ls_1", None)),
+                norm2=reader.needed_norm(b.ln_2, "ln_2"),
+                fc=reader.linear(b.mlp.c_fc, "mlp.c_fc"),
+                proj=reader.linear(b.mlp.c_proj, "mlp.c_proj", getattr(b, "ls_2", None)),
+            )
+        )
+        heads.append(attention.num_heads)
+        activations.append(reader.activation(b.mlp.gelu))
+    return tuple(found), reader.same(heads, "heads"), reader.same(activations, "activations")
+
+
+def _stack(parts: list[Linear]) -> Linear:
+    biases = [p.bias for p in parts]
+    if any(b is None for b in biases):
+        biases = [torch.zeros_like(p.weight[0]) if p.bias is None else p.bias for p in parts]
+    return Linear(torch.cat([p.weight for p in parts], 1), torch.cat(biases))  # type: ignore[arg-type]
+
+
+def hf_blocks(reader: Reader, layers: Any) -> tuple[tuple[Block, ...], int, str]:
+    """Blocks of Hugging Face's CLIP encoders."""
+    found, heads, activations = [], [], []
+    for b in layers:
+        attention = b.self_attn
+        names = ("q_proj", "k_proj", "v_proj")
+        found.append(
+            Block(
+                norm1=reader.needed_norm(b.layer_norm1, "layer_norm1"),
+                qkv=_stack([reader.linear(getattr(attention, n), n) for n in names]),
+                out=reader.linear(attention.out_proj, "out_proj"),
+                norm2=reader.needed_norm(b.layer_norm2, "layer_norm2"),
+                fc=reader.linear(b.mlp.fc1, "mlp.fc1"),
+                proj=reader.linear(b.mlp.fc2, "mlp.fc2"),
+            )
+        )
+        heads.append(attention.num_heads)
+        activations.append(reader.activation(b.mlp.activation_fn))
+    return tuple(found), reader.same(heads, "heads"), reader.same(activations, "activations")
+
+
+def timm_blocks(reader: Reader, blocks: Any) -> tuple[tuple[Block, ...], int, str]:
+    """Blocks of timm's VisionTransformer."""
+    found, heads, activations = [], [], []
+    for b in blocks:
+        attention = b.attn
+        if type(b).__name__ != "Block" or type(attention).__name__ != "Attention":
+            raise reader.refuse(f"{type(b).__name__} with {type(attention).__name__}")
+        for name in ("q_norm", "k_norm", "norm", "gate"):
+            reader.identity(getattr(attention, name, None), f"attn.{name}")
+        reader.identity(getattr(b.mlp, "norm", None), "mlp.norm")
+        found.append(
+            Block(
+                norm1=reader.needed_norm(b.norm1, "norm1"),
+                qkv=reader.linear(attention.qkv, "attn.qkv"),
+                out=reader.linear(attention.proj, "attn.proj", getattr(b, "ls1", None)),
+                norm2=reader.needed_norm(b.norm2, "norm2"),
+                fc=reader.linear(b.mlp.fc1, "mlp.fc1"),
+                proj=reader.linear(b.mlp.fc2, "mlp.fc2", getattr(b, "ls2", None)),
+            )
+        )
+        heads.append(attention.num_heads)
+        activations.append(reader.activation(b.mlp.act))
+    return tuple(found), reader.same(heads, "heads"), reader.same(activations, "activations")

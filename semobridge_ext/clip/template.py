@@ -1,0 +1,86 @@
+"""A prompt template as token ids, and the positions that its placeholder takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Two words that any tokenizer has as one piece each. The ids in which the two texts differ are the
+# placeholder's, whatever special tokens and cleaning the tokenizer adds.
+_WORDS = (("x", "z"), ("£", "€"), ("*", "$"))
+
+
+def default_tokenizer(function: str, vocab_size: int) -> Any:
+    """CLIP's byte-pair tokenizer for models with its vocabulary."""
+    if vocab_size != 49408:
+        raise ValueError(
+            f"{function}: tokenizer must be given for a model with {vocab_size} words, got None; "
+            "pass the one that belongs to the model"
+        )
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer()
+
+
+def _ids(function: str, tokenizer: Any, text: str, length: int) -> Tensor:
+    """[L] ids; L ≤ length."""
+    if hasattr(tokenizer, "convert_tokens_to_ids"):  # Hugging Face
+        out = tokenizer([text], padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        return out["input_ids"][0]
+    try:
+        try:
+            out = tokenizer([text], context_length=length)
+        except TypeError:
+            out = tokenizer([text])
+    except RuntimeError as error:  # OpenAI's clip.tokenize refuses instead of truncating
+        raise ValueError(
+            f"{function}: template must fit the context of {length} tokens, got {text!r} ({error}); "
+            "shorten it or use fewer tokens"
+        ) from error
+    return torch.as_tensor(out[0] if isinstance(out, list) else out).reshape(-1, out.shape[-1])[0]
+
+
+def template_ids(
+    function: str,
+    tokenizer: Any,
+    template: str,
+    num_tokens: int,
+    context_length: int,
+) -> tuple[Tensor, list[int]]:
+    """Token ids [L] of the template with ``num_tokens`` placeholder words, and their positions.
+
+    Raises:
+        ValueError: not exactly one ``{}``; it does not fit the context; or the tokenizer merges the
+            placeholder with what stands beside it.
+    """
+    if not isinstance(template, str) or template.count("{}") != 1:
+        raise ValueError(
+            f"{function}: template must contain {{}} once, got {template!r}; "
+            'write for example "a photo of {}"'
+        )
+    for first, second in _WORDS:
+        texts = [template.replace("{}", " ".join([word] * num_tokens)) for word in (first, second)]
+        a, b = (_ids(function, tokenizer, text, context_length) for text in texts)
+        if a.shape != b.shape:
+            continue
+        positions = torch.nonzero(a != b).flatten().tolist()
+        if len(positions) == num_tokens:
+            if len(a) > context_length:
+                break
+            roomy = _ids(function, tokenizer, texts[0], context_length + 8)
+            if len(roomy) > len(a) and _length(roomy) != _length(a):
+                break
+            return a, positions
+    raise ValueError(
+        f"{function}: template must keep {num_tokens} placeholder(s) as single tokens within "
+        f"{context_length}, got {template!r}; set {{}} off with spaces, shorten the template or use "
+        "fewer tokens"
+    )
+
+
+def _length(ids: Tensor) -> int:
+    """Tokens before the padding, which repeats one id to the end."""
+    same = (ids == ids[-1]).flip(0).long().cumprod(0).sum().item()
+    return len(ids) - int(same)

@@ -1,0 +1,153 @@
+"""Reference of inversion.py: OTI and OVI as METHODS §3 and §4 state them (arXiv 2502.04263).
+
+Full context, autograd, torch.optim.AdamW, through the model's own forward: a hook puts the learned
+vectors where the embedding of the placeholder, or of the patches, comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """What an inversion found.
+
+    Attributes:
+        tokens: [B, R, T] (OVI: [B, P, V]) the learned vectors.
+        features: [B, D] their features, unit rows.
+        losses: [steps] mean over the samples of 1 − cos before each step.
+        recorded: step → [B, D] unit features of the tokens after that many steps.
+        steps_done: [B] steps that each sample took (fewer after early stopping or an interruption).
+        interrupted: True after Ctrl-C; tokens and features then hold the first rows only.
+    """
+
+    tokens: Tensor
+    features: Tensor
+    losses: Tensor
+    recorded: dict[int, Tensor]
+    steps_done: Tensor
+    interrupted: bool = False
+
+
+def descend(
+    features_of: Callable[[Tensor], Tensor],  # [B, R, T] -> [B, D]
+    init: Tensor,  # [B, R, T]
+    targets: Tensor,  # [B, D]
+    steps: int,
+    lr: float,
+    weight_decay: float,
+    record_steps: tuple[int, ...],
+) -> Inversion:
+    """AdamW on ``mean_B(1 − cos(features_of(v), targets))``."""
+    v = init.clone().requires_grad_()
+    optimizer = torch.optim.AdamW([v], lr=lr, weight_decay=weight_decay)
+    losses, recorded = [], {}
+    for step in range(steps):
+        features = features_of(v)
+        if step in record_steps:
+            recorded[step] = F.normalize(features.detach(), dim=-1)
+        loss = (1 - F.cosine_similarity(features, targets, dim=-1)).mean()
+        losses.append(loss.detach())
+        (v.grad,) = torch.autograd.grad(loss, v)
+        optimizer.step()
+    with torch.no_grad():
+        final = F.normalize(features_of(v), dim=-1)
+    if steps in record_steps:
+        recorded[steps] = final
+    done = torch.full((len(v),), steps)
+    return Inversion(v.detach(), final, torch.stack(losses) if losses else final.new_empty(0), recorded, done)
+
+
+def _hooked(module: nn.Module, replace: Callable[[Tensor], Tensor], call: Callable[[], Any]) -> Tensor:
+    handle = module.register_forward_hook(lambda _module, _inputs, output: replace(output))
+    try:
+        out = call()
+    finally:
+        handle.remove()
+    return getattr(out, "pooler_output", out)  # Hugging Face wraps it from version 5 on
+
+
+def oti(
+    model: Any,
+    img_feats: Tensor,  # [B, D]
+    *,
+    tokenizer: Any = None,
+    template: str = "a photo of {}",
+    num_tokens: int = 1,
+    steps: int = 150,
+    lr: float = 2e-2,
+    weight_decay: float = 0.01,
+    init: Tensor | None = None,  # [B, R, T]
+    record_steps: tuple[int, ...] = (),
+) -> Inversion:
+    """Textual inversion through ``model.encode_text``, all positions, autograd."""
+    from semobridge_ext.clip.template import default_tokenizer, template_ids
+
+    owner = getattr(model, "text", model)
+    hugging_face = hasattr(model, "text_model")
+    embedding = model.text_model.embeddings.token_embedding if hugging_face else owner.token_embedding
+    encode = model.get_text_features if hugging_face else model.encode_text
+    if hugging_face:
+        context = model.config.text_config.max_position_embeddings
+    else:
+        context = owner.positional_embedding.shape[0]
+    tokenizer = tokenizer or default_tokenizer("reference.oti", embedding.num_embeddings)
+    ids, positions = template_ids("reference.oti", tokenizer, template, num_tokens, context)
+    ids = ids.to(img_feats.device).expand(len(img_feats), -1)
+    if init is None:
+        init = torch.randn(len(img_feats), num_tokens, embedding.embedding_dim).to(img_feats) * 0.02
+
+    def features_of(v: Tensor) -> Tensor:
+        def replace(rows: Tensor) -> Tensor:
+            rows = rows.clone()
+            rows[:, positions] = v.to(rows.dtype)
+            return rows
+
+        return _hooked(embedding, replace, lambda: encode(ids))
+
+    return descend(features_of, init, img_feats, steps, lr, weight_decay, tuple(record_steps))
+
+
+def ovi(
+    model: Any,
+    txt_feats: Tensor,  # [B, D]
+    *,
+    num_patches: int = 1,
+    steps: int = 1000,
+    lr: float = 2e-2,
+    weight_decay: float = 0.01,
+    init: Tensor | None = None,  # [B, P, V]
+    record_steps: tuple[int, ...] = (),
+) -> Inversion:
+    """Visual inversion through ``model.encode_image``, all patches, autograd."""
+    visual = getattr(model, "visual", model)
+    if hasattr(model, "vision_model"):
+        patches, encode = model.vision_model.embeddings.patch_embedding, model.get_image_features
+        size = model.config.vision_config.image_size
+    elif hasattr(visual, "trunk"):
+        patches, encode, size = visual.trunk.patch_embed, model.encode_image, visual.image_size
+    else:
+        patches, encode = visual.conv1, model.encode_image
+        size = getattr(visual, "image_size", None) or visual.input_resolution
+    height, width = size if isinstance(size, tuple) else (size, size)
+    images = torch.zeros(len(txt_feats), 3, height, width).to(next(patches.parameters()))
+    if init is None:
+        channels = visual.trunk.embed_dim if hasattr(visual, "trunk") else patches.weight.shape[0]
+        init = torch.randn(len(txt_feats), num_patches, channels).to(txt_feats) * 0.02
+
+    def features_of(v: Tensor) -> Tensor:
+        def replace(out: Tensor) -> Tensor:  # [B, V, h, w], or [B, U, V] from timm
+            count = out.shape[1] if out.dim() == 3 else out.shape[2] * out.shape[3]
+            rows = F.interpolate(v.transpose(1, 2), size=count, mode="nearest").to(out.dtype)
+            return rows.transpose(1, 2) if out.dim() == 3 else rows.reshape(out.shape)
+
+        return _hooked(patches, replace, lambda: encode(images))
+
+    return descend(features_of, init, txt_feats, steps, lr, weight_decay, tuple(record_steps))
