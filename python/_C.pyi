@@ -200,6 +200,9 @@ class FrozenTower:
         grad_features: int,
         grad_tokens: int,
         workspace: int,
+        threads: int,
+    ) -> None: ...
+
 SEARCH_PAD: int
 
 def blend(
