@@ -85,7 +85,7 @@ def test_whole_set(benchmark, name: str, member: str) -> None:
 
     time_few(
         benchmark, function, group=f"retrieval_metrics/{name} {rows}x{WIDTH}/float32", member=member,
-        oracle=want, bound=SWAPS, flops=2.0 * rows * rows * WIDTH, rounds=5 if name == "CUB" else 3,
+        oracle=want, bound=SWAPS, flops=2.0 * rows * rows * WIDTH, rounds=5 if name == "CUB" else 2,
     )  # fmt: skip
 
 

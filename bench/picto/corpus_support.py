@@ -1,22 +1,22 @@
 """The whole training corpus as one support set for the `icons` evaluation set, beside zero-shot.
 
-`python bench/picto/corpus_support.py --work DIR [--out FILE]`: encodes every training drawing with the
-embedded CLIP (kept in DIR/features.npy), makes one SupportSet with a class for every distinct name, and
-classifies the test drawings of `icons`, whose styles no training drawing has. A concept's logit is the
-sum of its name's class. α and β of the blend are picked on the validation part.
+`python bench/picto/corpus_support.py --features FILE [--out FILE]`: FILE is what
+`bench/picto/evaluate.py --dump-train-features` wrote. One SupportSet of all training drawings, a class
+for every distinct name, classifies the test drawings of `icons`, whose styles no training drawing has. A
+concept's logit is the sum of its name's class. α and β of the blend are picked on the validation part.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
-from corpus import read_manifest
+from safetensors import safe_open
 from torch import Tensor
 
 import semobridge_ext as sb
@@ -27,22 +27,19 @@ ALPHAS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 
 @torch.inference_mode()
-def encode(model: torch.nn.Module, images: np.ndarray | Tensor) -> Tensor:  # [N, D] unit rows
+def encode(model: torch.nn.Module, images: Tensor) -> Tensor:  # [N, D] unit rows
     parts = []
     for i in range(0, len(images), 512):
-        batch = picto_transform(torch.as_tensor(images[i : i + 512]))
+        batch = picto_transform(images[i : i + 512])
         parts.append(model.encode_image(batch, normalize=True))
     return torch.cat(parts)
 
 
-def corpus_features(model: torch.nn.Module, work: Path) -> Tensor:
-    """[S, D] float16, encoded once and kept."""
-    kept = work / "features.npy"
-    if not kept.exists():
-        images, train = np.load(work / "images.npy", mmap_mode="r"), np.load(work / "train.npy")
-        parts = [encode(model, images[rows]).half() for rows in np.array_split(train, len(train) // 8192 + 1)]
-        np.save(kept, torch.cat(parts).numpy())
-    return torch.from_numpy(np.load(kept))
+def corpus_features(path: Path) -> tuple[Tensor, Tensor, list[str]]:
+    """Features [S, D] float16, labels [S] and names of the training drawings."""
+    with safe_open(path, framework="pt") as file:
+        names = json.loads(file.metadata()["names"])
+        return file.get_tensor("image_features"), file.get_tensor("labels").long(), names
 
 
 def median_ms(function: Callable[[], Tensor], rounds: int = 9) -> float:
@@ -70,13 +67,9 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     return float((logits.argmax(1) == labels).double().mean())
 
 
-def run(work: Path) -> list[str]:
+def run(path: Path) -> list[str]:
     model, _, tokenizer = sb.load_picto_clip()
-    rows = read_manifest(work)
-    texts = [rows[i]["text"] for i in np.load(work / "train.npy")]
-    names = sorted(set(texts))
-    index = {name: i for i, name in enumerate(names)}
-    keys, labels = corpus_features(model, work), torch.tensor([index[t] for t in texts])
+    keys, labels, names = corpus_features(path)
     support = sb.SupportSet(keys, labels, len(names))
 
     icons = sb.load_picto("icons")
@@ -123,10 +116,10 @@ def run(work: Path) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--features", type=Path, required=True)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    text = "\n".join(run(arguments.work)) + "\n"
+    text = "\n".join(run(arguments.features)) + "\n"
     print(text, end="")
     if arguments.out:
         arguments.out.write_text(text, encoding="utf-8")
