@@ -46,9 +46,9 @@ def measure(kind: str, n: int, s: int, dtype: str) -> str:
     classes = torch.randint(0, s, (n,)) if kind == "metrics" else labels
     support = None
     if kind == "mapped":
-        path = Path(tempfile.mkdtemp()) / "support"
-        sb.SupportSet(keys, labels, 1000).save(path)
-        support = sb.SupportSet.load(path)
+        with tempfile.TemporaryDirectory() as folder:  # the mapping outlives the name
+            sb.SupportSet(keys, labels, 1000).save(Path(folder) / "support")
+            support = sb.SupportSet.load(Path(folder) / "support")
         del keys
     before = of_status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the high-water mark starts here

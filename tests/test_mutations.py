@@ -91,8 +91,8 @@ MUTATIONS = {
     ),
     "input rows without their stride": (
         f"{KERNELS}/tile.h",
-        "(row0 + r) * x.row_stride * bytes;\n    for",
-        "(row0 + r) * x.cols * bytes;\n    for",
+        "row * x.row_stride * bytes;",
+        "row * x.cols * bytes;",
     ),
     "padding columns hold NaN": (
         f"{KERNELS}/project.cpp",

@@ -23,7 +23,23 @@ _BLOCK_SCORES = 1 << 24  # of the eager path: [block, G]
 
 
 class TopK(NamedTuple):
-    """Result of `topk`, best first."""
+    """Result of `topk`, best first.
+
+    Args:
+        scores: [N, k] inner products, descending.
+        indices: [N, k] int64 gallery rows; equal scores stand in order of index.
+
+    Returns:
+        A named tuple ``(scores, indices)``.
+
+    Raises:
+        Nothing: ``topk`` has checked its input.
+
+    Example:
+        >>> import torch, semobridge_ext as sb
+        >>> sb.topk(torch.eye(2), torch.eye(2), 1).indices.tolist()
+        [[0], [1]]
+    """
 
     scores: Tensor  # [N, k]
     indices: Tensor  # [N, k] int64
