@@ -74,6 +74,63 @@ def _hooked(module: nn.Module, replace: Callable[[Tensor], Tensor], call: Callab
     return getattr(out, "pooler_output", out)  # Hugging Face wraps it from version 5 on
 
 
+def text_features(
+    model: Any, *, tokenizer: Any = None, template: str = "a photo of {}", num_tokens: int = 1
+) -> tuple[Callable[[Tensor], Tensor], int]:
+    """v [B, R, T] -> features [B, D] through ``model.encode_text``, all positions; and T."""
+    from semobridge_ext.clip.template import default_tokenizer, template_ids
+
+    owner = getattr(model, "text", model)
+    if hasattr(model, "text_model"):  # Hugging Face
+        embedding, encode = model.text_model.embeddings.token_embedding, model.get_text_features
+        context = model.config.text_config.max_position_embeddings
+    else:
+        embedding, encode = owner.token_embedding, model.encode_text
+        context = owner.positional_embedding.shape[0]
+    tokenizer = tokenizer or default_tokenizer("reference.oti", embedding.num_embeddings)
+    ids, positions = template_ids("reference.oti", tokenizer, template, num_tokens, context)
+
+    def features_of(v: Tensor) -> Tensor:
+        def replace(rows: Tensor) -> Tensor:
+            rows = rows.clone()
+            rows[:, positions] = v.to(rows.dtype)
+            return rows
+
+        return _hooked(embedding, replace, lambda: encode(ids.to(v.device).expand(len(v), -1)))
+
+    return features_of, embedding.embedding_dim
+
+
+def image_features(model: Any) -> tuple[Callable[[Tensor], Tensor], int]:
+    """v [B, P, V] -> features [B, D] through ``model.encode_image``, all patches; and V."""
+    visual = getattr(model, "visual", model)
+    if hasattr(model, "vision_model"):
+        patches, encode = model.vision_model.embeddings.patch_embedding, model.get_image_features
+        size, width = model.config.vision_config.image_size, patches.weight.shape[0]
+    elif hasattr(visual, "trunk"):
+        patches, encode = visual.trunk.patch_embed, model.encode_image
+        size, width = visual.image_size, visual.trunk.embed_dim
+    else:
+        patches, encode = visual.conv1, model.encode_image
+        size, width = getattr(visual, "image_size", None) or visual.input_resolution, patches.weight.shape[0]
+    height, breadth = size if isinstance(size, tuple) else (size, size)
+
+    def features_of(v: Tensor) -> Tensor:
+        def replace(out: Tensor) -> Tensor:  # [B, V, h, w], or [B, U, V] from timm
+            count = out.shape[1] if out.dim() == 3 else out.shape[2] * out.shape[3]
+            rows = F.interpolate(v.transpose(1, 2), size=count, mode="nearest").to(out.dtype)
+            return rows.transpose(1, 2) if out.dim() == 3 else rows.reshape(out.shape)
+
+        images = torch.zeros(len(v), 3, height, breadth).to(next(patches.parameters()))
+        return _hooked(patches, replace, lambda: encode(images))
+
+    return features_of, width
+
+
+def _start(init: Tensor | None, feats: Tensor, vectors: int, width: int) -> Tensor:
+    return torch.randn(len(feats), vectors, width).to(feats) * 0.02 if init is None else init
+
+
 def oti(
     model: Any,
     img_feats: Tensor,  # [B, D]
@@ -88,30 +145,8 @@ def oti(
     record_steps: tuple[int, ...] = (),
 ) -> Inversion:
     """Textual inversion through ``model.encode_text``, all positions, autograd."""
-    from semobridge_ext.clip.template import default_tokenizer, template_ids
-
-    owner = getattr(model, "text", model)
-    hugging_face = hasattr(model, "text_model")
-    embedding = model.text_model.embeddings.token_embedding if hugging_face else owner.token_embedding
-    encode = model.get_text_features if hugging_face else model.encode_text
-    if hugging_face:
-        context = model.config.text_config.max_position_embeddings
-    else:
-        context = owner.positional_embedding.shape[0]
-    tokenizer = tokenizer or default_tokenizer("reference.oti", embedding.num_embeddings)
-    ids, positions = template_ids("reference.oti", tokenizer, template, num_tokens, context)
-    ids = ids.to(img_feats.device).expand(len(img_feats), -1)
-    if init is None:
-        init = torch.randn(len(img_feats), num_tokens, embedding.embedding_dim).to(img_feats) * 0.02
-
-    def features_of(v: Tensor) -> Tensor:
-        def replace(rows: Tensor) -> Tensor:
-            rows = rows.clone()
-            rows[:, positions] = v.to(rows.dtype)
-            return rows
-
-        return _hooked(embedding, replace, lambda: encode(ids))
-
+    features_of, width = text_features(model, tokenizer=tokenizer, template=template, num_tokens=num_tokens)
+    init = _start(init, img_feats, num_tokens, width)
     return descend(features_of, init, img_feats, steps, lr, weight_decay, tuple(record_steps))
 
 
@@ -127,27 +162,6 @@ def ovi(
     record_steps: tuple[int, ...] = (),
 ) -> Inversion:
     """Visual inversion through ``model.encode_image``, all patches, autograd."""
-    visual = getattr(model, "visual", model)
-    if hasattr(model, "vision_model"):
-        patches, encode = model.vision_model.embeddings.patch_embedding, model.get_image_features
-        size = model.config.vision_config.image_size
-    elif hasattr(visual, "trunk"):
-        patches, encode, size = visual.trunk.patch_embed, model.encode_image, visual.image_size
-    else:
-        patches, encode = visual.conv1, model.encode_image
-        size = getattr(visual, "image_size", None) or visual.input_resolution
-    height, width = size if isinstance(size, tuple) else (size, size)
-    images = torch.zeros(len(txt_feats), 3, height, width).to(next(patches.parameters()))
-    if init is None:
-        channels = visual.trunk.embed_dim if hasattr(visual, "trunk") else patches.weight.shape[0]
-        init = torch.randn(len(txt_feats), num_patches, channels).to(txt_feats) * 0.02
-
-    def features_of(v: Tensor) -> Tensor:
-        def replace(out: Tensor) -> Tensor:  # [B, V, h, w], or [B, U, V] from timm
-            count = out.shape[1] if out.dim() == 3 else out.shape[2] * out.shape[3]
-            rows = F.interpolate(v.transpose(1, 2), size=count, mode="nearest").to(out.dtype)
-            return rows.transpose(1, 2) if out.dim() == 3 else rows.reshape(out.shape)
-
-        return _hooked(patches, replace, lambda: encode(images))
-
+    features_of, width = image_features(model)
+    init = _start(init, txt_feats, num_patches, width)
     return descend(features_of, init, txt_feats, steps, lr, weight_decay, tuple(record_steps))
