@@ -173,8 +173,13 @@ def test_lossless_half_is_chosen() -> None:
     assert PackedTower(random_tower(F64)).stored is F64
 
 
-def test_learned_context_with_constants_of_its_own() -> None:
-    """CoOp's shape: one context for all classes, class words behind it; gradients add up over classes."""
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_learned_context_with_constants_of_its_own(threads: int) -> None:
+    """CoOp's shape: one context for all classes, class words behind it; gradients add up over classes.
+
+    Several threads cut the classes into blocks, and each block must find its own classes' words.
+    """
+    torch.set_num_threads(threads)
     tower = random_tower()
     generator = torch.Generator().manual_seed(14)
     base = torch.randn(7, 5, tower.width, generator=generator, dtype=F64)  # [L, classes, T]

@@ -107,7 +107,7 @@ void adamw(const Block<T>& block, const Samples<T>& io, int64_t step) {
 template <class T>
 void run_block(const FrozenTower& tower, const InvertArgs& a, int64_t first, int64_t samples,
                T* memory, Team team) {
-  Block<T> block(tower, samples, memory, team);
+  Block<T> block(tower, first, samples, memory, team);
   const Samples<T> io{tower, a, first};
   const int64_t token_width = tower.vectors * tower.width, d = tower.features;
   T* tokens = io.rows(a.tokens, token_width);

@@ -41,8 +41,14 @@ struct Layer {
 template <class T>
 class Block {
  public:
-  Block(const FrozenTower& tower, int64_t samples, T* memory, Team team)
-      : t_(tower), b_(layout_block(tower, samples)), samples_(samples), at_(memory), team_(team) {
+  // Samples [first, first + samples) of the batch; every other index here counts from `first`.
+  Block(const FrozenTower& tower, int64_t first, int64_t samples, T* memory, Team team)
+      : t_(tower),
+        b_(layout_block(tower, samples)),
+        first_(first),
+        samples_(samples),
+        at_(memory),
+        team_(team) {
     // The first layer's keys and values of constant rows are kept, unless it is also the last one,
     // whose queries are of slot 0 only.
     keep_ = tower.layers > 1;
@@ -100,7 +106,7 @@ class Block {
 
   const FrozenTower& t_;
   BlockLayout b_;
-  int64_t samples_;
+  int64_t first_, samples_;
   T* at_;
   Team team_;
   bool keep_;
@@ -185,7 +191,8 @@ void Block<T>::set_slot(int64_t s, int64_t slot, const T* tokens) {
   const int64_t row = slot * samples_ + s;
   T* x0 = at_ + b_.x_in + row * b_.width;
   T* raw = pre ? at_ + b_.raw + row * b_.width : x0;
-  const T* base = typed(t_.base) + slot * t_.base_slot_stride + s * t_.base_sample_stride;
+  const T* base =
+      typed(t_.base) + slot * t_.base_slot_stride + (first_ + s) * t_.base_sample_stride;
   const int32_t source = t_.source[slot];
   const T* v = source < 0 || tokens == nullptr ? nullptr : tokens + source * t_.width;
   for (int64_t i = 0; i < t_.width; ++i) raw[i] = v == nullptr ? base[i] : base[i] + v[i];
