@@ -178,8 +178,8 @@ def run_chunk(
         part = recorded.new_empty(records, len(active), engine.dim)
         start = time.perf_counter()
         slice_losses = engine.descend(
-            now[0], now[1], now[2], f, step, end, grad_scale=grad_scale, lr=settings.lr, weight_decay=settings.weight_decay,
-            record_steps=settings.record_steps, recorded=part,
+            now[0], now[1], now[2], f, step, end, grad_scale=grad_scale, lr=settings.lr,
+            weight_decay=settings.weight_decay, record_steps=settings.record_steps, recorded=part,
         )  # fmt: skip
         seconds = (time.perf_counter() - start) / (end - step)
         stride = max(1, min(64, int(_SLICE_SECONDS / max(seconds, 1e-6))))

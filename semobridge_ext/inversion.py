@@ -193,11 +193,14 @@ def oti(
         img_feats: [B, D] image features, any length (normalised here), any float dtype.
         tokenizer: the model's; CLIP's own where the vocabulary is CLIP's.
         template: holds ``{}`` once; ``num_tokens`` pseudo-words take its place.
-        init: start values; default N(0, 0.02²) from ``generator``.
+        steps, lr, weight_decay: of AdamW (betas 0.9 and 0.999, eps 1e-8); the paper's by default.
+        init: [B, R, T] or [R, T] start values; default N(0, 0.02²) from ``generator``.
+        generator: of the start values; None takes torch's global one.
         record_steps: also keep the features after these many steps (the best step comes early).
         batch_size: samples a chunk (256). It does not change the result: samples do not meet, and the
             1/B of the mean is that of the whole batch.
-        patience: a sample stops once its loss has not fallen by ``min_delta`` for this many steps,
+        progress: a bar on stderr, counting sample-steps.
+        patience, min_delta: a sample stops once its loss has not fallen by ``min_delta`` for this many steps,
             looked at every 10 steps, and leaves the batch.
         weights: dtype in which the packed weights are read. None is exact: float32, or float16 where
             the weights are float16 numbers anyway. torch.bfloat16 halves the reading for a rounding of
@@ -270,6 +273,7 @@ def ovi(
         model: open_clip model with a ``VisionTransformer`` or a timm trunk (SigLIP), OpenAI ``clip``
             with a ViT, Hugging Face ``CLIPModel``. ResNets are refused.
         txt_feats: [B, D] text features, any length, any float dtype.
+        steps, lr, weight_decay: of AdamW, as in :func:`oti`.
         num_patches: P; the paper uses 1 (B/32), 2 (OpenCLIP L/14), 4 (CLIP L/14, SigLIP B/16).
         init, generator, record_steps, batch_size, progress, patience, min_delta, weights, out: as in
             :func:`oti`.

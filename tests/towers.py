@@ -43,7 +43,8 @@ def _scatter(model: nn.Module) -> nn.Module:
 
 def open_clip_model(*, text: dict | None = None, vision: dict | None = None, **options: Any) -> nn.Module:
     torch.manual_seed(1)
-    return _scatter(open_clip.CLIP(D, {**_VISION, **(vision or {})}, {**TEXT_CONFIG, **(text or {})}, **options))
+    vision, text = {**_VISION, **(vision or {})}, {**TEXT_CONFIG, **(text or {})}
+    return _scatter(open_clip.CLIP(D, vision, text, **options))
 
 
 def custom_text_model(text: dict) -> nn.Module:

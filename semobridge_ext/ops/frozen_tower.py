@@ -41,7 +41,19 @@ class PackedTower:
             loses nothing (half the bytes to read, the same numbers); else float32. bfloat16 and
             float16 round, which changes results by their precision.
 
+    Raises:
+        ValueError: from the first step that runs, where a matrix does not fit its layer.
+
     Memory: two copies of every matrix in ``weights``.
+
+    Example:
+        >>> import open_clip
+        >>> from semobridge_ext import clip, ops
+        >>> vision = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16}
+        >>> text = {"context_length": 12, "width": 32, "heads": 2, "layers": 2}
+        >>> tower, _ = clip.text_tower(open_clip.CLIP(16, vision, text), "a photo of {}")
+        >>> ops.PackedTower(tower).stored
+        torch.float32
     """
 
     def __init__(self, tower: Tower, weights: torch.dtype | None = None) -> None:
@@ -105,6 +117,11 @@ class FrozenTower:
     Args:
         packed: the weights; several templates may share them.
         rows: what is learned and what stands around it.
+
+    Raises:
+        ValueError: no position is learned, or a causal tower's pooled position sees none.
+
+    Memory: scratch for at most 112 rows of a step a thread, grown on the first call and kept.
 
     Example:
         >>> import torch, open_clip

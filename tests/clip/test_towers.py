@@ -61,8 +61,6 @@ def test_nearest_patches() -> None:
     assert rows.source == (-1, *want.flatten().long().tolist()) and rows.pool == 0
 
 
-
-
 def _masked() -> nn.Module:
     model = TEXT_MODELS["open_clip"]()
     model.attn_mask[0, 1] = 0
@@ -112,7 +110,10 @@ def test_pooling_before_the_placeholder_is_refused() -> None:
 
 REFUSED_VISION = {
     "no CLIP": (lambda: nn.Linear(2, 2), "Linear"),
-    "ResNet": (lambda: towers.open_clip_model(vision={"layers": (1, 1, 1, 1), "width": 16}), "ModifiedResNet"),
+    "ResNet": (
+        lambda: towers.open_clip_model(vision={"layers": (1, 1, 1, 1), "width": 16}),
+        "ModifiedResNet",
+    ),
     "mean pooling": (lambda: towers.open_clip_model(vision={"pool_type": "avg"}), "pooling 'avg'"),
     "attentional": (lambda: towers.open_clip_model(vision={"attentional_pool": True}), "attentional pooler"),
 }
