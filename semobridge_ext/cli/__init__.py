@@ -66,7 +66,7 @@ def _check_command(argv: Sequence[str]) -> str | None:
     if word is None or word in COMMANDS:
         return word
     near = difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.4)
-    hint = f"did you mean 'semobridge-ext {near[0]}'?" if near else f"try {' or '.join(COMMANDS)}"
+    hint = f"did you mean 'semobridge-ext {near[0]}'?" if near else f"try one of {', '.join(COMMANDS)}"
     raise UsageError(f"unknown command '{word}'; {hint}")
 
 
