@@ -111,7 +111,7 @@ def bare_products(p: Problem):
 
 @pytest.mark.parametrize("member", MEMBERS)
 @pytest.mark.parametrize("size", SIZES, ids=lambda s: f"C={s[0]},K={s[1]}")
-def bench_step(timed, size: tuple[int, int], member: str) -> None:
+def test_step(timed, size: tuple[int, int], member: str) -> None:
     p, (n, c) = problem(*size), (size[0] * size[1], size[0])
     flops = 2.0 * n * WIDTH * (3 * WIDTH + 4 * c)
     make = {"eager": eager_step, "native": native_step, "mm": bare_products}[member]

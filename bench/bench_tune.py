@@ -95,7 +95,7 @@ def trials() -> list[BlendParams]:
 
 @pytest.mark.parametrize("member", MEMBERS)
 @pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}x{s[1]}")
-def bench_trial(timed, size: tuple[int, int], member: str) -> None:
+def test_trial(timed, size: tuple[int, int], member: str) -> None:
     run = {
         "eager": lambda: eager_trial(size),
         "column scale": lambda: scaled_trial(size),
@@ -112,7 +112,7 @@ def bench_trial(timed, size: tuple[int, int], member: str) -> None:
 
 @pytest.mark.parametrize("member", SEARCHES)
 @pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}x{s[1]}")
-def bench_search(timed, size: tuple[int, int], member: str) -> None:
+def test_search(timed, size: tuple[int, int], member: str) -> None:
     def at_once() -> Tensor:
         return torch.tensor([objective(*size).correct(trials())[:1]], dtype=torch.float64)
 
