@@ -199,6 +199,7 @@ def test_early_stopping_leaves_the_others_alone() -> None:
 def test_ctrl_c_returns_what_is_done() -> None:
     model, f = TEXT_MODELS["open_clip"](), towers.targets(600, towers.D, F32)
     init = towers.start(600, 1, TEXT, F32)
+    before = signal.getsignal(signal.SIGINT)
     timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     try:
@@ -210,7 +211,7 @@ def test_ctrl_c_returns_what_is_done() -> None:
     assert 0 < steps < 100_000 and len(inv.features) == len(inv.tokens) == len(inv.steps_done)
     short = sb.oti(model, f, init=init, steps=5, batch_size=100)
     assert_same_bits(inv.recorded[5][:100], short.features[:100])
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def forgetful(texts: list[str], context_length: int) -> torch.Tensor:

@@ -45,11 +45,11 @@ def features(
                 ) from error
         if array.dtype.kind != "f" or array.dtype.itemsize > 8:
             array = array.astype(np.float64)
-        value = torch.from_numpy(
-            np.ascontiguousarray(array)
-            if array.dtype.isnative
-            else array.astype(array.dtype.newbyteorder("="))
-        )
+        array = np.ascontiguousarray(array)
+        if not array.dtype.isnative:
+            array = array.astype(array.dtype.newbyteorder("="))
+        # Torch warns of every read-only array (a memory map, for one), though nothing here writes.
+        value = torch.from_numpy(array if array.flags.writeable else array.copy())
     x = _errors.check_float_tensor(function, argument, value).detach()
     if x.dim() != 2:
         remedy = "Reshape your data: one row per image, encode_image(...).flatten(1)"
