@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _errors, reference
-from semobridge_ext._backend import _C, DTYPE_CODES, resolve
+from semobridge_ext._backend import _C, resolve
+from semobridge_ext.ops.cuda_views import place, row_view, view
 from semobridge_ext.ops.projection import Projection, compute_dtype
 
 _NAME = "project_normalize"
@@ -53,14 +54,7 @@ def _normalize_rows_cuda(
 ) -> Tensor:
     """The epilogue kernel behind cuBLAS's product, on the current stream."""
     y = torch.empty_like(n, dtype=x.dtype)
-    if bias is not None:
-        bias = bias.contiguous()
-    _C.normalize_rows_cuda(
-        n.data_ptr(), DTYPE_CODES[n.dtype], *n.shape, n.stride(0),
-        0 if bias is None else bias.data_ptr(), 0 if bias is None or bias.dim() == 1 else bias.stride(0),
-        normalize, scale, y.data_ptr(), DTYPE_CODES[y.dtype], y.stride(0), norms.data_ptr(),
-        n.device.index or 0, torch.cuda.current_stream(n.device).cuda_stream,
-    )  # fmt: skip
+    _C.normalize_rows_cuda(view(n), row_view(bias), normalize, scale, view(y), norms.data_ptr(), *place(n))
     return y
 
 
