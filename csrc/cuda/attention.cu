@@ -12,6 +12,9 @@ namespace {
 
 constexpr char kOp[] = "few_attention";
 constexpr int kWarpsPerBlock = 4;
+// Per multiprocessor: room for 64 and 80 registers, so that none spill.
+constexpr int kBlocks = 8;
+constexpr int kGradBlocks = 6;
 
 // Where one sample's head finds its rows; columns of other heads are `column` away.
 template <class T>
@@ -85,7 +88,7 @@ __device__ __forceinline__ void add_row(float scale, const T* row, int64_t width
 }
 
 template <class T, int kOwn>
-__global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
+__global__ void __launch_bounds__(kWarp* kWarpsPerBlock, kBlocks)
     attention_fwd_kernel(const AttentionParams<T> a, T* __restrict__ o) {
   const int lane = threadIdx.x % kWarp;
   const int64_t sample = blockIdx.x / a.heads, h = blockIdx.x % a.heads;
@@ -122,7 +125,7 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
 }
 
 template <class T, int kOwn>
-__global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
+__global__ void __launch_bounds__(kWarp* kWarpsPerBlock, kGradBlocks)
     attention_bwd_kernel(const AttentionParams<T> a, const T* __restrict__ grad_o, float* ds,
                          T* __restrict__ grad_qkv) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
@@ -134,6 +137,7 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
   ds += static_cast<int64_t>(blockIdx.x) * a.queries * a.keys;
   T* grad = grad_qkv + sample * a.qkv_stride + h * a.width;
 
+#pragma unroll 1
   for (int64_t i = warp; i < a.slots; i += kWarpsPerBlock) {
     float grad_q[kOwn] = {};
     if (i < a.queries) {
@@ -143,6 +147,7 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
       float* ds_row = ds + i * a.keys;
       float upstream[kOwn], mean = 0;
       load_row(grad_o + (i * a.samples + sample) * a.o_stride + h * a.width, a.width, upstream);
+#pragma unroll 2
       for (int64_t j = 0; j < keys; ++j) {
         const float dp = dot_row(upstream, head.entry(2, list, j), a.width);
         mean += p_row[j] * dp;
@@ -153,6 +158,7 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
         ds_row[j] = p_row[j] * (ds_row[j] - mean) * scale;
       }
       __syncwarp();
+#pragma unroll 2
       for (int64_t j = 0; j < keys; ++j) {
         add_row(ds_row[j], head.entry(1, list, j), a.width, grad_q);
       }
@@ -160,10 +166,13 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
     store_row(grad_q, a.width, grad + i * head.slot_stride);
   }
   __syncthreads();  // the slots' sums run over the queries of all warps
+#pragma unroll 1
   for (int64_t s = warp; s < a.slots; s += kWarpsPerBlock) {
     float grad_k[kOwn] = {}, grad_v[kOwn] = {};
+#pragma unroll 1
     for (int64_t i = 0; i < a.queries; ++i) {
       const int32_t first = a.visible_begin[i], last = a.visible_begin[i + 1];
+#pragma unroll 1
       for (int32_t at = first; at < last; ++at) {
         if (a.visible[at] != s) continue;
         const int64_t j = i * a.keys + a.prefix_rows + at - first;

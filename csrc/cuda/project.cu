@@ -12,9 +12,10 @@ namespace {
 constexpr char kOp[] = "project";
 constexpr int kRows = static_cast<int>(kProjectRows);
 constexpr int kWarpsPerBlock = 4;  // 128 blocks at 512 columns: about one per multiprocessor
+constexpr int kBlocks = 8;         // per multiprocessor: room for 64 registers, so that none spill
 
 template <class X, class W, int kStep>
-__global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
+__global__ void __launch_bounds__(kWarp* kWarpsPerBlock, kBlocks)
     project_fwd_kernel(const X* __restrict__ x, int64_t x_stride, const W* __restrict__ matrix,
                        int64_t matrix_stride, const float* __restrict__ bias, int64_t bias_stride,
                        bool normalize, float scale, X* __restrict__ out, int64_t out_stride,

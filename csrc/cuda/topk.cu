@@ -26,8 +26,8 @@ __device__ __forceinline__ bool beats(float a, uint32_t row, float b, uint32_t o
 
 template <int kRegs>
 struct BestList {
-  float score[kRegs];
-  uint32_t row[kRegs];
+  float score[kRegs], worst;
+  uint32_t row[kRegs], worst_row;
 
   __device__ __forceinline__ void clear() {
 #pragma unroll
@@ -35,6 +35,8 @@ struct BestList {
       score[i] = -INFINITY;
       row[i] = kNoRow;
     }
+    worst = -INFINITY;
+    worst_row = kNoRow;
   }
 
   // All lanes pass the same entry.
@@ -55,39 +57,37 @@ struct BestList {
       } else {
         first = lane == 0;
       }
-      if (beats(score[i], row[i], s, r)) continue;
+      const bool stays = beats(score[i], row[i], s, r);
       const bool moved = !first && !beats(before, before_row, s, r);
-      score[i] = moved ? before : s;
-      row[i] = moved ? before_row : r;
+      score[i] = stays ? score[i] : moved ? before : s;
+      row[i] = stays ? row[i] : moved ? before_row : r;
     }
   }
 
-  // The entry at position `at`, in every lane.
-  __device__ __forceinline__ void entry(int at, float* s, uint32_t* r) const {
-    float found = score[0];
-    uint32_t found_row = row[0];
+  // Brings the k-th entry to every lane. Selected after the shuffles: a choice between registers
+  // by a run-time index would put the list into local memory.
+  __device__ __forceinline__ void find_worst(int k) {
 #pragma unroll
-    for (int i = 1; i < kRegs; ++i) {
-      found = at / kWarp == i ? score[i] : found;
-      found_row = at / kWarp == i ? row[i] : found_row;
+    for (int i = 0; i < kRegs; ++i) {
+      const float s = __shfl_sync(kAllLanes, score[i], (k - 1) % kWarp);
+      const uint32_t r = __shfl_sync(kAllLanes, row[i], (k - 1) % kWarp);
+      if ((k - 1) / kWarp != i) continue;
+      worst = s;
+      worst_row = r;
     }
-    *s = __shfl_sync(kAllLanes, found, at % kWarp);
-    *r = __shfl_sync(kAllLanes, found_row, at % kWarp);
   }
 };
 
 // Offers one entry per lane; lanes without one pass kNoRow.
 template <int kRegs>
 __device__ __forceinline__ void offer(BestList<kRegs>& list, int k, float s, uint32_t r) {
-  float worst;
-  uint32_t worst_row;
-  list.entry(k - 1, &worst, &worst_row);
-  unsigned pass = __ballot_sync(kAllLanes, r != kNoRow && beats(s, r, worst, worst_row));
-  while (pass != 0) {
+  unsigned pass = __ballot_sync(kAllLanes, r != kNoRow && beats(s, r, list.worst, list.worst_row));
+  if (pass == 0) return;
+  for (; pass != 0; pass &= pass - 1) {
     const int from = __ffs(static_cast<int>(pass)) - 1;
     list.insert(__shfl_sync(kAllLanes, s, from), __shfl_sync(kAllLanes, r, from));
-    pass &= pass - 1;
   }
+  list.find_worst(k);
 }
 
 template <int kRegs>
@@ -108,6 +108,7 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
     list.score[i] = best[task * k + at];
     list.row[i] = rows[task * k + at];
   }
+  list.find_worst(k);
   const int64_t excluded = exclude == nullptr ? -1 : exclude[row];
   // Ranges of whole groups of 32 scores, so that a group never belongs to two warps.
   const int64_t groups = (cols + kWarp - 1) / kWarp;

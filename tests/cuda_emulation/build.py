@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -29,23 +28,23 @@ SANITIZE = ("-fsanitize=address,alignment", "-fno-sanitize-recover=all", "-fno-o
 class Emulation:
     """Objects and module of one set of flags."""
 
-    def __init__(self, folder: Path, *flags: str, csrc: Path = ROOT / "csrc") -> None:
+    def __init__(self, folder: Path, *flags: str) -> None:
         need_source()
         self.compiler = need("g++", "compile the CUDA kernels for the host")
         self.pybind11 = pytest.importorskip("pybind11", reason="pybind11 is needed for the emulated module")
-        self.folder, self.flags, self.csrc = folder, flags, csrc
+        self.folder, self.flags = folder, flags
         self.module = folder / f"cuda_emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
         folder.mkdir(parents=True, exist_ok=True)
 
     def sources(self) -> list[Path]:
-        kernels = sorted((self.csrc / "cuda").glob("*.cu"))
+        kernels = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
         assert len(kernels) >= 8
         own = [HERE / "emulation.cpp", HERE / "module.cpp", HERE / "selftest.cu"]
         return [*kernels, *own, ROOT / "python" / "bind_cuda.cpp"]
 
     def compile(self, source: Path, target: Path | None = None, strict: bool = False) -> Path:
         target = target or self.folder / f"{source.stem}.o"
-        include = [self.csrc / "include", self.csrc / "cuda", ROOT / "python", HERE / "include",
+        include = [ROOT / "csrc" / "include", ROOT / "csrc" / "cuda", ROOT / "python", HERE / "include",
                    self.pybind11.get_include(), sysconfig.get_path("include")]  # fmt: skip
         done = run(
             self.compiler, *FLAGS, *self.flags, *(["-Werror"] if strict else []),
@@ -81,9 +80,3 @@ def run_cases(
 def report_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def copy_csrc(target: Path) -> Path:
-    shutil.copytree(ROOT / "csrc" / "cuda", target / "cuda")
-    shutil.copytree(ROOT / "csrc" / "include", target / "include")
-    return target

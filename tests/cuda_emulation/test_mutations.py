@@ -5,11 +5,13 @@ Each mutation replaces one exact piece of source text, which must exist once.
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.cuda_emulation.build import Emulation, copy_csrc, run_cases
+from tests.cuda_emulation.build import Emulation, run_cases
+from tests.source_tree import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -245,38 +247,51 @@ MUTATIONS = {
     ),
     "topk: shuffle in a divergent branch": (
         "topk.cu",
-        "if (beats(score[i], row[i], s, r)) continue;",
-        "if (beats(score[i], row[i], s, r)) return;",
+        "const bool stays = beats(score[i], row[i], s, r);",
+        "const bool stays = beats(score[i], row[i], s, r);\n      if (stays) return;",
         "topk",
         "ascending",
     ),
 }
 
 
+CSRC = ROOT / "csrc" / "cuda"
+
+
+def verdict(name: str, emulation: Emulation, folder: Path) -> tuple[int, str]:
+    """Exit status and last word of the case's run with this one piece of source broken."""
+    file, text, replacement, case, order = MUTATIONS[name]
+    original = (CSRC / file).read_text()
+    assert original.count(text) == 1, f"{file} holds {original.count(text)} times: {text!r}"
+    # A header is compiled with the kernel whose case runs; a file finds headers beside it first.
+    stem = {"cosine_loss": "descend", "adamw": "descend"}.get(case, case)
+    folder.mkdir()
+    for header in CSRC.glob("*.cuh"):
+        (folder / header.name).write_text(header.read_text())
+    (folder / f"{stem}.cu").write_text((CSRC / f"{stem}.cu").read_text())
+    (folder / file).write_text(original.replace(text, replacement))
+    broken = emulation.compile(folder / f"{stem}.cu", folder / f"{stem}.o")
+    objects = [broken if o.stem == stem else o for o in emulation.objects]
+    done = run_cases(emulation.link(objects, folder / emulation.module.name), order, case, timeout=120)
+    return done.returncode, (done.stderr.strip().splitlines() or ["crash"])[-1]
+
+
 @pytest.fixture(scope="module")
-def tree(emulation: Emulation, tmp_path_factory: pytest.TempPathFactory) -> Emulation:
-    """A copy of the sources that takes the unbroken objects over."""
+def verdicts(
+    emulation: Emulation, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> dict[str, Future[tuple[int, str]]]:
+    """All that were asked for, two at a time."""
     folder = tmp_path_factory.mktemp("mutated")
-    copy = Emulation(folder / "build", csrc=copy_csrc(folder / "csrc"))
-    copy.objects = emulation.objects
-    return copy
+    asked = [item.callspec.params["name"] for item in request.session.items if item.fspath == request.fspath]
+    pool = ThreadPoolExecutor(2)
+    request.addfinalizer(pool.shutdown)
+    return {
+        name: pool.submit(verdict, name, emulation, folder / str(number)) for number, name in enumerate(asked)
+    }
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
-def test_mutation_is_caught(name: str, tree: Emulation, emulation: Emulation):
-    file, text, replacement, case, order = MUTATIONS[name]
-    path: Path = tree.csrc / "cuda" / file
-    original = path.read_text()
-    assert original.count(text) == 1, f"{file} holds {original.count(text)} times: {text!r}"
-    # A header is compiled with the kernel whose case runs.
-    stem = {"cosine_loss": "descend", "adamw": "descend"}.get(case, case)
-    try:
-        path.write_text(original.replace(text, replacement))
-        broken = tree.compile(tree.csrc / "cuda" / f"{stem}.cu")
-        objects = [broken if o.stem == stem else o for o in tree.objects]
-        done = run_cases(tree.link(objects, tree.module), order, case, timeout=120)
-        assert done.returncode != 0, "the kernel is broken and the run is green"
-        told = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "crash"
-        print(f"  {name}: {told[:120]}")
-    finally:
-        path.write_text(original)
+def test_mutation_is_caught(name: str, verdicts: dict[str, Future[tuple[int, str]]]):
+    status, told = verdicts[name].result()
+    assert status != 0, "the kernel is broken and the run is green"
+    print(f"  {name}: {told[:120]}")
