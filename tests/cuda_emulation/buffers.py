@@ -17,6 +17,11 @@ _GUARD = 0 if SANITIZED else 64  # bytes on both sides
 _CANARY = 0xA5
 
 
+def allocate(size: int) -> np.ndarray:
+    """Bytes that the kernels can reach; bench/gpu_check.py puts memory of a GPU's host in its place."""
+    return np.empty(size, np.uint8)
+
+
 def to_bits(values: np.ndarray, dtype: int) -> np.ndarray:
     """Float64 values rounded to nearest even, as raw words."""
     if dtype == FLOAT:
@@ -53,11 +58,13 @@ class Matrix:
         size = 4 if dtype == FLOAT else 2
         word = np.uint32 if dtype == FLOAT else np.uint16
         length = (max(rows, 1) - 1) * self.stride + cols  # no gap behind the last row
-        self._block = np.full(2 * _GUARD + (shift + length) * size, _CANARY, np.uint8)
-        if self._block.ctypes.data % 16 and self._block.size:
-            wider = np.full(self._block.size + 16, _CANARY, np.uint8)
+        total = 2 * _GUARD + (shift + length) * size
+        self._block = allocate(total)
+        if self._block.ctypes.data % 16 and total:
+            wider = allocate(total + 16)
             begin = -wider.ctypes.data % 16
-            self._block = wider[begin : begin + self._block.size]
+            self._block = wider[begin : begin + total]
+        self._block[...] = _CANARY
         self._begin = _GUARD + shift * size
         inner = self._block[self._begin : self._begin + length * size].view(word)
         self._words = np.lib.stride_tricks.as_strided(
@@ -94,4 +101,7 @@ NOTHING = (0, 0, 0, 0, 0)
 
 def plain(values, dtype) -> np.ndarray:
     """A contiguous array of its own; under AddressSanitizer its ends are guarded by the allocator."""
-    return np.array(values, dtype=dtype, order="C", copy=True)
+    values = np.ascontiguousarray(values, dtype)
+    copy = allocate(values.nbytes).view(dtype).reshape(values.shape)
+    copy[...] = values
+    return copy
