@@ -15,10 +15,9 @@ def view(matrix: Tensor) -> View:  # [N, M], unit column stride
 
 
 def row_view(bias: Tensor | None) -> View:
-    """[M] for every row, [N, M], or none."""
+    """[M] for every row, [N, M], or none; contiguous: a copy made here would not outlive the view."""
     if bias is None:
         return (0, 0, 0, 0, 0)
-    bias = bias if bias.stride(-1) == 1 else bias.contiguous()
     return view(bias) if bias.dim() == 2 else (bias.data_ptr(), DTYPE_CODES[bias.dtype], 1, *bias.shape, 0)
 
 

@@ -33,7 +33,7 @@ def _project_normalize(
     compute = compute_dtype(x.dtype)
     if bias is not None:
         bias = bias.to(compute)
-    if resolve(_NAME, x.device) == "eager":
+    if resolve(_NAME, x.device, cuda=True) == "eager":
         with torch.autocast(x.device.type, enabled=False):
             n = reference.project_normalize(x.to(compute), matrix.to(compute), bias=bias, normalize=False)
             norms = torch.linalg.vector_norm(n, dim=-1)
@@ -54,6 +54,8 @@ def _normalize_rows_cuda(
 ) -> Tensor:
     """The epilogue kernel behind cuBLAS's product, on the current stream."""
     y = torch.empty_like(n, dtype=x.dtype)
+    if bias is not None:
+        bias = bias.contiguous()
     _C.normalize_rows_cuda(view(n), row_view(bias), normalize, scale, view(y), norms.data_ptr(), *place(n))
     return y
 
