@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc python -type f 2>/dev/null)
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test bench gpu-check lint clean
 
 demo: $(VENV)/.demo  ## the embedded CLIP, bridged, on real drawings: a table and demo.png
 	$(BIN)/semobridge-ext demo --out demo.png
@@ -18,6 +18,11 @@ bench: $(VENV)/.test  ## the benchmarks and their table; run on a quiet machine
 	mkdir -p bench/results
 	$(BIN)/python -m pytest bench --benchmark-json=bench/results/bench.json
 	$(BIN)/python bench/report.py bench/results/bench.json --out bench/results/bench.md
+
+gpu-check: | $(BIN)/python  ## with a GPU and nvcc: builds for it, runs every kernel for real, compares, times
+	SEMOBRIDGE_CUDA=on $(PIP) install --quiet --editable ".[plots,search,test]"
+	mkdir -p bench/results
+	$(BIN)/python bench/gpu_check.py --out bench/results/gpu_check.md
 
 lint: $(VENV)/.test  ## formatting, style, types
 	$(BIN)/ruff check .

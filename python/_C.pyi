@@ -10,23 +10,6 @@ def packed_elements(rows: int, cols: int) -> int: ...
 def pack_matrix(
     data: int, dtype: int, rows: int, cols: int, row_stride: int, compute: int, out: int
 ) -> None: ...
-def normalize_rows_cuda(
-    x: int,
-    dtype: int,
-    rows: int,
-    cols: int,
-    x_stride: int,
-    bias: int,
-    bias_stride: int,
-    normalize: bool,
-    scale: float,
-    out: int,
-    out_dtype: int,
-    out_stride: int,
-    norms: int,
-    device: int,
-    stream: int,
-) -> None: ...  # only in builds with CUDA
 
 class Projection:
     def __init__(
@@ -329,3 +312,152 @@ class ClassBatch:
         grad_tau: int,
         threads: int,
     ) -> None: ...
+
+# Only in builds with CUDA. A matrix crosses as (address, dtype, rows, columns, row stride).
+_View = tuple[int, int, int, int, int]
+TOPK_CUDA_MAX: int
+
+def normalize_rows_cuda(
+    x: _View, bias: _View, normalize: bool, scale: float, out: _View, norms: int, device: int, stream: int
+) -> None: ...
+def project_tickets(n: int) -> int: ...
+def project_cuda(
+    x: _View,
+    matrix: _View,
+    bias: _View,
+    normalize: bool,
+    scale: float,
+    out: _View,
+    norms: int,
+    raw: int,
+    tickets: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def layer_norm_cuda(
+    x: _View, weight: int, bias: int, eps: float, y: _View, mean: int, rstd: int, device: int, stream: int
+) -> None: ...
+def layer_norm_grad_cuda(
+    x: _View,
+    grad_y: _View,
+    weight: int,
+    mean: int,
+    rstd: int,
+    residual: _View,
+    grad_x: _View,
+    device: int,
+    stream: int,
+) -> None: ...
+def activate_cuda(
+    kind: int, x: _View, bias: int, y: _View, slope: _View, device: int, stream: int
+) -> None: ...
+def attention_cuda(
+    dtype: int,
+    samples: int,
+    heads: int,
+    width: int,
+    slots: int,
+    queries: int,
+    prefix: int,
+    qkv: int,
+    qkv_stride: int,
+    prefix_kv: int,
+    visible: int,
+    visible_begin: int,
+    keys: int,
+    p: int,
+    o: int,
+    o_stride: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def attention_grad_cuda(
+    dtype: int,
+    samples: int,
+    heads: int,
+    width: int,
+    slots: int,
+    queries: int,
+    prefix: int,
+    qkv: int,
+    qkv_stride: int,
+    prefix_kv: int,
+    visible: int,
+    visible_begin: int,
+    keys: int,
+    p: int,
+    grad_o: int,
+    o_stride: int,
+    ds: int,
+    grad_qkv: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def cosine_loss_cuda(
+    features: _View,
+    targets: _View,
+    grad_scale: float,
+    step: int,
+    step_now: int,
+    losses: int,
+    grad: _View,
+    unit: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def adamw_cuda(
+    samples: int,
+    vectors: int,
+    width: int,
+    slots: int,
+    source: int,
+    grad_x: _View,
+    tokens: int,
+    exp_avg: int,
+    exp_avg_sq: int,
+    rates: int,
+    corrections: int,
+    step_now: int,
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    base: int,
+    x: _View,
+    device: int,
+    stream: int,
+) -> None: ...
+def blend_cuda(
+    x: _View,
+    z: _View,
+    classes: int,
+    rank: int,
+    weights: int,
+    alpha: float,
+    beta: float,
+    gamma: float,
+    lambda1: float,
+    lambda2: float,
+    lambda3: float,
+    labels: int,
+    logits: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def topk_filter_cuda(
+    scores: _View,
+    first: int,
+    fresh: bool,
+    k: int,
+    splits: int,
+    exclude: int,
+    best: int,
+    rows: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def topk_merge_cuda(
+    n: int, k: int, splits: int, best: int, rows: int, scores: int, indices: int, device: int, stream: int
+) -> None: ...

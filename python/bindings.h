@@ -22,12 +22,12 @@ inline sb::ConstMatrix matrix_of(uintptr_t data, int dtype, int64_t rows, int64_
 inline const int64_t* indices_of(uintptr_t data) { return reinterpret_cast<const int64_t*>(data); }
 
 // One per op, in bind_<op>.cpp.
-void bind_normalize_rows(py::module_& m);
 void bind_project(py::module_& m);
 void bind_rank_counts(py::module_& m);
 void bind_support_logits(py::module_& m);
 void bind_topk(py::module_& m);
 void bind_invert(py::module_& m);
 void bind_blend(py::module_& m);
+void bind_cuda(py::module_& m);
 void bind_search(py::module_& m);
 void bind_train(py::module_& m);

@@ -25,7 +25,6 @@ PYBIND11_MODULE(_C, m) {
     config["cuda_architectures"] = SB_CUDA_ARCHITECTURES;
     return config;
   });
-  bind_normalize_rows(m);
   bind_project(m);
   bind_rank_counts(m);
   bind_support_logits(m);
@@ -34,4 +33,5 @@ PYBIND11_MODULE(_C, m) {
   bind_blend(m);
   bind_search(m);
   bind_train(m);
+  bind_cuda(m);
 }

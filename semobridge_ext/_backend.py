@@ -78,8 +78,14 @@ def is_native() -> bool:
     return _C is not None and (name or requested()) in ("auto", "native")
 
 
-def resolve(function: str, device: torch.device) -> str:
-    """The implementation for one call; an explicit request that cannot be met is an error."""
+def resolve(function: str, device: torch.device, *, cuda: bool = False) -> str:
+    """The implementation for one call; an explicit request that cannot be met is an error.
+
+    Args:
+        function: the caller, for messages.
+        device: of its tensors.
+        cuda: a CUDA kernel of the native core takes this call.
+    """
     name = requested()
     if name == "eager":
         return "eager"
@@ -94,19 +100,16 @@ def resolve(function: str, device: torch.device) -> str:
                 "reinstall with: pip install --force-reinstall ."
             )
         return "eager"
-    if device.type == "cpu":
+    if device.type == "cpu" or (device.type == "cuda" and HAS_CUDA and cuda):
         return "native"
     if name == "native":
-        if device.type != "cuda":
-            raise NotImplementedError(
-                f"{function}: backend 'native' has no kernel for {device.type} tensors; "
-                "use backend('auto') or move the tensors to the CPU"
-            )
-        if not HAS_CUDA:
+        if device.type == "cuda" and not HAS_CUDA:
             raise RuntimeError(
                 f"{function}: backend 'native' was built without CUDA (no nvcc at installation); "
                 "install the CUDA toolkit, then: SEMOBRIDGE_CUDA=on pip install --force-reinstall ."
             )
-        return "native"
-    # The CUDA kernels have been compiled but not run on a GPU by their authors: only on request.
+        what = "CUDA kernel for this call" if device.type == "cuda" else f"kernel for {device.type} tensors"
+        raise NotImplementedError(
+            f"{function}: backend 'native' has no {what}; use backend('auto') or move the tensors to the CPU"
+        )
     return "eager"

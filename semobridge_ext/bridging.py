@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from semobridge_ext import _errors, _files
+from semobridge_ext.ops.cuda_projection import CudaProjection, is_direct_cuda
 from semobridge_ext.ops.project_normalize import project_normalize
 from semobridge_ext.ops.projection import Projection, compute_dtype, is_direct
 
@@ -87,6 +88,7 @@ class Bridge(nn.Module):
     _fold_cache: tuple[tuple, _Fold] | None
     _plans: dict[tuple, Projection]
     _plan_stamp: tuple | None
+    _cuda: tuple[tuple, CudaProjection] | None
 
     def __init__(
         self,
@@ -163,6 +165,7 @@ class Bridge(nn.Module):
     def _forget(self) -> None:
         """Drops what was derived from the matrices."""
         self._fold_cache, self._plans, self._plan_stamp = None, {}, None
+        self._cuda = None
 
     def _apply(self, fn: Any, recurse: bool = True) -> Bridge:
         """Moving or converting the module replaces the data behind the tensors without a trace."""
@@ -171,7 +174,7 @@ class Bridge(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles carry the matrices; native operands are packed anew where they arrive."""
-        return {**self.__dict__, "_fold_cache": None, "_plans": {}, "_plan_stamp": None}
+        return {**self.__dict__, "_fold_cache": None, "_plans": {}, "_plan_stamp": None, "_cuda": None}
 
     def _stamp(self) -> tuple:
         """Changes whenever the matrices may have: in-place writes and replaced tensors."""
@@ -208,6 +211,13 @@ class Bridge(nn.Module):
             plan = self._make_plan(project, normalize, compute_dtype(dtype))
             self._plans[key] = plan
         return plan
+
+    def _cuda_plan(self, device: torch.device) -> CudaProjection:
+        """The folded projector as the CUDA kernels take it."""
+        stamp = self._stamp()
+        if self._cuda is None or self._cuda[0] != (stamp, device):
+            self._cuda = ((stamp, device), CudaProjection(self._fold().projector, device))
+        return self._cuda[1]
 
     def _make_plan(self, project: bool, normalize: bool, compute: torch.dtype) -> Projection:
         fold = self._fold()
@@ -255,6 +265,16 @@ class Bridge(nn.Module):
             and img_feats.shape[-1] == inverse.shape[0]  # type: ignore[union-attr]
         ):
             return self._plan(project, normalize, img_feats.dtype)(img_feats)
+        if (
+            class_bias is None
+            and project
+            and normalize
+            and isinstance(img_feats, Tensor)
+            and is_direct_cuda(img_feats, inverse)  # type: ignore[arg-type]
+            and img_feats.dim() > 0
+            and img_feats.shape[-1] == inverse.shape[0]  # type: ignore[union-attr]
+        ):
+            return self._cuda_plan(img_feats.device)(img_feats)
         return self._forward_ops(img_feats, class_bias, project, normalize)
 
     def _forward_ops(

@@ -22,10 +22,9 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _errors
-from semobridge_ext._backend import _C
+from semobridge_ext._backend import _C, resolve
 from semobridge_ext.ops.rank_counts import Marked, RankCounts, blocks, rank_counts
 from semobridge_ext.ops.retrieval_metrics import check_features
-from semobridge_ext.ops.support_checks import choose
 from semobridge_ext.ops.support_logits import unit_columns
 
 _NAME = "revisited_metrics"
@@ -148,7 +147,7 @@ def revisited_metrics(
         (1.0, 1.0, 1.0)
     """
     check_features(_NAME, query, gallery)
-    if choose(_NAME, query.device) != "native" or _C is None:
+    if resolve(_NAME, query.device) != "native" or _C is None:
         remedy = "move the features to the CPU and use backend('auto')"
         raise NotImplementedError(
             _errors.message(_NAME, "query", "be on the CPU, for backend 'native'", query, remedy)

@@ -15,9 +15,12 @@ import torch
 from torch import Tensor
 
 from semobridge_ext._backend import _C, DTYPE_CODES, resolve
+from semobridge_ext.ops.cuda_views import place, view
 from semobridge_ext.ops.projection import _pack, compute_dtype
 from semobridge_ext.reference.blending import blend_logits
 from semobridge_ext.reference.project_normalize import scale_rows
+
+_CUDA_VALUES = 1 << 26  # of one block of products, 256 MiB
 
 
 class BlendParams(NamedTuple):
@@ -66,6 +69,7 @@ class BlendOperand:
         self.projector = projector
         self.factor = projector if factor is None else factor
         self._packed: dict[torch.dtype, tuple[Tensor, int]] = {}
+        self._cuda: dict[torch.device, Tensor] = {}
 
     @property
     def classes(self) -> int:
@@ -103,6 +107,29 @@ class BlendOperand:
             *addresses, torch.get_num_threads(),
         )  # fmt: skip
 
+    def _run_cuda(self, x: Tensor, params: BlendParams, labels=None, logits=None) -> None:
+        """One product by cuBLAS and its epilogue (blend_cuda.h) per block of rows."""
+        rank = 0 if self.factor is None else self.factor.shape[1]
+        if x.device not in self._cuda:
+            raw = self.raw if self.projector is None else self.raw @ self.projector.T
+            parts = [rows.T for rows in (self.text, self.bridged, raw)]
+            if self.factor is not None:
+                parts.append(self.factor)
+            self._cuda[x.device] = torch.cat(parts, dim=1).to(x.device, torch.float32)
+        right = self._cuda[x.device]
+        x = x.detach() if x.stride(1) == 1 else x.detach().contiguous()
+        weights = None
+        if params.s != 0:
+            weights = torch.exp(params.s * self.exponents).to(x.device, torch.float32)
+        step = max(1, _CUDA_VALUES // right.shape[1])
+        for i in range(0, x.shape[0], step):
+            rows = x[i : i + step]
+            z = rows.to(torch.float32) @ right
+            _C.blend_cuda(
+                view(rows), view(z), self.classes, rank, 0 if weights is None else weights.data_ptr(),
+                *params[1:], *(0 if t is None else t[i:].data_ptr() for t in (labels, logits)), *place(x),
+            )  # fmt: skip
+
     def _eager_blocks(self, x: Tensor) -> Similarities:
         compute = compute_dtype(x.dtype)
         x = x.to(compute)
@@ -120,18 +147,18 @@ class BlendOperand:
         return blocks
 
     def logits(self, x: Tensor, params: BlendParams) -> Tensor:  # [N, D] -> [N, C]
-        if resolve("decision_function", x.device) == "eager":
+        if resolve("decision_function", x.device, cuda=x.dtype is not torch.float64) == "eager":
             return blend_of(self._eager_blocks(x), params, self.exponents)
-        logits = torch.empty(x.shape[0], self.classes, dtype=compute_dtype(x.dtype))
-        self._run(x, params, logits=logits)
+        logits = torch.empty(x.shape[0], self.classes, dtype=compute_dtype(x.dtype), device=x.device)
+        (self._run_cuda if x.is_cuda else self._run)(x, params, logits=logits)
         return logits
 
     def labels(self, x: Tensor, params: BlendParams) -> Tensor:  # [N, D] -> [N] int64
         """The argmax of the logits, which are never written; the lower class wins a tie."""
-        if resolve("predict", x.device) == "eager":
+        if resolve("predict", x.device, cuda=x.dtype is not torch.float64) == "eager":
             return self.logits(x, params).argmax(dim=1)
-        labels = torch.empty(x.shape[0], dtype=torch.int64)
-        self._run(x, params, labels=labels)
+        labels = torch.empty(x.shape[0], dtype=torch.int64, device=x.device)
+        (self._run_cuda if x.is_cuda else self._run)(x, params, labels=labels)
         return labels
 
 

@@ -24,6 +24,7 @@ from semobridge_ext._backend import _C, DTYPE_CODES, resolve
 from semobridge_ext.reference.training import LossWeights
 
 _CHUNK_VALUES = 1 << 20  # logits of a chunk of rows: 4 MiB
+_CHUNK_VALUES_CUDA = 1 << 26  # a GPU gains nothing from a chunk in cache, but pays for every launch
 
 
 def _normalize_grad(grad: Tensor, unit: Tensor, norms: Tensor) -> Tensor:
@@ -102,7 +103,7 @@ class BridgeTrainer:
     def _cut(self) -> list[tuple[int, int]]:
         """Ranges of classes whose logits are about a chunk."""
         width = max(1, self.classes * (self.image_on + self.consistency_on))
-        rows = max(64, _CHUNK_VALUES // width)
+        rows = max(64, (_CHUNK_VALUES_CUDA if self.shots.is_cuda else _CHUNK_VALUES) // width)
         chunks, first = [], 0
         for c in range(1, self.classes + 1):
             if c == self.classes or self.bounds[c + 1] - self.bounds[first] > rows:

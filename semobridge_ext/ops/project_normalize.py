@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _errors, reference
-from semobridge_ext._backend import _C, DTYPE_CODES, resolve
+from semobridge_ext._backend import _C, resolve
+from semobridge_ext.ops.cuda_views import place, row_view, view
 from semobridge_ext.ops.projection import Projection, compute_dtype
 
 _NAME = "project_normalize"
@@ -32,7 +33,7 @@ def _project_normalize(
     compute = compute_dtype(x.dtype)
     if bias is not None:
         bias = bias.to(compute)
-    if resolve(_NAME, x.device) == "eager":
+    if resolve(_NAME, x.device, cuda=True) == "eager":
         with torch.autocast(x.device.type, enabled=False):
             n = reference.project_normalize(x.to(compute), matrix.to(compute), bias=bias, normalize=False)
             norms = torch.linalg.vector_norm(n, dim=-1)
@@ -55,12 +56,7 @@ def _normalize_rows_cuda(
     y = torch.empty_like(n, dtype=x.dtype)
     if bias is not None:
         bias = bias.contiguous()
-    _C.normalize_rows_cuda(
-        n.data_ptr(), DTYPE_CODES[n.dtype], *n.shape, n.stride(0),
-        0 if bias is None else bias.data_ptr(), 0 if bias is None or bias.dim() == 1 else bias.stride(0),
-        normalize, scale, y.data_ptr(), DTYPE_CODES[y.dtype], y.stride(0), norms.data_ptr(),
-        n.device.index or 0, torch.cuda.current_stream(n.device).cuda_stream,
-    )  # fmt: skip
+    _C.normalize_rows_cuda(view(n), row_view(bias), normalize, scale, view(y), norms.data_ptr(), *place(n))
     return y
 
 

@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _errors, reference
-from semobridge_ext._backend import _C
+from semobridge_ext._backend import _C, resolve
 from semobridge_ext.ops.rank_counts import Marked, RankCounts, blocks, rank_counts
-from semobridge_ext.ops.support_checks import choose
 from semobridge_ext.ops.support_logits import unit_columns
 
 _NAME = "retrieval_metrics"
@@ -164,7 +163,7 @@ def retrieval_metrics(
     _check(query, gallery, query_labels, gallery_labels, same_set, recall_at)
     query, gallery = query.detach(), gallery.detach()
     ks = tuple(recall_at)
-    if choose(_NAME, query.device) == "eager":
+    if resolve(_NAME, query.device) == "eager":
         wide = torch.float64 if torch.float64 in (query.dtype, gallery.dtype) else torch.float32
         values = reference.retrieval_metrics(
             query.to(wide), gallery.to(wide), query_labels, gallery_labels,

@@ -8,23 +8,11 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _errors
-from semobridge_ext._backend import resolve
 
 
 def in_transform() -> bool:
     """Inside torch.func: registered operators do not pass through it, the formula does."""
     return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def choose(function: str, device: torch.device) -> str:
-    """`native` or `eager`; these ops have no CUDA kernel of their own yet."""
-    backend = resolve(function, device)
-    if backend == "native" and device.type != "cpu":
-        raise NotImplementedError(
-            f"{function}: backend 'native' has no {device.type} kernel for this op; "
-            "use backend('auto') or move the tensors to the CPU"
-        )
-    return backend
 
 
 def check_support(

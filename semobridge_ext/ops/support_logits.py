@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _errors, reference
-from semobridge_ext._backend import _C, DTYPE_CODES
+from semobridge_ext._backend import _C, DTYPE_CODES, resolve
 from semobridge_ext.ops.projection import is_direct
-from semobridge_ext.ops.support_checks import check_beta, check_queries, check_support, choose, in_transform
+from semobridge_ext.ops.support_checks import check_beta, check_queries, check_support, in_transform
 
 _NAME = "support_logits"
 _CHUNK_BYTES = 4 << 20  # of one [N, chunk] block of the backward pass: it stays in cache
@@ -142,7 +142,7 @@ def _support_logits(
     num_classes: int,
     beta: float,
 ) -> Tensor:  # [N, C]
-    if choose(_NAME, queries.device) == "eager":
+    if resolve(_NAME, queries.device) == "eager":
         if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) >= num_classes):
             bad = (labels < 0) | (labels >= num_classes)
             _refuse_label(_NAME, labels, int(bad.nonzero()[0]), num_classes)

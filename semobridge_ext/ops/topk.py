@@ -7,15 +7,17 @@ What ``torch.topk(queries @ gallery.T, k)`` returns, with a rule for ties and wi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from semobridge_ext import _errors, reference
-from semobridge_ext._backend import _C, DTYPE_CODES
+from semobridge_ext._backend import _C, DTYPE_CODES, resolve
+from semobridge_ext.ops import topk_cuda
 from semobridge_ext.ops.projection import is_direct
-from semobridge_ext.ops.support_checks import choose, in_transform
+from semobridge_ext.ops.support_checks import in_transform
 from semobridge_ext.ops.support_logits import compute_dtype, unit_columns
 
 _NAME = "topk"
@@ -82,7 +84,10 @@ def _topk(
     k: int,
     exclude: Tensor | None,  # [N]
 ) -> tuple[Tensor, Tensor]:  # [N, k], [N, k]
-    search = _eager if choose(_NAME, queries.device) == "eager" else _native
+    cuda = topk_cuda.takes(queries, gallery, k)
+    search: Callable[..., tuple[Tensor, Tensor]] = topk_cuda.search if queries.is_cuda else _native
+    if resolve(_NAME, queries.device, cuda=cuda) == "eager":
+        search = _eager
     with torch.autocast(queries.device.type, enabled=False):
         scores, indices = search(queries, gallery, k, exclude)
     return scores, indices

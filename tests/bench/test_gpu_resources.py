@@ -1,0 +1,58 @@
+"""nvcc compiles the CUDA kernels for every architecture; what they take is bounded and recorded."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.bench.scripts import load_script
+from tests.source_tree import ROOT, need, need_source
+
+pytestmark = pytest.mark.slow
+
+resources = load_script("gpu_resources")
+
+_LOG = """
+ptxas info    : Compiling entry function '_ZN10semobridge15some_fwd_kernelIfLi4EEEvPKf' for 'sm_80'
+ptxas info    : Function properties for _ZN10semobridge15some_fwd_kernelIfLi4EEEvPKf
+    8 bytes stack frame, 12 bytes spill stores, 16 bytes spill loads
+ptxas info    : Used 40 registers, used 1 barriers, 96 bytes smem, 488 bytes cmem[0]
+"""
+
+
+def test_the_compiler_s_words_are_read():
+    need("c++filt", "name the kernels")
+    (usage,) = resources.parse(_LOG, {"some_fwd_kernel": 256})
+    assert usage[:8] == ("some_fwd_kernel", "float, 4", "80", 256, 40, 96, 8, 28)
+    assert usage.occupancy == 0.75  # 6 blocks of 8 warps: 40 registers take 1280 a warp
+
+
+@pytest.mark.parametrize(
+    "architecture,threads,registers,shared,want",
+    [("80", 256, 32, 0, 1.0), ("80", 1024, 64, 0, 0.5), ("90", 128, 255, 0, 0.125),
+     ("86", 32, 16, 0, 16 / 48), ("120", 128, 16, 32 << 10, 12 / 48)],
+)  # fmt: skip
+def test_occupancy(architecture: str, threads: int, registers: int, shared: int, want: float):
+    assert resources.occupancy(architecture, threads, registers, shared) == want
+
+
+def test_kernels_compile_for_every_architecture_without_spills():
+    need_source()
+    need("nvcc", "compile the CUDA kernels")
+    found = resources.compile_all(jobs=2)
+    assert {u.architecture for u in found} == set(resources.ARCHITECTURES)
+    kernels = set(re.findall(r"\b(\w+_kernel)\(", "".join(p.read_text() for p in resources.sources())))
+    assert {u.kernel for u in found} == kernels and len(kernels) >= 12
+    for usage in found:
+        assert usage.spills == 0 and usage.stack == 0, usage
+        assert usage.registers <= 80 and usage.shared <= 1024 and usage.occupancy >= 0.35, usage
+
+
+def test_the_document_holds_every_kernel():
+    need_source()
+    document = (ROOT / "docs" / "gpu.md").read_text()
+    part = document.split(resources.MARKS[0])[1].split(resources.MARKS[1])[0]
+    for kernel in resources.block_sizes():
+        row = next(line for line in part.splitlines() if line.startswith(f"| `{kernel}`"))
+        assert row.split("|")[5].strip() == "0", f"spills recorded: {row}"

@@ -1,0 +1,107 @@
+"""Arrays as the kernels meet them: any alignment and row stride, with guarded surroundings.
+
+NumPy only: this file also runs in a process under AddressSanitizer, where the guards are left out, so
+that the allocator's own red zones lie right beside the data.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+FLOAT, HALF, BFLOAT = 0, 2, 3  # DType of csrc/include/semobridge/view.h
+NAMES = {FLOAT: "float32", HALF: "float16", BFLOAT: "bfloat16"}
+SANITIZED = bool(os.environ.get("CUDA_EMULATION_SANITIZED"))
+_GUARD = 0 if SANITIZED else 64  # bytes on both sides
+_CANARY = 0xA5
+
+
+def allocate(size: int) -> np.ndarray:
+    """Bytes that the kernels can reach; bench/gpu_check.py puts memory of a GPU's host in its place."""
+    return np.empty(size, np.uint8)
+
+
+def to_bits(values: np.ndarray, dtype: int) -> np.ndarray:
+    """Float64 values rounded to nearest even, as raw words."""
+    if dtype == FLOAT:
+        return np.ascontiguousarray(values, np.float32).view(np.uint32)
+    if dtype == HALF:
+        return np.ascontiguousarray(values, np.float16).view(np.uint16)
+    u = np.ascontiguousarray(values, np.float32).view(np.uint32).astype(np.uint64)
+    rounded = ((u + 0x7FFF + ((u >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.where((u & 0x7FFFFFFF) > 0x7F800000, np.uint16(0x7FFF), rounded)
+
+
+def from_bits(bits: np.ndarray, dtype: int) -> np.ndarray:
+    if dtype == FLOAT:
+        return bits.view(np.float32).astype(np.float64)
+    if dtype == HALF:
+        return bits.view(np.float16).astype(np.float64)
+    return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+
+def spacing(values: np.ndarray, dtype: int) -> np.ndarray:
+    """One unit in the last place of the dtype at each value."""
+    digits, least = {FLOAT: (24, -149), HALF: (11, -24), BFLOAT: (8, -133)}[dtype]
+    _, exponent = np.frexp(np.abs(values))
+    return np.ldexp(1.0, np.maximum(exponent - digits, least))
+
+
+class Matrix:
+    """[rows, cols] of a storage type; `shift` elements off a 16-byte boundary, rows `gap` apart."""
+
+    def __init__(
+        self, rows: int, cols: int, dtype: int = FLOAT, *, shift: int = 0, gap: int = 0, values=None
+    ) -> None:
+        self.rows, self.cols, self.dtype, self.stride = rows, cols, dtype, cols + gap
+        size = 4 if dtype == FLOAT else 2
+        word = np.uint32 if dtype == FLOAT else np.uint16
+        length = (max(rows, 1) - 1) * self.stride + cols  # no gap behind the last row
+        total = 2 * _GUARD + (shift + length) * size
+        self._block = allocate(total)
+        if self._block.ctypes.data % 16 and total:
+            wider = allocate(total + 16)
+            begin = -wider.ctypes.data % 16
+            self._block = wider[begin : begin + total]
+        self._block[...] = _CANARY
+        self._begin = _GUARD + shift * size
+        inner = self._block[self._begin : self._begin + length * size].view(word)
+        self._words = np.lib.stride_tricks.as_strided(
+            inner, (rows, cols), (self.stride * size, size), writeable=True
+        )
+        if values is not None:
+            self._words[...] = to_bits(np.broadcast_to(values, (rows, cols)), dtype)
+
+    @property
+    def address(self) -> int:
+        return self._block.ctypes.data + self._begin
+
+    @property
+    def view(self) -> tuple[int, int, int, int, int]:
+        return (self.address, self.dtype, self.rows, self.cols, self.stride)
+
+    @property
+    def values(self) -> np.ndarray:  # float64 copy
+        return from_bits(np.ascontiguousarray(self._words), self.dtype)
+
+    def check_guards(self) -> None:
+        """Nothing was written beside the rows."""
+        untouched = self._block.copy()
+        size = 4 if self.dtype == FLOAT else 2
+        for r in range(self.rows):
+            begin = self._begin + r * self.stride * size
+            untouched[begin : begin + self.cols * size] = _CANARY
+        wrong = np.flatnonzero(untouched != _CANARY)
+        assert wrong.size == 0, f"written outside the rows, first at byte {int(wrong[0]) - self._begin}"
+
+
+NOTHING = (0, 0, 0, 0, 0)
+
+
+def plain(values, dtype) -> np.ndarray:
+    """A contiguous array of its own; under AddressSanitizer its ends are guarded by the allocator."""
+    values = np.ascontiguousarray(values, dtype)
+    copy = allocate(values.nbytes).view(dtype).reshape(values.shape)
+    copy[...] = values
+    return copy

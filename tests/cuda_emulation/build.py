@@ -1,0 +1,82 @@
+"""Builds csrc/cuda for the host with g++, and runs the cases in a process of their own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.source_tree import ROOT, environment, need, need_source, run
+
+HERE = ROOT / "tests" / "cuda_emulation"
+ORDERS = ("ascending", "descending", "shuffled")
+# Fortified jumps refuse to change stacks.
+FLAGS = ("-std=c++17", "-O1", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas",
+         "-DSB_WITH_CUDA", "-U_FORTIFY_SOURCE")  # fmt: skip
+# Alignment is checked because a misaligned vector access, harmless on this processor, faults on a GPU.
+SANITIZE = ("-fsanitize=address,alignment", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1")
+
+
+class Emulation:
+    """Objects and module of one set of flags."""
+
+    def __init__(self, folder: Path, *flags: str) -> None:
+        need_source()
+        self.compiler = need("g++", "compile the CUDA kernels for the host")
+        self.pybind11 = pytest.importorskip("pybind11", reason="pybind11 is needed for the emulated module")
+        self.folder, self.flags = folder, flags
+        self.module = folder / f"cuda_emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def sources(self) -> list[Path]:
+        kernels = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+        assert len(kernels) >= 8
+        own = [HERE / "emulation.cpp", HERE / "module.cpp", HERE / "selftest.cu"]
+        return [*kernels, *own, ROOT / "python" / "bind_cuda.cpp"]
+
+    def compile(self, source: Path, target: Path | None = None, strict: bool = False) -> Path:
+        target = target or self.folder / f"{source.stem}.o"
+        include = [ROOT / "csrc" / "include", ROOT / "csrc" / "cuda", ROOT / "python", HERE / "include",
+                   self.pybind11.get_include(), sysconfig.get_path("include")]  # fmt: skip
+        done = run(
+            self.compiler, *FLAGS, *self.flags, *(["-Werror"] if strict else []),
+            *(f"-I{path}" for path in include), "-x", "c++", "-c", source, "-o", target,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return target
+
+    def link(self, objects: list[Path], module: Path) -> Path:
+        done = run(self.compiler, "-shared", *self.flags, *objects, "-o", module)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return module
+
+    def build(self, kept: Sequence[Path] = ()) -> Emulation:
+        """Compiles what is not in `kept`, objects of another build."""
+        done = {o.stem for o in kept}
+        sources = [s for s in self.sources() if s.stem not in done]
+        with ThreadPoolExecutor(2) as pool:
+            self.objects = [*kept, *pool.map(partial(self.compile, strict=True), sources)]
+        self.link(self.objects, self.module)
+        return self
+
+
+def run_cases(
+    module: Path, order: str, *names: str, env: dict[str, str] | None = None, timeout: int = 300
+) -> subprocess.CompletedProcess[str]:
+    return run(
+        sys.executable, HERE / "run_cases.py", module, order, *names,
+        env=env or environment(), cwd=ROOT, timeout=timeout,
+    )  # fmt: skip
+
+
+def report_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])

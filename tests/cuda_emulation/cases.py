@@ -1,0 +1,491 @@
+"""Every CUDA kernel against a float64 oracle: odd sizes, tails, misaligned rows, empty inputs.
+
+Run as a program (see run_cases.py), so that a crash or a sanitizer's verdict is an exit status. The
+oracles share nothing with the kernels: derivatives are taken by complex steps or explicit Jacobians.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from tests.cuda_emulation import buffers
+from tests.cuda_emulation.buffers import BFLOAT, FLOAT, HALF, NAMES, NOTHING, Matrix, plain, spacing
+
+# The sanitizer looks for wrong addresses, which halves and bfloat16 share, and is slow.
+STORAGES = (FLOAT, BFLOAT) if buffers.SANITIZED else (FLOAT, HALF, BFLOAT)
+WORST: dict[str, float] = {}
+PLACE = (0, 0)  # device, stream
+
+
+def close(got: np.ndarray, want: np.ndarray, dtype: int, label: str, relative: float = 1e-5) -> None:
+    """Half a unit in the last place of a half type, and 1e-5 of the row's largest value."""
+    assert got.shape == want.shape, (label, got.shape, want.shape)
+    if want.size == 0:
+        return
+    assert np.isfinite(want).all() and (want != 0).mean() > 0.2, f"{label}: the oracle has no signal"
+    assert np.isfinite(got).all(), f"{label}: {(~np.isfinite(got)).sum()} values are not finite"
+    error = np.abs(got - want)
+    half = 0.5 * spacing(want, dtype) if dtype != FLOAT else 0.0
+    scale = np.abs(want).max(-1, keepdims=True)
+    beyond = np.maximum(error - half, 0) / np.where(scale == 0, 1, scale)
+    key = f"{label}/{NAMES[dtype]}"
+    WORST[key] = max(WORST.get(key, 0.0), float(beyond.max()))
+    at = np.unravel_index(int(beyond.argmax()), beyond.shape)
+    assert beyond.max() <= relative, f"{key}: at {at}: {got[at]!r}, oracle {want[at]!r}"
+
+
+def complex_step(f: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndarray:
+    """The Jacobian of f at x by complex steps: exact to rounding, no formula of a derivative."""
+    step = 1e-30
+    columns = [np.imag(f(x + 1j * step * e)) / step for e in np.eye(x.size).reshape(x.size, *x.shape)]
+    return np.stack(columns, -1)
+
+
+def layouts() -> Iterator[dict[str, int]]:
+    yield {"shift": 1, "gap": 0}
+    yield {"shift": 0, "gap": 0}
+    if buffers.SANITIZED:
+        return
+    yield {"shift": 0, "gap": 3}
+    yield {"shift": 0, "gap": 8}  # still aligned
+
+
+def norm_rows(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    norms = np.sqrt((y * y).sum(-1, keepdims=True))
+    return np.divide(y, norms, out=np.zeros_like(y), where=norms != 0), norms[..., 0]
+
+
+# -- rows --------------------------------------------------------------------------------------------
+
+
+def case_normalize_rows(m, rng: np.random.Generator) -> None:
+    for rows, cols in ((1, 1), (3, 33), (9, 128), (17, 70)):
+        for dtype in STORAGES:
+            for layout in layouts():
+                x = Matrix(rows, cols, FLOAT, values=rng.standard_normal((rows, cols)), **layout)
+                bias = Matrix(1, cols, FLOAT, values=rng.standard_normal(cols))
+                out, norms = Matrix(rows, cols, dtype, **layout), Matrix(1, rows)
+                m.normalize_rows_cuda(x.view, (*bias.view[:4], 0), True, 1.5, out.view, norms.address, *PLACE)
+                unit, length = norm_rows(x.values + bias.values)
+                close(out.values, 1.5 * unit, dtype, "normalize_rows")
+                close(norms.values[0], length, FLOAT, "normalize_rows norms")
+                out.check_guards()
+                norms.check_guards()
+    big = Matrix(2, 40, values=np.full((2, 40), 1e25))
+    out = Matrix(2, 40)
+    m.normalize_rows_cuda(big.view, NOTHING, True, 1.0, out.view, 0, *PLACE)
+    close(out.values, np.full((2, 40), 40**-0.5), FLOAT, "normalize_rows")
+    m.normalize_rows_cuda(big.view, NOTHING, False, 2e-25, out.view, 0, *PLACE)
+    close(out.values, np.full((2, 40), 2.0), FLOAT, "normalize_rows")
+    m.normalize_rows_cuda((*big.view[:2], 0, 40, 40), NOTHING, True, 1.0, out.view, 0, *PLACE)
+
+
+def project(m, x: Matrix, matrix: Matrix, out: Matrix, *, bias=None, normalize=True, scale=1.0) -> np.ndarray:
+    """Runs it and checks that the tickets are back at zero; returns the norms."""
+    norms, raw = Matrix(1, x.rows), Matrix(x.rows, out.cols)
+    tickets = plain(np.zeros(m.project_tickets(x.rows)), np.int32)
+    stride = () if bias is None else (0 if bias.rows == 1 else bias.stride,)
+    results = []
+    for _ in range(2):  # the second launch meets the tickets of the first
+        if raw.rows:
+            raw._words[...] = np.float32(np.nan).view(np.uint32)
+        m.project_cuda(
+            x.view, matrix.view, NOTHING if bias is None else (*bias.view[:4], *stride), normalize, scale,
+            out.view, norms.address, raw.address, tickets.ctypes.data, *PLACE,
+        )  # fmt: skip
+        assert not tickets.any(), "tickets are not back at zero"
+        results.append(out.values)
+    assert np.array_equal(*results, equal_nan=True), "two launches differ"
+    for buffer in (out, norms, raw):
+        buffer.check_guards()
+    return norms.values[0] if x.rows and normalize else np.zeros(0)
+
+
+def case_project(m, rng: np.random.Generator) -> None:
+    shapes = ((1, 64, 64), (2, 7, 5), (8, 33, 9), (9, 136, 34), (17, 40, 3), (3, 1, 1))
+    for n, k, cols in shapes:
+        for dtype in STORAGES:
+            for stored in {FLOAT, dtype}:
+                for layout in layouts():
+                    x = Matrix(n, k, dtype, values=rng.standard_normal((n, k)) + 0.3, **layout)
+                    matrix = Matrix(cols, k, stored, values=rng.standard_normal((cols, k)), **layout)
+                    bias = Matrix(n if k % 2 else 1, cols, values=rng.standard_normal(cols))
+                    out = Matrix(n, cols, dtype, **layout)
+                    got = project(m, x, matrix, out, bias=bias, scale=0.7)
+                    y = x.values @ matrix.values.T + bias.values
+                    unit, norms = norm_rows(y)
+                    close(out.values, 0.7 * unit, dtype, "project")
+                    close(got, norms, FLOAT, "project norms")
+                    project(m, x, matrix, out, normalize=False, scale=-2.0)
+                    close(out.values, -2.0 * (x.values @ matrix.values.T), dtype, "project")
+    # One row's zero, NaN and overflowing squares stay in that row.
+    values = rng.standard_normal((11, 64))
+    values[2], values[5, 7], values[9] = 0, np.nan, 1e24
+    x, out = Matrix(11, 64, values=values), Matrix(11, 64)
+    matrix = Matrix(64, 64, values=np.eye(64))
+    project(m, x, matrix, out)
+    assert (out.values[2] == 0).all() and np.isnan(out.values[5]).all()
+    keep = [i for i in range(11) if i not in (2, 5)]
+    close(out.values[keep], norm_rows(x.values[keep])[0], FLOAT, "project")
+    alone = Matrix(1, 64)
+    project(m, Matrix(1, 64, values=values[10]), matrix, alone)
+    assert (alone.values[0] == out.values[10]).all(), "a row's result depends on its batch"
+    project(m, Matrix(0, 64), matrix, Matrix(0, 64))
+
+
+# -- towers ------------------------------------------------------------------------------------------
+
+
+def norm_of(x, weight, bias, eps):
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred * centred).mean(-1, keepdims=True) + eps) * weight + bias
+
+
+def case_layer_norm(m, rng: np.random.Generator) -> None:
+    eps = 1e-5
+    for rows, width in ((1, 8), (3, 33), (6, 64), (5, 136), (4, 513)):
+        for dtype in STORAGES:
+            for layout in layouts():
+                x = Matrix(rows, width, dtype, values=3 + rng.standard_normal((rows, width)), **layout)
+                weight = Matrix(1, width, values=1 + 0.3 * rng.standard_normal(width))
+                bias = Matrix(1, width, values=rng.standard_normal(width))
+                y, mean, rstd = Matrix(rows, width, dtype, **layout), Matrix(1, rows), Matrix(1, rows)
+                m.layer_norm_cuda(
+                    x.view, weight.address, bias.address, eps, y.view, mean.address, rstd.address, *PLACE
+                )
+                close(y.values, norm_of(x.values, weight.values, bias.values, eps), dtype, "layer_norm")
+                close(mean.values[0], x.values.mean(-1), FLOAT, "layer_norm mean")
+                close(rstd.values[0], 1 / np.sqrt(x.values.var(-1) + eps), FLOAT, "layer_norm rstd")
+                for with_residual in (False, True):
+                    grad_y = Matrix(rows, width, dtype, values=rng.standard_normal((rows, width)), **layout)
+                    residual = Matrix(rows, width, dtype, values=rng.standard_normal((rows, width)), **layout)
+                    before = residual.values
+                    # In place where there is a residual.
+                    grad_x = residual if with_residual else Matrix(rows, width, dtype, **layout)
+                    m.layer_norm_grad_cuda(
+                        x.view, grad_y.view, weight.address, mean.address, rstd.address,
+                        residual.view if with_residual else NOTHING, grad_x.view, *PLACE,
+                    )  # fmt: skip
+                    want = np.stack([
+                        g @ complex_step(lambda r, w=weight: norm_of(r, w.values[0], 0, eps), r)
+                        for r, g in zip(x.values, grad_y.values, strict=True)
+                    ])  # fmt: skip
+                    want += before if with_residual else 0
+                    # The statistics that the kernel reads are float32 themselves.
+                    close(grad_x.values, want, dtype, "layer_norm_grad", 2e-5)
+                    grad_x.check_guards()
+                for buffer in (y, mean, rstd):
+                    buffer.check_guards()
+    none = Matrix(0, 8)
+    m.layer_norm_cuda(none.view, weight.address, bias.address, eps, none.view, 0, 0, *PLACE)
+
+
+def activations(h: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """GELU, its tanh form, QuickGELU and their derivatives."""
+    cdf = np.vectorize(lambda v: 0.5 * math.erfc(-v / math.sqrt(2)))(h)
+    gelu = h * cdf, cdf + h * np.exp(-h * h / 2) / math.sqrt(2 * math.pi)
+
+    def tanh_form(v):
+        return 0.5 * v * (1 + np.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3)))
+
+    def quick(v):
+        return v * 0.5 * (1 + np.tanh(0.851 * v))
+
+    step = 1e-30
+    derived = [(f(h), np.imag(f(h + 1j * step)) / step) for f in (tanh_form, quick)]
+    return [gelu, *derived]
+
+
+def case_activation(m, rng: np.random.Generator) -> None:
+    for rows, cols in ((1, 8), (3, 33), (5, 264), (2, 1)):
+        for dtype in STORAGES:
+            for layout in layouts():
+                x = Matrix(rows, cols, dtype, values=3 * rng.standard_normal((rows, cols)), **layout)
+                bias = Matrix(1, cols, values=rng.standard_normal(cols))
+                for biased in (False, True):
+                    h = x.values + (bias.values if biased else 0)
+                    if biased and dtype == FLOAT:  # the sum is rounded before the function sees it
+                        h = h.astype(np.float32).astype(np.float64)
+                    for kind, (y, slope) in enumerate(activations(h)):
+                        got, got_slope = (
+                            Matrix(rows, cols, dtype, **layout),
+                            Matrix(rows, cols, dtype, **layout),
+                        )
+                        m.activate_cuda(
+                            kind, x.view, bias.address if biased else 0, got.view, got_slope.view, *PLACE
+                        )
+                        close(got.values, y, dtype, "activate")
+                        close(got_slope.values, slope, dtype, "activate slope")
+                        got.check_guards()
+                        got_slope.check_guards()
+    far = Matrix(1, 6, values=[-1e30, -100, -12, 12, 100, 1e30])
+    y, slope = Matrix(1, 6), Matrix(1, 6)
+    for kind in range(3):
+        m.activate_cuda(kind, far.view, 0, y.view, slope.view, *PLACE)
+        assert (y.values[0, [0, 1]] == 0).all() and (slope.values[0, [4, 5]] == 1).all(), (kind, y.values)
+        assert np.allclose(y.values[0, 3:], far.values[0, 3:]) and np.abs(slope.values[0, :2]).max() < 1e-6
+    none = Matrix(0, 6)
+    m.activate_cuda(0, none.view, 0, none.view, NOTHING, *PLACE)
+
+
+def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    score = k @ q / math.sqrt(q.size)
+    e = np.exp(score - np.max(score.real))
+    p = e / e.sum()
+    return p, p @ v
+
+
+def case_attention(m, rng: np.random.Generator) -> None:
+    # samples, heads, width, slots, queries, prefix, causal
+    shapes = (
+        (1, 1, 8, 1, 1, 0, True), (2, 3, 64, 2, 2, 4, True), (3, 2, 20, 2, 1, 5, True),
+        (1, 2, 72, 6, 6, 0, False), (2, 1, 33, 5, 5, 34, True), (1, 1, 128, 40, 1, 0, False),
+    )  # fmt: skip
+    for samples, heads, width, slots, queries, prefix, causal in shapes:
+        for dtype in STORAGES:
+            model, gap = heads * width, 5
+            qkv = Matrix(slots * samples, 3 * model, dtype, gap=gap, values=rng.standard_normal(
+                (slots * samples, 3 * model)))  # fmt: skip
+            kv = Matrix(2 * prefix, model, dtype, values=rng.standard_normal((2 * prefix, model)))
+            # Causal: a slot sees itself and the later-numbered ones, which lie before it in the text.
+            lists = [list(range(i, slots) if causal else range(slots)) for i in range(queries)]
+            visible = plain([slot for own in lists for slot in own], np.int32)
+            begin = plain(np.cumsum([0, *map(len, lists)]), np.int32)
+            keys = prefix + max(map(len, lists))
+            p, ds = Matrix(samples * heads * queries, keys), Matrix(samples * heads * queries, keys)
+            o = Matrix(queries * samples, model, dtype, gap=gap)
+            grad_o = Matrix(queries * samples, model, dtype, gap=gap, values=rng.standard_normal(
+                (queries * samples, model)))  # fmt: skip
+            grad = Matrix(slots * samples, 3 * model, dtype, gap=gap)
+            shape = (
+                dtype, samples, heads, width, slots, queries, prefix, qkv.address, qkv.stride,
+                kv.address if prefix else 0, visible.ctypes.data, begin.ctypes.data, keys, p.address,
+            )  # fmt: skip
+            m.attention_cuda(*shape, o.address, o.stride, *PLACE)
+            want_o, want_grad = np.zeros(o.values.shape), np.zeros(grad.values.shape)
+            rows = qkv.values.reshape(slots, samples, 3, heads, width)
+            fixed = kv.values.reshape(2, prefix, heads, width)
+            want_p = np.zeros((samples, heads, queries, keys))
+            upstream = grad_o.values.reshape(queries, samples, heads, width)
+            out = want_o.reshape(queries, samples, heads, width)
+            back = want_grad.reshape(slots, samples, 3, heads, width)
+            for s in range(samples):
+                for h in range(heads):
+                    for i, own in enumerate(lists):
+                        k = np.concatenate([fixed[0, :, h], rows[own, s, 1, h]])
+                        v = np.concatenate([fixed[1, :, h], rows[own, s, 2, h]])
+                        q, g = rows[i, s, 0, h], upstream[i, s, h]
+                        weights, out[i, s, h] = attend(q, k, v)
+                        want_p[s, h, i, : len(weights)] = weights
+                        jacobian = np.diag(weights) - np.outer(weights, weights)
+                        score_grad = jacobian @ (v @ g) / math.sqrt(width)
+                        back[i, s, 0, h] = score_grad @ k
+                        for at, slot in enumerate(own):
+                            back[slot, s, 1, h] += score_grad[prefix + at] * q
+                            back[slot, s, 2, h] += weights[prefix + at] * g
+            close(o.values, want_o, dtype, "attention")
+            got_p = p.values.reshape(want_p.shape)
+            for i, own in enumerate(lists):
+                used = prefix + len(own)
+                close(got_p[:, :, i, :used], want_p[:, :, i, :used], FLOAT, "attention p")
+            m.attention_grad_cuda(*shape, grad_o.address, o.stride, ds.address, grad.address, *PLACE)
+            if slots * samples > 1 or prefix:  # one key alone: probabilities do not move
+                close(grad.values, want_grad, dtype, "attention_grad", 2e-5)
+            for buffer in (o, grad, p, ds):
+                buffer.check_guards()
+    # The oracle's own gradient, by complex steps.
+    k, v, q, g = (rng.standard_normal(s) for s in ((5, 8), (5, 8), 8, 8))
+    w = attend(q, k, v)[0]
+    by_hand = (np.diag(w) - np.outer(w, w)) @ (v @ g) / math.sqrt(8) @ k
+    assert np.allclose(by_hand, g @ complex_step(lambda c: attend(c, k, v)[1], q), atol=1e-12)
+
+
+# -- descent -----------------------------------------------------------------------------------------
+
+
+def case_cosine_loss(m, rng: np.random.Generator) -> None:
+    for samples, width in ((1, 3), (5, 33), (6, 64), (9, 130)):
+        for dtype in STORAGES:
+            t = Matrix(samples, width, dtype, gap=1, values=rng.standard_normal((samples, width)) + 0.2)
+            f = Matrix(samples, width, values=norm_rows(rng.standard_normal((samples, width)))[0], gap=2)
+            grad, unit = Matrix(samples, width, dtype, gap=1), Matrix(samples, width)
+            losses = Matrix(3, samples, values=np.full((3, samples), 7.0))
+            step, now = plain([2], np.int64), plain([0], np.int64)
+            m.cosine_loss_cuda(
+                t.view, f.view, 0.25, step.ctypes.data, now.ctypes.data, losses.address, grad.view,
+                unit.address, *PLACE,
+            )  # fmt: skip
+            hat = norm_rows(t.values)[0]
+            want = np.stack([
+                0.25 * complex_step(lambda r, fr=fr: 1 - (r @ fr) / np.sqrt(r @ r), r)
+                for r, fr in zip(t.values, f.values, strict=True)
+            ])  # fmt: skip
+            close(grad.values, want, dtype, "cosine_loss grad", 3e-5)
+            close(unit.values, hat, FLOAT, "cosine_loss unit")
+            close(losses.values[2], 1 - (hat * f.values).sum(-1), FLOAT, "cosine_loss")
+            assert (losses.values[:2] == 7).all() and now[0] == 2 and step[0] == 2
+            for buffer in (grad, unit, losses):
+                buffer.check_guards()
+    t = Matrix(3, 8, values=np.stack([np.zeros(8), np.ones(8), np.full(8, np.nan)]))
+    f = Matrix(3, 8, values=np.stack([np.full(8, 8**-0.5), np.zeros(8), np.full(8, 8**-0.5)]))
+    grad, losses, step = Matrix(3, 8), Matrix(1, 3), plain([0], np.int64)
+    m.cosine_loss_cuda(
+        t.view, f.view, 1.0, step.ctypes.data, now.ctypes.data, losses.address, grad.view, 0, *PLACE
+    )
+    assert (grad.values[:2] == 0).all() and np.isnan(grad.values[2]).all(), "zero rows have no gradient"
+    assert (losses.values[0, :2] == 1).all()
+
+
+def case_adamw(m, rng: np.random.Generator) -> None:
+    # samples, vectors, width, source
+    shapes = ((1, 1, 5, [0]), (3, 1, 70, [-1, 0]), (2, 3, 130, [2, -1, 0, 1, 1]))
+    lr, b1, b2, eps, decay = 0.02, 0.9, 0.999, 1e-8, 0.01
+    for samples, vectors, width, slot_source in shapes:
+        for dtype in STORAGES:
+            slots, size = len(slot_source), samples * vectors * width
+            steps = 4
+            count = np.arange(1, steps + 1)
+            rates = plain(lr / (1 - b1**count), np.float32)
+            corrections = plain(np.sqrt(1 - b2**count), np.float32)
+            source = plain(slot_source, np.int32)
+            base = Matrix(slots, width, values=rng.standard_normal((slots, width)))
+            v = rng.standard_normal((samples, vectors, width))
+            tokens = Matrix(1, size, values=v.reshape(1, -1))
+            first, second = (Matrix(1, size, values=np.zeros((1, size))) for _ in range(2))
+            x = Matrix(slots * samples, width, dtype, gap=3, values=np.zeros(width))
+            m1, m2, v = np.zeros(v.shape), np.zeros(v.shape), tokens.values.reshape(v.shape)
+            step, now = plain([0], np.int64), plain([0], np.int64)
+            for i in range(steps):
+                rows = rng.standard_normal((slots * samples, width))
+                grad_x = Matrix(slots * samples, width, dtype, gap=1, values=rows)
+                now[0] = step[0]
+                m.adamw_cuda(
+                    samples, vectors, width, slots, source.ctypes.data, grad_x.view, tokens.address,
+                    first.address, second.address, rates.ctypes.data, corrections.ctypes.data,
+                    now.ctypes.data, step.ctypes.data, lr, b1, b2, eps, decay, base.address, x.view, *PLACE,
+                )  # fmt: skip
+                g = np.zeros(v.shape)
+                per_slot = grad_x.values.reshape(slots, samples, width)
+                for slot, r in enumerate(slot_source):
+                    if r >= 0:
+                        g[:, r] += per_slot[slot]
+                m1 = b1 * m1 + (1 - b1) * g
+                m2 = b2 * m2 + (1 - b2) * g * g
+                v = v * (1 - lr * decay)
+                v = v - lr * (m1 / (1 - b1 ** (i + 1))) / (np.sqrt(m2 / (1 - b2 ** (i + 1))) + eps)
+                assert step[0] == i + 1
+            close(tokens.values.reshape(v.shape), v, FLOAT, "adamw")
+            close(first.values.reshape(v.shape), m1, FLOAT, "adamw exp_avg")
+            close(second.values.reshape(v.shape), m2, FLOAT, "adamw exp_avg_sq")
+            got = x.values.reshape(slots, samples, width)
+            for slot, r in enumerate(slot_source):
+                if r < 0:
+                    assert (got[slot] == 0).all(), "a slot without a vector was written"
+                else:
+                    close(got[slot], base.values[slot] + v[:, r], dtype, "adamw input", 2e-5)
+            for buffer in (tokens, first, second, x):
+                buffer.check_guards()
+
+
+# -- scores ------------------------------------------------------------------------------------------
+
+
+def case_blend(m, rng: np.random.Generator) -> None:
+    # rows, width, classes, rank
+    for n, width, classes, rank in ((1, 8, 1, 0), (3, 33, 5, 7), (4, 64, 300, 40), (2, 300, 257, 0)):
+        for dtype in STORAGES:
+            x = Matrix(n, width, dtype, gap=1, values=rng.standard_normal((n, width)))
+            right = rng.standard_normal((width, 3 * classes + rank))
+            right /= np.linalg.norm(right, axis=0)
+            z = Matrix(n, 3 * classes + rank, gap=2, values=x.values @ right)
+            weights = Matrix(1, classes, values=np.exp(0.3 * rng.standard_normal(classes)))
+            alpha, beta, gamma, lambdas = 3.0, 2.0, 5.0, (0.3, 0.6, 0.9)
+            labels = plain(np.full(n, -7), np.int64)
+            logits = Matrix(n, classes)
+            for weighted in (True, False):
+                m.blend_cuda(
+                    x.view, z.view, classes, rank, weights.address if weighted else 0, alpha, beta, gamma,
+                    *lambdas, labels.ctypes.data, logits.address, *PLACE,
+                )  # fmt: skip
+                products = z.values
+                length = np.linalg.norm(x.values, axis=1, keepdims=True)
+                bridged = (
+                    np.linalg.norm(products[:, 3 * classes :], axis=1, keepdims=True) if rank else length
+                )
+                z1, z2, z3 = (products[:, i * classes : (i + 1) * classes] for i in range(3))
+                w = weights.values if weighted else 1.0
+                shots = lambdas[1] * np.exp(-beta * (1 - z2 / length))
+                shots = shots + lambdas[2] * np.exp(-gamma * (1 - z3 / bridged))
+                want = lambdas[0] * np.exp(-alpha * (1 - z1 / length)) + w * shots
+                close(logits.values, want, FLOAT, "blend")
+                assert (labels == logits.values.argmax(1)).all(), "labels are not the argmax"
+                logits.check_guards()
+    # Ties go to the lower class; a row of NaN gets class 0; a zero row has z = 0.
+    x, z = Matrix(3, 8, values=np.ones((3, 8))), Matrix(3, 900, values=np.zeros((3, 900)))
+    z._words[1] = np.float32(np.nan).view(np.uint32)
+    z._words[2, [70, 71, 140, 299]] = np.float32(1).view(np.uint32)
+    labels = plain(np.full(3, -7), np.int64)
+    m.blend_cuda(x.view, z.view, 300, 0, 0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, labels.ctypes.data, 0, *PLACE)
+    assert labels.tolist() == [0, 0, 70], labels
+    zero, logits = Matrix(1, 8, values=np.zeros((1, 8))), Matrix(1, 300)
+    m.blend_cuda(zero.view, (*z.view[:2], 1, *z.view[3:]), 300, 0, 0, 1.0, 2.0, 3.0, 1.0, 1.0, 1.0, 0,
+                 logits.address, *PLACE)  # fmt: skip
+    close(logits.values, np.full((1, 300), math.exp(-1) + math.exp(-2) + math.exp(-3)), FLOAT, "blend")
+    m.blend_cuda((*x.view[:2], 0, *x.view[3:]), z.view, 300, 0, 0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0, 0, *PLACE)
+
+
+def best_of(scores: np.ndarray, k: int, exclude: int) -> tuple[np.ndarray, np.ndarray]:
+    """Score descending, equal scores by lower row, NaN with −infinity."""
+    rank = np.where(np.isnan(scores), -np.inf, scores)
+    order = [i for i in np.lexsort((np.arange(scores.size), -rank)) if i != exclude][:k]
+    return scores[order], np.array(order)
+
+
+def case_topk(m, rng: np.random.Generator) -> None:
+    # rows, gallery, k, splits, chunk
+    shapes = ((1, 1, 1, 1, 1), (3, 100, 10, 1, 100), (5, 333, 33, 3, 100), (2, 700, 128, 2, 250),
+              (4, 65, 64, 5, 33), (7, 40, 39, 2, 40))  # fmt: skip
+    for n, g, k, splits, chunk in shapes:
+        for kind in ("normal", "ties", "special", "ascending"):
+            scores = rng.standard_normal((n, g)).astype(np.float32)
+            if kind == "ties":
+                scores = np.round(scores).astype(np.float32)
+            if kind == "special":
+                scores[:, ::3], scores[:, 1::7], scores[:, 2::11] = np.nan, -np.inf, np.inf
+            if kind == "ascending":  # every score enters
+                scores = np.sort(scores, 1)
+            exclude = plain(np.where(np.arange(n) % 2 == 0, (np.arange(n) * 13) % g, -1), np.int64)
+            if k >= g:
+                exclude[:] = -1
+            best = Matrix(n, splits * k)
+            rows = Matrix(n, splits * k)  # raw words
+            for first in range(0, g, chunk):
+                part = scores[:, first : first + chunk]
+                view = Matrix(n, part.shape[1], gap=first % 3, values=part)
+                view._words[...] = np.ascontiguousarray(part).view(np.uint32)
+                m.topk_filter_cuda(
+                    view.view, first, first == 0, k, splits, exclude.ctypes.data, best.address,
+                    rows.address, *PLACE,
+                )  # fmt: skip
+            got, indices = Matrix(n, k), plain(np.full((n, k), -1), np.int64)
+            m.topk_merge_cuda(
+                n, k, splits, best.address, rows.address, got.address, indices.ctypes.data, *PLACE
+            )
+            for i in range(n):
+                want, at = best_of(scores[i], k, int(exclude[i]))
+                assert (indices[i] == at).all(), f"topk {kind} row {i}: {indices[i]}, oracle {at}"
+                assert np.array_equal(got.values[i].astype(np.float32), want, equal_nan=True), kind
+            for buffer in (best, rows, got):
+                buffer.check_guards()
+    try:
+        m.topk_merge_cuda(1, 129, 1, 0, 0, 0, 0, *PLACE)
+    except ValueError as error:
+        assert "1..128" in str(error)
+    else:
+        raise AssertionError("k = 129 was accepted")
+
+
+CASES = {name.removeprefix("case_"): f for name, f in list(globals().items()) if name.startswith("case_")}

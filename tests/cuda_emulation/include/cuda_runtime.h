@@ -1,0 +1,154 @@
+// The part of the CUDA runtime and of its device language that csrc/cuda uses, on the host.
+//
+// One fiber per thread, a few blocks at once. Barriers and warp operations really wait; a barrier
+// that part of the block never reaches, or two places that wait for each other, end the launch with
+// an error. Shared memory holds NaN until it is written. The order in which fibers and blocks run
+// is a parameter: an unsynchronised access gives the wrong answer in one of them.
+#pragma once
+#include <math.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <type_traits>
+#include <utility>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define SB_SHARED(type, name, count) \
+  static const char name##_site = 0; \
+  type* const name =                 \
+      static_cast<type*>(cuda_emulation::shared_memory(&name##_site, sizeof(type) * (count)))
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+
+inline dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+typedef struct CUstream_st* cudaStream_t;
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9 };
+
+namespace cuda_emulation {
+
+constexpr int kWarp = 32;
+constexpr size_t kSlot = 16;  // bytes a lane can exchange
+
+enum class Wait { kNone, kBlock, kShuffle, kVote, kSyncWarp };
+enum class Order { kAscending = 0, kDescending = 1, kShuffled = 2 };
+
+void set_order(Order order, uint64_t seed);
+void run(dim3 grid, dim3 block, const std::function<void()>& thread);
+void* shared_memory(const void* site, size_t bytes);
+void sync_block(int line);
+// Leaves `value` for the other lanes, waits for all 32, returns theirs in slots of kSlot bytes.
+const unsigned char* exchange(Wait kind, int line, const void* value, size_t bytes, unsigned mask);
+unsigned lane();
+extern long launches, barriers, exchanges;
+extern cudaError_t last_error;
+extern int device;
+
+template <class T>
+T from_lane(const unsigned char* slots, unsigned from) {
+  T value;
+  std::memcpy(&value, slots + from * kSlot, sizeof(T));
+  return value;
+}
+
+template <class... P, size_t... I>
+void call(void (*kernel)(P...), void** args, std::index_sequence<I...>) {
+  kernel(*static_cast<std::remove_reference_t<P>*>(args[I])...);
+}
+
+}  // namespace cuda_emulation
+
+template <class... P>
+cudaError_t cudaLaunchKernel(void (*kernel)(P...), dim3 grid, dim3 block, void** args,
+                             size_t /*shared*/, cudaStream_t /*stream*/) {
+  const uint64_t threads = uint64_t{block.x} * block.y * block.z;
+  if (threads == 0 || threads > 1024 || grid.x == 0 || grid.y == 0 || grid.z == 0 ||
+      grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) {
+    return cuda_emulation::last_error = cudaErrorInvalidConfiguration;
+  }
+  cuda_emulation::run(grid, block,
+                      [&] { cuda_emulation::call(kernel, args, std::index_sequence_for<P...>{}); });
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaGetLastError() {
+  return std::exchange(cuda_emulation::last_error, cudaSuccess);
+}
+inline const char* cudaGetErrorString(cudaError_t e) {
+  return e == cudaSuccess ? "no error" : "invalid configuration argument";
+}
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = cuda_emulation::device;
+  return cudaSuccess;
+}
+inline cudaError_t cudaSetDevice(int device) {
+  cuda_emulation::device = device;
+  return cudaSuccess;
+}
+
+inline void __syncthreads(int line = __builtin_LINE()) { cuda_emulation::sync_block(line); }
+inline void __threadfence() {}
+
+inline void __syncwarp(unsigned mask = 0xffffffffu, int line = __builtin_LINE()) {
+  const char nothing = 0;
+  cuda_emulation::exchange(cuda_emulation::Wait::kSyncWarp, line, &nothing, 1, mask);
+}
+
+template <class T>
+T __shfl_sync(unsigned mask, T value, int from, int width = 32, int line = __builtin_LINE()) {
+  const auto* slots =
+      cuda_emulation::exchange(cuda_emulation::Wait::kShuffle, line, &value, sizeof(T), mask);
+  const unsigned base = cuda_emulation::lane() / width * width;
+  return cuda_emulation::from_lane<T>(slots, base + static_cast<unsigned>(from) % width);
+}
+
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, int line = __builtin_LINE()) {
+  const auto* slots =
+      cuda_emulation::exchange(cuda_emulation::Wait::kShuffle, line, &value, sizeof(T), mask);
+  const unsigned me = cuda_emulation::lane(), from = me ^ static_cast<unsigned>(bits);
+  return cuda_emulation::from_lane<T>(slots, from / width > me / width ? me : from);
+}
+
+template <class T>
+T __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32, int line = __builtin_LINE()) {
+  const auto* slots =
+      cuda_emulation::exchange(cuda_emulation::Wait::kShuffle, line, &value, sizeof(T), mask);
+  const unsigned me = cuda_emulation::lane();
+  return cuda_emulation::from_lane<T>(slots, me % width < by ? me : me - by);
+}
+
+inline unsigned __ballot_sync(unsigned mask, int predicate, int line = __builtin_LINE()) {
+  const auto* slots = cuda_emulation::exchange(cuda_emulation::Wait::kVote, line, &predicate,
+                                               sizeof(predicate), mask);
+  unsigned votes = 0;
+  for (unsigned i = 0; i < 32; ++i) {
+    votes |= static_cast<unsigned>(cuda_emulation::from_lane<int>(slots, i) != 0) << i;
+  }
+  return votes;
+}
+
+inline int __ffs(int value) { return __builtin_ffs(value); }
+inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+
+// Fibers change only at barriers and exchanges, so these are atomic as they stand.
+template <class T>
+T atomicAdd(T* at, T value) {
+  const T before = *at;
+  *at = before + value;
+  return before;
+}
+
+template <class T>
+T __ldcg(const T* at) {
+  return *at;
+}

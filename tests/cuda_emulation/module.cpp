@@ -1,0 +1,19 @@
+// The module of the emulation: the package's own CUDA bindings over kernels compiled for the host,
+// and the emulation's controls.
+#include <cuda_runtime.h>
+
+#include "bindings.h"
+
+void bind_selftest(py::module_& m);
+
+PYBIND11_MODULE(cuda_emulated, m) {
+  bind_cuda(m);
+  bind_selftest(m);
+  m.def("set_order", [](int order, uint64_t seed) {
+    cuda_emulation::set_order(static_cast<cuda_emulation::Order>(order), seed);
+  });
+  m.def("counts", [] {
+    return py::make_tuple(cuda_emulation::launches, cuda_emulation::barriers,
+                          cuda_emulation::exchanges);
+  });
+}

@@ -1,0 +1,41 @@
+"""`python run_cases.py MODULE ORDER [case ...]`: runs the cases, prints the worst errors as JSON.
+
+ORDER is the order in which the emulation lets threads and blocks run: ascending, descending or
+shuffled. An unsynchronised access is right in some orders only.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
+
+from tests.cuda_emulation.cases import CASES, WORST
+
+ORDERS = ("ascending", "descending", "shuffled")
+
+
+def load(path: str):
+    spec = importlib.util.spec_from_file_location("cuda_emulated", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def main(path: str, order: str, *names: str) -> None:
+    module = load(path)
+    for name in names or CASES:
+        module.set_order(ORDERS.index(order), 17)
+        CASES[name](module, np.random.default_rng(17))
+    launches, barriers, exchanges = module.counts()
+    print(json.dumps({"worst": WORST, "launches": launches, "barriers": barriers, "exchanges": exchanges}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

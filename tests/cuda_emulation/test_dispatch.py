@@ -1,0 +1,131 @@
+"""The Python side of the CUDA kernels, over their emulation: views, workspaces, chunks, the choice.
+
+The emulated module takes CPU tensors where the real one takes CUDA tensors; everything else is the same.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import pytest
+import torch
+
+import semobridge_ext as sb
+from semobridge_ext import _backend
+from semobridge_ext.ops import blend, cuda_projection, topk_cuda
+from tests.cuda_emulation.build import Emulation
+from tests.cuda_emulation.run_cases import load
+
+pytestmark = pytest.mark.slow
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def emulated(emulation: Emulation):
+    return load(str(emulation.module))
+
+
+@pytest.fixture(autouse=True)
+def in_place_of_the_gpu(emulated, monkeypatch: pytest.MonkeyPatch) -> None:
+    op = sys.modules["semobridge_ext.ops.project_normalize"]  # its function hides it in the package
+    for module in (blend, cuda_projection, topk_cuda, op):
+        monkeypatch.setattr(module, "_C", emulated)
+
+
+def assert_near(got: torch.Tensor, want: torch.Tensor, dtype: torch.dtype) -> None:
+    assert got.dtype is dtype and want.dtype is torch.float64 and got.shape == want.shape
+    assert (want != 0).double().mean() > 0.5
+    eps = 2e-6 if dtype is torch.float32 else torch.finfo(dtype).eps / 2 + 1e-5
+    assert ((got.double() - want).abs() <= eps * want.abs() + 2e-6).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(20,), (1, 20), (5, 20), (32, 20), (33, 20), (3, 13, 20)])
+def test_projection(shape: tuple[int, ...], dtype: torch.dtype):
+    matrix = torch.randn(20, 12, dtype=torch.float64)
+    plan = cuda_projection.CudaProjection(matrix, CPU)
+    x = torch.randn(*shape).to(dtype)
+    want = torch.nn.functional.normalize(x.double() @ matrix.float().double(), dim=-1)
+    for _ in range(2):  # the second call meets the first one's tickets
+        assert_near(plan(x), want, dtype)
+    assert_near(plan(x.repeat(*[1] * (len(shape) - 1), 2)[..., :20]), want, dtype)
+    assert plan(x[..., :0, :] if len(shape) > 1 else x.new_empty(0, 20)).numel() == 0
+
+
+def test_bridge_takes_its_folded_projector():
+    b = sb.Bridge(torch.randn(16, 12))
+    x = torch.randn(7, 12)
+    torch.testing.assert_close(b._cuda_plan(CPU)(x), b(x), rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        b.inverse.mul_(torch.rand(12, 1))
+    torch.testing.assert_close(b._cuda_plan(CPU)(x), b(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", ["none", "one", "all"])
+def test_epilogue_behind_a_product(rows: str):
+    op = importlib.import_module("semobridge_ext.ops.project_normalize")
+    launch = sys.modules[op.__name__]._normalize_rows_cuda
+    n, norms = torch.randn(6, 9), torch.empty(6)
+    bias = {"none": None, "one": torch.randn(9), "all": torch.randn(9, 6).T}[rows]
+    want = n.double() if bias is None else n.double() + bias.double()
+    got = launch(torch.empty(6, 1, dtype=torch.bfloat16), n, bias, 0.5, True, norms)
+    assert_near(got, 0.5 * torch.nn.functional.normalize(want, dim=1), torch.bfloat16)
+    assert_near(norms, want.norm(dim=1), torch.float32)
+
+
+@pytest.mark.parametrize("k", [1, 33, 128])
+@pytest.mark.parametrize("chunk", [1 << 26, 200])
+def test_topk(k: int, chunk: int, monkeypatch: pytest.MonkeyPatch):
+    # Small whole numbers: products are exact in any order, and tie.
+    q = torch.randint(-3, 4, (9, 6)).to(torch.float16)
+    gallery = torch.randint(-3, 4, (2500, 6)).to(torch.bfloat16)
+    exclude = torch.arange(9) * 7
+    monkeypatch.setattr(topk_cuda, "_SCORES", chunk * 9)
+    for excluded in (None, exclude):
+        scores, indices = topk_cuda.search(q, gallery, k, excluded)
+        want = sb.topk(q, gallery, k, exclude=excluded)
+        assert torch.equal(scores, want.scores) and torch.equal(indices, want.indices)
+    assert topk_cuda.search(q[:0], gallery, k, None)[0].shape == (0, k)
+    assert not topk_cuda.takes(q, gallery, 129) and not topk_cuda.takes(q.double(), gallery, 3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bridged", [True, False])
+def test_blend(bridged: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    def unit(*shape: int) -> torch.Tensor:
+        return torch.nn.functional.normalize(torch.randn(*shape, dtype=torch.float64), dim=1)
+
+    right = torch.linalg.qr(torch.randn(14, 14, dtype=torch.float64))[0][:, :10]
+    projector = right @ right.T if bridged else None
+    operand = blend.BlendOperand(
+        unit(5, 14), unit(5, 14), unit(5, 14), torch.rand(5, dtype=torch.float64), projector,
+        right if bridged else None,
+    )  # fmt: skip
+    params = blend.BlendParams(0.7, 2.0, 3.0, 4.0, 0.5, 0.6, 0.9)
+    x = torch.randn(11, 14).to(dtype)
+    want = blend.blend_of(operand._eager_blocks(x.double()), params, operand.exponents)
+    monkeypatch.setattr(blend, "_CUDA_VALUES", 4 * 25)  # several blocks of rows
+    logits, labels = torch.empty(11, 5), torch.empty(11, dtype=torch.int64)
+    operand._run_cuda(x, params, logits=logits)
+    operand._run_cuda(x, params, labels=labels)
+    torch.testing.assert_close(logits.double(), want, rtol=1e-5, atol=1e-6)
+    assert torch.equal(labels, want.argmax(1))
+
+
+def test_choice(monkeypatch: pytest.MonkeyPatch):
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(_backend, "HAS_CUDA", True)
+    assert _backend.resolve("op", cuda, cuda=True) == "native"
+    assert _backend.resolve("op", cuda) == "eager", "no kernel: auto falls back"
+    with sb.backend("native"):
+        assert _backend.resolve("op", cuda, cuda=True) == "native"
+        with pytest.raises(NotImplementedError, match=r"^op: backend 'native' has no CUDA kernel.*; use "):
+            _backend.resolve("op", cuda)
+    with sb.backend("eager"):
+        assert _backend.resolve("op", cuda, cuda=True) == "eager"
+    monkeypatch.setattr(_backend, "HAS_CUDA", False)
+    assert _backend.resolve("op", cuda, cuda=True) == "eager"
+    with sb.backend("native"), pytest.raises(RuntimeError, match="built without CUDA"):
+        _backend.resolve("op", cuda, cuda=True)

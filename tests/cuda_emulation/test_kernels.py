@@ -1,0 +1,57 @@
+"""The CUDA kernels on the host: right in every order of execution, clean under the sanitizers."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cuda_emulation.build import ORDERS, SANITIZE, Emulation, report_of, run_cases
+from tests.cuda_emulation.cases import CASES
+from tests.source_tree import ROOT, environment
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_kernels_meet_the_oracle(emulation: Emulation, order: str):
+    report = report_of(run_cases(emulation.module, order))
+    assert report["launches"] > 500 and report["barriers"] > 500 and report["exchanges"] > 100_000
+    assert len(report["worst"]) >= 30
+    for name, error in report["worst"].items():
+        print(f"  {name}: {error:.1e}")
+        assert error <= (3e-5 if "grad" in name or "input" in name else 1e-5), name
+
+
+def test_every_kernel_has_a_case():
+    sources = {path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu")}
+    assert sources - {"descend"} <= set(CASES) and {"cosine_loss", "adamw"} <= set(CASES)
+
+
+def test_kernels_are_clean_under_sanitizers(emulation: Emulation, tmp_path: Path):
+    plain, emulation = emulation, Emulation(tmp_path, *SANITIZE)
+    libraries = []
+    for name in ("libasan.so", "libstdc++.so"):  # the second so that the first finds what it intercepts
+        command = [emulation.compiler, f"-print-file-name={name}"]
+        libraries.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+    if not Path(libraries[0]).is_absolute():
+        pytest.skip("this g++ has no AddressSanitizer runtime (libasan.so)")
+    emulation.build(kept=[o for o in plain.objects if o.stem in ("bind_cuda", "module", "selftest")])
+    env = environment(
+        LD_PRELOAD=" ".join(libraries), ASAN_OPTIONS="detect_leaks=0:detect_stack_use_after_return=0",
+        CUDA_EMULATION_SANITIZED="1", PYTHONMALLOC="malloc",
+    )  # fmt: skip
+    report_of(run_cases(emulation.module, "shuffled", env=env))
+    # The same run must be able to fail: a kernel that reads one element past its row.
+    source = (ROOT / "csrc" / "cuda" / "descend.cu").read_text()
+    text = "for (int64_t i = lane; i < width; i += kWarp) {\n    const float value"
+    assert source.count(text) == 1
+    broken = tmp_path / "descend.cu"
+    broken.write_text(source.replace(text, text.replace("i < width", "i <= width")))
+    wrong = emulation.compile(broken, tmp_path / "broken.o")
+    objects = [wrong if o.stem == "descend" else o for o in emulation.objects]
+    done = run_cases(
+        emulation.link(objects, tmp_path / emulation.module.name), "ascending", "cosine_loss", env=env
+    )
+    assert done.returncode != 0 and "AddressSanitizer" in done.stderr, done.stderr[-2000:]

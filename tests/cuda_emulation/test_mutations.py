@@ -1,0 +1,297 @@
+"""CUDA kernels broken on purpose must turn the emulated run red.
+
+Each mutation replaces one exact piece of source text, which must exist once.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.cuda_emulation.build import Emulation, run_cases
+from tests.source_tree import ROOT
+
+pytestmark = pytest.mark.slow
+
+# name: file, text, what stands there instead, cases, order
+MUTATIONS = {
+    "project: ticket taken before the sums are written": (
+        "project.cu",
+        "visible to every block that sees its ticket\n  __syncthreads();",
+        "visible to every block that sees its ticket",
+        "project",
+        "shuffled",
+    ),
+    "project: flag read without a barrier": (
+        "project.cu",
+        "static_cast<int>(gridDim.x) - 1;\n  }\n  __syncthreads();",
+        "static_cast<int>(gridDim.x) - 1;\n  }",
+        "project",
+        "descending",
+    ),
+    "project: barrier in half of the block": (
+        "project.cu",
+        "static_cast<int>(gridDim.x) - 1;\n  }\n  __syncthreads();",
+        "static_cast<int>(gridDim.x) - 1;\n  }\n  if (warp < 2) __syncthreads();",
+        "project",
+        "ascending",
+    ),
+    "project: tickets not given back": (
+        "project.cu",
+        "tickets[blockIdx.y] = 0;",
+        ";",
+        "project",
+        "ascending",
+    ),
+    "project: last row of a block skipped": (
+        "project.cu",
+        "r = warp; r < rows; r += kWarpsPerBlock",
+        "r = warp; r + 1 < rows; r += kWarpsPerBlock",
+        "project",
+        "ascending",
+    ),
+    "project: one column too many": (
+        "project.cu",
+        "if (col < cols) {",
+        "if (col <= cols) {",
+        "project",
+        "ascending",
+    ),
+    "project: tail of the sum skipped": (
+        "project.cu",
+        "i = lane * kStep; i < k; i",
+        "i = lane * kStep; i < k - k % kWarp; i",
+        "project",
+        "ascending",
+    ),
+    "warp sum over half a warp": (
+        "device.cuh",
+        "__device__ __forceinline__ T warp_sum(T value) {\n  for (int offset = kWarp / 2;",
+        "__device__ __forceinline__ T warp_sum(T value) {\n  for (int offset = kWarp / 4;",
+        "layer_norm",
+        "ascending",
+    ),
+    "warp maximum over half a warp": (
+        "device.cuh",
+        "__device__ __forceinline__ T warp_max(T value) {\n  for (int offset = kWarp / 2;",
+        "__device__ __forceinline__ T warp_max(T value) {\n  for (int offset = kWarp / 4;",
+        "normalize_rows",
+        "ascending",
+    ),
+    "vectors without a check of alignment": (
+        "device.cuh",
+        "return is_aligned(data) && cols % lanes == 0 && row_stride % lanes == 0;",
+        "return cols > 0 && lanes > 0 && row_stride > 0;",
+        "layer_norm",
+        "ascending",
+    ),
+    "layer_norm: row count off by one": (
+        "layer_norm.cu",
+        "layer_norm_fwd_kernel<T, kStep>, blocks_for(kOp, a.x.rows,",
+        "layer_norm_fwd_kernel<T, kStep>, blocks_for(kOp, a.x.rows - 1,",
+        "layer_norm",
+        "ascending",
+    ),
+    "layer_norm: one row too many": (
+        "layer_norm.cu",
+        "if (row >= rows) return;\n  const int64_t begin = threadIdx.x % kWarp * kStep;\n"
+        "  const T* source = x + row * x_stride;\n  float sum = 0,",
+        "if (row > rows) return;\n  const int64_t begin = threadIdx.x % kWarp * kStep;\n"
+        "  const T* source = x + row * x_stride;\n  float sum = 0,",
+        "layer_norm",
+        "ascending",
+    ),
+    "layer_norm: gradient forgets the mean": (
+        "layer_norm.cu",
+        "(u[j] * w[j] - mean_u - (",
+        "(u[j] * w[j] - (",
+        "layer_norm",
+        "ascending",
+    ),
+    "normalize_rows: stride of the output ignored": (
+        "normalize_rows.cu",
+        "Out* target = out + row * out_stride;",
+        "Out* target = out + row * cols;",
+        "normalize_rows",
+        "ascending",
+    ),
+    "activate: last pack skipped": (
+        "activation.cu",
+        "if (i >= rows * packs) return;",
+        "if (i + 1 >= rows * packs) return;",
+        "activation",
+        "ascending",
+    ),
+    "activate: sign of the slope's bend": (
+        "activation.cu",
+        "cdf + h * 0.398942280f",
+        "cdf - h * 0.398942280f",
+        "activation",
+        "ascending",
+    ),
+    "attention: no barrier between queries and slots": (
+        "attention.cu",
+        "__syncthreads();  // the slots' sums run over the queries of all warps",
+        ";",
+        "attention",
+        "ascending",
+    ),
+    "attention: scores read before they are written": (
+        "attention.cu",
+        "__syncwarp();  // lane 0 has written what all read",
+        ";",
+        "attention",
+        "descending",
+    ),
+    "attention: probabilities scaled while others read them": (
+        "attention.cu",
+        "__syncwarp();  // all have read the unscaled values",
+        ";",
+        "attention",
+        "ascending",
+    ),
+    "attention: last key skipped": (
+        "attention.cu",
+        "const float dp = dot_row(upstream, head.entry(2, list, j), a.width);",
+        "const float dp = j + 1 < keys ? dot_row(upstream, head.entry(2, list, j), a.width) : 0;",
+        "attention",
+        "ascending",
+    ),
+    "attention: elements past the first 32 skipped": (
+        "attention.cu",
+        "own[e] = e * kWarp + lane < width ?",
+        "own[e] = e * kWarp + lane < (width < 32 ? width : 32) ?",
+        "attention",
+        "ascending",
+    ),
+    "cosine_loss: gradient not scaled by the norm": (
+        "descend.cu",
+        "const float factor = grad_scale * inverse;",
+        "const float factor = grad_scale;",
+        "cosine_loss",
+        "ascending",
+    ),
+    "adamw: decay forgotten": ("descend.cu", "c.keep * tokens[at]", "tokens[at]", "adamw", "ascending"),
+    "adamw: gradient of the last slot skipped": (
+        "descend.cu",
+        "for (int64_t slot = 0; slot < slots; ++slot) {\n    if (source[slot] == r) g +=",
+        "for (int64_t slot = 0; slot + 1 < slots; ++slot) {\n    if (source[slot] == r) g +=",
+        "adamw",
+        "ascending",
+    ),
+    "adamw: step not counted": ("descend.cu", "*step = now + 1;", "*step = now;", "adamw", "ascending"),
+    "blend: partial sums read without a barrier": (
+        "blend.cu",
+        "partial[threadIdx.x / kWarp] = value;\n  __syncthreads();",
+        "partial[threadIdx.x / kWarp] = value;",
+        "blend",
+        "ascending",
+    ),
+    "blend: partial sums overwritten too early": (
+        "blend.cu",
+        "__syncthreads();  // the last use of `partial` is over",
+        ";",
+        "blend",
+        "shuffled",
+    ),
+    "blend: the higher class wins a tie": (
+        "blend.cu",
+        "(a == b && at < other)",
+        "(a == b && at > other)",
+        "blend",
+        "ascending",
+    ),
+    "blend: best of half a warp": (
+        "blend.cu",
+        "if (labels == nullptr) return;\n  for (int offset = kWarp / 2;",
+        "if (labels == nullptr) return;\n  for (int offset = kWarp / 4;",
+        "blend",
+        "ascending",
+    ),
+    "topk: last group of scores skipped": (
+        "topk.cu",
+        "const int64_t groups = (cols + kWarp - 1) / kWarp;",
+        "const int64_t groups = cols / kWarp;",
+        "topk",
+        "ascending",
+    ),
+    "topk: carry between registers dropped": (
+        "topk.cu",
+        "if (lane == 0) {",
+        "if (lane == 1) {",
+        "topk",
+        "ascending",
+    ),
+    "topk: the higher row wins a tie": (
+        "topk.cu",
+        "(left == right && row < other)",
+        "(left == right && row > other)",
+        "topk",
+        "ascending",
+    ),
+    "topk: NaN beats everything": (
+        "topk.cu",
+        "return score == score ? score : -INFINITY;",
+        "return score == score ? score : INFINITY;",
+        "topk",
+        "ascending",
+    ),
+    "topk: excluded row let in": (
+        "topk.cu",
+        "col < cols && first + col != excluded;",
+        "col < cols && col != excluded;",
+        "topk",
+        "ascending",
+    ),
+    "topk: shuffle in a divergent branch": (
+        "topk.cu",
+        "const bool stays = beats(score[i], row[i], s, r);",
+        "const bool stays = beats(score[i], row[i], s, r);\n      if (stays) return;",
+        "topk",
+        "ascending",
+    ),
+}
+
+
+CSRC = ROOT / "csrc" / "cuda"
+
+
+def verdict(name: str, emulation: Emulation, folder: Path) -> tuple[int, str]:
+    """Exit status and last word of the case's run with this one piece of source broken."""
+    file, text, replacement, case, order = MUTATIONS[name]
+    original = (CSRC / file).read_text()
+    assert original.count(text) == 1, f"{file} holds {original.count(text)} times: {text!r}"
+    # A header is compiled with the kernel whose case runs; a file finds headers beside it first.
+    stem = {"cosine_loss": "descend", "adamw": "descend"}.get(case, case)
+    folder.mkdir()
+    for header in CSRC.glob("*.cuh"):
+        (folder / header.name).write_text(header.read_text())
+    (folder / f"{stem}.cu").write_text((CSRC / f"{stem}.cu").read_text())
+    (folder / file).write_text(original.replace(text, replacement))
+    broken = emulation.compile(folder / f"{stem}.cu", folder / f"{stem}.o")
+    objects = [broken if o.stem == stem else o for o in emulation.objects]
+    done = run_cases(emulation.link(objects, folder / emulation.module.name), order, case, timeout=120)
+    return done.returncode, (done.stderr.strip().splitlines() or ["crash"])[-1]
+
+
+@pytest.fixture(scope="module")
+def verdicts(
+    emulation: Emulation, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> dict[str, Future[tuple[int, str]]]:
+    """All that were asked for, two at a time."""
+    folder = tmp_path_factory.mktemp("mutated")
+    asked = [item.callspec.params["name"] for item in request.session.items if item.fspath == request.fspath]
+    pool = ThreadPoolExecutor(2)
+    request.addfinalizer(pool.shutdown)
+    return {
+        name: pool.submit(verdict, name, emulation, folder / str(number)) for number, name in enumerate(asked)
+    }
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_mutation_is_caught(name: str, verdicts: dict[str, Future[tuple[int, str]]]):
+    status, told = verdicts[name].result()
+    assert status != 0, "the kernel is broken and the run is green"
+    print(f"  {name}: {told[:120]}")
