@@ -26,6 +26,7 @@ from semobridge_ext.inversion import Inversion, oti, ovi
 from semobridge_ext.linear_map import LinearMap
 from semobridge_ext.ops import TopK, retrieval_metrics, support_logits, topk
 from semobridge_ext.retrieval import revisited_metrics
+from semobridge_ext.spectral import IsoCLIP
 from semobridge_ext.support_set import SupportSet
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ __all__ = [  # noqa: RUF022 - plain order
     "APE",
     "Bridge",
     "Inversion",
+    "IsoCLIP",
     "LDA",
     "LinearMap",
     "NearestClassMean",

@@ -176,7 +176,7 @@ class LinearMap:
             raise ValueError("LinearMap.compose: maps must hold at least one map, got none; pass some")
         for map_ in maps:
             if not isinstance(map_, LinearMap):
-                remedy = "use LinearMap.from_bridge(bridge) or IsoCLIP.image_map()"
+                remedy = "use LinearMap.from_bridge(bridge) or IsoCLIP.map()"
                 raise TypeError(_errors.message("LinearMap.compose", "maps", "be LinearMaps", map_, remedy))
         for before, after in pairwise(maps):
             if before.out_features != after.in_features:
