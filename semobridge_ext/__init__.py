@@ -12,6 +12,7 @@ from semobridge_ext._backend import backend
 from semobridge_ext._info import build_info
 from semobridge_ext.bridging import Bridge, bridge, use
 from semobridge_ext.clip.text_features import class_text_features
+from semobridge_ext.diagnostics import Diagnosis, diagnose
 from semobridge_ext.fewshot import (
     APE,
     LDA,
@@ -44,6 +45,7 @@ _LAZY = {
 __all__ = [  # noqa: RUF022 - plain order
     "APE",
     "Bridge",
+    "Diagnosis",
     "Inversion",
     "IsoCLIP",
     "LDA",
@@ -60,6 +62,7 @@ __all__ = [  # noqa: RUF022 - plain order
     "bridge",
     "build_info",
     "class_text_features",
+    "diagnose",
     "list_picto",
     "load_picto",
     "load_picto_clip",
