@@ -217,10 +217,11 @@ def diagnose(
     Raises:
         TypeError: kind or dtype. ValueError: shapes that do not fit, NaN, fewer than two classes.
 
-    Numerics: cosines in float32 (float64 for float64 features), figures in float64. Intervals: the
-        bootstrap's percentiles; retrieval and neighbours draw queries before a gallery that stays,
-        cosines draw both rows of a pair (to first order), the overlap 64 groups of rows (or the
-        classes); the effective rank has the jackknife over ten groups. Deterministic by seed.
+    Numerics: cosines in float32 (float64 for float64 features), figures in float64. Intervals are the
+        bootstrap's percentiles: retrieval and neighbours draw queries before a gallery that stays;
+        cosines draw both rows of a pair, to first order; the overlap draws 64 groups of rows (or the
+        classes). Overlap and gap are centred on the figure, whose drawn copies are biased. The
+        effective rank has the jackknife over ten groups. Deterministic by seed.
 
     Memory: O(N·D) and tiles of 2 million cosines; the [N, N] array never exists.
 
