@@ -190,12 +190,17 @@ class IsoCLIP:
         if image.shape[1] != text.shape[1]:
             contract, remedy = f"be [T, {image.shape[1]}]", "take both projections from the same model"
             raise ValueError(_errors.message("IsoCLIP", "text_projection", contract, text, remedy))
-        stamp = tuple((m.data_ptr(), m.shape, 0 if m.is_inference() else m._version) for m in matrices)
+        # The very tensors are kept beside their versions: an address alone may be another tensor's by now.
+        versions = tuple((m.data_ptr(), 0 if m.is_inference() else m._version) for m in matrices)
         kept = self.__dict__.get("_kept")
-        if kept is None or kept[0] != stamp:
+        if (
+            kept is None
+            or kept[0] != versions
+            or any(a is not b for a, b in zip(kept[3], matrices, strict=True))
+        ):
             for name, m in zip(("image_projection", "text_projection"), matrices, strict=True):
                 _errors.check_finite("IsoCLIP", name, m, "reload the model's weights")
-            kept = (stamp, spectrum_of(image, text), {})
+            kept = (versions, spectrum_of(image, text), {}, matrices)
             self.__dict__["_kept"] = kept
         return kept[1]
 
