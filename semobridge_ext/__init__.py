@@ -12,6 +12,7 @@ from semobridge_ext._backend import backend
 from semobridge_ext._info import build_info
 from semobridge_ext.bridging import Bridge, bridge, use
 from semobridge_ext.clip.text_features import class_text_features
+from semobridge_ext.diagnostics import Diagnosis, diagnose
 from semobridge_ext.fewshot import (
     APE,
     LDA,
@@ -23,8 +24,10 @@ from semobridge_ext.fewshot import (
     ZeroShot,
 )
 from semobridge_ext.inversion import Inversion, oti, ovi
+from semobridge_ext.linear_map import LinearMap
 from semobridge_ext.ops import TopK, retrieval_metrics, support_logits, topk
 from semobridge_ext.retrieval import revisited_metrics
+from semobridge_ext.spectral import IsoCLIP
 from semobridge_ext.support_set import SupportSet
 
 if TYPE_CHECKING:
@@ -42,8 +45,11 @@ _LAZY = {
 __all__ = [  # noqa: RUF022 - plain order
     "APE",
     "Bridge",
+    "Diagnosis",
     "Inversion",
+    "IsoCLIP",
     "LDA",
+    "LinearMap",
     "NearestClassMean",
     "SeMoBridgeClassifier",
     "SeMoBridgeT",
@@ -56,6 +62,7 @@ __all__ = [  # noqa: RUF022 - plain order
     "bridge",
     "build_info",
     "class_text_features",
+    "diagnose",
     "list_picto",
     "load_picto",
     "load_picto_clip",

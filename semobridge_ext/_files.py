@@ -13,8 +13,12 @@ def save_tensors(path: Any, tensors: dict[str, Tensor], metadata: dict[str, str]
     """Writes `path` whole or not at all."""
     from safetensors.torch import save
 
+    write_bytes(path, save({k: v.contiguous().cpu() for k, v in tensors.items()}, metadata))
+
+
+def write_bytes(path: Any, data: bytes) -> None:
+    """Writes `path` whole or not at all."""
     target = Path(path)
-    data = save({k: v.contiguous().cpu() for k, v in tensors.items()}, metadata)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:

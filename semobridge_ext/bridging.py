@@ -137,6 +137,42 @@ class Bridge(nn.Module):
 
         return cls(text_projection(model), atol=atol, text_length=text_length)
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: Any,
+        *,
+        atol: float = 0.3,
+        text_length: float = 1.0,
+        revision: str = "main",
+        cache_dir: Any = None,
+        refresh: bool = False,
+    ) -> Bridge:
+        """The bridge of a checkpoint, of which only the text projection is read.
+
+        Args:
+            name_or_path: a safetensors file or a folder with one; a URL; a Hugging Face name
+                "org/repo"; or open_clip's "ViT-B-32:openai". Over HTTP range requests fetch about
+                1 MB, without login.
+            atol, text_length: of the bridge.
+            revision: of the Hugging Face repository.
+            cache_dir: where a fetched matrix is kept; None: SEMOBRIDGE_CACHE or the user's cache
+                folder. What is there is used without asking the network.
+            refresh: True fetches again.
+
+        Raises:
+            FileNotFoundError, PermissionError, ConnectionError: the file cannot be had. ValueError: no
+            such name, a server without ranges, or a checkpoint without a linear text projection; the
+            message names what is missing.
+        """
+        from semobridge_ext._pretrained import read_projections
+
+        found = read_projections(
+            "Bridge.from_pretrained", name_or_path, ("text",),
+            revision=revision, cache_dir=cache_dir, refresh=refresh,
+        )  # fmt: skip
+        return cls(found["text"], atol=atol, text_length=text_length)
+
     def save(self, path: Any) -> None:
         """Writes a safetensors file (tensors ``text_projection``, ``inverse``), atomically."""
         tensors = {"text_projection": self.text_projection, "inverse": self.inverse.detach()}
