@@ -42,6 +42,27 @@ def test_formula(each_isa, bridge, dtype, limit, shape):
     assert clear.any() and torch.equal(got.argmax(dim=1)[clear], want.argmax(dim=1)[clear])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_classes_go_to_the_lower(each_isa, dtype):
+    """Copies of a class in other lanes and panels of the tile: their logits tie to the bit."""
+    p = make(40, 2, 80, dtype=dtype)
+    order = torch.argsort(p.labels, stable=True)
+    shots, text = p.shots[order].reshape(40, 2, -1), p.text.clone()
+    for low, high in ((3, 4), (3, 20), (9, 1), (12, 37), (30, 0)):
+        shots[high], text[high] = shots[low], text[low]
+    labels = torch.arange(40).repeat_interleave(2)
+    clf = sb.SeMoBridgeClassifier(p.bridge(dtype), text, **{**PARAMS, "s": 0.0}).fit(
+        shots.reshape(80, -1), labels
+    )
+    queries = shots[:, 0]
+    logits = clf.logits(queries)
+    lowest = (logits == logits.max(dim=1, keepdim=True).values).double().argmax(dim=1)
+    assert {(3, 4), (3, 20), (1, 9), (12, 37), (0, 30)} <= {
+        (int(lowest[c]), c) for c in (4, 20, 9, 37, 30)
+    }  # the ties are there
+    assert torch.equal(clf.predict(queries), lowest)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_types_are_read_exactly(dtype):
     p = make(9, 2, 40, 32)

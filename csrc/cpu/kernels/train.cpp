@@ -156,9 +156,15 @@ void grads_of_class(const ShotGradsArgs& a, int64_t c) {
   }
 }
 
+// Below this many values a second thread costs more than it takes off, and on a busy machine a
+// barrier can cost a time slice.
+constexpr int64_t kValuesPerThread = 1 << 16;
+
 template <class Args>
-SB_INLINE void each_class(const Args& a, void (*work)(const Args&, int64_t)) {
-#pragma omp parallel for schedule(dynamic, 4) num_threads(a.rows.threads) if (a.rows.threads > 1)
+SB_INLINE void each_class(const Args& a, int64_t width, void (*work)(const Args&, int64_t)) {
+  const int64_t values = (a.rows.offsets[a.rows.last] - a.rows.offsets[a.rows.first]) * width;
+  const bool many = a.rows.threads > 1 && values > kValuesPerThread;
+#pragma omp parallel for schedule(dynamic, 4) num_threads(a.rows.threads) if (many)
   for (int64_t c = a.rows.first; c < a.rows.last; ++c) work(a, c);
 }
 
@@ -199,19 +205,19 @@ void adamw_typed(const AdamwArgs& a) {
 
 }  // namespace
 
-#define SB_BY_CLASS(name, Args, work)      \
-  void name##_entry(const Args& a) {       \
-    if (a.rows.dtype == DType::kFloat64) { \
-      each_class<Args>(a, work<double>);   \
-    } else {                               \
-      each_class<Args>(a, work<float>);    \
-    }                                      \
+#define SB_BY_CLASS(name, Args, width, work)      \
+  void name##_entry(const Args& a) {              \
+    if (a.rows.dtype == DType::kFloat64) {        \
+      each_class<Args>(a, a.width, work<double>); \
+    } else {                                      \
+      each_class<Args>(a, a.width, work<float>);  \
+    }                                             \
   }
 
-SB_BY_CLASS(shot_norms, ShotNormsArgs, norms_of_class)
-SB_BY_CLASS(shot_dots, ShotDotsArgs, dots_of_class)
-SB_BY_CLASS(row_loss, RowLossArgs, loss_of_class)
-SB_BY_CLASS(shot_grads, ShotGradsArgs, grads_of_class)
+SB_BY_CLASS(shot_norms, ShotNormsArgs, width, norms_of_class)
+SB_BY_CLASS(shot_dots, ShotDotsArgs, width, dots_of_class)
+SB_BY_CLASS(row_loss, RowLossArgs, classes, loss_of_class)
+SB_BY_CLASS(shot_grads, ShotGradsArgs, width, grads_of_class)
 
 void adamw_entry(const AdamwArgs& a) {
   if (a.dtype == DType::kFloat64) {
