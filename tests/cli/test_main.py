@@ -53,7 +53,11 @@ def test_help_teaches(capsys, command, words):
 
 @pytest.mark.parametrize(
     ("word", "hint"),
-    [("dmeo", "'semobridge-ext demo'"), ("infos", "'semobridge-ext info'"), ("xyz", f"try one of {', '.join(cli.COMMANDS)}")],
+    [
+        ("dmeo", "'semobridge-ext demo'"),
+        ("infos", "'semobridge-ext info'"),
+        ("xyz", f"try one of {', '.join(cli.COMMANDS)}"),
+    ],
 )
 def test_unknown_command(capsys, word, hint):
     code, out, err = run(capsys, word)
