@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from semobridge_ext import __version__
-from semobridge_ext.cli import demo, extract, fewshot, info, invert, mapping, retrieve, search
+from semobridge_ext.cli import demo, extract, fewshot, info, invert, mapping, report, retrieve, search
 
 COMMANDS = {
     "demo": demo,
@@ -20,6 +20,7 @@ COMMANDS = {
     "info": info,
     "invert": invert,
     "map": mapping,
+    "report": report,
     "retrieve": retrieve,
     "search": search,
 }
@@ -31,7 +32,7 @@ start here:
   semobridge-ext demo               bridge a real CLIP on real images: figures and a picture, offline
   semobridge-ext demo --help        what the figures mean
   semobridge-ext invert --help      textual and visual inversion of a file of features, resumable
-  semobridge-ext extract --help     your images in; then map, search, retrieve: features, resumable
+  semobridge-ext extract --help     your images in; then map, search, retrieve, report
   semobridge-ext fewshot            every few-shot method on every embedded set: tables and a picture
 
 Errors are one line and exit code 2; add --debug to see where they come from.
@@ -114,5 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        print(f"{name}: {_one_line(error)}", file=sys.stderr)
+        # The library names its function first, which often is the command's own name.
+        text = _one_line(error).removeprefix(f"{name.rpartition(' ')[2]}: ")
+        print(f"{name}: {text}", file=sys.stderr)
         return 2
