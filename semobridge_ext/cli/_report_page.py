@@ -14,7 +14,7 @@ body{font:15px/1.45 system-ui,sans-serif;color:#222;max-width:980px;margin:32px 
 h1{font-size:24px}h2{font-size:18px;margin:36px 0 6px}p{margin:6px 0 10px}img{max-width:100%}
 table{border-collapse:collapse;font-size:14px;margin:8px 0}td,th{padding:3px 12px 3px 0;text-align:right}
 td:first-child,th:first-child{text-align:left}th{border-bottom:1px solid #888;font-weight:600}
-td{border-bottom:1px solid #eee;white-space:nowrap}.text td{text-align:left;white-space:normal}.note{color:#666;font-size:13px}
+td{border-bottom:1px solid #eee;white-space:nowrap}.text td{text-align:left;white-space:normal}
 """
 
 

@@ -108,7 +108,8 @@ def test_a_truncated_tar_loses_its_end_alone(tmp_path: Path, capsys: pytest.Capt
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for path in paths:
             tar.add(path, path.name)
-        cut = tar.members[3].offset_data + 40
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        cut = tar.getmembers()[3].offset_data + 40
     (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:cut])
     assert extract(tmp_path / "a.tar", tmp_path / "out") == 0
     assert "3 features of" in capsys.readouterr().out
@@ -117,10 +118,10 @@ def test_a_truncated_tar_loses_its_end_alone(tmp_path: Path, capsys: pytest.Capt
 
 def test_killed_and_resumed_equals_unbroken(tmp_path: Path) -> None:
     images = tmp_path / "images"
-    paths = write(images, 20, 10)
+    paths = write(images, 8, 10)
     paths[5].write_bytes(b"broken")
     whole, out = tmp_path / "whole", tmp_path / "out"
-    options = ["--shard-size", 30, "--quiet", "--batch-size", 10]
+    options = ["--shard-size", 10, "--quiet", "--batch-size", 2]
     assert command("extract", images, whole, *options, "--workers", 0) == 0
     words = [sys.executable, "-m", "semobridge_ext.cli", "extract", images, out, *options, "--workers", 1]
     process = subprocess.Popen([str(w) for w in words], stderr=subprocess.PIPE, env=os.environ)
@@ -133,7 +134,7 @@ def test_killed_and_resumed_equals_unbroken(tmp_path: Path) -> None:
     process.stderr.close()  # type: ignore[union-attr]
     assert not (out / "summary.json").exists(), "the run ended before it was killed"
     assert command("extract", images, out, *options, "--workers", 0) == 0
-    assert json.loads((out / "summary.json").read_text())["resumed_at"] >= 60
+    assert json.loads((out / "summary.json").read_text())["resumed_at"] >= 20
     (rows, table), (want, theirs) = read(out), read(whole)
     assert table == theirs and len(rows) == len(paths) - 1
     np.testing.assert_array_equal(rows, want)
