@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import shutil
 import sys
 import time
@@ -63,6 +64,19 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
+def _digest(path: Path) -> str:
+    """sha256 of what a mapping's file says; safetensors writes metadata in any order."""
+    from safetensors import safe_open
+
+    digest = hashlib.sha256()
+    with safe_open(path, framework="np") as file:
+        digest.update(repr(sorted((file.metadata() or {}).items())).encode())
+        for name in sorted(file.keys()):
+            tensor = file.get_tensor(name)
+            digest.update(f"{name}{tensor.dtype}{tensor.shape}".encode() + tensor.tobytes())
+    return digest.hexdigest()
+
+
 def _check(args: argparse.Namespace, folder: Folder, mapping: _mappings.Mapping) -> None:
     found = folder.settings().get("features", _mappings.PROJECTED)
     if found != mapping.takes:
@@ -114,9 +128,9 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(
             f"map: IN must have the shards 0 to {len(indices) - 1}, got {indices}; extract again"
         )
-    stored = args.out / f".mapping.{hashlib.sha256(str(mapping.facts).encode()).hexdigest()[:8]}.tmp"
+    stored = args.out / f".mapping.{os.getpid()}.tmp"
     mapping.save(stored)
-    digest = hashlib.sha256(stored.read_bytes()).hexdigest()
+    digest = _digest(stored)
     settings = {
         **{k: v for k, v in folder.settings().items() if k in ("model", "pretrained", "weights_sha256")},
         "command": "map",
