@@ -26,6 +26,7 @@ from tests.source_tree import ROOT, environment, run
 HEAVY = (
     "open_clip", "matplotlib", "torchvision", "triton", "transformers", "sklearn", "scipy", "optuna",
     "PIL", "safetensors", "huggingface_hub", "timm", "pandas", "faiss", "tqdm", "onnx", "onnxruntime",
+    "pyarrow",
 )  # fmt: skip
 
 

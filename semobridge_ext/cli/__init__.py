@@ -11,9 +11,19 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from semobridge_ext import __version__
-from semobridge_ext.cli import demo, fewshot, info, invert
+from semobridge_ext.cli import demo, extract, fewshot, info, invert, mapping, report, retrieve, search
 
-COMMANDS = {"demo": demo, "fewshot": fewshot, "info": info, "invert": invert}
+COMMANDS = {
+    "demo": demo,
+    "extract": extract,
+    "fewshot": fewshot,
+    "info": info,
+    "invert": invert,
+    "map": mapping,
+    "report": report,
+    "retrieve": retrieve,
+    "search": search,
+}
 INTERRUPTED = 130  # 128 + SIGINT, what shells report
 
 _EPILOG = """\
@@ -22,6 +32,7 @@ start here:
   semobridge-ext demo               bridge a real CLIP on real images: figures and a picture, offline
   semobridge-ext demo --help        what the figures mean
   semobridge-ext invert --help      textual and visual inversion of a file of features, resumable
+  semobridge-ext extract --help     your images in; then map, search, retrieve, report
   semobridge-ext fewshot            every few-shot method on every embedded set: tables and a picture
 
 Errors are one line and exit code 2; add --debug to see where they come from.
@@ -104,5 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        print(f"{name}: {_one_line(error)}", file=sys.stderr)
+        # The library names its function first, which often is the command's own name.
+        text = _one_line(error).removeprefix(f"{name.rpartition(' ')[2]}: ")
+        print(f"{name}: {text}", file=sys.stderr)
         return 2

@@ -42,6 +42,11 @@ def test_no_command_prints_the_help(capsys):
     [
         ("demo", ["--set", "--json", "examples:", "norm(f W+) W", "standard deviation", "control", "noise"]),
         ("info", ["--json", "examples:", "SEMOBRIDGE_ISA", "openmp"]),
+        ("extract", ["INPUT", "--device", "examples:", "corrupt.tsv", "clip-retrieval", "WebDataset"]),
+        ("map", ["--mapping", "examples:", "bridge", "isoclip", "pca", "safetensors"]),
+        ("search", ["--text", "--image", "examples:", "contact sheet", "modality gap"]),
+        ("retrieve", ["--recall-at", "examples:", "mAP@R", "R-Precision", "left out"]),
+        ("report", ["--shots", "examples:", "zero-shot", "spectra", "CSV"]),
     ],
 )
 def test_help_teaches(capsys, command, words):

@@ -1,0 +1,144 @@
+"""Models by name: the embedded one, open_clip's list, Hugging Face, local files; near matches "
+"for mistakes."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Encoder(NamedTuple):
+    """A CLIP model with its preprocessing and tokenizer."""
+
+    model: Any
+    preprocess: Any
+    tokenizer: Any
+
+    def texts(self, texts: Sequence[str], batch: int = 256) -> Tensor:  # [N, D] float32, raw
+        device = next(self.model.parameters()).device
+        rows = []
+        with torch.inference_mode():
+            for i in range(0, len(texts), batch):
+                tokens = self.tokenizer(list(texts[i : i + batch])).to(device)
+                rows.append(self.model.encode_text(tokens).float().cpu())
+        return torch.cat(rows).clone()
+
+
+def add_arguments(parser: Any) -> None:
+    text = "open_clip name, hf-hub:OWNER/NAME, local-dir:FOLDER; default: the embedded CLIP"
+    parser.add_argument("--model", default="picto", metavar="NAME", help=text)
+    parser.add_argument("--pretrained", metavar="TAG", help="open_clip tag or checkpoint file of --model")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 .. (default: cpu)")
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def complete(function: str, option: str, word: str, known: Sequence[str]) -> str:
+    """The one name that `word` stands for: itself, another spelling of it, or a beginning of it."""
+    if word in known:
+        return word
+    same = [name for name in known if _plain(name) == _plain(word)]
+    begins = [name for name in known if _plain(name).startswith(_plain(word))] if _plain(word) else []
+    for found in (same, begins):
+        if len(found) == 1:
+            return found[0]
+    plain = {_plain(name): name for name in known}
+    near = begins or [plain[p] for p in difflib.get_close_matches(_plain(word), plain, n=4, cutoff=0.6)]
+    if near:
+        hint = f"did you mean {', '.join(sorted(near)[:8])}{' ..' if len(near) > 8 else ''}?"
+    else:
+        hint = f"for example {', '.join(list(known)[:4])}"
+    raise ValueError(f"{function}: {option} must be one of {len(known)} known names, got '{word}'; {hint}")
+
+
+def _pretrained(function: str, name: str, word: str | None) -> str:
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if word is None:
+        raise ValueError(
+            f"{function}: --pretrained must be given with --model {name}, got none; "
+            f"a checkpoint file, or one of {', '.join(tags) or 'no published tags'}"
+        )
+    if Path(word).is_file():
+        return str(Path(word).resolve())
+    if "/" in word or Path(word).suffix in (".pt", ".pth", ".bin", ".safetensors"):
+        raise FileNotFoundError(
+            f"{function}: --pretrained must be an existing file, got {word}; check the name"
+        )
+    return complete(function, "--pretrained", word, tags)
+
+
+def resolve(function: str, model: str, pretrained: str | None) -> tuple[str, str | None]:
+    """Full names of what the user asked for, or ValueError with near matches."""
+    if model.startswith(("hf-hub:", "local-dir:")):
+        return model, pretrained
+    if model == "picto":
+        if pretrained is not None:
+            raise ValueError(
+                f"{function}: --pretrained must stand with --model, got {pretrained} for the embedded CLIP; "
+                "name the architecture, for example --model ViT-B-32"
+            )
+        return model, None
+    import open_clip
+
+    name = complete(function, "--model", model, [*open_clip.list_models(), "picto"])
+    return name, None if name == "picto" else _pretrained(function, name, pretrained)
+
+
+def load(function: str, name: str, pretrained: str | None, device: str = "cpu") -> Encoder:
+    """Loads what `resolve` named, in evaluation mode."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"{function}: --device must be usable here, got '{device}' "
+            f"({str(error).splitlines()[0]}); use cpu"
+        ) from None
+    if name == "picto":
+        from semobridge_ext.data import load_picto_clip
+
+        return Encoder(*load_picto_clip(device=device))
+    import open_clip
+
+    try:
+        model, _, preprocess = open_clip.create_model_and_transforms(
+            name, pretrained=pretrained, device=device, weights_only=True
+        )
+        return Encoder(model.eval(), preprocess, open_clip.get_tokenizer(name))
+    except Exception as error:
+        # Hugging Face's client, urllib and torch each raise their own kinds here.
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise RuntimeError(
+            f"{function}: --model {name} with --pretrained {pretrained} must load, got {reason}; "
+            "without a network pass --pretrained a checkpoint file, or local-dir:FOLDER"
+        ) from error
+
+
+def weights_digest(model: Any) -> str:
+    """sha256 of all weights: names of files say nothing about what is in them."""
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(f"{key}{value.dtype}{list(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def cut_projection(function: str, model: Any) -> None:
+    """Makes `encode_image` of an open_clip model stop before its image projection."""
+    visual = getattr(model, "visual", None)
+    if not isinstance(getattr(visual, "proj", None), Tensor):
+        raise NotImplementedError(
+            f"{function}: --before-projection must meet an open_clip model with a projection matrix, got "
+            f"{type(visual).__name__}; leave the option out"
+        )
+    visual.proj = None  # type: ignore[union-attr]

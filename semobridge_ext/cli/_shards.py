@@ -1,0 +1,234 @@
+"""Folders of shards in clip-retrieval's layout: features as .npy, what they belong to as Parquet.
+
+    FOLDER/img_emb/img_emb_0.npy         [n, D] float16 or float32
+    FOLDER/metadata/metadata_0.parquet   n rows: image_path, and label, caption, .. where known
+    FOLDER/settings.json                 what made them; a run with other settings is refused
+    FOLDER/summary.json                  counts and times, written last: its absence is an unfinished run
+
+A shard exists when its Parquet file does, which is renamed into place after its features.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FEATURES, METADATA = "img_emb", "metadata"
+_ROWS = 1 << 14  # read at once: 16384 float32 rows of width 512 are 32 MiB
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, which takes its place when the block ends well."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    with whole(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(function: str, path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{function}: {path} must be JSON, got {error}; make the folder again") from error
+
+
+def arrow(function: str) -> Any:
+    """pyarrow.parquet, or the command that installs it."""
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError(
+            f"{function}: pyarrow must be installed to read and write Parquet, got none; "
+            "pip install 'semobridge-ext[cli]'"
+        ) from error
+    return pyarrow.parquet
+
+
+class Folder:
+    """One folder of shards; reads what this package and clip-retrieval write."""
+
+    def __init__(self, function: str, path: str | Path) -> None:
+        self.function, self.path = function, Path(path)
+
+    def features_path(self, index: int) -> Path:
+        return self.path / FEATURES / f"{FEATURES}_{index}.npy"
+
+    def metadata_path(self, index: int) -> Path:
+        return self.path / METADATA / f"{METADATA}_{index}.parquet"
+
+    # -- writing -------------------------------------------------------------------------------------
+
+    @contextmanager
+    def claim(self, settings: dict[str, Any]) -> Iterator[int]:
+        """Makes the folder this run's own and yields the first shard to write.
+
+        Raises ValueError where the folder was made with other settings or another process writes it.
+        """
+        import fcntl
+
+        for name in (FEATURES, METADATA):
+            (self.path / name).mkdir(parents=True, exist_ok=True)
+        with open(self.path / ".lock", "w") as lock:
+            try:
+                # A record lock: worker processes do not inherit it, so it ends with a killed parent.
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ValueError(
+                    f"{self.function}: OUT must belong to one run, got {self.path}, which another process is "
+                    "writing; wait for it or choose another folder"
+                ) from None
+            for name in ("", FEATURES, METADATA):
+                for left in (self.path / name).glob(".*.tmp"):  # of a killed run
+                    left.unlink()
+            self._check_settings(settings)
+            done = 0
+            while self.features_path(done).is_file() and self.metadata_path(done).is_file():
+                done += 1
+            yield done
+
+    def _check_settings(self, settings: dict[str, Any]) -> None:
+        path, settings = self.path / "settings.json", json.loads(json.dumps(settings))
+        if not path.is_file():
+            if any((self.path / METADATA).iterdir()) or any((self.path / FEATURES).iterdir()):
+                raise ValueError(
+                    f"{self.function}: OUT must be new or an unfinished run, got {self.path} with "
+                    "shards and no "
+                    "settings.json; choose another folder"
+                )
+            write_json(path, settings)
+            return
+        found = read_json(self.function, path)
+        other = sorted(k for k in {*found, *settings} if found.get(k) != settings.get(k))
+        if other:
+            shown = ", ".join(f"{k} {_short(found.get(k))} (now {_short(settings.get(k))})" for k in other)
+            raise ValueError(
+                f"{self.function}: OUT must hold a run of the same settings, got {self.path} made "
+                f"with {shown}; "
+                "choose another folder, or delete this one"
+            )
+
+    def write(self, index: int, features: np.ndarray, table: Any) -> None:
+        """One shard: features first, the Parquet file that makes it count last."""
+        with whole(self.features_path(index)) as temporary, open(temporary, "wb") as file:
+            np.save(file, features, allow_pickle=False)
+        with whole(self.metadata_path(index)) as temporary:
+            arrow(self.function).write_table(table, temporary)
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        write_json(self.path / "summary.json", summary)
+
+    # -- reading -------------------------------------------------------------------------------------
+
+    def shards(self) -> list[int]:
+        """Shard numbers in order; both files of each are there."""
+        found = _numbers(self.path / FEATURES, rf"{FEATURES}_(\d+)\.npy")
+        if not found:
+            raise FileNotFoundError(
+                f"{self.function}: SHARDS must be a folder with {FEATURES}/{FEATURES}_0.npy, got "
+                f"{self.path}; "
+                "make one with: semobridge-ext extract IMAGES FOLDER"
+            )
+        lacking = sorted(set(found) - set(_numbers(self.path / METADATA, rf"{METADATA}_(\d+)\.parquet")))
+        if lacking:
+            raise FileNotFoundError(
+                f"{self.function}: every shard must have its metadata, got none for shard {lacking[0]} in "
+                f"{self.path}; run the interrupted command again"
+            )
+        self._names = found  # clip-retrieval pads the numbers where it has many shards
+        return sorted(found)
+
+    def settings(self) -> dict[str, Any]:
+        """What made the folder; empty for one of another program."""
+        path = self.path / "settings.json"
+        return read_json(self.function, path) if path.is_file() else {}
+
+    def summary(self) -> dict[str, Any]:
+        path = self.path / "summary.json"
+        return read_json(self.function, path) if path.is_file() else {}
+
+    def check_finished(self) -> None:
+        if self.settings() and not self.summary():
+            raise ValueError(
+                f"{self.function}: SHARDS must be finished, got {self.path}, whose run was interrupted; "
+                "the command that began it goes on where it stopped"
+            )
+
+    def features(self, index: int) -> Tensor:
+        """[n, D] float16 or float32 of one shard, memory-mapped."""
+        path = self.path / FEATURES / self._names[index]
+        try:
+            # Copy-on-write: torch warns about arrays that it may not write to.
+            # Empty arrays, where a whole shard was corrupt, cannot be mapped.
+            small = path.stat().st_size < 4096
+            rows = np.load(path, mmap_mode=None if small else "c", allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise ValueError(f"{self.function}: {path} must be a whole .npy file, got {error}") from error
+        if rows.ndim != 2 or rows.dtype not in (np.float16, np.float32):
+            raise ValueError(
+                f"{self.function}: {path} must be [n, D] float16 or float32, got {rows.dtype} "
+                f"{list(rows.shape)}"
+            )
+        return torch.from_numpy(rows)
+
+    def blocks(self, rows: int = _ROWS) -> Iterator[Tensor]:
+        """Every row once, in order, float32, at most `rows` at a time."""
+        for index in self.shards():
+            for part in self.features(index).split(rows):
+                if part.numel():
+                    yield part.float()
+
+    def load(self) -> Tensor:
+        """[N, D] float32 unit rows: all of them in memory."""
+        normal = [torch.nn.functional.normalize(block, dim=1) for block in self.blocks()]
+        return torch.cat(normal)
+
+    def metadata_file(self, index: int) -> Path:
+        """Of an existing shard, whatever way its number is written."""
+        return self.path / METADATA / _numbers(self.path / METADATA, rf"{METADATA}_(\d+)\.parquet")[index]
+
+    def table(self, index: int) -> Any:
+        return arrow(self.function).read_table(self.metadata_file(index))
+
+    def column(self, name: str) -> list[Any]:
+        """One column of all shards."""
+        values: list[Any] = []
+        for index in self.shards():
+            table = self.table(index)
+            if name not in table.column_names:
+                raise ValueError(
+                    f"{self.function}: --label must be a column of the metadata, got '{name}'; "
+                    f"{self.path} has "
+                    f"{', '.join(table.column_names)}"
+                )
+            values += table.column(name).to_pylist()
+        return values
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _numbers(folder: Path, pattern: str) -> dict[int, str]:
+    """File names by shard number."""
+    names = os.listdir(folder) if folder.is_dir() else []
+    return {int(match[1]): match[0] for name in names if (match := re.fullmatch(pattern, name))}

@@ -1,0 +1,195 @@
+"""map, search, retrieve and report on small shards."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+import semobridge_ext as sb
+from semobridge_ext.cli._shards import Folder
+from tests.cli.images import command, write
+
+pytest.importorskip("pyarrow", reason="needed: pip install pyarrow")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("shards")
+    write(home / "images", 8, 6)
+    words = ["--quiet", "--workers", 0, "--shard-size", 20]
+    assert command("extract", home / "images", home / "feats", *words) == 0
+    assert command("map", home / "feats", home / "bridged", "--mapping", "bridge", "--quiet") == 0
+    pca = ["--mapping", "pca", "--components", 5, "--quiet"]
+    assert command("map", home / "feats", home / "pca", *pca) == 0
+    return home
+
+
+def rows(folder: Path) -> torch.Tensor:
+    found = Folder("test", folder)
+    return torch.cat([found.features(i).float() for i in found.shards()])
+
+
+def test_map_is_the_library_call(shards: Path) -> None:
+    model, _, tokenizer = sb.load_picto_clip()
+    raw = rows(shards / "feats")
+    want = sb.reference.bridge(raw.double(), model.text_projection.detach().double())
+    torch.testing.assert_close(rows(shards / "bridged").double(), want, rtol=2e-3, atol=1e-3)
+    with torch.inference_mode():
+        texts = model.encode_text(tokenizer([f"a photo of class {i:02d}" for i in range(8)]))
+    texts = normalize(texts.double(), dim=1)
+    directions = torch.linalg.eigh((texts - texts.mean(0)).T @ (texts - texts.mean(0))).eigenvectors
+    v = directions.flip(1)[:, :5]
+    # Directions have no sign: compare the inner products.
+    want = normalize(raw.double() @ v, dim=1)
+    got = rows(shards / "pca").double()
+    torch.testing.assert_close(got @ got.T, want @ want.T, rtol=5e-3, atol=5e-3)
+    assert [p.read_bytes() for p in sorted((shards / "pca" / "metadata").iterdir())] == [
+        p.read_bytes() for p in sorted((shards / "feats" / "metadata").iterdir())
+    ]
+
+
+def test_map_from_a_file_and_goes_on(shards: Path, tmp_path: Path, capsys) -> None:
+    model, _, _ = sb.load_picto_clip()
+    sb.Bridge.from_clip(model, atol=0.8).save(tmp_path / "b.safetensors")
+    words = ["map", shards / "feats", tmp_path / "out", "--mapping", tmp_path / "b.safetensors", "--quiet"]
+    assert command(*words) == 0
+    first = rows(tmp_path / "out")
+    # As a kill between two shards leaves it.
+    (tmp_path / "out" / "summary.json").unlink()
+    (tmp_path / "out" / "metadata" / "metadata_2.parquet").unlink()
+    assert command("retrieve", tmp_path / "out") == 2
+    assert "metadata" in capsys.readouterr().err
+    assert command(*words) == 0 and "2 shards are done" in capsys.readouterr().err
+    assert torch.equal(rows(tmp_path / "out"), first)
+    sb.Bridge.from_clip(model, atol=0.1).save(tmp_path / "b.safetensors")
+    assert command(*words) == 2 and "mapping_sha256" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--mapping", "bridg"], "bridge, isoclip, pca or an existing .safetensors"),
+        (["--mapping", "pca", "--components", "8"], "at most 7"),
+        (["--mapping", "pca", "--template", "photo"], "--template must contain {}"),
+        (["--mapping", "isoclip"], "isoclip" if hasattr(sb, "IsoCLIP") else "sb.IsoCLIP"),
+    ],
+)
+def test_map_errors(shards: Path, tmp_path: Path, capsys, words: list[str], part: str) -> None:
+    assert command("map", shards / "feats", tmp_path / "out", *words) == 2
+    assert part in capsys.readouterr().err
+
+
+def test_search(shards: Path, tmp_path: Path, capsys) -> None:
+    from PIL import Image
+
+    queries = sorted((shards / "images").rglob("*.png"))[::17]
+    for folder, sheet in (("feats", "a.png"), ("bridged", "a.html"), ("pca", "b.png")):
+        out = tmp_path / sheet
+        words = ["search", shards / folder, "--text", "a flag", "--image", *queries, "-k", 7, "--out", out]
+        assert command(*words, "--json", tmp_path / "hits.json") == 0
+        found = json.loads((tmp_path / "hits.json").read_text())
+        unit = normalize(rows(shards / folder).double(), dim=1)
+        paths = Folder("test", shards / folder).column("image_path")
+        for query, one in zip(queries, found[1:], strict=True):
+            best = (unit @ unit[paths.index(str(query))]).sort(descending=True)
+            assert one["hits"][0]["path"] == str(query)
+            scores = [hit["score"] for hit in one["hits"]]
+            np.testing.assert_allclose(scores, best.values[:7], atol=2e-3)
+        assert len(found[0]["hits"]) == 7
+        if sheet.endswith("png"):
+            with Image.open(out) as picture:
+                assert len(picture.convert("RGB").getcolors(1 << 24)) > 50
+        else:
+            assert out.read_text().count("data:image/png;base64,") == 4 * 7 - 7 + 3 + 7 * (len(queries) - 2)
+    assert command("search", shards / "feats") == 2
+    assert "--text or --image" in capsys.readouterr().err
+
+
+def test_retrieve(shards: Path, tmp_path: Path, capsys) -> None:
+    words = ["--csv", tmp_path / "r.csv", "--json", tmp_path / "r.json", "--recall-at", 1, 3]
+    assert command("retrieve", shards / "feats", shards / "bridged", *words) == 0
+    assert "48 queries, 48 images, 8 classes" in capsys.readouterr().out
+    found = json.loads((tmp_path / "r.json").read_text())
+    labels = torch.arange(48) // 6
+    for name in ("feats", "bridged"):
+        unit = normalize(rows(shards / name).double(), dim=1)
+        scores = (unit @ unit.T).fill_diagonal_(-2)
+        ranked = labels[scores.argsort(dim=1, descending=True)[:, :47]] == labels.unsqueeze(1)
+        precision = ranked.cumsum(1) / torch.arange(1, 48)
+        want = ((precision * ranked).sum(1) / 5).mean()
+        assert found[str(shards / name)]["mAP"] == pytest.approx(float(want), abs=2e-3)
+        assert found[str(shards / name)]["Recall@1"] == pytest.approx(
+            float(ranked[:, 0].double().mean()), abs=0.03
+        )
+    with open(tmp_path / "r.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert float(table[1]["mAP"]) == found[str(shards / "bridged")]["mAP"]
+    assert command("retrieve", shards / "feats", "--label", "colour") == 2
+    assert "image_path, label" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def page(shards: Path) -> Path:
+    pytest.importorskip("matplotlib", reason="needed: pip install matplotlib")
+    out = shards / "report.html"
+    words = ["--shots", 1, 2, 50, "--seeds", 3, "--out", out]
+    assert command("report", shards / "feats", shards / "bridged", shards / "pca", *words) == 0
+    return out
+
+
+def test_report(page: Path) -> None:
+    text = page.read_text()
+    assert not re.search(r'(?:src|href)=(?!"data:)|url\(|@import|<script', text), (
+        "the page refers to something outside"
+    )
+    assert text.count("data:image/svg+xml;base64,") == 4
+    for title in ("Retrieval", "Accuracy by shots", "Cosines", "Spectra", "Timings", "Installation"):
+        assert f"<h2>{title}" in text
+    found = json.loads(page.with_suffix(".json").read_text())
+    assert found["shots"] == [1, 2] and list(found["folders"]) == ["feats", "bridged", "pca"]
+    one = found["folders"]["feats"]
+    unit = normalize(rows(page.parent / "feats").double(), dim=1)
+    labels = torch.arange(48) // 6
+    pairs = torch.triu(torch.ones(48, 48, dtype=torch.bool), 1)
+    same = labels.unsqueeze(1) == labels
+    assert one["cosines"]["pairs"] == [int((pairs & same).sum()), int((pairs & ~same).sum())]
+    assert one["cosines"]["intra_mean"] == pytest.approx(
+        float((unit @ unit.T)[pairs & same].mean()), abs=1e-5
+    )
+    assert sum(one["cosines"]["inter"]) == pytest.approx(1)
+    variance = torch.linalg.eigvalsh(torch.cov(unit.T)).flip(0)
+    np.testing.assert_allclose(
+        one["spectrum"]["shares"][:40], (variance / variance.sum())[:40], rtol=1e-4, atol=1e-7
+    )
+    assert len(one["accuracy"]["2"]) == 3 and 1 / 8 < np.mean(one["accuracy"]["2"]) <= 1
+    for name in ("retrieval", "accuracy", "cosines", "spectra", "timings", "backend"):
+        with open(page.with_name(f"report_{name}.csv"), newline="") as file:
+            assert len(list(csv.reader(file))) >= 4
+
+
+def test_report_opens_in_a_browser(page: Path, tmp_path: Path) -> None:
+    browser = next(
+        (b for b in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if b), None
+    )
+    if browser is None:
+        pytest.skip("no chromium on this machine; needed to open the report")
+    from PIL import Image
+
+    shot = tmp_path / "shot.png"
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    words = [browser, *flags, "--window-size=1000,2600", f"--screenshot={shot}", page.as_uri()]
+    subprocess.run(words, capture_output=True, timeout=60, check=False)
+    with Image.open(shot) as picture:
+        colours = picture.convert("RGB").getcolors(1 << 24)
+    assert len(colours) > 200, "the page is blank or its pictures are missing"
+    bars = {(0, 0x72, 0xB2), (0xE6, 0x9F, 0), (0, 0x9E, 0x73)}
+    assert bars <= {colour for _, colour in colours}, "a folder's colour is nowhere"
