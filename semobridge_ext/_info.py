@@ -37,7 +37,7 @@ def _cuda_state(config: dict[str, str]) -> str:
     if not torch.cuda.is_available():
         return f"kernels built with CUDA {built}; no usable GPU or driver here"
     name = torch.cuda.get_device_name()
-    return f"kernels built with CUDA {built}; {name}; used by the ops that have one"
+    return f"kernels built with CUDA {built}; {name}; on request: backend('native')"
 
 
 def _triton_state() -> str:

@@ -26,7 +26,7 @@ def is_direct_cuda(x: Tensor, frozen: Tensor) -> bool:
         and not ((x.requires_grad or frozen.requires_grad) and torch.is_grad_enabled())
         and torch._C._functorch.peek_interpreter_stack() is None
         and frozen.device == x.device
-        and _backend.requested() in ("auto", "native")
+        and _backend.requested() == "native"
     )
 
 
