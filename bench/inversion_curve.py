@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import semobridge_ext as sb
+from semobridge_ext.clip import encode_image
 
 STEPS = (0, 1, 2, 3, 5, 8, 12, 17, 25, 40, 60, 90, 120, 150)
 FIGURE = Path(__file__).resolve().parent.parent / "docs" / "inversion_curve.png"
@@ -60,23 +61,13 @@ def measure(name: str, count: int, tokens: int) -> dict:
         "native": score(gallery[places]), "oti": {s: score(f) for s, f in inv.recorded.items()},
         "loss": float(inv.losses[-1]),
     }  # fmt: skip
-    if hasattr(sb, "IsoCLIP"):
-        iso = sb.IsoCLIP.from_clip(model, k_top=20, k_bottom=20)
-        with torch.inference_mode():
-            pre = pre_projection(model, images)
-            both = iso.image(pre)
-        result["isoclip"] = mean_average_precision(both[places], both, places, labels[places], labels)
+    # Cuts chosen on the training part, as docs/isoclip.md does.
+    x = encode_image(model, sb.picto_transform(data.images), project=False)
+    iso = sb.IsoCLIP.from_clip(model).tune(x[data.train], data.labels[data.train])
+    both = iso.image(x[data.test])
+    result["isoclip"] = mean_average_precision(both[places], both, places, labels[places], labels)
+    result["isoclip_cuts"] = [iso.k_top, iso.k_bottom]
     return result
-
-
-def pre_projection(model: torch.nn.Module, images: Tensor) -> Tensor:
-    """Image features behind the final norm and before the projection."""
-    visual = model.visual
-    kept, visual.proj = visual.proj, None
-    try:
-        return torch.cat([visual(sb.picto_transform(c)) for c in images.split(256)])
-    finally:
-        visual.proj = kept
 
 
 def draw(result: dict, path: Path) -> None:
@@ -89,8 +80,7 @@ def draw(result: dict, path: Path) -> None:
     steps = list(result["oti"])
     axes.plot(steps, [100 * v for v in result["oti"].values()], marker="o", label="OTI query")
     axes.axhline(100 * result["native"], color="black", linestyle="--", label="native image query")
-    if "isoclip" in result:
-        axes.axhline(100 * result["isoclip"], color="tab:green", linestyle=":", label="IsoCLIP, both sides")
+    axes.axhline(100 * result["isoclip"], color="tab:green", linestyle=":", label="IsoCLIP, both sides")
     axes.set(
         xlabel="steps", ylabel="mAP, %",
         title=f"embedded CLIP, {result['set']}, test part: {result['queries']} queries, "
