@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import os
 import statistics
 import timeit
 from collections.abc import Callable
@@ -28,7 +29,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     machine_info.pop("node", None)  # a host's name says nothing and would be published
-    machine_info["semobridge_ext"] = sb.build_info()
+    info = sb.build_info()
+    info["openmp"] = [os.path.basename(path) for path in info["openmp"]]  # nor does a folder's
+    machine_info["semobridge_ext"] = info
 
 
 def row_error(got: Tensor, oracle: Tensor, rows: int = 4096) -> float:
