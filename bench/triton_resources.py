@@ -129,10 +129,9 @@ def main(argv: Sequence[str]) -> None:
         f"memory per program / bytes spilled per thread.\n\n{table(compile_all())}"
     )
     if options.docs:
-        document = options.docs.read_text(encoding="utf-8")
-        head, rest = document.split(MARKS[0])
-        _, tail = rest.split(MARKS[1])
-        options.docs.write_text(f"{head}{MARKS[0]}\n\n{text}\n\n{MARKS[1]}{tail}", encoding="utf-8")
+        from gpu_resources import write_between  # beside this script
+
+        write_between(options.docs, MARKS, text)
     print(text)
 
 

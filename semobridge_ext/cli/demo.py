@@ -17,6 +17,7 @@ from semobridge_ext.bridging import Bridge
 from semobridge_ext.cli import _demo_measure as measure
 from semobridge_ext.cli import _demo_plot as plot
 from semobridge_ext.cli import _demo_text as text
+from semobridge_ext.cli._arguments import count
 
 SCHEMA = "semobridge-ext demo 1"
 TEMPLATES = ("{}", "an icon of {}", "a drawing of {}")
@@ -53,16 +54,6 @@ examples:
 """
 
 
-def _count(word: str) -> int:
-    try:
-        value = int(word)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 up, got '{word}'")
-    return value
-
-
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "demo",
@@ -75,12 +66,10 @@ def add_parser(subparsers: Any) -> None:
         "--set", default="icons", metavar="NAME", help="evaluation set, or 'all' (default: icons)"
     )
     parser.add_argument(
-        "--shots", type=_count, nargs="+", default=[1, 2, 4, 8], metavar="K",
+        "--shots", type=count, nargs="+", default=[1, 2, 4, 8], metavar="K",
         help="shots per class (default: 1 2 4 8)",
     )  # fmt: skip
-    parser.add_argument(
-        "--seeds", type=_count, default=5, metavar="N", help="draws of the shots (default: 5)"
-    )
+    parser.add_argument("--seeds", type=count, default=5, metavar="N", help="draws of the shots (default: 5)")
     parser.add_argument(
         "--prompt", action="append", metavar="TEXT",
         help="prompt with {} for the class name; may be repeated (default: "

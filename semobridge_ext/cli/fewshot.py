@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from semobridge_ext.cli import _fewshot_output as output
+from semobridge_ext.cli._arguments import count
 from semobridge_ext.fewshot.study import METHODS, Options, StudyProblem, run_episode
 
 TEMPLATES = ("{}", "an icon of {}", "a drawing of {}")
@@ -33,16 +34,6 @@ examples:
 """
 
 
-def _count(word: str) -> int:
-    try:
-        value = int(word)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 up, got '{word}'")
-    return value
-
-
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "fewshot",
@@ -57,13 +48,13 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--test", type=Path, metavar="FILE", help="features to score on")
     many = [1, 2, 4, 8, 16]
     text = "shots per class, as far as the classes reach (default: 1 2 4 8 16)"
-    parser.add_argument("--shots", type=_count, nargs="+", default=many, metavar="K", help=text)
-    parser.add_argument("--seeds", type=_count, default=5, metavar="N", help="draws of shots (default: 5)")
-    parser.add_argument("--trials", type=_count, default=1000, help="of the blend search (default: 1000)")
+    parser.add_argument("--shots", type=count, nargs="+", default=many, metavar="K", help=text)
+    parser.add_argument("--seeds", type=count, default=5, metavar="N", help="draws of shots (default: 5)")
+    parser.add_argument("--trials", type=count, default=1000, help="of the blend search (default: 1000)")
     text = "of the blend search (default: random; optuna is TPE, slower a trial)"
     parser.add_argument("--sampler", choices=("random", "optuna"), default="random", help=text)
     parser.add_argument("--preset", choices=("paper", "fast"), default="paper", help="of the training")
-    parser.add_argument("--steps", type=_count, help="training steps, instead of the preset's")
+    parser.add_argument("--steps", type=count, help="training steps, instead of the preset's")
     parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="NAME", help="only these")
     parser.add_argument("--out", type=Path, default=Path("fewshot-study"), metavar="FOLDER",
                         help="where fewshot.md, .csv, .png and the single results go")  # fmt: skip

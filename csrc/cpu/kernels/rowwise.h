@@ -10,16 +10,6 @@ namespace SB_ISA {
 namespace {
 
 template <class T>
-SB_INLINE T sum_lanes(typename Simd<T>::Vec v) {
-  T lane[Simd<T>::kLanes];
-  store(lane, v);
-  for (int width = Simd<T>::kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
-  }
-  return lane[0];
-}
-
-template <class T>
 SB_INLINE T dot(const T* a, const T* b, int64_t n) {
   typename Simd<T>::Vec acc = {};
   int64_t i = 0;

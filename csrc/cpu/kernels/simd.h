@@ -37,6 +37,17 @@ SB_INLINE void store(T* p, typename Simd<T>::Vec v) {
   __builtin_memcpy(p, &v, sizeof(v));
 }
 
+// Sum over kLanes lanes in one fixed tree.
+template <class T>
+SB_INLINE T sum_lanes(typename Simd<T>::Vec v) {
+  T lane[Simd<T>::kLanes];
+  store(lane, v);
+  for (int width = Simd<T>::kLanes / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
+  }
+  return lane[0];
+}
+
 SB_INLINE float bits_to_float(uint32_t u) {
   float f;
   __builtin_memcpy(&f, &u, 4);

@@ -10,18 +10,6 @@ namespace semobridge {
 namespace SB_ISA {
 namespace {
 
-// Sum over kLanes lanes in one fixed tree.
-template <class T>
-SB_INLINE T sum_lanes(typename Simd<T>::Vec v) {
-  constexpr int kLanes = Simd<T>::kLanes;
-  T lane[kLanes];
-  store(lane, v);
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
-  }
-  return lane[0];
-}
-
 template <class T>
 SB_INLINE T dot(const T* a, const T* b, int64_t n) {
   using V = typename Simd<T>::Vec;
