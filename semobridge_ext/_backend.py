@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,21 +79,36 @@ def is_native() -> bool:
     return _C is not None and (name or requested()) in ("auto", "native")
 
 
-def resolve(function: str, device: torch.device, *, cuda: bool = False) -> str:
+def _require_triton(function: str, device: torch.device, has_kernel: bool) -> None:
+    if not has_kernel:
+        raise NotImplementedError(
+            f"{function}: backend 'triton' has no kernel for this call; use backend('auto')"
+        )
+    if importlib.util.find_spec("triton") is None:
+        raise RuntimeError(f"{function}: backend 'triton' needs Triton; pip install triton")
+    # Triton decides when it is imported whether its interpreter runs the kernels.
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise NotImplementedError(
+            f"{function}: backend 'triton' needs CUDA tensors, got {device.type}; move them to the GPU or "
+            "use backend('auto')"
+        )
+
+
+def resolve(function: str, device: torch.device, *, cuda: bool = False, triton: bool = False) -> str:
     """The implementation for one call; an explicit request that cannot be met is an error.
 
     Args:
         function: the caller, for messages.
         device: of its tensors.
         cuda: a CUDA kernel of the native core takes this call.
+        triton: a Triton kernel takes this call.
     """
     name = requested()
     if name == "eager":
         return "eager"
     if name == "triton":
-        raise NotImplementedError(
-            f"{function}: backend 'triton' has no kernel for this op yet; use backend('auto')"
-        )
+        _require_triton(function, device, triton)
+        return "triton"
     if _C is None:
         if name == "native":
             raise RuntimeError(
