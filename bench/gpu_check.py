@@ -27,7 +27,7 @@ from semobridge_ext import _backend, reference
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.cuda_emulation import buffers, cases  # noqa: E402
+from tests.cuda_emulation import all_cases, buffers, cases  # noqa: E402
 
 
 def refuse(reason: str) -> None:
@@ -62,7 +62,7 @@ def run_cases(
     before = buffers.allocate
     buffers.allocate = allocate
     try:
-        for name, case in cases.CASES.items():
+        for name, case in all_cases.CASES.items():
             case(Synchronized(module, wait), np.random.default_rng(17))
             print(f"{name}: right")
     finally:

@@ -334,6 +334,21 @@ def project_cuda(
     device: int,
     stream: int,
 ) -> None: ...
+def project_tile_tickets(n: int) -> int: ...
+def project_tile_cuda(
+    x: _View,
+    matrix: _View,
+    matrix_scale: float,
+    bias: _View,
+    normalize: bool,
+    scale: float,
+    out: _View,
+    norms: int,
+    raw: int,
+    tickets: int,
+    device: int,
+    stream: int,
+) -> None: ...
 def layer_norm_cuda(
     x: _View, weight: int, bias: int, eps: float, y: _View, mean: int, rstd: int, device: int, stream: int
 ) -> None: ...

@@ -8,6 +8,7 @@
 #include <semobridge/layer_norm_cuda.h>
 #include <semobridge/normalize_rows.h>
 #include <semobridge/project_cuda.h>
+#include <semobridge/project_tile_cuda.h>
 #include <semobridge/topk_cuda.h>
 
 #include <tuple>
@@ -82,6 +83,24 @@ void bind_rows(py::module_& m) {
       py::arg("x"), py::arg("matrix"), py::arg("bias"), py::arg("normalize"), py::arg("scale"),
       py::arg("out"), py::arg("norms"), py::arg("raw"), py::arg("tickets"), py::arg("device"),
       py::arg("stream"));
+}
+
+void bind_project_tile(py::module_& m) {
+  m.def("project_tile_tickets", &sb::project_tile_tickets, py::arg("n"));
+  m.def(
+      "project_tile_cuda",
+      [](const View& x, const View& matrix, double matrix_scale, const View& bias, bool normalize,
+         double scale, const View& out, uintptr_t norms, uintptr_t raw, uintptr_t tickets,
+         int device, uintptr_t stream) {
+        const sb::ProjectTileCudaArgs a{
+            input(x), input(matrix), matrix_scale,     input(bias),    normalize,
+            scale,    output(out),   at<float>(norms), at<float>(raw), at<int>(tickets)};
+        py::gil_scoped_release release;
+        sb::project_tile_cuda(a, device, at<void>(stream));
+      },
+      py::arg("x"), py::arg("matrix"), py::arg("matrix_scale"), py::arg("bias"),
+      py::arg("normalize"), py::arg("scale"), py::arg("out"), py::arg("norms"), py::arg("raw"),
+      py::arg("tickets"), py::arg("device"), py::arg("stream"));
 }
 
 void bind_tower(py::module_& m) {
@@ -269,6 +288,7 @@ void bind_scores(py::module_& m) {
 
 void bind_cuda(py::module_& m) {
   bind_rows(m);
+  bind_project_tile(m);
   bind_tower(m);
   bind_descent(m);
   bind_scores(m);

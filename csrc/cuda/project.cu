@@ -1,10 +1,8 @@
 // One warp per output column and block of rows. A lane reads 16 bytes of the column and of every
-// row at a time; at K = 512 the whole column is four such reads. The column's values leave as raw
-// sums; whichever block takes the last ticket of its rows finds all of them written and normalises.
+// row at a time; at K = 512 the whole column is four such reads.
 #include <semobridge/project_cuda.h>
 
-#include "launch.cuh"
-#include "row_norm.cuh"
+#include "last_block.cuh"
 
 namespace semobridge {
 namespace {
@@ -52,27 +50,9 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock, kBlocks)
       }
     }
   }
-  if (!normalize) return;
-
-  SB_SHARED(int, is_last, 1);
-  __threadfence();  // this thread's sums are visible to every block that sees its ticket
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    is_last[0] = atomicAdd(tickets + blockIdx.y, 1) == static_cast<int>(gridDim.x) - 1;
+  if (normalize) {
+    normalize_by_last_block(raw, cols, row0, rows, scale, out, out_stride, norms, tickets);
   }
-  __syncthreads();
-  if (is_last[0] != 1) return;
-  __threadfence();
-  for (int r = warp; r < rows; r += kWarpsPerBlock) {
-    const float* y = raw + (row0 + r) * cols;
-    // Past L1: other multiprocessors have written these.
-    const float norm = warp_norm<float>(cols, [&](int64_t i) { return __ldcg(y + i); });
-    const float factor = unit_factor(norm, scale);
-    if (norms != nullptr && lane == 0) norms[row0 + r] = norm;
-    X* target = out + (row0 + r) * out_stride;
-    for (int64_t i = lane; i < cols; i += kWarp) narrow(__ldcg(y + i) * factor, target + i);
-  }
-  if (threadIdx.x == 0) tickets[blockIdx.y] = 0;  // ready for the next launch of this stream
 }
 
 template <class X, class W, int kStep>

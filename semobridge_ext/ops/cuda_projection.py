@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from semobridge_ext._backend import _C, DTYPE_CODES
 from semobridge_ext.ops.cuda_views import place, row_view, view
 
 FEW = 32  # rows: up to here M is read by warps; beyond, a tiled product is due
+TILED = 16384  # rows of one tiled launch, 32 MiB of raw sums at 512 columns: they stay in an L2 of 40
 
 
 def is_direct_cuda(x: Tensor, frozen: Tensor) -> bool:
@@ -31,13 +34,15 @@ def is_direct_cuda(x: Tensor, frozen: Tensor) -> bool:
 
 
 class CudaProjection:
-    """``norm(x·matrix)``: one launch for a few rows (project_cuda.h), a product and an epilogue for many.
+    """``norm(x·matrix)`` in one launch: by warps for a few rows, on tensor cores for more.
 
     Args:
         matrix: [K, M] on any device; kept in float32 on `device`.
         device: of the rows.
 
-    Numerics: float32 sums; the result is in the dtype of the rows.
+    Numerics: float32 sums. The matrix keeps 16 (bfloat16 rows) or 22 bits on tensor cores, below the rounding
+        of the result (csrc/include/semobridge/project_tile_cuda.h); many float32 rows are left to
+        `torch.mm`, which follows torch's own setting of TF32. The result is in the dtype of the rows.
 
     Memory: two copies of the matrix; 4 bytes per output value while a call runs.
     """
@@ -45,7 +50,11 @@ class CudaProjection:
     def __init__(self, matrix: Tensor, device: torch.device) -> None:
         self._matrix = matrix.detach().to(device, torch.float32).contiguous()
         self._transposed = self._matrix.T.contiguous()
-        self._tickets: dict[int, Tensor] = {}  # by stream: launches of one stream follow each other
+        # float16 parts hold 2⁻²⁴ to 65504: the largest entry is brought to about 2⁸.
+        largest = float(self._matrix.abs().amax()) if self._matrix.numel() else 0.0
+        usable = 0.0 < largest < float("inf")
+        self._half_scale = 2.0 ** (8 - math.frexp(largest)[1]) if usable else 1.0
+        self._tickets: dict[tuple[str, int], Tensor] = {}  # by stream: its launches follow each other
 
     def __call__(self, x: Tensor) -> Tensor:  # [.., K] -> [.., M]
         rows = x.detach().reshape(-1, x.shape[-1])
@@ -53,17 +62,36 @@ class CudaProjection:
             rows = rows.contiguous()
         n, cols = rows.shape[0], self._matrix.shape[1]
         out = rows.new_empty(n, cols)
-        if n > FEW:
-            product = rows.to(torch.float32) @ self._matrix
+        if 0 < n <= FEW:
+            self._few(rows, out)
+        elif n > TILED and rows.dtype is torch.float32:
+            product = rows @ self._matrix
             _C.normalize_rows_cuda(view(product), row_view(None), True, 1.0, view(out), 0, *place(rows))
-        elif n > 0:
-            raw = rows.new_empty(n, cols, dtype=torch.float32)
-            device, stream = place(rows)
-            if stream not in self._tickets:
-                count = _C.project_tickets(FEW)
-                self._tickets[stream] = torch.zeros(count, dtype=torch.int32, device=rows.device)
-            _C.project_cuda(
-                view(rows), view(self._transposed), row_view(None), True, 1.0, view(out), 0, raw.data_ptr(),
-                self._tickets[stream].data_ptr(), device, stream,
-            )  # fmt: skip
+        else:
+            for first in range(0, n, TILED):
+                self._tiled(rows[first : first + TILED], out[first : first + TILED])
         return out.reshape(*x.shape[:-1], cols)
+
+    def _few(self, rows: Tensor, out: Tensor) -> None:
+        raw = torch.empty_like(out, dtype=torch.float32)
+        device, stream = place(rows)
+        _C.project_cuda(
+            view(rows), view(self._transposed), row_view(None), True, 1.0, view(out), 0, raw.data_ptr(),
+            self._ticket("few", _C.project_tickets(FEW), rows, stream), device, stream,
+        )  # fmt: skip
+
+    def _tiled(self, rows: Tensor, out: Tensor) -> None:
+        raw = torch.empty_like(out, dtype=torch.float32)
+        device, stream = place(rows)
+        by = self._half_scale if rows.dtype is torch.float16 else 1.0
+        _C.project_tile_cuda(
+            view(rows), view(self._matrix), by, row_view(None), True, 1.0, view(out), 0, raw.data_ptr(),
+            self._ticket("tiled", _C.project_tile_tickets(TILED), rows, stream), device, stream,
+        )  # fmt: skip
+
+    def _ticket(self, kind: str, count: int, rows: Tensor, stream: int) -> int:
+        """Counters that are zero between launches."""
+        kept = self._tickets.get((kind, stream))
+        if kept is None:
+            kept = self._tickets[kind, stream] = torch.zeros(count, dtype=torch.int32, device=rows.device)
+        return kept.data_ptr()

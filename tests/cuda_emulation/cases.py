@@ -486,6 +486,3 @@ def case_topk(m, rng: np.random.Generator) -> None:
         assert "1..128" in str(error)
     else:
         raise AssertionError("k = 129 was accepted")
-
-
-CASES = {name.removeprefix("case_"): f for name, f in list(globals().items()) if name.startswith("case_")}

@@ -9,6 +9,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <map>
 #include <memory>
 #include <random>
@@ -61,7 +62,7 @@ struct Block {
   dim3 index;
   Fiber* fibers = nullptr;
   std::vector<Warp> warps;
-  std::map<const void*, std::unique_ptr<unsigned char[]>> shared;
+  std::map<const void*, std::unique_ptr<unsigned char, decltype(&std::free)>> shared;
   unsigned waiting = 0;  // at the barrier of `line`
   int line = 0;
 };
@@ -222,6 +223,8 @@ void set_order(Order to, uint64_t seed) {
 
 unsigned lane() { return current->rank % kWarp; }
 
+void refuse(const char* what) { fail(what); }
+
 void run(dim3 grid, dim3 block, const std::function<void()>& thread) {
   ++launches;
   threads = block.x * block.y * block.z;
@@ -254,12 +257,18 @@ void run(dim3 grid, dim3 block, const std::function<void()>& thread) {
 }
 
 void* shared_memory(const void* site, size_t bytes) {
-  auto& memory = current->block->shared[site];
-  if (memory == nullptr) {
-    memory.reset(new unsigned char[bytes]);
-    std::memset(memory.get(), 0xff, bytes);  // NaN in every float type
+  auto& shared = current->block->shared;
+  auto found = shared.find(site);
+  if (found == shared.end()) {
+    void* memory = nullptr;
+    if (posix_memalign(&memory, 128, bytes) != 0) throw std::bad_alloc();
+    std::memset(memory, 0xff, bytes);  // NaN in every float type
+    found = shared
+                .emplace(site, std::unique_ptr<unsigned char, decltype(&std::free)>(
+                                   static_cast<unsigned char*>(memory), &std::free))
+                .first;
   }
-  return memory.get();
+  return found->second.get();
 }
 
 void sync_block(int line) {

@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from tests.cuda_emulation.cases import CASES, WORST
+from tests.cuda_emulation.all_cases import CASES
+from tests.cuda_emulation.cases import WORST
 
 ORDERS = ("ascending", "descending", "shuffled")
 

@@ -54,6 +54,16 @@ def test_projection(shape: tuple[int, ...], dtype: torch.dtype):
     assert plan(x[..., :0, :] if len(shape) > 1 else x.new_empty(0, 20)).numel() == 0
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_many_rows_go_in_parts(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cuda_projection, "TILED", 64)
+    x, matrix = torch.randn(150, 20).to(dtype), 1e-9 * torch.randn(20, 12, dtype=torch.float64)
+    want = torch.nn.functional.normalize(x.double() @ matrix.float().double(), dim=-1)
+    assert_near(cuda_projection.CudaProjection(matrix, CPU)(x), want, dtype)
+    zero = cuda_projection.CudaProjection(torch.zeros(20, 12), CPU)
+    assert (zero(x) == 0).all() and zero(x).dtype is dtype
+
+
 def test_bridge_takes_its_folded_projector():
     b = sb.Bridge(torch.randn(16, 12))
     x = torch.randn(7, 12)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cuda_emulation.all_cases import CASES
 from tests.cuda_emulation.build import ORDERS, SANITIZE, Emulation, report_of, run_cases
-from tests.cuda_emulation.cases import CASES
 from tests.source_tree import ROOT, environment
 
 pytestmark = pytest.mark.slow

@@ -39,7 +39,7 @@ namespace cuda_emulation {
 constexpr int kWarp = 32;
 constexpr size_t kSlot = 16;  // bytes a lane can exchange
 
-enum class Wait { kNone, kBlock, kShuffle, kVote, kSyncWarp };
+enum class Wait { kNone, kBlock, kShuffle, kVote, kSyncWarp, kMatrix };
 enum class Order { kAscending = 0, kDescending = 1, kShuffled = 2 };
 
 void set_order(Order order, uint64_t seed);
@@ -49,6 +49,8 @@ void sync_block(int line);
 // Leaves `value` for the other lanes, waits for all 32, returns theirs in slots of kSlot bytes.
 const unsigned char* exchange(Wait kind, int line, const void* value, size_t bytes, unsigned mask);
 unsigned lane();
+// Ends the launch with an error.
+[[noreturn]] void refuse(const char* what);
 extern long launches, barriers, exchanges;
 extern cudaError_t last_error;
 extern int device;

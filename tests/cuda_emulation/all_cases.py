@@ -1,0 +1,12 @@
+"""The cases of every kernel, by name."""
+
+from __future__ import annotations
+
+from tests.cuda_emulation import cases, cases_project_tile
+
+CASES = {
+    name.removeprefix("case_"): function
+    for module in (cases, cases_project_tile)
+    for name, function in vars(module).items()
+    if name.startswith("case_")
+}
