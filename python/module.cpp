@@ -22,6 +22,7 @@ PYBIND11_MODULE(_C, m) {
     config["compiler"] = SB_COMPILER;
     config["build_type"] = SB_BUILD_TYPE;
     config["cuda"] = SB_CUDA_VERSION;
+    config["cuda_request"] = SB_CUDA_REQUEST;
     config["cuda_architectures"] = SB_CUDA_ARCHITECTURES;
     return config;
   });

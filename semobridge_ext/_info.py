@@ -30,14 +30,27 @@ def openmp_libraries() -> list[str]:
 
 def _cuda_state(config: dict[str, str]) -> str:
     built = config.get("cuda")
+    if not built and config.get("cuda_request") == "off":
+        return "kernels not built: switched off at installation (SEMOBRIDGE_CUDA=on asks for them)"
     if not built:
         return "kernels not built: no nvcc when the package was installed (SEMOBRIDGE_CUDA=on asks for it)"
     if not _backend.HAS_CUDA:
         return f"configured for CUDA {built}, but the module holds no CUDA kernels; reinstall"
     if not torch.cuda.is_available():
         return f"kernels built with CUDA {built}; no usable GPU or driver here"
-    name = torch.cuda.get_device_name()
+    name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+    if not _runs_on(config.get("cuda_architectures", ""), major, minor):
+        return (
+            f"kernels built with CUDA {built}, but not for {name} (sm_{major}{minor}); "
+            f"SEMOBRIDGE_CUDA_ARCHITECTURES={major}{minor} pip install --force-reinstall ."
+        )
     return f"kernels built with CUDA {built}; {name}; on request: backend('native')"
+
+
+def _runs_on(architectures: str, major: int, minor: int) -> bool:
+    """Code runs on the same major version from its minor one on; the newest one's PTX on all that follow."""
+    built = [divmod(int(a), 10) for a in architectures.split(",") if a.isdigit()]
+    return any(m == major and n <= minor for m, n in built) or (bool(built) and max(built) <= (major, minor))
 
 
 def _triton_state() -> str:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import semobridge_ext as sb
-from semobridge_ext import cli
+from semobridge_ext import _backend, _info, cli
 from semobridge_ext.cli import info
 
 
@@ -59,3 +59,27 @@ def test_missing_matplotlib_says_how(monkeypatch):
 
     monkeypatch.setattr(metadata, "version", missing)
     assert "pip install 'semobridge-ext[plots]'" in info.plots_state()
+
+
+BUILT = {"cuda": "13.0.88", "cuda_request": "auto", "cuda_architectures": "80,86,90"}
+
+
+@pytest.mark.parametrize(
+    "config,has_kernels,capability,told",
+    [
+        ({"cuda": "", "cuda_request": "auto"}, False, None, "no nvcc when the package was installed"),
+        ({"cuda": "", "cuda_request": "off"}, False, None, "switched off at installation"),
+        (BUILT, False, None, "the module holds no CUDA kernels; reinstall"),
+        (BUILT, True, None, "built with CUDA 13.0.88; no usable GPU or driver here"),
+        (BUILT, True, (8, 0), "built with CUDA 13.0.88; Test GPU; on request"),
+        (BUILT, True, (8, 9), "; Test GPU; on request"),  # runs what was built for 8.6
+        (BUILT, True, (12, 0), "; Test GPU; on request"),  # from the PTX of 9.0
+        (BUILT, True, (7, 5), "not for Test GPU (sm_75); SEMOBRIDGE_CUDA_ARCHITECTURES=75 pip install"),
+    ],
+)
+def test_the_state_of_cuda(config, has_kernels, capability, told, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(_backend, "HAS_CUDA", has_kernels)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Test GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert told in _info._cuda_state(config)
