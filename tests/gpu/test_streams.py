@@ -1,0 +1,60 @@
+"""What a GPU alone can show: the current stream is used, graphs can be captured, nothing waits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import semobridge_ext as sb
+from semobridge_ext import _backend
+from tests.gpu.test_public import W, rows
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def needs_kernels():
+    if not _backend.HAS_CUDA:
+        pytest.skip("the native module was built without CUDA kernels")
+
+
+@pytest.mark.parametrize("n", [1, 100])
+def test_the_current_stream_is_used(n: int):
+    bridge, stream = sb.Bridge(W).cuda(), torch.cuda.Stream()
+    f = rows(n, 48).cuda()
+    with sb.backend("native"), torch.no_grad():
+        want = bridge(f)
+        torch.cuda.synchronize()
+        g = torch.zeros_like(f)
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(20_000_000)  # a kernel on another stream would read the zeros
+            g.copy_(f)
+            got = bridge(g)
+        stream.synchronize()
+    assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("n", [1, 100])
+def test_a_call_can_be_captured(n: int):
+    bridge, f = sb.Bridge(W).cuda(), rows(n, 48).cuda()
+    graph = torch.cuda.CUDAGraph()
+    with sb.backend("native"), torch.no_grad():
+        bridge(f)
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            got = bridge(f)
+        f.copy_(rows(n, 48).cuda().flip(1))
+        graph.replay()
+        torch.testing.assert_close(got, bridge(f))
+
+
+def test_nothing_waits_for_the_device():
+    bridge, f = sb.Bridge(W).cuda(), rows(100, 48).cuda()
+    with sb.backend("native"), torch.no_grad():
+        bridge(f)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            bridge(f)
+            sb.topk(f, f, 5)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
