@@ -19,10 +19,8 @@ bench: $(VENV)/.test  ## the benchmarks and their table; run on a quiet machine
 	$(BIN)/python -m pytest bench --benchmark-json=bench/results/bench.json
 	$(BIN)/python bench/report.py bench/results/bench.json --out bench/results/bench.md
 
-gpu-check: | $(BIN)/python  ## with a GPU and nvcc: builds for it, runs every kernel for real, compares, times
-	SEMOBRIDGE_CUDA=on $(PIP) install --quiet --editable ".[plots,search,test]"
-	mkdir -p bench/results
-	$(BIN)/python bench/gpu_check.py --out bench/results/gpu_check.md
+gpu-check:  ## with a GPU, nvcc and an installed PyTorch: builds in place, runs everything for real, times
+	$(PYTHON) bench/gpu_check.py
 
 lint: $(VENV)/.test  ## formatting, style, types
 	$(BIN)/ruff check .

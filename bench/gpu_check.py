@@ -1,171 +1,214 @@
-"""On a machine with a GPU: runs every kernel for real, compares with float64, times, writes a table.
+"""On a machine with a GPU: builds for it, runs every kernel and the test suite for real, sanitizes, times.
 
-`make gpu-check`, or `python bench/gpu_check.py [--out FILE.md]` in a build with CUDA. The cases are those of
-tests/cuda_emulation, unchanged: their arrays lie in pinned host memory, which a GPU reaches under the
-same address.
+`make gpu-check`. Needs an installed PyTorch, the CUDA toolkit and the build and test tools (what is missing
+is listed at once); nothing is downloaded, and the module is built inside the source tree. Stages run one
+after another, each in processes of its own, and a stage that fails does not stop the next. Writes
+gpu_check.json and gpu_check.md; ends with 1 where a stage failed.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
-import statistics
+import re
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor
-
-import semobridge_ext as sb
-from semobridge_ext import _backend, reference
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+TOOLS = ("nvcc", "cmake", "ninja")
+MODULES = ("torch", "triton", "numpy", "pybind11", "open_clip", "safetensors", "tqdm", "pytest",
+           "pytest_benchmark", "hypothesis")  # fmt: skip
+SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
 
-from tests.cuda_emulation import all_cases, buffers, cases  # noqa: E402
+
+class Result(NamedTuple):
+    state: str  # passed, failed or skipped
+    told: str  # a line
+    found: Any = None
+
+
+def lacking() -> list[str]:
+    """Tools and modules that are not there."""
+    tools = [tool for tool in TOOLS if shutil.which(tool) is None]
+    return tools + [module for module in MODULES if importlib.util.find_spec(module) is None]
+
+
+def command(*words: object, **environment: str) -> tuple[int, str]:
+    """Runs it in the source tree, shows its output as it comes, and returns that too."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    with subprocess.Popen(
+        [str(w) for w in words],
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            sys.stdout.write(line)
+            sys.stdout.flush()
+            lines.append(line)
+    return process.returncode, "".join(lines)
+
+
+def last_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "no output"
+
+
+# -- stages ------------------------------------------------------------------------------------------
+
+
+def build(_out: Path) -> Result:
+    import pybind11
+
+    folder = ROOT / "build" / "gpu-check"
+    status, text = command(
+        "cmake", "-S", ROOT, "-B", folder, "-G", "Ninja", "-DSEMOBRIDGE_CUDA=on", "-DPYBIND11_FINDPYTHON=ON",
+        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DPython3_EXECUTABLE={sys.executable}",
+        f"-DPython_EXECUTABLE={sys.executable}",
+        f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={ROOT / 'semobridge_ext'}",
+    )  # fmt: skip
+    if status == 0:
+        status, text = command("cmake", "--build", folder)
+    return Result("passed" if status == 0 else "failed", last_line(text))
+
+
+def kernels(_out: Path) -> Result:
+    status, text = command(sys.executable, "bench/gpu_kernels.py")
+    if status != 0:
+        return Result("failed", last_line(text))
+    errors = json.loads(last_line(text))
+    return Result("passed", f"{len(errors)} kinds of results against float64", errors)
+
+
+def tests(_out: Path) -> Result:
+    status, text = command(sys.executable, "-m", "pytest", "-q", "tests")
+    return Result("passed" if status == 0 else "failed", last_line(text))
+
+
+def sanitizer(_out: Path) -> Result:
+    program = shutil.which("compute-sanitizer")
+    if program is None:
+        return Result("skipped", "compute-sanitizer was not found; it comes with the CUDA toolkit")
+    found = {}
+    for tool in SANITIZERS:
+        status, text = command(
+            program, "--tool", tool, "--error-exitcode", "1", sys.executable, "bench/gpu_kernels.py",
+            "--no-triton", PYTORCH_NO_CUDA_MEMORY_CACHING="1",
+        )  # fmt: skip
+        summary = re.findall(r"= (.*SUMMARY: .*)", text)
+        found[tool] = summary[-1] if summary else last_line(text)
+        if status != 0:
+            return Result("failed", f"{tool}: {found[tool]}", found)
+    return Result("passed", ", ".join(SANITIZERS), found)
+
+
+def benchmarks(out: Path) -> Result:
+    raw, table = out / "gpu_bench.json", out / "gpu_bench.md"
+    status, text = command(
+        sys.executable, "-m", "pytest", "-q", "bench/bench_gpu.py", f"--benchmark-json={raw}"
+    )
+    if status != 0:
+        return Result("failed", last_line(text))
+    status, text = command(sys.executable, "bench/report.py", raw, "--out", table)
+    if status != 0:
+        return Result("failed", last_line(text))
+    return Result("passed", raw.name, table.read_text(encoding="utf-8"))
+
+
+STAGES: dict[str, Callable[[Path], Result]] = {
+    "build": build, "kernels": kernels, "tests": tests, "sanitizer": sanitizer, "benchmarks": benchmarks,
+}  # fmt: skip
+
+
+# -- what ran where, and the report ------------------------------------------------------------------
+
+
+def machine() -> dict[str, str]:
+    """Device, driver and versions; no host's name."""
+    import torch
+
+    properties = torch.cuda.get_device_properties(0)
+    facts = {
+        "device": properties.name,
+        "capability": f"sm_{properties.major}{properties.minor}",
+        "memory": f"{properties.total_memory / 2**30:.0f} GiB",
+        "torch": torch.__version__,
+        "cuda of torch": str(torch.version.cuda),
+        "python": ".".join(map(str, sys.version_info[:3])),
+    }
+    for name, words in (
+        ("driver", ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")),
+        ("nvcc", ("nvcc", "--version")),
+        ("commit", ("git", "rev-parse", "HEAD")),
+    ):
+        if shutil.which(words[0]) is not None:
+            done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+            facts[name] = last_line(done.stdout)
+    return facts
+
+
+def report(facts: dict[str, str], results: dict[str, tuple[Result, float]]) -> str:
+    lines = ["# Kernels on a GPU", "", ", ".join(f"{k} {v}" for k, v in facts.items()), ""]
+    lines += ["| stage | result | | seconds |", "|---|---|---|---|"]
+    lines += [f"| {name} | {r.state} | {r.told} | {took:.0f} |" for name, (r, took) in results.items()]
+    errors = results["kernels"][0].found if "kernels" in results else None
+    if errors:
+        lines += ["", "| kernel | worst error against float64 |", "|---|---|"]
+        lines += [f"| {name} | {error:.1e} |" for name, error in errors.items()]
+    if "benchmarks" in results and results["benchmarks"][0].found:
+        lines += ["", results["benchmarks"][0].found]
+    return "\n".join(lines) + "\n"
 
 
 def refuse(reason: str) -> None:
     raise SystemExit(f"gpu_check: {reason}")
 
 
-class Synchronized:
-    """The native module with every kernel awaited, so that the host sees what it wrote."""
-
-    def __init__(self, module: Any, wait: Callable[[], None]) -> None:
-        self._module, self._wait = module, wait
-
-    def __getattr__(self, name: str) -> Any:
-        function = getattr(self._module, name)
-
-        def call(*args: Any) -> Any:
-            result = function(*args)
-            self._wait()
-            return result
-
-        return call
-
-
-def pinned(size: int) -> np.ndarray:
-    return torch.empty(max(size, 1), dtype=torch.uint8, pin_memory=True).numpy()[:size]
-
-
-def run_cases(
-    module: Any, wait: Callable[[], None], allocate: Callable[[int], np.ndarray]
-) -> dict[str, float]:
-    """All cases of tests/cuda_emulation on this module; the worst errors by name."""
-    before = buffers.allocate
-    buffers.allocate = allocate
-    try:
-        for name, case in all_cases.CASES.items():
-            case(Synchronized(module, wait), np.random.default_rng(17))
-            print(f"{name}: right")
-    finally:
-        buffers.allocate = before
-    return cases.WORST
-
-
-def run_triton() -> dict[str, float]:
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "ops" / "triton" / "interpret.py")],
-        env=environment | {"CHECK_DEVICE": "cuda"}, capture_output=True, text=True,
-    )  # fmt: skip
-    if done.returncode != 0:
-        refuse(f"a Triton kernel is wrong on this GPU:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def seconds(call: Callable[[], object], rounds: int = 20) -> float:
-    """The median of device times, after warm-up."""
-    for _ in range(3):
-        call()
-    times = []
-    for _ in range(rounds):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        call()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) * 1e-3)
-    return statistics.median(times)
-
-
-def timings() -> list[tuple[str, float, float]]:
-    """(call, ours, eager) in seconds."""
-    from semobridge_ext.ops.triton.project_normalize import launch_project_normalize_fwd
-    from semobridge_ext.ops.triton.support_logits import launch_support_logits_fwd
-
-    def unit(rows: int, dtype: torch.dtype) -> Tensor:
-        return torch.nn.functional.normalize(torch.randn(rows, 512, device="cuda"), dim=1).to(dtype)
-
-    found = []
-    w = torch.linalg.qr(torch.randn(512, 512, device="cuda"))[0].contiguous()
-    for n, dtype in ((1, torch.float32), (65536, torch.bfloat16)):
-        f, m = unit(n, dtype), w.to(dtype)
-        if n == 1:
-            ours = native_projection(f, m)
-        else:
-            ours = lambda f=f, m=m: launch_project_normalize_fwd(f, m, None, 1.0, True)  # noqa: E731
-        eager = seconds(lambda f=f, m=m: reference.bridge(f, m, inverse=m))
-        found.append((f"bridge, N = {n}, D = 512, {dtype}", seconds(ours), eager))
-    q, k = unit(1024, torch.float16), unit(128_000, torch.float16)
-    labels = torch.arange(1000, device="cuda").repeat_interleave(128)
-    offsets = torch.arange(0, 128_001, 128, device="cuda")
-    found.append((
-        "support_logits, 1024 × 128000, C = 1000, D = 512, float16",
-        seconds(lambda: launch_support_logits_fwd(q, k, None, offsets, 5.5, None)),
-        seconds(lambda: reference.support_logits(q, k, labels, 1000, beta=5.5)),
-    ))  # fmt: skip
-    return found
-
-
-def native_projection(x: Tensor, matrix: Tensor) -> Callable[[], None]:
-    from semobridge_ext.ops.cuda_views import place, row_view, view
-
-    native, transposed = _backend._C, matrix.T.contiguous()
-    out, norms = torch.empty_like(x), torch.empty(len(x), device=x.device)
-    raw = torch.empty(x.shape, device=x.device)
-    tickets = torch.zeros(native.project_tickets(len(x)), dtype=torch.int32, device=x.device)
-
-    def call() -> None:
-        native.project_cuda(
-            view(x), view(transposed), row_view(None), True, 1.0, view(out), norms.data_ptr(),
-            raw.data_ptr(), tickets.data_ptr(), *place(x),
-        )  # fmt: skip
-
-    return call
-
-
-def report(errors: dict[str, float], times: list[tuple[str, float, float]]) -> str:
-    lines = [f"Measured on {torch.cuda.get_device_name()}, PyTorch {torch.__version__}.", ""]
-    lines += ["| call | ours | eager | ratio |", "|---|---|---|---|"]
-    lines += [f"| {name} | {a * 1e6:.1f} µs | {b * 1e6:.1f} µs | {a / b:.3g} |" for name, a, b in times]
-    lines += ["", "| kernel | worst error against float64 |", "|---|---|"]
-    lines += [f"| {name} | {error:.1e} |" for name, error in errors.items()]
-    return "\n".join(lines) + "\n"
-
-
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, help="Markdown file")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results", help="folder of the results")
+    parser.add_argument("--only", nargs="+", choices=list(STAGES), help="some stages alone")
     options = parser.parse_args(argv)
+    missing = lacking()
+    if missing:
+        refuse(
+            f"needs {', '.join(missing)}; install the CUDA toolkit for nvcc, and pip install "
+            "torch ninja cmake '.[test]' for the rest"
+        )
+    import torch
+
     if not torch.cuda.is_available():
         refuse("no GPU that PyTorch can use; run it on a machine that has one")
-    if not _backend.HAS_CUDA:
-        refuse("the native module holds no CUDA kernels; SEMOBRIDGE_CUDA=on pip install --editable .")
-    print(sb.build_info()["cuda"])
-    errors = run_cases(_backend._C, torch.cuda.synchronize, pinned)
-    text = report(errors | {f"Triton {k}": v for k, v in run_triton().items()}, timings())
-    if options.out:
-        options.out.write_text(text, encoding="utf-8")
-    print(text)
+    options.out.mkdir(parents=True, exist_ok=True)
+    facts = machine()
+    results: dict[str, tuple[Result, float]] = {}
+    for name in options.only or STAGES:
+        print(f"== {name}", flush=True)
+        begin = time.monotonic()
+        result = STAGES[name](options.out.resolve())
+        results[name] = result, time.monotonic() - begin
+        record = {k: {**r._asdict(), "seconds": took} for k, (r, took) in results.items()}
+        # After every stage, so that an interrupted run keeps what it found.
+        (options.out / "gpu_check.json").write_text(
+            json.dumps({"machine": facts, "stages": record}, indent=1)
+        )
+        (options.out / "gpu_check.md").write_text(report(facts, results), encoding="utf-8")
+        if name == "build" and result.state == "failed":
+            break
+    print(report(facts, results))
+    return int(any(result.state == "failed" for result, _ in results.values()))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -78,7 +78,7 @@ class EagerTower:
             with torch.enable_grad():
                 features = tower_features(self.tower, self.rows, v)
                 loss = 1 - torch.nn.functional.cosine_similarity(features, targets, dim=-1)
-            (g,) = torch.autograd.grad(loss.sum() * grad_scale, v)
+                (g,) = torch.autograd.grad(loss.sum() * grad_scale, v)
             losses[step - step_begin] = loss.detach()
             if step in record_steps and recorded is not None:
                 unit = torch.nn.functional.normalize(features.detach(), dim=-1)

@@ -16,6 +16,7 @@ from hypothesis import settings
 import semobridge_ext as sb
 from semobridge_ext import _backend, bridging
 from tests.assertions import WORST
+from tests.cuda_emulation.build import Emulation
 from tests.tolerances import tolerance
 
 BASE_SEED = 2509_26036
@@ -91,6 +92,12 @@ def isa(request: pytest.FixtureRequest) -> str:
     """Each instruction set that this build and processor have."""
     _backend._C.set_isa(request.param)
     return request.param
+
+
+@pytest.fixture(scope="session")
+def emulation(tmp_path_factory: pytest.TempPathFactory) -> Emulation:
+    """The CUDA kernels compiled for the host, once a run."""
+    return Emulation(tmp_path_factory.mktemp("emulation")).build()
 
 
 @pytest.fixture

@@ -53,6 +53,18 @@ def test_150_steps(template: str) -> None:
     assert float(ours.losses[-1]) < 0.5 * float(ours.losses[0])
 
 
+def test_the_eager_backend_under_no_grad() -> None:
+    model, f, init = (
+        TEXT_MODELS["open_clip"](),
+        towers.targets(2, towers.D, F32),
+        towers.start(2, 1, TEXT, F32),
+    )
+    with sb.backend("eager"):
+        want = sb.oti(model, f, init=init, steps=3)
+        with torch.no_grad():
+            assert_same_bits(sb.oti(model, f, init=init, steps=3).tokens, want.tokens)
+
+
 def test_150_steps_in_float32() -> None:
     """TARGETS' bounds. On so small a tower a few paths fork on rounding, the reference's own as well
     (in float32 against float64): they are left to the tenth that the quantile allows."""
