@@ -2,7 +2,7 @@
 //
 // A few blocks are resident at once, as on a multiprocessor. In shuffled order some warps are slow:
 // what one block reads of another without waiting for it is then really missing. Memory is
-// sequentially consistent, so a forgotten fence does not show.
+// sequentially consistent; of fences only their places are checked.
 #include <cuda_runtime.h>
 #include <setjmp.h>
 #include <sys/mman.h>
@@ -43,6 +43,7 @@ struct Fiber {
   dim3 thread;
   unsigned rank = 0;
   bool started = false, done = false;
+  bool released = false, acquired = false;  // fenced before, and after, its block's counter rose
   Wait wait = Wait::kNone;
   int line = 0;
   void* fake_stack = nullptr;
@@ -63,6 +64,7 @@ struct Block {
   Fiber* fibers = nullptr;
   std::vector<Warp> warps;
   std::map<const void*, std::unique_ptr<unsigned char, decltype(&std::free)>> shared;
+  bool counted = false;
   unsigned waiting = 0;  // at the barrier of `line`
   int line = 0;
 };
@@ -178,7 +180,7 @@ void prepare(Block& block, Fiber* first, dim3 shape) {
     f.block = &block;
     f.thread = dim3(i % shape.x, i / shape.x % shape.y, i / shape.x / shape.y);
     f.rank = i;
-    f.started = f.done = false;
+    f.started = f.done = f.released = f.acquired = false;
     f.wait = Wait::kNone;
     f.fake_stack = nullptr;
   }
@@ -224,6 +226,20 @@ void set_order(Order to, uint64_t seed) {
 unsigned lane() { return current->rank % kWarp; }
 
 void refuse(const char* what) { fail(what); }
+
+void fence() { (current->block->counted ? current->acquired : current->released) = true; }
+
+void raises_counter() {
+  Block& block = *current->block;
+  for (unsigned i = 0; i < threads; ++i) {
+    if (!block.fibers[i].released) fail("a counter rises before all of the block have fenced");
+  }
+  block.counted = true;
+}
+
+void reads_of_others() {
+  if (!current->acquired) fail("what other blocks wrote is read without a fence");
+}
 
 void run(dim3 grid, dim3 block, const std::function<void()>& thread) {
   ++launches;

@@ -61,7 +61,16 @@ __global__ void warp_kernel(float* y) {
   y[192 + t] = static_cast<float>(__builtin_popcount(__ballot_sync(0xffffffffu, t % 3 == 0)));
 }
 
-__global__ void count_kernel(int* count) { atomicAdd(count, 1); }
+__global__ void count_kernel(int* count) {
+  __threadfence();
+  __syncthreads();
+  atomicAdd(count, 1);
+}
+
+__global__ void count_unfenced_kernel(int* count) {
+  __syncthreads();
+  atomicAdd(count, 1);
+}
 
 }  // namespace
 
@@ -91,6 +100,9 @@ void bind_selftest(py::module_& m) {
       go(warp_kernel, y);
     } else if (name == "count") {
       semobridge::launch("selftest", count_kernel, dim3(5, 3, 2), dim3(32, 2), 0, nullptr,
+                         reinterpret_cast<int*>(y));
+    } else if (name == "count without a fence") {
+      semobridge::launch("selftest", count_unfenced_kernel, dim3(2), dim3(64), 0, nullptr,
                          reinterpret_cast<int*>(y));
     } else if (name == "too many threads") {
       semobridge::launch("selftest", unwritten_kernel, dim3(1), dim3(2048), 0, nullptr, y);

@@ -68,6 +68,7 @@ def test_atomics_and_grid(emulation: Emulation):
         ("two barriers", "divergent barrier: lines"),
         ("divergent shuffle", "divergent synchronisation: .*waits for its warp"),
         ("barrier against shuffle", "divergent synchronisation: .*waits"),
+        ("count without a fence", "a counter rises before all of the block have fenced"),
         ("half mask", "must name all 32 lanes"),
         ("too many threads", "launch failed: invalid configuration"),
     ],

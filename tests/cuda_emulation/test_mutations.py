@@ -24,6 +24,20 @@ MUTATIONS = {
         "project",
         "shuffled",
     ),
+    "project: sums not fenced before the ticket": (
+        "last_block.cuh",
+        "__threadfence();  // this thread's sums are visible to every block that sees its ticket",
+        "",
+        "project",
+        "ascending",
+    ),
+    "project: sums of others read without a fence": (
+        "last_block.cuh",
+        "if (is_last[0] != 1) return;\n  __threadfence();",
+        "if (is_last[0] != 1) return;",
+        "project",
+        "ascending",
+    ),
     "project: flag read without a barrier": (
         "last_block.cuh",
         "static_cast<int>(gridDim.x) - 1;\n  }\n  __syncthreads();",

@@ -49,6 +49,12 @@ void sync_block(int line);
 // Leaves `value` for the other lanes, waits for all 32, returns theirs in slots of kSlot bytes.
 const unsigned char* exchange(Wait kind, int line, const void* value, size_t bytes, unsigned mask);
 unsigned lane();
+// Memory is sequentially consistent here, so a forgotten fence would not show by itself. The one
+// pattern that needs fences is checked instead: whoever raises a counter does so for a block whose
+// threads have all fenced their writes, and what other blocks wrote is read behind another fence.
+void fence();
+void raises_counter();
+void reads_of_others();
 // Ends the launch with an error.
 [[noreturn]] void refuse(const char* what);
 extern long launches, barriers, exchanges;
@@ -98,7 +104,7 @@ inline cudaError_t cudaSetDevice(int device) {
 }
 
 inline void __syncthreads(int line = __builtin_LINE()) { cuda_emulation::sync_block(line); }
-inline void __threadfence() {}
+inline void __threadfence() { cuda_emulation::fence(); }
 
 inline void __syncwarp(unsigned mask = 0xffffffffu, int line = __builtin_LINE()) {
   const char nothing = 0;
@@ -145,6 +151,7 @@ inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 // Fibers change only at barriers and exchanges, so these are atomic as they stand.
 template <class T>
 T atomicAdd(T* at, T value) {
+  cuda_emulation::raises_counter();
   const T before = *at;
   *at = before + value;
   return before;
@@ -152,5 +159,6 @@ T atomicAdd(T* at, T value) {
 
 template <class T>
 T __ldcg(const T* at) {
+  cuda_emulation::reads_of_others();
   return *at;
 }
