@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from semobridge_ext import _thresholds
+
 # PyTorch comes first: the native module takes its OpenMP runtime from the process.
 NATIVE_ERROR: str | None
 try:
@@ -79,12 +81,16 @@ def is_native() -> bool:
     return _C is not None and (name or requested()) in ("auto", "native")
 
 
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
 def _require_triton(function: str, device: torch.device, has_kernel: bool) -> None:
     if not has_kernel:
         raise NotImplementedError(
             f"{function}: backend 'triton' has no kernel for this call; use backend('auto')"
         )
-    if importlib.util.find_spec("triton") is None:
+    if not _has_triton():
         raise RuntimeError(f"{function}: backend 'triton' needs Triton; pip install triton")
     # Triton decides when it is imported whether its interpreter runs the kernels.
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
@@ -94,7 +100,14 @@ def _require_triton(function: str, device: torch.device, has_kernel: bool) -> No
         )
 
 
-def resolve(function: str, device: torch.device, *, cuda: bool = False, triton: bool = False) -> str:
+def resolve(
+    function: str,
+    device: torch.device,
+    *,
+    cuda: bool = False,
+    triton: bool = False,
+    work: tuple[torch.dtype, int] | None = None,
+) -> str:
     """The implementation for one call; an explicit request that cannot be met is an error.
 
     Args:
@@ -102,6 +115,7 @@ def resolve(function: str, device: torch.device, *, cuda: bool = False, triton: 
         device: of its tensors.
         cuda: a CUDA kernel of the native core takes this call.
         triton: a Triton kernel takes this call.
+        work: dtype and size of the call, where its choice on a GPU may have been measured.
     """
     name = requested()
     if name == "eager":
@@ -118,7 +132,6 @@ def resolve(function: str, device: torch.device, *, cuda: bool = False, triton: 
         return "eager"
     if device.type == "cpu":
         return "native"
-    # `auto` chooses by measured thresholds, and no GPU has measured these kernels yet: on request alone.
     if name == "native":
         if device.type == "cuda" and HAS_CUDA and cuda:
             return "native"
@@ -131,4 +144,8 @@ def resolve(function: str, device: torch.device, *, cuda: bool = False, triton: 
         raise NotImplementedError(
             f"{function}: backend 'native' has no {what}; use backend('auto') or move the tensors to the CPU"
         )
+    if device.type == "cuda" and work is not None:
+        choice = _thresholds.choose(function, device, *work)
+        if (choice == "native" and cuda and HAS_CUDA) or (choice == "triton" and triton and _has_triton()):
+            return choice
     return "eager"

@@ -11,9 +11,21 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from semobridge_ext import __version__
-from semobridge_ext.cli import demo, extract, fewshot, info, invert, mapping, report, retrieve, search
+from semobridge_ext.cli import (
+    calibrate,
+    demo,
+    extract,
+    fewshot,
+    info,
+    invert,
+    mapping,
+    report,
+    retrieve,
+    search,
+)
 
 COMMANDS = {
+    "calibrate": calibrate,
     "demo": demo,
     "extract": extract,
     "fewshot": fewshot,
@@ -58,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"semobridge-ext {__version__}")
-    subparsers = parser.add_subparsers(dest="command", metavar="<command>", title="commands")
+    subparsers = parser.add_subparsers(dest="command", metavar="<sub-command>", title="commands")
     for command in COMMANDS.values():
         command.add_parser(subparsers)
     for every in (parser, *subparsers.choices.values()):

@@ -1,0 +1,95 @@
+"""From which size on `auto` takes which backend on a CUDA device: as measured there, else plain PyTorch.
+
+`semobridge-ext calibrate` measures and writes the file; nothing is measured behind a user's back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from semobridge_ext import _files
+
+FORMAT = "semobridge-ext thresholds 1"
+VARIABLE = "SEMOBRIDGE_THRESHOLDS"
+_SAME = {"decision_function": "predict"}  # one kernel, two verbs
+
+Steps = list[tuple[int, str]]  # from this size on, this backend; ascending
+
+
+def path() -> Path:
+    """Where this user's measurements lie: SEMOBRIDGE_THRESHOLDS, else the cache folder."""
+    named = os.environ.get(VARIABLE)
+    if named:
+        return Path(named)
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(cache) / "semobridge-ext" / "thresholds.json"
+
+
+def key(function: str, dtype: torch.dtype) -> str:
+    return f"{_SAME.get(function, function)} {str(dtype).removeprefix('torch.')}"
+
+
+def read(file: Path) -> dict[str, Any]:
+    """The file's devices; ValueError for what is no such file."""
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if record["format"] != FORMAT:
+            raise ValueError(f"format {record['format']!r}")
+        for device in record["devices"].values():
+            for name, steps in device["calls"].items():
+                if not all(isinstance(n, int) and isinstance(backend, str) for n, backend in steps):
+                    raise ValueError(f"steps of {name!r} that are no pairs of a size and a backend")
+        return record["devices"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"calibrate: {file} must be a '{FORMAT}' file, got {type(error).__name__}: {error}; remove it, "
+            "or write it again with: semobridge-ext calibrate"
+        ) from error
+
+
+def write(file: Path, device: str, version: str, calls: dict[str, Steps]) -> None:
+    """Adds or replaces one device's measurements; the file is whole at every moment."""
+    devices = read(file) if file.exists() else {}
+    devices[device] = {"version": version, "torch": torch.__version__, "calls": calls}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"format": FORMAT, "devices": devices}, indent=1)
+    _files.write_bytes(file, text.encode() + b"\n")
+    measured.cache_clear()
+
+
+@lru_cache(maxsize=16)
+def measured(device: str) -> dict[str, Steps]:
+    """What was measured on the device with this version of the kernels; empty where nothing was."""
+    from semobridge_ext import __version__
+
+    file = path()
+    if not file.exists() and not os.environ.get(VARIABLE):
+        return {}
+    try:
+        found = read(file).get(device, {})
+    except ValueError as error:
+        if os.environ.get(VARIABLE):
+            raise
+        warnings.warn(str(error), RuntimeWarning, stacklevel=2)
+        return {}
+    if found.get("version") != __version__:
+        return {}  # other kernels
+    return {name: [(n, backend) for n, backend in steps] for name, steps in found["calls"].items()}
+
+
+@lru_cache(maxsize=16)
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device)
+
+
+def choose(function: str, device: torch.device, dtype: torch.dtype, size: int) -> str:
+    """The backend of `auto` for a call of that size; "eager" where nothing was measured."""
+    steps = measured(_name(device)).get(key(function, dtype), [])
+    return next((backend for least, backend in reversed(steps) if least <= size), "eager")
