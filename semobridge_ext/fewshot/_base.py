@@ -11,39 +11,20 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _errors
+from semobridge_ext._parameters import Parameters
 from semobridge_ext.episodes import sample_support
 from semobridge_ext.fewshot import _inputs
 
 CHUNK = 4096  # rows whose [N, C] intermediates exist at once
 
 
-class FewShotEstimator:
+class FewShotEstimator(Parameters):
     """get_params/set_params/clone, class names, predict and score on top of ``_logits`` and ``_labels``."""
 
     classes_: np.ndarray
     n_features_in_: int
 
     # -- scikit-learn's conventions -----------------------------------------------------------------
-
-    @classmethod
-    def _parameter_names(cls) -> list[str]:
-        return sorted(p for p in inspect.signature(cls.__init__).parameters if p != "self")
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The constructor's arguments, as they were given."""
-        return {name: getattr(self, name) for name in self._parameter_names()}
-
-    def set_params(self, **params: Any) -> Any:
-        """Replaces constructor arguments; what fit made stays until the next fit."""
-        known = self._parameter_names()
-        for name, value in params.items():
-            if name not in known:
-                raise ValueError(
-                    f"Invalid parameter {name!r} for estimator {type(self).__name__}; "
-                    f"valid parameters are: {known}"
-                )
-            setattr(self, name, value)
-        return self
 
     def __repr__(self) -> str:
         defaults = {n: p.default for n, p in inspect.signature(type(self).__init__).parameters.items()}
