@@ -123,7 +123,11 @@ def test_trajectory_of_200_steps(backend):
     schedule = PRESETS["paper"]._replace(warmup=50)
     with sb.backend(backend):
         trainer = trainer_of(p, LossWeights(), scale=100.0)
-        got = [float(trainer.step(schedule.rate(i), 0.01)) for i in range(200)]
+        trainer.plan([schedule.rate(i) for i in range(200)], 0.01)
+        got = [float(trainer.step()) for _ in range(200)]
+    assert trainer.losses.tolist() == got
+    with pytest.raises(ValueError, match=r"BridgeTrainer.step: plan must hold step 200"):
+        trainer.step()
     inverse = p.bridge().inverse.detach().clone().requires_grad_()
     tau = torch.zeros_like(trainer.parameters["tau"]).requires_grad_()
     optimizer = torch.optim.AdamW([inverse, tau], lr=1.0, weight_decay=0.01)
@@ -146,8 +150,9 @@ def test_adamw_is_torchs(each_isa, dtype):
     trainer = trainer_of(p, LossWeights())
     leaf = trainer.parameters["inverse"].clone().requires_grad_()
     optimizer = torch.optim.AdamW([leaf], lr=3e-3, weight_decay=0.1)
+    trainer.plan([3e-3] * 5, 0.1)
     for _ in range(5):
-        trainer.step(3e-3, 0.1)
+        trainer.step()
         leaf.grad = trainer.gradients["inverse"].clone()
         optimizer.step()
     limit = 1e-5 if dtype is torch.float32 else 1e-14
