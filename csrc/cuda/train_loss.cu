@@ -87,24 +87,25 @@ __global__ void __launch_bounds__(kThreads)
   }
   most = team.max(most);
   own = team.sum(own) - most;
-  float total = 0, weighted = 0;
+  // Without the own class: p − 1 of a nearly certain row would keep no digit.
+  float others = 0, weighted = 0;
   for (int64_t i = begin; i < classes; i += stride) {
     logits(i);
 #pragma unroll
     for (int j = 0; j < kStep; ++j) {
-      const float e = expf(value[j] - most);
-      total += e;
+      const float e = i + j == y ? 0.0f : expf(value[j] - most);
+      others += e;
       weighted += e * (value[j] - most);
     }
   }
-  total = team.sum(total);
-  weighted = team.sum(weighted);
-  const float slope = coefficient * factor, share = slope / total;
+  others = team.sum(others);
+  const float mine = expf(own), total = others + mine, share = coefficient * factor / total;
+  weighted = team.sum(weighted) + mine * own;
   for (int64_t i = begin; i < classes; i += stride) {
     logits(i);
 #pragma unroll
     for (int j = 0; j < kStep; ++j) {
-      value[j] = expf(value[j] - most) * share - (i + j == y ? slope : 0.0f);
+      value[j] = (i + j == y ? -others : expf(value[j] - most)) * share;
     }
     store(value, row + i);
   }

@@ -488,4 +488,10 @@ def case_topk(m, rng: np.random.Generator) -> None:
         raise AssertionError("k = 129 was accepted")
 
 
-CASES = {name.removeprefix("case_"): f for name, f in list(globals().items()) if name.startswith("case_")}
+from tests.cuda_emulation import cases_train  # noqa: E402 - its cases are written with the tools above
+
+CASES = {
+    name.removeprefix("case_"): f
+    for name, f in {**globals(), **vars(cases_train)}.items()
+    if name.startswith("case_")
+}
