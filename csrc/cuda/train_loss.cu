@@ -41,8 +41,7 @@ struct RowTeam {
   }
   __device__ __forceinline__ float max(float value) const {
     value = warp_max(value);
-    if constexpr (kBlock) {
-      __syncthreads();
+    if constexpr (kBlock) {  // the first use of `partial`
       if (threadIdx.x % kWarp == 0) partial[threadIdx.x / kWarp] = value;
       __syncthreads();
       for (int w = 0; w < kWarps; ++w) value = partial[w] > value ? partial[w] : value;

@@ -140,3 +140,16 @@ class CudaPieces(TorchPieces):
 
 def _at(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def dry_step(*arguments: Any, note: Note, **options: Any) -> Callable[[], None]:
+    """A step of the CUDA path whose kernels are told to ``note`` in place of being launched.
+
+    Takes CPU tensors and BridgeTrainer's arguments; PyTorch's own launches (products, copies) are really
+    made, and can be counted by a dispatch mode around the call. The workspaces are there already.
+    """
+    from semobridge_ext.ops.bridge_training import BridgeTrainer
+
+    trainer = BridgeTrainer(*arguments, pieces=lambda batch: CudaPieces(batch, note), **options)
+    trainer._take()
+    return trainer._take
