@@ -11,7 +11,8 @@ forward, [F̂ᵀ | W⁺B], and one backward, Z = fᵀ[G₁ | G₂] (G the gradie
     dF̂ = Z₁ᵀ + (W⁺ᵀ Z₂ + τᵀ Y)ᵀ W + text       dW⁺ = Z₂ Bᵀ + fᵀ de      dτ = Y Bᵀ + Σ_k de
     de = (m̄ − u(u·m̄))/(K r) − (Σ_c g l / q²)·h        u = e/r,  m̄ = dm,  Y = Σ_k G₂
 
-which is 3 products of N·T·D and 4 of N·C·D multiply-adds, against 5 and 6 for autograd.
+which is 3 products of N·T·D and 4 of N·C·D multiply-adds, against 5 and 6 for autograd. The products are
+PyTorch's; what lies between them is in training_pieces.py (CPU core, plain PyTorch) and training_cuda.py.
 Chunks of rows keep a chunk's logits in cache between the product, the softmax and the next product.
 """
 
@@ -56,8 +57,8 @@ class BridgeTrainer:
     Numerics: sums in that dtype, in an order that does not depend on the threads. Products are
     PyTorch's and follow ``torch.backends.cuda.matmul.allow_tf32``.
 
-    Memory: 2·M·T (plain PyTorch: 3·M·T), a chunk of logits (plain PyTorch: two), two of [C, C], four copies
-    of the parameters and eight of [C, D] or [C, T].
+    Memory: 2·M·T (plain PyTorch: 3·M·T), a chunk of logits (plain PyTorch: two), three of [C, C], four
+    copies of the parameters, and of [C, D] and [C, T] about a dozen.
     """
 
     def __init__(
@@ -155,7 +156,8 @@ class BridgeTrainer:
     def _cut(self) -> list[tuple[int, int]]:
         """Ranges of classes whose logits are about a chunk."""
         width = max(1, self.classes * (self.image_on + self.consistency_on))
-        rows = max(64, (_CHUNK_VALUES_CUDA if self.shots.is_cuda else _CHUNK_VALUES) // width)
+        on_gpu = self.shots.is_cuda or isinstance(self.pieces, CudaPieces)
+        rows = max(64, (_CHUNK_VALUES_CUDA if on_gpu else _CHUNK_VALUES) // width)
         chunks, first = [], 0
         for c in range(1, self.classes + 1):
             if c == self.classes or self.bounds[c + 1] - self.bounds[first] > rows:
