@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from semobridge_ext._backend import _C
 from semobridge_ext.ops.cuda_views import place, row_view, view
-from semobridge_ext.ops.training_pieces import BETAS, EPS, Batch, Chunk, TorchPieces
+from semobridge_ext.ops.training_pieces import BETAS, EPS, Batch, Chunk, TorchPieces, address
 
 Note = Callable[[str, int], None]  # kernel, bytes read and written
 
@@ -43,7 +44,7 @@ class CudaPieces(TorchPieces):
         offsets = self.batch.offsets[first:]
         self._launch(
             "class_sums_cuda", (x, norms, extra), (out,), last - first, offsets.data_ptr(),
-            self.batch.bounds[first], x.data_ptr(), x.shape[1], x.stride(0), _at(norms), _at(extra),
+            self.batch.bounds[first], x.data_ptr(), x.shape[1], x.stride(0), address(norms), address(extra),
             out.data_ptr(),
         )  # fmt: skip
 
@@ -51,7 +52,7 @@ class CudaPieces(TorchPieces):
         labels = self.batch.labels
         self._launch(
             "shot_norms_cuda", (e, tau, labels), (None if tau is None else e, r), *e.shape,
-            labels.data_ptr(), e.data_ptr(), _at(tau), r.data_ptr(),
+            labels.data_ptr(), e.data_ptr(), address(tau), r.data_ptr(),
         )  # fmt: skip
         self._sum_classes(e, self._all(), mean, norms=r)
 
@@ -67,7 +68,7 @@ class CudaPieces(TorchPieces):
     ) -> None:  # fmt: skip
         self._launch(
             "row_loss_cuda", (x, labels, scale, add), (x, loss, dot), *x.shape, x.data_ptr(), x.stride(0),
-            labels.data_ptr(), factor, _at(scale), _at(add), loss.data_ptr(), _at(dot),
+            labels.data_ptr(), factor, address(scale), address(add), loss.data_ptr(), address(dot),
         )  # fmt: skip
 
     def row_loss(
@@ -88,7 +89,7 @@ class CudaPieces(TorchPieces):
         self._launch(
             "shot_grads_cuda", (e, None if dot is None else h, r, dot, grad_mean, labels), (h,), *e.shape,
             labels.data_ptr(), offsets.data_ptr(), e.data_ptr(), h.data_ptr(), r.data_ptr(),
-            inverse_q.data_ptr(), _at(dot), grad_mean.data_ptr(),
+            inverse_q.data_ptr(), address(dot), grad_mean.data_ptr(),
         )  # fmt: skip
         if grad_tau is not None:
             self._sum_classes(h, self._all(), grad_tau, extra=extra)
@@ -108,7 +109,7 @@ class CudaPieces(TorchPieces):
 
     def diagonal_loss(self, logits: Tensor, factor: float, loss: Tensor) -> Tensor:
         if "classes" not in self._kept:
-            self._kept["classes"] = self.batch.labels.new_tensor(range(len(logits)))
+            self._kept["classes"] = torch.arange(len(logits), device=logits.device)
         self._cross_entropy(logits, self._kept["classes"], factor / len(logits), loss)
         return logits
 
@@ -136,10 +137,6 @@ class CudaPieces(TorchPieces):
             parameter.numel(), parameter.data_ptr(), gradient.data_ptr(), first.data_ptr(), second.data_ptr(),
             self._table.data_ptr(), now.data_ptr(), count.data_ptr(), *BETAS, EPS,
         )  # fmt: skip
-
-
-def _at(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def dry_step(*arguments: Any, note: Note, **options: Any) -> Callable[[], None]:

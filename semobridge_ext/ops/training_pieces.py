@@ -215,7 +215,7 @@ class NativePieces(TorchPieces):
 
     def class_means(self, e: Tensor, tau: Tensor | None, r: Tensor, mean: Tensor) -> None:
         self._core.shot_norms(
-            *self._all(), e.data_ptr(), _address(tau), r.data_ptr(), mean.data_ptr(), torch.get_num_threads()
+            *self._all(), e.data_ptr(), address(tau), r.data_ptr(), mean.data_ptr(), torch.get_num_threads()
         )
 
     def row_lengths(self, a: Tensor, b: Tensor, q: Tensor, inverse: Tensor) -> None:
@@ -229,8 +229,8 @@ class NativePieces(TorchPieces):
         if sums is not None:
             sums[chunk[0] : chunk[1]].zero_()  # the core adds to them
         self._core.row_loss(
-            *chunk, x.shape[1], x.stride(0), factor, x.data_ptr(), scale.data_ptr(), _address(add),
-            loss.data_ptr(), _address(dot), _address(sums), torch.get_num_threads(),
+            *chunk, x.shape[1], x.stride(0), factor, x.data_ptr(), scale.data_ptr(), address(add),
+            loss.data_ptr(), address(dot), address(sums), torch.get_num_threads(),
         )  # fmt: skip
 
     def shot_grads(
@@ -238,8 +238,8 @@ class NativePieces(TorchPieces):
         grad_mean: Tensor, grad_tau: Tensor | None, extra: Tensor | None,
     ) -> None:  # fmt: skip
         self._core.shot_grads(
-            *self._all(), e.data_ptr(), h.data_ptr(), r.data_ptr(), q.data_ptr(), _address(dot),
-            grad_mean.data_ptr(), _address(grad_tau), torch.get_num_threads(),
+            *self._all(), e.data_ptr(), h.data_ptr(), r.data_ptr(), q.data_ptr(), address(dot),
+            grad_mean.data_ptr(), address(grad_tau), torch.get_num_threads(),
         )  # fmt: skip
         if grad_tau is not None and extra is not None:
             grad_tau.add_(extra)
@@ -259,5 +259,6 @@ class NativePieces(TorchPieces):
         count.fill_(step + 1)
 
 
-def _address(tensor: Tensor | None) -> int:
+def address(tensor: Tensor | None) -> int:
+    """Where it lies; 0: none."""
     return 0 if tensor is None else tensor.data_ptr()

@@ -276,3 +276,23 @@ def test_seeds_in_one_call():
     runs = classifier(p, steps=4).fit_seeds(p.shots, p.labels, shots=2, seeds=(0, 1, 2))
     assert [c.counts_.tolist() for c in runs] == [[2] * 6] * 3
     assert not torch.equal(runs[0].losses_, runs[1].losses_)
+
+
+def test_progress_shows_the_loss(capsys):
+    p = make(4, 2, 2)
+    clf = classifier(p, steps=50, progress=True).fit(p.shots, p.labels)
+    told = capsys.readouterr().err
+    assert "train" in told and f"loss={float(clf.losses_[-1]):.4f}" in told
+
+
+@pytest.mark.parametrize("backend", ["native", "eager"])
+def test_one_class(backend):
+    """Nothing can be told apart: no loss, no gradient, and no NaN."""
+    p = make(1, 3, 2)
+    with sb.backend(backend):
+        trainer = trainer_of(p, LossWeights())
+    trainer.plan([1e-3] * 3, 0.0)
+    start = trainer.parameters["inverse"].clone()
+    assert [abs(float(trainer.step())) < 1e-6 for _ in range(3)] == [True] * 3
+    assert all(torch.isfinite(v).all() for v in trainer._flat)
+    assert float((trainer.parameters["inverse"] - start).abs().max()) < 1e-2
