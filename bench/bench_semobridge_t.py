@@ -81,9 +81,11 @@ def eager_step(p: Problem):
 
 def native_step(p: Problem):
     trainer = BridgeTrainer(*p)
+    trainer.plan([0.0], 0.01)
 
     def step() -> Tensor:
-        trainer.step(0.0, 0.01)
+        trainer.steps = 0
+        trainer.step()
         return trainer.gradients["inverse"]
 
     return step

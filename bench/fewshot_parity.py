@@ -46,7 +46,10 @@ def train_both(problem: StudyProblem, count: int, steps: int) -> None:
     schedule = PRESETS["paper"]._replace(steps=steps)
     begin = time.perf_counter()
     trainer = BridgeTrainer(start, problem.text_projection, shots, labels, text, hidden)
-    ours = torch.stack([trainer.step(schedule.rate(i), 0.01) for i in range(steps)]).double()
+    trainer.plan([schedule.rate(i) for i in range(steps)], 0.01)
+    for _ in range(steps):
+        trainer.step()
+    ours = trainer.losses.double()
     ours_seconds = time.perf_counter() - begin
 
     begin = time.perf_counter()

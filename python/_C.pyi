@@ -476,3 +476,93 @@ def topk_filter_cuda(
 def topk_merge_cuda(
     n: int, k: int, splits: int, best: int, rows: int, scores: int, indices: int, device: int, stream: int
 ) -> None: ...
+
+# SeMoBridge-T's step; csrc/include/semobridge/train_cuda.h
+def shot_norms_cuda(
+    rows: int, width: int, labels: int, e: int, tau: int, r: int, device: int, stream: int
+) -> None: ...
+def class_sums_cuda(
+    classes: int,
+    offsets: int,
+    row_begin: int,
+    x: int,
+    cols: int,
+    stride: int,
+    norms: int,
+    extra: int,
+    out: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def row_dots_cuda(
+    rows: int, width: int, a: int, b: int, q: int, inverse: int, device: int, stream: int
+) -> None: ...
+def shot_grads_cuda(
+    rows: int,
+    width: int,
+    labels: int,
+    offsets: int,
+    e: int,
+    h: int,
+    r: int,
+    inverse_q: int,
+    dot: int,
+    grad_mean: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def unit_grad_cuda(
+    rows: int,
+    width: int,
+    grad: int,
+    unit: int,
+    norms: int,
+    accumulate: bool,
+    out: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def row_loss_cuda(
+    rows: int,
+    classes: int,
+    x: int,
+    stride: int,
+    labels: int,
+    coefficient: float,
+    scale: int,
+    add: int,
+    loss: int,
+    dot: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def bias_loss_cuda(
+    classes: int,
+    width: int,
+    weight: float,
+    tau: int,
+    norms: int,
+    inverse: int,
+    grad_tau: int,
+    loss: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def total_loss_cuda(
+    size: int, parts: int, step: int, step_now: int, loss: int, losses: int, device: int, stream: int
+) -> None: ...
+def adamw_flat_cuda(
+    size: int,
+    parameter: int,
+    gradient: int,
+    first: int,
+    second: int,
+    table: int,
+    step_now: int,
+    step: int,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    device: int,
+    stream: int,
+) -> None: ...

@@ -292,6 +292,7 @@ void bind_cuda(py::module_& m) {
   bind_tower(m);
   bind_descent(m);
   bind_scores(m);
+  bind_cuda_train(m);
 }
 #else
 void bind_cuda(py::module_&) {}

@@ -29,5 +29,6 @@ void bind_topk(py::module_& m);
 void bind_invert(py::module_& m);
 void bind_blend(py::module_& m);
 void bind_cuda(py::module_& m);
+void bind_cuda_train(py::module_& m);
 void bind_search(py::module_& m);
 void bind_train(py::module_& m);

@@ -48,6 +48,7 @@ PRESETS = {
     "paper": Schedule(steps=5000, lr=1.5e-4, warmup=500),
     "fast": Schedule(steps=500, lr=1e-3, warmup=25, floor=0.1),
 }
+_PROGRESS_EVERY = 50  # steps
 _CHECKPOINT = "semobridge-ext SeMoBridgeT checkpoint 1"
 
 
@@ -82,7 +83,8 @@ class SeMoBridgeT(SeMoBridgeClassifier):
             missing, unknown losses or preset, and what SeMoBridgeClassifier refuses.
 
     Numerics: float32 (float64 for float64 features), full batch, deterministic on the CPU whatever the
-    number of threads. The host reads nothing back between two looks at the validation data.
+    number of threads. The host reads nothing back between two looks at the validation data; on a CUDA
+    device a step is one replay of a captured graph.
 
     Memory: 2·M·T values beside the features; see ops/bridge_training.py.
 
@@ -207,7 +209,8 @@ class SeMoBridgeT(SeMoBridgeClassifier):
         trainer = self._trainer(x, codes, weights)
         self._train(trainer, schedule, held_out, (x, codes), checkpoint)
         self.bridge_ = self._bridge_of(trainer.parameters["inverse"])
-        self.tau_: Tensor | None = trainer.parameters.get("tau")
+        tau = trainer.parameters.get("tau")
+        self.tau_: Tensor | None = None if tau is None else tau.clone()
         self._add(x, codes)
         return self
 
@@ -247,7 +250,7 @@ class SeMoBridgeT(SeMoBridgeClassifier):
     ) -> None:
         from tqdm import tqdm
 
-        losses = trainer.shots.new_zeros(schedule.steps)
+        trainer.plan([schedule.rate(step) for step in range(schedule.steps)], self.weight_decay)
         self.validation_: list[tuple[int, float]] = []
         best: dict[str, Tensor] = {}
         best_accuracy, self.best_step_ = -1.0, schedule.steps
@@ -257,14 +260,15 @@ class SeMoBridgeT(SeMoBridgeClassifier):
             float(trainer.shots.double().sum()),
         ])  # fmt: skip
         if checkpoint is not None and os.path.exists(checkpoint):
-            best, best_accuracy = self._resume(checkpoint, stamp, trainer, losses)
+            best, best_accuracy = self._resume(checkpoint, stamp, trainer)
         bar = tqdm(total=schedule.steps, initial=trainer.steps, desc="train", disable=not self.progress)
         with bar:
             while trainer.steps < schedule.steps:
-                loss = trainer.step(schedule.rate(trainer.steps), self.weight_decay)
+                loss = trainer.step()
                 step, stop = trainer.steps, False
-                losses[step - 1] = loss
                 bar.update()
+                if self.progress and step % _PROGRESS_EVERY == 0:
+                    bar.set_postfix(loss=f"{float(loss):.4f}")  # waits, so that the bar does not run ahead
                 if held_out is not None and (step % self.eval_every == 0 or step == schedule.steps):
                     accuracy = self._validate(trainer, held_out)
                     self.validation_.append((step, accuracy))
@@ -274,14 +278,15 @@ class SeMoBridgeT(SeMoBridgeClassifier):
                     looks = (step - self.best_step_) // self.eval_every
                     stop = self.patience is not None and looks >= self.patience
                 if checkpoint is not None and step % self.checkpoint_every == 0 and step < schedule.steps:
-                    self._write_checkpoint(checkpoint, stamp, trainer, losses, best, best_accuracy)
+                    self._write_checkpoint(checkpoint, stamp, trainer, best, best_accuracy)
                 if stop:
                     break
-        self.losses_ = losses[: trainer.steps].cpu()
+        self.losses_ = trainer.losses[: trainer.steps].cpu()
         if held_out is None:
             self.best_step_ = trainer.steps
-        elif best:
-            trainer.parameters.update(best)
+        else:
+            for name, kept in best.items():
+                trainer.parameters[name].copy_(kept)
 
     def _validate(self, trainer: BridgeTrainer, held_out: tuple[Tensor, Tensor]) -> float:
         """Accuracy of the present parameters on the validation part, with the constructor's blend."""
@@ -305,11 +310,10 @@ class SeMoBridgeT(SeMoBridgeClassifier):
         path: Any,
         stamp: str,
         trainer: BridgeTrainer,
-        losses: Tensor,
         best: dict[str, Tensor],
         top: float,
     ) -> None:
-        tensors = {"losses": losses}
+        tensors = {"losses": trainer.losses}
         for name, p in trainer.parameters.items():
             first, second = trainer.state[name]
             tensors |= {name: p, f"{name}.first": first, f"{name}.second": second}
@@ -318,9 +322,7 @@ class SeMoBridgeT(SeMoBridgeClassifier):
         meta = {"format": _CHECKPOINT, "stamp": stamp, "progress": json.dumps(progress)}
         _files.save_tensors(path, {n: t.clone() for n, t in tensors.items()}, meta)
 
-    def _resume(
-        self, path: Any, stamp: str, trainer: BridgeTrainer, losses: Tensor
-    ) -> tuple[dict[str, Tensor], float]:
+    def _resume(self, path: Any, stamp: str, trainer: BridgeTrainer) -> tuple[dict[str, Tensor], float]:
         parts = ("", ".first", ".second", ".best")
         names = ("losses", *(f"{n}{part}" for n in trainer.parameters for part in parts))
         required = ("stamp", "progress")
@@ -333,7 +335,7 @@ class SeMoBridgeT(SeMoBridgeClassifier):
         steps, self.best_step_, top, has_best, looks = json.loads(meta["progress"])
         trainer.steps = steps
         self.validation_ = [(step, accuracy) for step, accuracy in looks]
-        losses.copy_(tensors["losses"])
+        trainer.losses.copy_(tensors["losses"])
         for name, p in trainer.parameters.items():
             p.copy_(tensors[name])
             trainer.state[name][0].copy_(tensors[f"{name}.first"])

@@ -11,31 +11,34 @@ forward, [F̂ᵀ | W⁺B], and one backward, Z = fᵀ[G₁ | G₂] (G the gradie
     dF̂ = Z₁ᵀ + (W⁺ᵀ Z₂ + τᵀ Y)ᵀ W + text       dW⁺ = Z₂ Bᵀ + fᵀ de      dτ = Y Bᵀ + Σ_k de
     de = (m̄ − u(u·m̄))/(K r) − (Σ_c g l / q²)·h        u = e/r,  m̄ = dm,  Y = Σ_k G₂
 
-which is 3 products of N·T·D and 4 of N·C·D multiply-adds, against 5 and 6 for autograd.
+which is 3 products of N·T·D and 4 of N·C·D multiply-adds, against 5 and 6 for autograd. The products are
+PyTorch's; what lies between them is in training_pieces.py (CPU core, plain PyTorch) and training_cuda.py.
 Chunks of rows keep a chunk's logits in cache between the product, the softmax and the next product.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
-from semobridge_ext._backend import _C, DTYPE_CODES, resolve
+from semobridge_ext._backend import requested, resolve
+from semobridge_ext._step_graph import WARM_UP, Step, repeatable
+from semobridge_ext.ops.training_cuda import CudaPieces
+from semobridge_ext.ops.training_pieces import Batch, NativePieces, TorchPieces
 from semobridge_ext.reference.training import LossWeights
 
 _CHUNK_VALUES = 1 << 20  # logits of a chunk of rows: 4 MiB
 _CHUNK_VALUES_CUDA = 1 << 26  # a GPU gains nothing from a chunk in cache, but pays for every launch
+_ALIGN = 64  # values: where a parameter begins in the one array of all
 
 
-def _normalize_grad(grad: Tensor, unit: Tensor, norms: Tensor) -> Tensor:
-    """The gradient of x from that of x/‖x‖; zero rows get zero."""
-    inverse = torch.where(norms == 0, torch.zeros_like(norms), 1 / norms)
-    return (grad - unit * (unit * grad).sum(dim=1, keepdim=True)) * inverse
-
-
-def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
-    norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    return torch.where(norms == 0, torch.zeros_like(x), x / norms), norms
+def pieces_for(device: torch.device, dtype: torch.dtype) -> Callable[[Batch], TorchPieces]:
+    """What runs between the products, by the backend asked for."""
+    if resolve("SeMoBridgeT", device, cuda=dtype is torch.float32) != "native":
+        return TorchPieces
+    return NativePieces if device.type == "cpu" else CudaPieces
 
 
 class BridgeTrainer:
@@ -45,11 +48,17 @@ class BridgeTrainer:
         inverse: [D, T] initial W⁺; copied. text_projection: [T, D]. shots: [M, D] in class order.
         labels: [M] sorted. text: [C, D] unit rows. hidden: [C, T] unit rows, or None.
         class_bias: train τ. logit_scale: κ. weights: factors of the losses.
+        pieces: what runs between the products; None: by device, dtype and backend.
 
-    All tensors of one dtype (float32 or float64) and device. Numerics: sums in that dtype, in an order
-    that does not depend on the threads; on the CPU by the native core, elsewhere in plain PyTorch.
+    All tensors of one dtype (float32 or float64) and device. ``plan`` gives the rates, ``step`` takes the
+    steps. On a CUDA device the first step is captured in a graph, which every step replays: nothing
+    is allocated, and what changes from step to step (their count, rates) is read from the device.
 
-    Memory: 2·M·T + 2·M, a chunk of logits, and four copies of [D, T] and [C, T].
+    Numerics: sums in that dtype, in an order that does not depend on the threads. Products are
+    PyTorch's and follow ``torch.backends.cuda.matmul.allow_tf32``.
+
+    Memory: 2·M·T (plain PyTorch: 3·M·T), a chunk of logits (plain PyTorch: two), three of [C, C], four
+    copies of the parameters, and of [C, D] and [C, T] about a dozen.
     """
 
     def __init__(
@@ -64,6 +73,7 @@ class BridgeTrainer:
         class_bias: bool = True,
         logit_scale: float = 100.0,
         weights: LossWeights | None = None,
+        pieces: Callable[[Batch], TorchPieces] | None = None,
     ) -> None:
         self.weights = weights or LossWeights()
         self.w = text_projection.contiguous()
@@ -71,39 +81,83 @@ class BridgeTrainer:
         self.gram = self.w @ self.w.T  # WWᵀ
         self.classes = text.shape[0]
         counts = torch.bincount(labels, minlength=self.classes)
-        self.labels, self.shots_of = labels, counts.to(shots.dtype).unsqueeze(1)
-        self.offsets = torch.zeros(self.classes + 1, dtype=torch.int64)
-        torch.cumsum(counts.cpu(), 0, out=self.offsets[1:])
-        self.bounds = self.offsets.tolist()
+        self.labels = labels
+        offsets = torch.zeros(self.classes + 1, dtype=torch.int64)
+        torch.cumsum(counts.cpu(), 0, out=offsets[1:])
+        self.bounds = offsets.tolist()
         norms = torch.linalg.vector_norm(shots, dim=1)
         self.image_scale = torch.where(norms == 0, torch.zeros_like(norms), logit_scale / norms)
-        self.native = resolve("SeMoBridgeT", shots.device) == "native"
-        new = shots.new_empty
-        rows, t = len(shots), self.w.shape[0]
-        self.parameters = {"inverse": inverse.clone().contiguous()}
-        if class_bias:
-            self.parameters["tau"] = shots.new_zeros(self.classes, t)
-        self.state = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in self.parameters.items()}
-        self.gradients = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
-        self.steps = 0
-        self.e, self.h = new(rows, t), new(rows, t)
-        self.r, self.q = new(rows), new(rows)
-        self.mean = new(self.classes, t)
-        self.row_loss = {"image": new(rows), "consistency": new(rows)}
-        self.dot = new(rows)
         self.image_on = self.weights.image != 0
         self.consistency_on = self.weights.consistency != 0
+        batch = Batch(
+            labels.contiguous(), offsets.to(shots.device), self.bounds, counts.to(shots.dtype).unsqueeze(1),
+            self.w.shape[0],
+        )  # fmt: skip
+        self.pieces = (pieces or pieces_for(shots.device, shots.dtype))(batch)
+        self._graph = requested() != "eager"
+        self._make_parameters(inverse, class_bias)
         self._chunks = self._cut()
+        self._make_workspaces()
+        self.plan([], 0.0)
+
+    def _make_parameters(self, inverse: Tensor, class_bias: bool) -> None:
+        """Parameters, gradients and moments: each one array, which AdamW takes whole, and views of it."""
+        shapes = {"inverse": inverse.shape}
+        if class_bias:
+            shapes["tau"] = torch.Size((self.classes, inverse.shape[1]))
+        begin, end = {}, 0
+        for name, shape in shapes.items():
+            begin[name] = end
+            end += -(-shape.numel() // _ALIGN) * _ALIGN
+
+        def views(flat: Tensor) -> dict[str, Tensor]:
+            return {n: flat[begin[n] : begin[n] + s.numel()].view(s) for n, s in shapes.items()}
+
+        new = self.shots.new_zeros
+        self._flat = new(end), new(end), new(end), new(end)
+        self.parameters, self.gradients, first, second = map(views, self._flat)
+        self.state = {name: (first[name], second[name]) for name in shapes}
+        self.parameters["inverse"].copy_(inverse)
+
+    def _make_workspaces(self) -> None:
+        new, c, (n, d), t = self.shots.new_empty, self.classes, self.shots.shape, self.w.shape[0]
+        self.e, self.h, self.r = new(n, t), new(n, t), new(n)
+        self.q, self.inverse_q, self.dot = new(n), new(n), new(n)
+        self.mean, self.grad_mean = new(c, t), new(c, t)
+        self.hat, self.hat_norms, self.grad_hat = new(c, d), new(c, 1), new(c, d)
+        wide = c * (self.image_on + self.consistency_on)
         longest = max(self.bounds[b] - self.bounds[a] for a, b in self._chunks)
-        self.logits = new(longest, self.classes * (self.image_on + self.consistency_on))
-        if self.native:
-            code = DTYPE_CODES[shots.dtype]
-            self._batch = _C.ClassBatch(code, self.offsets.data_ptr(), t)
+        self.logits, self.z = new(longest, wide), new(d, wide)
+        self.square = new(c, c)  # what a class adds to its shots' logits, later logits of the text losses
+        self.operand = self.hat.T
+        if self.consistency_on:
+            self.back, self.grad_back, self.carried = new(t, c), new(t, c), new(d, c)
+            self.operand = new(d, wide) if self.image_on else self.carried
+        self.sums = self.extra = None
+        if self.consistency_on and "tau" in self.parameters:
+            self.sums, self.extra = new(c, c), new(c, t)
+        if self.hidden is not None and self.weights.text_embedded != 0:
+            self.unit_mean, self.mean_norms, self.grad_unit = new(c, t), new(c, 1), new(c, t)
+        self._make_parts()
+
+    def _make_parts(self) -> None:
+        """The losses' parts: one array, and each loss's share of it."""
+        c = self.classes if self.pieces.loss_per_row else 1
+        size = {"image": len(self.shots), "consistency": len(self.shots)}
+        size |= {"text_projected": c, "text_embedded": c, "bias": c}
+        missing = {"bias": "tau" not in self.parameters, "text_embedded": self.hidden is None}
+        on = [n for n in size if getattr(self.weights, n) != 0 and not missing.get(n)]
+        self._all_parts = self.shots.new_zeros(sum(size[n] for n in on))
+        self._parts = dict(zip(on, self._all_parts.split([size[n] for n in on]), strict=True))
+        self._loss = self.shots.new_zeros(1)
+        self._count = torch.zeros(1, dtype=torch.int64, device=self.shots.device)  # of the steps taken
+        self._now = torch.zeros_like(self._count)  # the step under way
 
     def _cut(self) -> list[tuple[int, int]]:
         """Ranges of classes whose logits are about a chunk."""
         width = max(1, self.classes * (self.image_on + self.consistency_on))
-        rows = max(64, (_CHUNK_VALUES_CUDA if self.shots.is_cuda else _CHUNK_VALUES) // width)
+        on_gpu = self.shots.is_cuda or isinstance(self.pieces, CudaPieces)
+        rows = max(64, (_CHUNK_VALUES_CUDA if on_gpu else _CHUNK_VALUES) // width)
         chunks, first = [], 0
         for c in range(1, self.classes + 1):
             if c == self.classes or self.bounds[c + 1] - self.bounds[first] > rows:
@@ -111,205 +165,140 @@ class BridgeTrainer:
                 first = c
         return chunks
 
-    # -- the steps between the products: the native core's, or plain PyTorch -------------------------
-
-    def _shot_norms(self) -> None:
-        tau = self.parameters.get("tau")
-        if self.native:
-            self._batch.shot_norms(
-                0, self.classes, self.e.data_ptr(), 0 if tau is None else tau.data_ptr(), self.r.data_ptr(),
-                self.mean.data_ptr(), torch.get_num_threads(),
-            )  # fmt: skip
-            return
-        if tau is not None:
-            self.e += tau[self.labels]
-        torch.linalg.vector_norm(self.e, dim=1, out=self.r)
-        inverse = torch.where(self.r == 0, torch.zeros_like(self.r), 1 / self.r)
-        self.mean.zero_().index_add_(0, self.labels, self.e * inverse.unsqueeze(1)).div_(self.shots_of)
-
-    def _shot_dots(self) -> None:
-        if self.native:
-            self._batch.shot_dots(
-                0,
-                self.classes,
-                self.e.data_ptr(),
-                self.h.data_ptr(),
-                self.q.data_ptr(),
-                torch.get_num_threads(),
-            )
-            return
-        torch.sqrt((self.e * self.h).sum(dim=1).clamp_(min=0), out=self.q)
-
-    def _rows_loss(
-        self, chunk: tuple[int, int], x: Tensor, scale: Tensor, factor: float, loss: Tensor,
-        add: Tensor | None = None, dot: Tensor | None = None, sums: Tensor | None = None,
-    ) -> None:  # fmt: skip
-        """Softmax cross-entropy of a chunk's logits, their gradient in place."""
-        if self.native:
-            pointers = [0 if t is None else t.data_ptr() for t in (add, loss, dot, sums)]
-            self._batch.row_loss(
-                *chunk, self.classes, x.stride(0), factor / len(self.shots), x.data_ptr(), scale.data_ptr(),
-                *pointers, torch.get_num_threads(),
-            )  # fmt: skip
-            return
-        begin, end = self.bounds[chunk[0]], self.bounds[chunk[1]]
-        y, row_scale = self.labels[begin:end], scale[begin:end].unsqueeze(1)
-        logits = (x if add is None else x + add[y]) * row_scale
-        factor = factor / len(self.shots)
-        log_p = torch.log_softmax(logits, dim=1)
-        loss[begin:end] = -factor * log_p.gather(1, y.unsqueeze(1)).squeeze(1)
-        g = log_p.exp_() * factor
-        g[torch.arange(len(y), device=y.device), y] -= factor
-        if dot is not None:
-            dot[begin:end] = (g * logits).sum(dim=1)
-        x.copy_(g * row_scale)
-        if sums is not None:
-            sums.index_add_(0, y, x)
-
-    def _shot_grads(self, grad_mean: Tensor, dot: Tensor | None) -> None:
-        tau = self.gradients.get("tau")
-        if self.native:
-            self._batch.shot_grads(
-                0, self.classes, self.e.data_ptr(), self.h.data_ptr(), self.r.data_ptr(), self.q.data_ptr(),
-                0 if dot is None else dot.data_ptr(), grad_mean.data_ptr(),
-                0 if tau is None else tau.data_ptr(), torch.get_num_threads(),
-            )  # fmt: skip
-            return
-        inverse = torch.where(self.r == 0, torch.zeros_like(self.r), 1 / self.r).unsqueeze(1)
-        unit, m = self.e * inverse, (grad_mean / self.shots_of)[self.labels]
-        grad = (m - unit * (unit * m).sum(dim=1, keepdim=True)) * inverse
-        if dot is not None:
-            ratio = torch.where(self.q == 0, torch.zeros_like(self.q), dot / self.q.square())
-            grad -= ratio.unsqueeze(1) * self.h
-        self.h.copy_(grad)
-        if tau is not None:
-            tau.zero_().index_add_(0, self.labels, self.h)
-
     # -- loss and gradients --------------------------------------------------------------------------
 
     def loss_and_gradients(self) -> Tensor:
-        """The total loss, a scalar on the device; fills ``gradients``."""
-        on, w, inverse = self.weights, self.w, self.parameters["inverse"]
-        tau, grad_inverse = self.parameters.get("tau"), self.gradients["inverse"]
-        projected = self.class_means() @ w
-        hat, hat_norms = _unit(projected)
-        grad_hat = torch.zeros_like(hat)
-        total = hat.new_zeros(())
-        extra = None  # dτ past what the shots give
-        dot = None
+        """The total loss, a scalar on the device that the next call overwrites; fills ``gradients``."""
+        tau, grad_inverse, p = self.parameters.get("tau"), self.gradients["inverse"], self.pieces
+        torch.mm(self.class_means(), self.w, out=self.grad_hat)
+        p.unit_rows(self.grad_hat, self.hat, self.hat_norms)
         if self.consistency_on:
             torch.mm(self.e, self.gram, out=self.h)
-            self._shot_dots()
+            p.row_lengths(self.e, self.h, self.q, self.inverse_q)
         if self.image_on or self.consistency_on:
-            z, sums, back = self._wide(hat, inverse, tau)
-            total = total + sum(
-                self.row_loss[name].sum() for name in self.row_loss if getattr(self.weights, name) != 0
-            )
-            if self.image_on:
-                grad_hat += z[:, : self.classes].T
-            if self.consistency_on:
-                z2 = z[:, -self.classes :]
-                assert back is not None
-                grad_b = inverse.T @ z2
-                if tau is not None and sums is not None:
-                    grad_b.addmm_(tau.T, sums)
-                    extra = sums @ back.T
-                torch.mm(z2, back.T, out=grad_inverse)
-                grad_hat.addmm_(grad_b.T, w)
-                dot = self.dot
-        if not self.consistency_on:
+            self._operands(tau)
+            self._wide()
+        if self.image_on:
+            self.grad_hat.copy_(self.z[:, : self.classes].T)
+        else:
+            self.grad_hat.zero_()
+        if self.consistency_on:
+            self._wide_gradients(tau)
+        else:
             grad_inverse.zero_()
-        if on.text_projected != 0:
-            loss, grad = _diagonal_loss(hat @ self.text.T, on.text_projected)
-            total = total + loss
-            grad_hat.addmm_(grad, self.text)
-        grad_mean = _normalize_grad(grad_hat, hat, hat_norms) @ w.T
-        if on.text_embedded != 0 and self.hidden is not None:
-            unit, norms = _unit(self.mean)
-            loss, grad = _diagonal_loss(unit @ self.hidden.T, on.text_embedded)
-            total = total + loss
-            grad_mean += _normalize_grad(grad @ self.hidden, unit, norms)
-        self._shot_grads(grad_mean, dot)
+        self._text_losses()
+        dot = self.dot if self.consistency_on else None
+        grad_tau = self.gradients.get("tau")
+        p.shot_grads(
+            self.e, self.h, self.r, self.q, self.inverse_q, dot, self.grad_mean, grad_tau, self.extra
+        )
         grad_inverse.addmm_(self.shots.T, self.h)
-        if tau is not None:
-            if extra is not None:
-                self.gradients["tau"] += extra
-            if on.bias != 0:
-                total = total + self._bias(tau)
-        return total
+        if "bias" in self._parts:
+            assert tau is not None and grad_tau is not None
+            p.bias_loss(tau, self.weights.bias, grad_tau, self._parts["bias"])
+        p.total_loss(self._parts, self._all_parts, self._count, self._now, self._loss, self._losses)
+        return self._loss[0]
 
     def class_means(self) -> Tensor:  # [C, T]
         """``m_c``, the mean of the unit e of a class, under the present parameters."""
         torch.mm(self.shots, self.parameters["inverse"], out=self.e)
-        self._shot_norms()
+        self.pieces.class_means(self.e, self.parameters.get("tau"), self.r, self.mean)
         return self.mean
 
-    def _wide(
-        self, hat: Tensor, inverse: Tensor, tau: Tensor | None
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Both losses over N×C logits, chunk by chunk: Z [D, C or 2C], Y [C, C], B [T, C]."""
-        c, right, back, add, sums = self.classes, [], None, None, None
-        inverse_q = None
+    def _operands(self, tau: Tensor | None) -> None:
+        """[F̂ᵀ | W⁺B] [D, C or 2C] and τB [C, C]."""
+        if not self.consistency_on:
+            return  # the operand is F̂ᵀ itself
+        torch.mm(self.w, self.hat.T, out=self.back)
+        torch.mm(self.parameters["inverse"], self.back, out=self.carried)
         if self.image_on:
-            right.append(hat.T)
-        if self.consistency_on:
-            back = self.w @ hat.T
-            right.append(inverse @ back)
-            inverse_q = torch.where(self.q == 0, torch.zeros_like(self.q), 1 / self.q)
-            if tau is not None:
-                add, sums = tau @ back, hat.new_zeros(c, c)
-        operand = torch.cat(right, dim=1) if len(right) > 1 else right[0]
-        z = hat.new_zeros(self.shots.shape[1], operand.shape[1])
+            torch.cat((self.hat.T, self.carried), dim=1, out=self.operand)
+        if tau is not None:
+            torch.mm(tau, self.back, out=self.square)
+
+    def _wide(self) -> None:
+        """Both losses over N×C logits, chunk by chunk; a kernel that fuses them takes this one's place.
+
+        Reads: operand, square (τB), image_scale, inverse_q. Writes: the parts "image" and "consistency"
+        [N], dot [N], z [D, C or 2C] = Z and sums [C, C] = Y.
+        """
+        c, n, p = self.classes, len(self.shots), self.pieces
+        self.z.zero_()
         for chunk in self._chunks:
             begin, end = self.bounds[chunk[0]], self.bounds[chunk[1]]
             f, logits = self.shots[begin:end], self.logits[: end - begin]
-            torch.mm(f, operand, out=logits)
+            torch.mm(f, self.operand, out=logits)
             if self.image_on:
-                weight = self.weights.image
-                self._rows_loss(chunk, logits[:, :c], self.image_scale, weight, self.row_loss["image"])
-            if inverse_q is not None:
-                self._rows_loss(
-                    chunk, logits[:, -c:], inverse_q, self.weights.consistency,
-                    self.row_loss["consistency"], add, self.dot, sums,
-                )  # fmt: skip
-            z.addmm_(f.T, logits)
-        return z, sums, back
+                loss, factor = self._parts["image"], self.weights.image / n
+                p.row_loss(chunk, logits[:, :c], factor, self.image_scale, loss)
+            if self.consistency_on:
+                loss, factor = self._parts["consistency"], self.weights.consistency / n
+                add = None if self.sums is None else self.square
+                p.row_loss(chunk, logits[:, -c:], factor, self.inverse_q, loss, add, self.dot, self.sums)
+            self.z.addmm_(f.T, logits)
 
-    def _bias(self, tau: Tensor) -> Tensor:
-        """L_bias; its gradient at τ_c = 0 is 0."""
-        unit, norms = _unit(tau)
-        deviation = norms - norms.mean()
-        # The mean's own derivative cancels: the deviations sum to zero.
-        self.gradients["tau"].add_(unit * deviation, alpha=2 * self.weights.bias / self.classes)
-        return self.weights.bias * deviation.square().mean()
+    def _wide_gradients(self, tau: Tensor | None) -> None:
+        """From Z₂ and Y: dF̂, dW⁺ and what dτ gets past the shots' own."""
+        z2 = self.z[:, -self.classes :]
+        torch.mm(self.parameters["inverse"].T, z2, out=self.grad_back)
+        if tau is not None and self.sums is not None:
+            self.grad_back.addmm_(tau.T, self.sums)
+            torch.mm(self.sums, self.back.T, out=self.extra)
+        torch.mm(z2, self.back.T, out=self.gradients["inverse"])
+        self.grad_hat.addmm_(self.grad_back.T, self.w)
+
+    def _text_losses(self) -> None:
+        """Completes dF̂ and takes it to dm; adds what dm gets from the un-projected text."""
+        on, p = self.weights, self.pieces
+        if "text_projected" in self._parts:
+            torch.mm(self.hat, self.text.T, out=self.square)
+            grad = p.diagonal_loss(self.square, on.text_projected, self._parts["text_projected"])
+            self.grad_hat.addmm_(grad, self.text)
+        p.unit_grad(self.grad_hat, self.hat, self.hat_norms)
+        torch.mm(self.grad_hat, self.w.T, out=self.grad_mean)
+        if "text_embedded" in self._parts:
+            assert self.hidden is not None
+            p.unit_rows(self.mean, self.unit_mean, self.mean_norms)
+            torch.mm(self.unit_mean, self.hidden.T, out=self.square)
+            grad = p.diagonal_loss(self.square, on.text_embedded, self._parts["text_embedded"])
+            torch.mm(grad, self.hidden, out=self.grad_unit)
+            p.unit_grad(self.grad_unit, self.unit_mean, self.mean_norms, into=self.grad_mean)
 
     # -- optimiser -----------------------------------------------------------------------------------
 
-    def step(self, rate: float, decay: float) -> Tensor:
-        """Loss before the step; then one AdamW step as ``torch.optim.AdamW`` takes it."""
-        loss = self.loss_and_gradients()
-        self.steps += 1
-        for name, p in self.parameters.items():
-            first, second = self.state[name]
-            g = self.gradients[name]
-            if self.native:
-                _C.adamw(
-                    DTYPE_CODES[p.dtype], p.numel(), p.data_ptr(), g.data_ptr(), first.data_ptr(),
-                    second.data_ptr(), rate, decay, 0.9, 0.999, 1e-8, self.steps, torch.get_num_threads(),
-                )  # fmt: skip
-                continue
-            p.mul_(1 - rate * decay)
-            first.lerp_(g, 0.1)
-            second.mul_(0.999).addcmul_(g, g, value=1 - 0.999)
-            root = (second.sqrt() / (1 - 0.999**self.steps) ** 0.5).add_(1e-8)
-            p.addcdiv_(first, root, value=-rate / (1 - 0.9**self.steps))
-        return loss
+    def plan(self, rates: Sequence[float], decay: float) -> None:
+        """Learning rates of the steps 0, 1, …, and AdamW's decay; ``losses`` starts anew."""
+        self._planned = len(rates)
+        self._once: Step | None = None
+        self._losses = self.shots.new_zeros(len(rates) + WARM_UP + 1)  # warm-up may run past the end
+        self.losses = self._losses[: len(rates)]
+        self.pieces.plan(rates, decay, self.shots)
+        self.steps = 0
 
+    @property
+    def steps(self) -> int:
+        """Steps taken; setting it moves in the plan."""
+        return self._steps
 
-def _diagonal_loss(logits: Tensor, factor: float) -> tuple[Tensor, Tensor]:
-    """``factor·CE(logits, own class)`` of [C, C] logits and its gradient."""
-    log_p = torch.log_softmax(logits, dim=1)
-    loss = -factor * log_p.diagonal().mean()
-    grad = log_p.exp_().mul_(factor / len(logits))
-    grad.diagonal().sub_(factor / len(logits))
-    return loss, grad
+    @steps.setter
+    def steps(self, value: int) -> None:
+        self._steps = value
+        self._count.fill_(value)
+
+    def step(self) -> Tensor:
+        """The plan's next AdamW step, as ``torch.optim.AdamW`` takes it; the loss before it."""
+        if self._steps >= self._planned:
+            raise ValueError(
+                f"BridgeTrainer.step: plan must hold step {self._steps}, got {self._planned} rates; "
+                "call plan with more"
+            )
+        if self._once is None:
+            state = [self._flat[0], *self._flat[2:], self._count, self._losses]
+            self._once = repeatable(self._take, state, self.shots.device) if self._graph else self._take
+        self._once()
+        self._steps += 1
+        return self.losses[self._steps - 1]
+
+    def _take(self) -> None:
+        self.loss_and_gradients()
+        self.pieces.adamw(*self._flat, self._now, self._count)

@@ -40,7 +40,7 @@ class Emulation:
         kernels = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
         assert len(kernels) >= 8
         own = [HERE / "emulation.cpp", HERE / "module.cpp", HERE / "selftest.cu"]
-        return [*kernels, *own, ROOT / "python" / "bind_cuda.cpp"]
+        return [*kernels, *own, *sorted((ROOT / "python").glob("bind_cuda*.cpp"))]
 
     def compile(self, source: Path, target: Path | None = None, strict: bool = False) -> Path:
         target = target or self.folder / f"{source.stem}.o"

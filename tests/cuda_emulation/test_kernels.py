@@ -37,7 +37,7 @@ def test_kernels_are_clean_under_sanitizers(emulation: Emulation, tmp_path: Path
         libraries.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
     if not Path(libraries[0]).is_absolute():
         pytest.skip("this g++ has no AddressSanitizer runtime (libasan.so)")
-    emulation.build(kept=[o for o in plain.objects if o.stem in ("bind_cuda", "module", "selftest")])
+    emulation.build(kept=[o for o in plain.objects if o.stem.startswith(("bind", "module", "selftest"))])
     env = environment(
         LD_PRELOAD=" ".join(libraries), ASAN_OPTIONS="detect_leaks=0:detect_stack_use_after_return=0",
         CUDA_EMULATION_SANITIZED="1", PYTHONMALLOC="malloc",

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cuda_emulation.build import Emulation, run_cases
+from tests.cuda_emulation.mutations_train import TRAIN_MUTATIONS
 from tests.source_tree import ROOT
 
 pytestmark = pytest.mark.slow
@@ -344,7 +345,7 @@ MUTATIONS = {
         "ascending",
     ),
 }
-
+MUTATIONS |= TRAIN_MUTATIONS
 
 CSRC = ROOT / "csrc" / "cuda"
 

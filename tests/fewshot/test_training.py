@@ -123,7 +123,11 @@ def test_trajectory_of_200_steps(backend):
     schedule = PRESETS["paper"]._replace(warmup=50)
     with sb.backend(backend):
         trainer = trainer_of(p, LossWeights(), scale=100.0)
-        got = [float(trainer.step(schedule.rate(i), 0.01)) for i in range(200)]
+        trainer.plan([schedule.rate(i) for i in range(200)], 0.01)
+        got = [float(trainer.step()) for _ in range(200)]
+    assert trainer.losses.tolist() == got
+    with pytest.raises(ValueError, match=r"BridgeTrainer.step: plan must hold step 200"):
+        trainer.step()
     inverse = p.bridge().inverse.detach().clone().requires_grad_()
     tau = torch.zeros_like(trainer.parameters["tau"]).requires_grad_()
     optimizer = torch.optim.AdamW([inverse, tau], lr=1.0, weight_decay=0.01)
@@ -146,8 +150,9 @@ def test_adamw_is_torchs(each_isa, dtype):
     trainer = trainer_of(p, LossWeights())
     leaf = trainer.parameters["inverse"].clone().requires_grad_()
     optimizer = torch.optim.AdamW([leaf], lr=3e-3, weight_decay=0.1)
+    trainer.plan([3e-3] * 5, 0.1)
     for _ in range(5):
-        trainer.step(3e-3, 0.1)
+        trainer.step()
         leaf.grad = trainer.gradients["inverse"].clone()
         optimizer.step()
     limit = 1e-5 if dtype is torch.float32 else 1e-14
@@ -271,3 +276,23 @@ def test_seeds_in_one_call():
     runs = classifier(p, steps=4).fit_seeds(p.shots, p.labels, shots=2, seeds=(0, 1, 2))
     assert [c.counts_.tolist() for c in runs] == [[2] * 6] * 3
     assert not torch.equal(runs[0].losses_, runs[1].losses_)
+
+
+def test_progress_shows_the_loss(capsys):
+    p = make(4, 2, 2)
+    clf = classifier(p, steps=50, progress=True).fit(p.shots, p.labels)
+    told = capsys.readouterr().err
+    assert "train" in told and f"loss={float(clf.losses_[-1]):.4f}" in told
+
+
+@pytest.mark.parametrize("backend", ["native", "eager"])
+def test_one_class(backend):
+    """Nothing can be told apart: no loss, no gradient, and no NaN."""
+    p = make(1, 3, 2)
+    with sb.backend(backend):
+        trainer = trainer_of(p, LossWeights())
+    trainer.plan([1e-3] * 3, 0.0)
+    start = trainer.parameters["inverse"].clone()
+    assert [abs(float(trainer.step())) < 1e-6 for _ in range(3)] == [True] * 3
+    assert all(torch.isfinite(v).all() for v in trainer._flat)
+    assert float((trainer.parameters["inverse"] - start).abs().max()) < 1e-2

@@ -1,0 +1,102 @@
+"""Faults of the kernels of a SeMoBridge-T step, for test_mutations.py."""
+
+from __future__ import annotations
+
+ROWS, LOSS = "train_rows", "train_loss"
+
+
+def _faults(
+    stem: str, faults: dict[str, tuple[str, str] | tuple[str, str, str]]
+) -> dict[str, tuple[str, str, str, str, str]]:
+    """name: text, what stands there instead, and an order other than ascending."""
+    return {
+        name: (f"{stem}.cu", text, instead, stem, order[0] if order else "ascending")
+        for name, (text, instead, *order) in faults.items()
+    }
+
+
+TRAIN_MUTATIONS = _faults(
+    ROWS,
+    {
+        "shot_norms: e with its bias not written": ("store(x, row + i);\n    }\n", "}\n"),
+        "shot_norms: one row too many": (
+            "if (n >= rows) return;\n  const int64_t begin",
+            "if (n > rows) return;\n  const int64_t begin",
+        ),
+        "class_sums: last row skipped": ("n < end; ++n", "n + 1 < end; ++n"),
+        "class_sums: rows of a chunk counted from the batch's": ("offsets[c] - row_begin", "offsets[c]"),
+        "class_sums: what is added forgotten": (
+            "extra == nullptr ? 0.0f : extra[c * cols + i]",
+            "extra == nullptr ? 0.0f : 0.0f",
+        ),
+        "class_sums: stride of the rows ignored": ("x[n * x_stride + i]", "x[n * cols + i]"),
+        "class_sums: one column too many": ("if (i >= cols) return;", "if (i > cols) return;"),
+        "class_sums: sum in place of mean": ("reciprocal(norms[n]) * share", "reciprocal(norms[n])"),
+        "row_dots: root of a negative": ("sqrtf(x < 0 ? 0.0f : x)", "sqrtf(x)"),
+        "row_dots: NaN taken for 0": ("sqrtf(x < 0 ? 0.0f : x)", "sqrtf(x > 0 ? x : 0.0f)"),
+        "row_dots: reciprocal of 0": ("x == 0 ? 0.0f : 1.0f / x", "1.0f / x"),
+        "row_dots: tail of the sum skipped": (
+            "i < width; i += kWarp * kStep) {\n    load(a + i, x);",
+            "i + kStep < width; i += kWarp * kStep) {\n    load(a + i, x);",
+        ),
+        "shot_grads: the unit row's own direction kept": (" - along * x[j]", ""),
+        "shot_grads: sign of the length's gradient": ("- length * old[j]", "+ length * old[j]"),
+        "shot_grads: gradient of the first class for all": (
+            "grad_mean + y * width",
+            "grad_mean + 0 * y * width",
+        ),
+        "shot_grads: shots of the class forgotten": (
+            "inverse / static_cast<float>(offsets[y + 1] - offsets[y])",
+            "inverse",
+        ),
+        "unit_grad: adds without being asked": (
+            "if (accumulate) load(out + n",
+            "if (rows > 0) load(out + n",
+        ),
+        "unit_grad: not divided by the norm": ("(g[j] - x[j] * along) * inverse", "(g[j] - x[j] * along)"),
+        "vectors in rows of odd width": ("return width % 4 == 0 &&", "return width > 0 &&"),
+        "last block not launched": ("blocks_for(op, rows, kWarps", "blocks_for(op, rows - 1, kWarps"),
+    },
+) | _faults(
+    LOSS,
+    {
+        "block sum: partial sums read without a barrier": (
+            "partial[threadIdx.x / kWarp] = value;\n  __syncthreads();",
+            "partial[threadIdx.x / kWarp] = value;",
+        ),
+        "block sum: partial sums overwritten too early": (
+            "__syncthreads();  // the last use of `partial` is over",
+            ";",
+            "shuffled",
+        ),
+        "row_loss: maximum read without a barrier": (
+            "partial[threadIdx.x / kWarp] = value;\n      __syncthreads();",
+            "partial[threadIdx.x / kWarp] = value;",
+        ),
+        "row_loss: maximum of the own warp": ("value = partial[w] > value ? partial[w] : value;", ";"),
+        "row_loss: tail of the sum skipped": (
+            "for (int64_t i = begin; i < classes; i += stride) {\n    logits(i);\n#pragma unroll\n"
+            "    for (int j = 0; j < kStep; ++j) {\n      const float e",
+            "for (int64_t i = begin; i + kStep < classes; i += stride) {\n    logits(i);\n#pragma unroll\n"
+            "    for (int j = 0; j < kStep; ++j) {\n      const float e",
+        ),
+        "row_loss: gradient of the own class forgotten": ("i + j == y ? -others :", "i + j == y ? 0.0f :"),
+        "row_loss: gradient without its scale": ("coefficient * factor / total", "coefficient / total"),
+        "row_loss: the own class missing from the mean": (" + mine * own;", ";"),
+        "row_loss: the first class's addition for all": ("add + y * classes", "add + 0 * y * classes"),
+        "row_loss: stride of the rows ignored": ("x + n * x_stride;", "x + n * classes;"),
+        "row_loss: one row too many": ("if (n >= rows) return;", "if (n > rows) return;"),
+        "bias_loss: last class missing from the mean": (
+            "c < classes; c += kThreads",
+            "c + 1 < classes; c += kThreads",
+        ),
+        "bias_loss: mean forgotten": ("norms[c] - mean,", "norms[c],"),
+        "total_loss: last part skipped": ("i < size; i += kTotal", "i + 1 < size; i += kTotal"),
+        "total_loss: always the first step's": ("losses[*step] =", "losses[0 * *step] ="),
+        "total_loss: step not handed on": ("*step_now = *step;", ";"),
+        "adamw_flat: decay forgotten": ("factors[0] * parameter[i]", "parameter[i]"),
+        "adamw_flat: always the first step's rate": ("table + 3 * now", "table + 0 * now"),
+        "adamw_flat: step not counted": ("*step = now + 1;", "*step = now;"),
+        "adamw_flat: one value too many": ("if (i >= size) return;", "if (i > size) return;"),
+    },
+)
