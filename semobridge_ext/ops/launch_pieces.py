@@ -202,7 +202,9 @@ class TorchPieces:
         samples, vectors, width = e.tokens.shape
         slots = len(e.source)
         own = self.scratch.take("slot gradients", (slots, samples, width), self.compute)
-        torch.mul(e.grad.view(slots, samples, width), e.grad_factor, out=own)
+        own.copy_(e.grad.view(slots, samples, width))  # first: the product would be one of e.grad's type
+        if e.grad_factor != 1:
+            own.mul_(e.grad_factor)
         if e.one_each:
             return own.transpose(0, 1)
         total = self.scratch.take("gradients", (vectors, samples, width), self.compute)
