@@ -46,6 +46,9 @@ class Chunk:
     recorded: Tensor  # [len(record_steps), S, D]
     steps_done: Tensor  # [S]
 
+    def cpu(self) -> Chunk:
+        return Chunk(**{name: value.cpu() for name, value in vars(self).items()})
+
 
 class EagerTower:
     """FrozenTower's verbs in plain PyTorch with autograd, on any device."""

@@ -68,13 +68,14 @@ def _check_settings(
     return Settings(steps, lr, weight_decay, wanted, patience, min_delta)
 
 
-def _targets(function: str, name: str, feats: Any, engine: Engine) -> Tensor:
+def _targets(function: str, name: str, feats: Any, engine: Engine, device: torch.device) -> Tensor:
     """[B, D] unit rows; a zero row stays zero and a NaN row NaN."""
     feats = _errors.check_float_tensor(function, name, feats)
     if feats.dim() != 2:
         remedy = "pass one row per sample, feats[None] for one"
         raise ValueError(_errors.message(function, name, "be 2-D", feats, remedy))
     _errors.check_last_dim(function, name, feats, engine.dim, f"the tower's features are {engine.dim} wide")
+    _errors.check_same_device(function, name, feats, device)
     rows = feats.detach().to(engine.compute)
     norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
     return torch.where(norm == 0, torch.zeros_like(rows), rows / norm)
@@ -121,7 +122,7 @@ def _invert(
     out: str | Path | None,
     description: dict[str, Any],
 ) -> Inversion:
-    targets = _targets(function, name, feats, engine)
+    targets = _targets(function, name, feats, engine, description["tower"].device)
     batch = len(targets)
     tokens = _initial(function, init, generator, batch, engine)
     size = _CHUNK if batch_size is None else _check_count(function, "batch_size", batch_size, 1)
@@ -150,8 +151,10 @@ def _invert(
                 # The mean over the whole batch, whatever the chunk: splitting changes nothing.
                 scale = 1.0 / max(batch, 1)
                 chunk = run_chunk(engine, own, targets[rows], settings, scale, interrupt, advance)
-                if store is not None and not interrupt.asked:
-                    store.save(begin // size, chunk)
+                if store is not None:
+                    chunk = chunk.cpu()  # where chunks of an earlier run are read to
+                    if not interrupt.asked:
+                        store.save(begin // size, chunk)
             else:
                 advance(chunk.losses.numel(), chunk.losses[-1:])
             chunks.append(chunk)
