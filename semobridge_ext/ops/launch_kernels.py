@@ -14,9 +14,9 @@ from semobridge_ext.ops.launch_attention import Heads, TorchAttention
 from semobridge_ext.ops.launch_pieces import Ends, TorchPieces
 from semobridge_ext.ops.tower import ACTIVATIONS, Norm
 
-# The kernel's backward pass looks through every list for every slot: n³ reads. From here on (vision
-# towers) the batched products of PyTorch are the better shape as well.
-FEW_SLOTS = 16
+# One warp takes a query through all keys; beyond this many the batched products of PyTorch, on tensor
+# cores, are the better shape.
+FEW_SLOTS = 64
 WIDEST_HEAD = 128
 _NOTHING = row_view(None)
 

@@ -37,6 +37,9 @@ class LaunchedWeights:
         weights: dtype of products and activations. None: the tower's own (float32 or float64), exact;
             torch.float16 and torch.bfloat16 round both. A float64 tower stays float64.
 
+    Raises:
+        Nothing: a matrix that does not fit its layer shows in the first product.
+
     Memory: one copy of every matrix in ``weights``; none where that is the tower's own type.
 
     Example:
@@ -268,5 +271,6 @@ class LaunchedTower:
         """The tables of AdamW's bias corrections for steps [begin, begin + count), and the count to 0."""
         taken = [begin + i + 1 for i in range(count)]
         table = [[lr / (1 - 0.9**t) for t in taken], [(1 - 0.999**t) ** 0.5 for t in taken]]
-        plan.ends.rates[:, :count].copy_(torch.tensor(table, dtype=self.compute))
+        # From pageable memory: on its way when the call returns, and the host does not wait.
+        plan.ends.rates[:, :count].copy_(torch.tensor(table, dtype=self.compute), non_blocking=True)
         plan.ends.step.zero_()

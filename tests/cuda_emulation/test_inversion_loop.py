@@ -78,13 +78,14 @@ def test_text_towers(kind: str, recorder: Recorder):
     check(tower, rows, F32, recorder, kind)
 
 
+@pytest.mark.parametrize("few", [FEW_SLOTS, 3])
 @pytest.mark.parametrize("kind", ["open_clip", "SigLIP timm"])
-def test_vision_towers(kind: str, recorder: Recorder):
-    """17 slots, which PyTorch's attention takes, and 16, which the kernels take."""
+def test_vision_towers(kind: str, few: int, recorder: Recorder, monkeypatch: pytest.MonkeyPatch):
+    """With the kernels' attention, and with PyTorch's, which takes over where there are many slots."""
+    monkeypatch.setattr(launch_kernels, "FEW_SLOTS", few)
     tower, rows = clip.vision_tower(VISION_MODELS[kind](), num_patches=2)
     plan = engines(tower, rows, F32, recorder)[0].plan(2)[0]
-    many = len(plan.rows.source) > FEW_SLOTS
-    assert many == (kind == "open_clip")
+    many = few == 3
     assert all(isinstance(p.attention, TorchAttention if many else KernelAttention) for p in plan.passes)
     check(tower, rows, F32, recorder, kind, samples=2)
 

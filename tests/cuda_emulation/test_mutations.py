@@ -180,6 +180,13 @@ MUTATIONS = {
         "attention",
         "ascending",
     ),
+    "attention: a list of all slots read at its first": (
+        "attention.cu",
+        "int64_t at = full ? first + s : first;",
+        "int64_t at = first;",
+        "attention",
+        "ascending",
+    ),
     "cosine_loss: gradient not scaled by the norm": (
         "descend.cu",
         "const float factor = grad_scale * inverse;",
