@@ -250,3 +250,30 @@ def test_ctrl_c_returns_what_is_done(recorder: Recorder) -> None:
     assert 2 < steps < 100_000
     alone = sb.oti(model, f[:10], init=init[:10], steps=2)
     torch.testing.assert_close(inv.recorded[2], alone.features, rtol=0, atol=1e-3)
+
+
+# -- on a GPU ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["auto", "native"])
+@pytest.mark.parametrize("function", ["oti", "ovi"])
+def test_on_a_gpu(function: str, backend: str) -> None:
+    """The real graph; a capture that fails warns, and warnings are errors here."""
+    if backend == "native" and not _backend.HAS_CUDA:
+        pytest.skip("this build has no CUDA kernels (no nvcc at installation)")
+    model = TEXT_MODELS["open_clip"]()
+    width = TEXT if function == "oti" else VISION
+    f, init = towers.targets(5, towers.D, F32), towers.start(5, 1, width, F32)
+    options = {"init": init, "steps": 20, "record_steps": (0, 5, 20)}
+    want = getattr(sb, function)(model, f, **options)
+    model = model.cuda()
+    with sb.backend(backend):
+        got = getattr(sb, function)(model, f.cuda(), **options)
+        half = getattr(sb, function)(model, f.cuda(), weights=torch.bfloat16, **options)
+        early = getattr(sb, function)(model, f.cuda(), patience=10, min_delta=1.0, **options)
+    assert got.tokens.is_cuda and got.features.is_cuda and got.recorded[5].is_cuda
+    assert_row_relative(got.features.cpu(), want.features.double(), DESCENT[F32])
+    assert_row_relative(got.recorded[5].cpu(), want.recorded[5].double(), DESCENT[F32])
+    assert float((half.losses.cpu() - want.losses).abs().max()) < 0.05
+    assert bool((early.steps_done < 20).any())
