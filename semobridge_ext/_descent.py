@@ -18,7 +18,8 @@ from semobridge_ext._backend import requested, resolve
 from semobridge_ext.ops.frozen_tower import FrozenTower, PackedTower
 from semobridge_ext.ops.launch_kernels import KernelPieces
 from semobridge_ext.ops.launch_pieces import TorchPieces
-from semobridge_ext.ops.launched_tower import LaunchedTower, LaunchedWeights
+from semobridge_ext.ops.launch_weights import LaunchedWeights
+from semobridge_ext.ops.launched_tower import LaunchedTower
 from semobridge_ext.ops.tower import LearnedRows, Tower
 from semobridge_ext.reference.frozen_tower import tower_features
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from semobridge_ext.ops.launch_attention import TorchAttention
 from semobridge_ext.ops.launch_kernels import KernelAttention, KernelPieces
 from semobridge_ext.ops.launch_pieces import Ends, TorchPieces
-from semobridge_ext.ops.launched_tower import LaunchedTower, LaunchedWeights
+from semobridge_ext.ops.launch_weights import LaunchedWeights
+from semobridge_ext.ops.launched_tower import LaunchedTower
 from semobridge_ext.ops.tower import Block, LearnedRows, Linear, Norm, Tower
 
 Note = Callable[[str, int, int], None]  # kernel, bytes, operations

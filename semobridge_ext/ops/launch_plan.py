@@ -19,38 +19,10 @@ from torch import Tensor
 
 from semobridge_ext.ops.launch_attention import Heads, Scratch
 from semobridge_ext.ops.launch_pieces import Ends, TorchPieces
-from semobridge_ext.ops.tower import Linear, Norm
+from semobridge_ext.ops.launch_weights import LaunchedLayer, LaunchedRows, LaunchedWeights
+from semobridge_ext.ops.tower import Norm
 
 TABLE = 64  # steps whose rates and losses are held at once
-
-
-@dataclass(frozen=True)
-class LaunchedLayer:
-    """A block's weights on the device."""
-
-    norm1: Norm
-    qkv: Linear  # [T, 3T]; with a constant query [T, 2T], keys and values
-    out: Linear
-    norm2: Norm
-    fc: Linear
-    proj: Linear
-    query: Tensor | None  # [T]
-
-
-@dataclass(frozen=True)
-class LaunchedRows:
-    """What is learned, in slots, and the constants around it."""
-
-    base: Tensor  # [n, 1 or S, T]
-    source: tuple[int, ...]  # [n], −1 for none
-    visible: tuple[tuple[int, ...], ...]  # per slot
-    prefixes: tuple[Tensor, ...]  # per layer [2, P, T], or none at all
-    vectors: int
-
-    @property
-    def learned(self) -> range:
-        slots = [i for i, s in enumerate(self.source) if s >= 0]
-        return range(slots[0], slots[-1] + 1)
 
 
 @dataclass
@@ -79,13 +51,14 @@ class Plan:
     """Buffers for some number of samples, and the steps over them.
 
     Args:
-        weights: of ops/launched_tower.py.
-        rows: what is learned.
+        weights, rows: on the device.
         samples: S; fewer may use it, the rest of the rows is then filler.
         pieces: class of the pieces.
     """
 
-    def __init__(self, weights: Any, rows: LaunchedRows, samples: int, pieces: type[TorchPieces]) -> None:
+    def __init__(
+        self, weights: LaunchedWeights, rows: LaunchedRows, samples: int, pieces: type[TorchPieces]
+    ) -> None:
         self.weights, self.rows, self.samples = weights, rows, samples
         self.device, self.stored, self.compute = rows.base.device, weights.stored, weights.compute
         self.scratch = Scratch(self.device)
@@ -189,7 +162,7 @@ class Plan:
     def forward(self) -> None:
         """inputs → features."""
         p, w = self.pieces, self.weights
-        if self.pre is not None:
+        if w.norm_pre is not None:
             p.norm(self.raw, None, None, w.norm_pre, self.x0[self.learned], self.pre)
         before: _Pass | None = None
         for now in self.passes:
@@ -242,7 +215,7 @@ class Plan:
         for now in reversed(self.passes):
             self._backward_layer(now, grad)
             grad = self.dx
-        if self.pre is not None:
+        if w.norm_pre is not None:
             p.norm_grad(self.dx[self.learned], None, w.norm_pre, self.pre, self.raw, self.grad_raw)
 
     def _backward_layer(self, now: _Pass, grad: Tensor) -> None:

@@ -180,10 +180,10 @@ MUTATIONS = {
         "attention",
         "ascending",
     ),
-    "attention: a list of all slots read at its first": (
+    "attention: a slot of a full list skipped": (
         "attention.cu",
-        "int64_t at = full ? first + s : first;",
-        "int64_t at = first;",
+        "(full ? first + s + 1 : last)",
+        "(full ? first + s : last)",
         "attention",
         "ascending",
     ),
