@@ -350,7 +350,17 @@ def project_tile_cuda(
     stream: int,
 ) -> None: ...
 def layer_norm_cuda(
-    x: _View, weight: int, bias: int, eps: float, y: _View, mean: int, rstd: int, device: int, stream: int
+    x: _View,
+    delta: _View,
+    total: _View,
+    weight: int,
+    bias: int,
+    eps: float,
+    y: _View,
+    mean: int,
+    rstd: int,
+    device: int,
+    stream: int,
 ) -> None: ...
 def layer_norm_grad_cuda(
     x: _View,
@@ -439,7 +449,9 @@ def adamw_cuda(
     beta2: float,
     eps: float,
     weight_decay: float,
+    grad_factor: float,
     base: int,
+    base_samples: int,
     x: _View,
     device: int,
     stream: int,

@@ -106,15 +106,17 @@ void bind_project_tile(py::module_& m) {
 void bind_tower(py::module_& m) {
   m.def(
       "layer_norm_cuda",
-      [](const View& x, uintptr_t weight, uintptr_t bias, double eps, const View& y, uintptr_t mean,
-         uintptr_t rstd, int device, uintptr_t stream) {
-        const sb::LayerNormCudaArgs a{input(x),  at<float>(weight), at<float>(bias), eps,
-                                      output(y), at<float>(mean),   at<float>(rstd)};
+      [](const View& x, const View& delta, const View& total, uintptr_t weight, uintptr_t bias,
+         double eps, const View& y, uintptr_t mean, uintptr_t rstd, int device, uintptr_t stream) {
+        const sb::LayerNormCudaArgs a{input(x),          input(delta),    output(total),
+                                      at<float>(weight), at<float>(bias), eps,
+                                      output(y),         at<float>(mean), at<float>(rstd)};
         py::gil_scoped_release release;
         sb::layer_norm_cuda(a, device, at<void>(stream));
       },
-      py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("eps"), py::arg("y"),
-      py::arg("mean"), py::arg("rstd"), py::arg("device"), py::arg("stream"));
+      py::arg("x"), py::arg("delta"), py::arg("total"), py::arg("weight"), py::arg("bias"),
+      py::arg("eps"), py::arg("y"), py::arg("mean"), py::arg("rstd"), py::arg("device"),
+      py::arg("stream"));
   m.def(
       "layer_norm_grad_cuda",
       [](const View& x, const View& grad_y, uintptr_t weight, uintptr_t mean, uintptr_t rstd,
@@ -196,8 +198,8 @@ void bind_descent(py::module_& m) {
       [](int64_t samples, int64_t vectors, int64_t width, int64_t slots, uintptr_t source,
          const View& grad_x, uintptr_t tokens, uintptr_t exp_avg, uintptr_t exp_avg_sq,
          uintptr_t rates, uintptr_t corrections, uintptr_t step_now, uintptr_t step, double lr,
-         double beta1, double beta2, double eps, double weight_decay, uintptr_t base, const View& x,
-         int device, uintptr_t stream) {
+         double beta1, double beta2, double eps, double weight_decay, double grad_factor,
+         uintptr_t base, int64_t base_samples, const View& x, int device, uintptr_t stream) {
         sb::AdamwCudaArgs a;
         a.samples = samples;
         a.vectors = vectors;
@@ -217,7 +219,9 @@ void bind_descent(py::module_& m) {
         a.beta2 = beta2;
         a.eps = eps;
         a.weight_decay = weight_decay;
+        a.grad_factor = grad_factor;
         a.base = at<float>(base);
+        a.base_samples = base_samples;
         a.x = output(x);
         py::gil_scoped_release release;
         sb::adamw_cuda(a, device, at<void>(stream));
@@ -225,8 +229,9 @@ void bind_descent(py::module_& m) {
       py::arg("samples"), py::arg("vectors"), py::arg("width"), py::arg("slots"), py::arg("source"),
       py::arg("grad_x"), py::arg("tokens"), py::arg("exp_avg"), py::arg("exp_avg_sq"),
       py::arg("rates"), py::arg("corrections"), py::arg("step_now"), py::arg("step"), py::arg("lr"),
-      py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"), py::arg("base"),
-      py::arg("x"), py::arg("device"), py::arg("stream"));
+      py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"),
+      py::arg("grad_factor"), py::arg("base"), py::arg("base_samples"), py::arg("x"),
+      py::arg("device"), py::arg("stream"));
 }
 
 void bind_scores(py::module_& m) {

@@ -14,13 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semobridge_ext._backend import resolve
+from semobridge_ext._backend import requested, resolve
 from semobridge_ext.ops.frozen_tower import FrozenTower, PackedTower
+from semobridge_ext.ops.launch_kernels import KernelPieces
+from semobridge_ext.ops.launch_pieces import TorchPieces
+from semobridge_ext.ops.launch_weights import LaunchedWeights
+from semobridge_ext.ops.launched_tower import LaunchedTower
 from semobridge_ext.ops.tower import LearnedRows, Tower
 from semobridge_ext.reference.frozen_tower import tower_features
 
 CHECK_EVERY = 10  # steps between two looks at the plateau
-_SLICE_SECONDS = 0.2  # native steps run this long before Python looks at Ctrl-C and the progress bar
+_SLICE_SECONDS = 0.2  # steps run this long before Python looks at Ctrl-C and the progress bar
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,9 @@ class Chunk:
     losses: Tensor  # [steps, S], NaN where no step was taken
     recorded: Tensor  # [len(record_steps), S, D]
     steps_done: Tensor  # [S]
+
+    def cpu(self) -> Chunk:
+        return Chunk(**{name: value.cpu() for name, value in vars(self).items()})
 
 
 class EagerTower:
@@ -90,9 +97,10 @@ class EagerTower:
         return losses
 
 
-Engine = FrozenTower | EagerTower
+Engine = FrozenTower | LaunchedTower | EagerTower
+Weights = PackedTower | LaunchedWeights
 
-_packed: weakref.WeakKeyDictionary[Any, dict[str, tuple[Any, PackedTower]]] = weakref.WeakKeyDictionary()
+_packed: weakref.WeakKeyDictionary[Any, dict[str, tuple[Any, Weights]]] = weakref.WeakKeyDictionary()
 
 
 def _state(model: Any) -> tuple[Any, ...]:
@@ -100,18 +108,34 @@ def _state(model: Any) -> tuple[Any, ...]:
     return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters())
 
 
+def engine_kind(function: str, device: torch.device, dtype: torch.dtype) -> str:
+    """``core``: the loop in C++, on the CPU. ``launches`` and ``kernels``: the step as launches on a CUDA
+    device, between its products PyTorch or csrc/cuda. ``eager``: autograd over the whole context."""
+    name = resolve(function, device, cuda=dtype != torch.float64)
+    if device.type == "cpu":
+        return "core" if name == "native" else "eager"
+    if name == "native":
+        return "kernels"
+    return "launches" if device.type == "cuda" and requested() != "eager" else "eager"
+
+
 def make_engine(
     function: str, model: Any, tower: Tower, rows: LearnedRows, weights: torch.dtype | None
 ) -> Engine:
-    """The native engine, its packed weights kept for as long as the model lives, or the eager one."""
-    if resolve(function, tower.device) == "eager":
+    """The engine for the tower's device; its weights are kept for as long as the model lives."""
+    chosen = engine_kind(function, tower.device, tower.dtype)
+    if chosen == "eager":
         return EagerTower(tower, rows)
-    kind, state = f"{function} {weights}", _state(model)
+    make: type[Weights] = PackedTower if chosen == "core" else LaunchedWeights
+    kind, state = f"{function} {weights} {make.__name__}", _state(model)
     kept = _packed.setdefault(model, {})
     if kind not in kept or kept[kind][0] != state:
         kept.clear()  # one packed tower a model: they are as large as the model
-        kept[kind] = (state, PackedTower(tower, weights))
-    return FrozenTower(kept[kind][1], rows)
+        kept[kind] = (state, make(tower, weights))
+    found = kept[kind][1]
+    if isinstance(found, PackedTower):
+        return FrozenTower(found, rows)
+    return LaunchedTower(found, rows, pieces=KernelPieces if chosen == "kernels" else TorchPieces)
 
 
 class Interrupt:
@@ -153,6 +177,12 @@ def _improve(
         best_step[better] = first + i
 
 
+def _await(device: torch.device) -> None:
+    """Once a slice: a GPU's launches return at once, and the length of a slice is set by the clock."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def run_chunk(
     engine: Engine,
     tokens: Tensor,  # [S, R, T], consumed
@@ -181,6 +211,7 @@ def run_chunk(
             now[0], now[1], now[2], f, step, end, grad_scale=grad_scale, lr=settings.lr,
             weight_decay=settings.weight_decay, record_steps=settings.record_steps, recorded=part,
         )  # fmt: skip
+        _await(tokens.device)
         seconds = (time.perf_counter() - start) / (end - step)
         stride = max(1, min(64, int(_SLICE_SECONDS / max(seconds, 1e-6))))
         losses[step:end, active] = slice_losses

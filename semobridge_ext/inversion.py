@@ -4,8 +4,9 @@
 
 The tower is frozen and causal, so nearly all of a step is constant: nothing behind the EOT position
 matters, the keys and values before the first pseudo-token never change, the last layer needs one row.
-What is left (2 rows instead of 77 for "a photo of {}") runs forward and backward inside the core. The
-result is that of the plain program to rounding; docs/inversion.md has the argument and the costs.
+What is left (2 rows instead of 77 for "a photo of {}") runs forward and backward inside the core, on a
+CUDA device as launches that a graph repeats. The result is that of the plain program to rounding;
+docs/inversion.md has the argument and the costs.
 """
 
 from __future__ import annotations
@@ -68,13 +69,14 @@ def _check_settings(
     return Settings(steps, lr, weight_decay, wanted, patience, min_delta)
 
 
-def _targets(function: str, name: str, feats: Any, engine: Engine) -> Tensor:
+def _targets(function: str, name: str, feats: Any, engine: Engine, device: torch.device) -> Tensor:
     """[B, D] unit rows; a zero row stays zero and a NaN row NaN."""
     feats = _errors.check_float_tensor(function, name, feats)
     if feats.dim() != 2:
         remedy = "pass one row per sample, feats[None] for one"
         raise ValueError(_errors.message(function, name, "be 2-D", feats, remedy))
     _errors.check_last_dim(function, name, feats, engine.dim, f"the tower's features are {engine.dim} wide")
+    _errors.check_same_device(function, name, feats, device)
     rows = feats.detach().to(engine.compute)
     norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
     return torch.where(norm == 0, torch.zeros_like(rows), rows / norm)
@@ -121,7 +123,7 @@ def _invert(
     out: str | Path | None,
     description: dict[str, Any],
 ) -> Inversion:
-    targets = _targets(function, name, feats, engine)
+    targets = _targets(function, name, feats, engine, description["tower"].device)
     batch = len(targets)
     tokens = _initial(function, init, generator, batch, engine)
     size = _CHUNK if batch_size is None else _check_count(function, "batch_size", batch_size, 1)
@@ -150,8 +152,10 @@ def _invert(
                 # The mean over the whole batch, whatever the chunk: splitting changes nothing.
                 scale = 1.0 / max(batch, 1)
                 chunk = run_chunk(engine, own, targets[rows], settings, scale, interrupt, advance)
-                if store is not None and not interrupt.asked:
-                    store.save(begin // size, chunk)
+                if store is not None:
+                    chunk = chunk.cpu()  # where chunks of an earlier run are read to
+                    if not interrupt.asked:
+                        store.save(begin // size, chunk)
             else:
                 advance(chunk.losses.numel(), chunk.losses[-1:])
             chunks.append(chunk)
@@ -198,13 +202,15 @@ def oti(
         generator: of the start values; None takes torch's global one.
         record_steps: also keep the features after these many steps (the best step comes early).
         batch_size: samples a chunk (256). It does not change the result: samples do not meet, and the
-            1/B of the mean is that of the whole batch.
+            1/B of the mean is that of the whole batch. A GPU is filled by some thousand.
         progress: a bar on stderr, counting sample-steps.
         patience, min_delta: a sample stops once its loss has not fallen by ``min_delta`` for this many steps,
             looked at every 10 steps, and leaves the batch.
         weights: dtype in which the packed weights are read. None is exact: float32, or float16 where
             the weights are float16 numbers anyway. torch.bfloat16 halves the reading for a rounding of
-            2⁻⁹ per weight: worth it for one image at a time, not for batches.
+            2⁻⁹ per weight: worth it for one image at a time, not for batches. On a CUDA device this is the
+            type of activations and products (None: float32); what is learned, the statistics of norms and the
+            loss stay float32.
         out: a file. Finished chunks go to ``<out>.parts`` at once, each whole or not at all; the same
             call after a kill goes on where it stopped, and with other settings it is refused.
 
@@ -218,10 +224,13 @@ def oti(
 
     Numerics: float32 (float64 for a float64 model), sums in a fixed order: a sample's result depends
         neither on its chunk nor on the number of threads. NaN rows stay alone; a zero row has no
-        gradient and only decays.
+        gradient and only decays. On a CUDA device float32 products follow torch's setting of TF32, and bits
+        may depend on the chunk, since cuBLAS chooses its kernels by shape.
 
     Memory: twice the tower's matrices, kept while the model lives; about 0.25 MB a row of scratch for
-        ViT-B/32 and at most 112 rows a thread, whatever B; 3·R·T numbers a sample of a chunk.
+        ViT-B/32 and at most 112 rows a thread, whatever B; 3·R·T numbers a sample of a chunk. On a CUDA
+        device a copy of the matrices in ``weights`` unless that is their own type, and about 9·T numbers a
+        layer for each row of a chunk (twice that without the kernels of a build with CUDA).
 
     Example:
         >>> import torch, open_clip, semobridge_ext as sb

@@ -172,8 +172,9 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock, kGradBlocks)
 #pragma unroll 1
     for (int64_t i = 0; i < a.queries; ++i) {
       const int32_t first = a.visible_begin[i], last = a.visible_begin[i + 1];
+      const bool full = last - first == a.slots;  // and in order: no need to look for s
 #pragma unroll 1
-      for (int32_t at = first; at < last; ++at) {
+      for (int64_t at = full ? first + s : first; at < (full ? first + s + 1 : last); ++at) {
         if (a.visible[at] != s) continue;
         const int64_t j = i * a.keys + a.prefix_rows + at - first;
         add_row(ds[j], head.query(i), a.width, grad_k);

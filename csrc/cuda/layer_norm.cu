@@ -13,7 +13,8 @@ constexpr int kWarpsPerBlock = 4;
 
 template <class T, int kStep>
 __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
-    layer_norm_fwd_kernel(const T* __restrict__ x, int64_t x_stride,
+    layer_norm_fwd_kernel(const T* x, int64_t x_stride, const T* __restrict__ delta,
+                          int64_t delta_stride, T* total, int64_t total_stride,
                           const float* __restrict__ weight, const float* __restrict__ bias,
                           float eps, T* __restrict__ y, int64_t y_stride, float* __restrict__ mean,
                           float* __restrict__ rstd, int64_t rows, int64_t width) {
@@ -22,6 +23,17 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
   const int64_t begin = threadIdx.x % kWarp * kStep;
   const T* source = x + row * x_stride;
   float sum = 0, value[kStep];
+  if (delta != nullptr) {
+    float other[kStep];
+    for (int64_t i = begin; i < width; i += kWarp * kStep) {
+      load(source + i, value);
+      load(delta + row * delta_stride + i, other);
+#pragma unroll
+      for (int j = 0; j < kStep; ++j) value[j] += other[j];
+      store(value, total + row * total_stride + i);
+    }
+    source = total + row * total_stride;  // each lane reads what it wrote, as it was rounded
+  }
   for (int64_t i = begin; i < width; i += kWarp * kStep) {
     load(source + i, value);
 #pragma unroll
@@ -94,8 +106,9 @@ template <class T, int kStep>
 void launch_forward(const LayerNormCudaArgs& a, int device, void* stream) {
   launch(kOp, layer_norm_fwd_kernel<T, kStep>, blocks_for(kOp, a.x.rows, kWarpsPerBlock),
          kWarp * kWarpsPerBlock, device, stream, static_cast<const T*>(a.x.data), a.x.row_stride,
-         a.weight, a.bias, static_cast<float>(a.eps), static_cast<T*>(a.y.data), a.y.row_stride,
-         a.mean, a.rstd, a.x.rows, a.x.cols);
+         static_cast<const T*>(a.delta.data), a.delta.row_stride, static_cast<T*>(a.total.data),
+         a.total.row_stride, a.weight, a.bias, static_cast<float>(a.eps), static_cast<T*>(a.y.data),
+         a.y.row_stride, a.mean, a.rstd, a.x.rows, a.x.cols);
 }
 
 template <class T, int kStep>
@@ -118,7 +131,8 @@ void layer_norm_cuda(const LayerNormCudaArgs& a, int device, void* stream) {
   if (a.x.rows == 0 || a.x.cols == 0) return;
   with_storage(kOp, a.x.dtype, [&](auto storage) {
     using T = typename decltype(storage)::type;
-    if (aligned(a.x) && aligned(a.y) && is_aligned(a.weight) && is_aligned(a.bias)) {
+    if (aligned(a.x) && aligned(a.y) && is_aligned(a.weight) && is_aligned(a.bias) &&
+        (a.delta.data == nullptr || (aligned(a.delta) && aligned(a.total)))) {
       return launch_forward<T, kVector<T>>(a, device, stream);
     }
     launch_forward<T, 1>(a, device, stream);

@@ -144,6 +144,24 @@ def norm_of(x, weight, bias, eps):
     return centred / np.sqrt((centred * centred).mean(-1, keepdims=True) + eps) * weight + bias
 
 
+def with_delta(m, x: Matrix, weight: Matrix, bias: Matrix, layout: dict, rng: np.random.Generator) -> None:
+    """The residual sum in front: rounded to the storage type, and normed as it was rounded."""
+    rows, width, dtype = x.rows, x.cols, x.dtype
+    delta = Matrix(rows, width, dtype, values=rng.standard_normal((rows, width)), **layout)
+    total, y = (Matrix(rows, width, dtype, **layout) for _ in range(2))
+    mean, rstd = Matrix(1, rows), Matrix(1, rows)
+    m.layer_norm_cuda(
+        x.view, delta.view, total.view, weight.address, bias.address, 1e-5, y.view, mean.address,
+        rstd.address, *PLACE,
+    )  # fmt: skip
+    close(total.values, x.values + delta.values, dtype, "layer_norm total")
+    close(y.values, norm_of(total.values, weight.values, bias.values, 1e-5), dtype, "layer_norm of a total")
+    close(mean.values[0], total.values.mean(-1), FLOAT, "layer_norm mean")
+    close(rstd.values[0], 1 / np.sqrt(total.values.var(-1) + 1e-5), FLOAT, "layer_norm rstd")
+    for buffer in (delta, total, y, mean, rstd):
+        buffer.check_guards()
+
+
 def case_layer_norm(m, rng: np.random.Generator) -> None:
     eps = 1e-5
     for rows, width in ((1, 8), (3, 33), (6, 64), (5, 136), (4, 513)):
@@ -154,11 +172,13 @@ def case_layer_norm(m, rng: np.random.Generator) -> None:
                 bias = Matrix(1, width, values=rng.standard_normal(width))
                 y, mean, rstd = Matrix(rows, width, dtype, **layout), Matrix(1, rows), Matrix(1, rows)
                 m.layer_norm_cuda(
-                    x.view, weight.address, bias.address, eps, y.view, mean.address, rstd.address, *PLACE
-                )
+                    x.view, NOTHING, NOTHING, weight.address, bias.address, eps, y.view, mean.address,
+                    rstd.address, *PLACE,
+                )  # fmt: skip
                 close(y.values, norm_of(x.values, weight.values, bias.values, eps), dtype, "layer_norm")
                 close(mean.values[0], x.values.mean(-1), FLOAT, "layer_norm mean")
                 close(rstd.values[0], 1 / np.sqrt(x.values.var(-1) + eps), FLOAT, "layer_norm rstd")
+                with_delta(m, x, weight, bias, layout, rng)
                 for with_residual in (False, True):
                     grad_y = Matrix(rows, width, dtype, values=rng.standard_normal((rows, width)), **layout)
                     residual = Matrix(rows, width, dtype, values=rng.standard_normal((rows, width)), **layout)
@@ -180,7 +200,7 @@ def case_layer_norm(m, rng: np.random.Generator) -> None:
                 for buffer in (y, mean, rstd):
                     buffer.check_guards()
     none = Matrix(0, 8)
-    m.layer_norm_cuda(none.view, weight.address, bias.address, eps, none.view, 0, 0, *PLACE)
+    m.layer_norm_cuda(none.view, NOTHING, NOTHING, weight.address, bias.address, eps, none.view, 0, 0, *PLACE)
 
 
 def activations(h: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -340,10 +360,10 @@ def case_cosine_loss(m, rng: np.random.Generator) -> None:
 
 
 def case_adamw(m, rng: np.random.Generator) -> None:
-    # samples, vectors, width, source
-    shapes = ((1, 1, 5, [0]), (3, 1, 70, [-1, 0]), (2, 3, 130, [2, -1, 0, 1, 1]))
+    # samples, vectors, width, source, samples of the constants, grad_factor
+    shapes = ((1, 1, 5, [0], 1, 1.0), (3, 1, 70, [-1, 0], 3, 0.25), (2, 3, 130, [2, -1, 0, 1, 1], 1, 8.0))
     lr, b1, b2, eps, decay = 0.02, 0.9, 0.999, 1e-8, 0.01
-    for samples, vectors, width, slot_source in shapes:
+    for samples, vectors, width, slot_source, own, factor in shapes:
         for dtype in STORAGES:
             slots, size = len(slot_source), samples * vectors * width
             steps = 4
@@ -351,7 +371,7 @@ def case_adamw(m, rng: np.random.Generator) -> None:
             rates = plain(lr / (1 - b1**count), np.float32)
             corrections = plain(np.sqrt(1 - b2**count), np.float32)
             source = plain(slot_source, np.int32)
-            base = Matrix(slots, width, values=rng.standard_normal((slots, width)))
+            base = Matrix(slots * own, width, values=rng.standard_normal((slots * own, width)))
             v = rng.standard_normal((samples, vectors, width))
             tokens = Matrix(1, size, values=v.reshape(1, -1))
             first, second = (Matrix(1, size, values=np.zeros((1, size))) for _ in range(2))
@@ -365,13 +385,14 @@ def case_adamw(m, rng: np.random.Generator) -> None:
                 m.adamw_cuda(
                     samples, vectors, width, slots, source.ctypes.data, grad_x.view, tokens.address,
                     first.address, second.address, rates.ctypes.data, corrections.ctypes.data,
-                    now.ctypes.data, step.ctypes.data, lr, b1, b2, eps, decay, base.address, x.view, *PLACE,
+                    now.ctypes.data, step.ctypes.data, lr, b1, b2, eps, decay, factor, base.address, own,
+                    x.view, *PLACE,
                 )  # fmt: skip
                 g = np.zeros(v.shape)
                 per_slot = grad_x.values.reshape(slots, samples, width)
                 for slot, r in enumerate(slot_source):
                     if r >= 0:
-                        g[:, r] += per_slot[slot]
+                        g[:, r] += factor * per_slot[slot]
                 m1 = b1 * m1 + (1 - b1) * g
                 m2 = b2 * m2 + (1 - b2) * g * g
                 v = v * (1 - lr * decay)
@@ -385,7 +406,13 @@ def case_adamw(m, rng: np.random.Generator) -> None:
                 if r < 0:
                     assert (got[slot] == 0).all(), "a slot without a vector was written"
                 else:
-                    close(got[slot], base.values[slot] + v[:, r], dtype, "adamw input", 2e-5)
+                    close(
+                        got[slot],
+                        base.values.reshape(slots, own, width)[slot] + v[:, r],
+                        dtype,
+                        "adamw input",
+                        2e-5,
+                    )
             for buffer in (tokens, first, second, x):
                 buffer.check_guards()
 

@@ -202,6 +202,20 @@ MUTATIONS = {
         "layer_norm",
         "ascending",
     ),
+    "layer_norm: rows normed without their residual sum": (
+        "layer_norm.cu",
+        "source = total + row * total_stride;  // each lane reads",
+        "// each lane reads",
+        "layer_norm",
+        "ascending",
+    ),
+    "layer_norm: residual sum without the delta": (
+        "layer_norm.cu",
+        "value[j] += other[j];",
+        "value[j] += 0 * other[j];",
+        "layer_norm",
+        "ascending",
+    ),
     "normalize_rows: stride of the output ignored": (
         "normalize_rows.cu",
         "Out* target = out + row * out_stride;",
@@ -258,6 +272,13 @@ MUTATIONS = {
         "attention",
         "ascending",
     ),
+    "attention: a slot of a full list skipped": (
+        "attention.cu",
+        "(full ? first + s + 1 : last)",
+        "(full ? first + s : last)",
+        "attention",
+        "ascending",
+    ),
     "cosine_loss: gradient not scaled by the norm": (
         "descend.cu",
         "const float factor = grad_scale * inverse;",
@@ -274,6 +295,20 @@ MUTATIONS = {
         "ascending",
     ),
     "adamw: step not counted": ("descend.cu", "*step = now + 1;", "*step = now;", "adamw", "ascending"),
+    "adamw: scale of the gradient left in": (
+        "descend.cu",
+        "g *= c.factor;",
+        ";",
+        "adamw",
+        "ascending",
+    ),
+    "adamw: constants of the first sample for all": (
+        "descend.cu",
+        "(base_samples == 1 ? 0 : s)",
+        "(base_samples == 1 ? 0 : s * 0)",
+        "adamw",
+        "ascending",
+    ),
     "blend: partial sums read without a barrier": (
         "blend.cu",
         "partial[threadIdx.x / kWarp] = value;\n  __syncthreads();",

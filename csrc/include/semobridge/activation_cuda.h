@@ -13,7 +13,7 @@ struct ActivateCudaArgs {
   ConstMatrix x;                // [N, M]
   const float* bias = nullptr;  // [M] or null
   Matrix y;                     // [N, M], dtype of x; may be x itself
-  Matrix slope;                 // [N, M], dtype of x; data == nullptr: not wanted
+  Matrix slope;                 // [N, M], dtype of x; may be x itself; data == nullptr: not wanted
 };
 void activate_cuda(const ActivateCudaArgs& args, int device, void* stream);
 

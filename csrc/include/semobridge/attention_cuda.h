@@ -17,8 +17,9 @@ struct AttentionCudaArgs {
   int64_t slots = 0, queries = 0, prefix = 0;  // n, slots with a query, P
   const void* qkv = nullptr;                   // [n·S, 3·heads·d], row stride qkv_stride
   int64_t qkv_stride = 0;
-  const void* prefix_kv = nullptr;         // [2, P, heads·d], keys then values
-  const int32_t* visible = nullptr;        // own slots that each query sees, list after list
+  const void* prefix_kv = nullptr;  // [2, P, heads·d], keys then values
+  // Own slots that each query sees, list after list; a list of all slots is in ascending order.
+  const int32_t* visible = nullptr;
   const int32_t* visible_begin = nullptr;  // [queries + 1]
   int64_t keys = 0;                        // row length of p: P + the longest list
   float* p = nullptr;                      // [S·heads, queries, keys]

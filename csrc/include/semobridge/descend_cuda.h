@@ -1,7 +1,8 @@
 // The two ends of a descent step (CUDA), one launch each; between them lies the tower's backward.
 //
 //   cosine_loss   t̂ = t/‖t‖   loss = 1 − t̂·f   grad_t = −grad_scale·(f − (t̂·f)·t̂)/‖t‖
-//   adamw         v ← AdamW(v, Σ over the slots of v of grad_x)    x = base + v for those slots
+//   adamw         v ← AdamW(v, grad_factor·Σ over the slots of v of grad_x)
+//                 x = base + v for those slots
 //
 // Steps are counted on the device, so that one captured graph serves every step: cosine_loss reads
 // `step` and hands it on in `step_now`, adamw reads that and writes `step` anew. No kernel reads
@@ -37,7 +38,9 @@ struct AdamwCudaArgs {
   const int64_t* step_now = nullptr;            // [1]
   int64_t* step = nullptr;                      // [1] written: step_now + 1
   double lr = 0.02, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0.01;
-  const float* base = nullptr;  // [n, T]
+  double grad_factor = 1;       // undoes a scale that kept small gradients in float16's range
+  const float* base = nullptr;  // [n, T], or [n, S, T]
+  int64_t base_samples = 1;     // 1 or S
   Matrix x;                     // [n·S, T], rows of slots with a vector written; null: not wanted
 };
 void adamw_cuda(const AdamwCudaArgs& args, int device, void* stream);

@@ -1,5 +1,6 @@
 // layer_norm (CUDA): the norm of a frozen tower and the gradient of its input.
 //
+//   x ← x + delta                                where a delta is given: the residual sum
 //   y = (x − mean)·rstd·weight + bias            rstd = 1/sqrt(variance + eps), biased variance
 //   grad_x = rstd·(u − mean(u) − x̂·mean(u·x̂)) (+ residual)      u = grad_y·weight
 //
@@ -11,6 +12,8 @@ namespace semobridge {
 
 struct LayerNormCudaArgs {
   ConstMatrix x;                  // [N, T]
+  ConstMatrix delta;              // [N, T], dtype of x; data == nullptr: none
+  Matrix total;                   // [N, T], dtype of x: x + delta, rounded; written with a delta
   const float* weight = nullptr;  // [T]
   const float* bias = nullptr;    // [T]
   double eps = 1e-5;

@@ -1,0 +1,183 @@
+"""The inversion step with the kernels of csrc/cuda between its products, over their emulation."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+
+import semobridge_ext as sb
+from semobridge_ext import _descent, clip
+from semobridge_ext.ops import LaunchedTower, LaunchedWeights, launch_kernels
+from semobridge_ext.ops.launch_attention import TorchAttention
+from semobridge_ext.ops.launch_count import counted_step, tower_of_shape
+from semobridge_ext.ops.launch_kernels import FEW_SLOTS, KernelAttention, KernelPieces
+from semobridge_ext.ops.tower import LearnedRows
+from tests import launched, towers
+from tests.assertions import assert_same_bits
+from tests.cuda_emulation.build import Emulation
+from tests.cuda_emulation.run_cases import load
+from tests.graph_recorder import Recorder
+from tests.launched import BF16, F16, check_descent, check_passes, descend
+from tests.ops.test_frozen_tower import SHAPES, random_tower, some_rows
+from tests.test_inversion import compare
+from tests.towers import F32, TEXT_MODELS, VISION_MODELS
+
+pytestmark = pytest.mark.slow
+STORED = [F32, BF16, F16]
+
+
+@pytest.fixture(scope="module")
+def emulated(emulation: Emulation):
+    return load(str(emulation.module))
+
+
+@pytest.fixture
+def recorder(emulated, monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    torch.set_num_threads(1)  # the towers are tiny
+    recorder = Recorder()
+    monkeypatch.setattr(launch_kernels, "_C", recorder.native(emulated))
+    return recorder
+
+
+def engines(tower, rows, stored: torch.dtype, recorder: Recorder, pieces=KernelPieces):
+    weights = LaunchedWeights(tower, stored)
+    plain = LaunchedTower(weights, rows, pieces=pieces)
+    return plain, LaunchedTower(weights, rows, pieces=pieces, capture=recorder.capture)
+
+
+def check(tower, rows, stored: torch.dtype, recorder: Recorder, context: str, samples: int = 3) -> None:
+    plain, graph = engines(tower, rows, stored, recorder)
+    check_passes(tower, rows, plain, samples, context)
+    check_descent(tower, rows, graph, samples, context)
+    assert recorder.replays == 20
+    for got, want in zip(descend(graph, samples, 6), descend(plain, samples, 6), strict=True):
+        assert_same_bits(got, want, f"{context}: a replay is not the step")
+
+
+@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_causal(shape: str, stored: torch.dtype, recorder: Recorder):
+    tower = random_tower(F32, activation="quick_gelu" if shape == "apart" else "gelu")
+    check(tower, some_rows(tower, *SHAPES[shape]), stored, recorder, shape)
+
+
+@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("pooling", [False, True])
+def test_bidirectional(pooling: bool, layers: int, stored: torch.dtype, recorder: Recorder):
+    tower = random_tower(F32, causal=False, layers=layers, pooling=pooling, pre=not pooling)
+    rows = some_rows(tower, (-1, 0, 0, 1, 1, 1), None if pooling else 0)
+    check(tower, rows, stored, recorder, "bidirectional", samples=2)
+
+
+@pytest.mark.parametrize("kind", ["open_clip", "open_clip odd width", "SigLIP text", "OpenAI"])
+def test_text_towers(kind: str, recorder: Recorder):
+    tower, rows = clip.text_tower(TEXT_MODELS[kind](), "a photo of {} here", num_tokens=2)
+    check(tower, rows, F32, recorder, kind)
+
+
+@pytest.mark.parametrize("few", [FEW_SLOTS, 3])
+@pytest.mark.parametrize("kind", ["open_clip", "SigLIP timm"])
+def test_vision_towers(kind: str, few: int, recorder: Recorder, monkeypatch: pytest.MonkeyPatch):
+    """With the kernels' attention, and with PyTorch's, which takes over where there are many slots."""
+    monkeypatch.setattr(launch_kernels, "FEW_SLOTS", few)
+    tower, rows = clip.vision_tower(VISION_MODELS[kind](), num_patches=2)
+    plan = engines(tower, rows, F32, recorder)[0].plan(2)[0]
+    many = few == 3
+    assert all(isinstance(p.attention, TorchAttention if many else KernelAttention) for p in plan.passes)
+    check(tower, rows, F32, recorder, kind, samples=2)
+
+
+def test_constants_of_each_sample(recorder: Recorder):
+    tower = random_tower(F32)
+    base = torch.randn(7, 5, tower.width)
+    base[:1] = base[:1, :1]
+    check(tower, LearnedRows(base, (-1, 0, 1, 2, -1, -1, -1), 6), F32, recorder, "classes", samples=5)
+
+
+def test_150_steps(recorder: Recorder):
+    """TARGETS' bounds against the full context, by replays; forks as in test_inversion.py."""
+    tower, rows = clip.text_tower(TEXT_MODELS["open_clip"]())
+    start = towers.start(10, 1, tower.width, F32)
+    unit = torch.nn.functional.normalize(towers.targets(10, tower.features, F32), dim=1)
+    found = []
+    for engine in (engines(tower, rows, F32, recorder)[1], _descent.EagerTower(tower, rows)):
+        tokens, moments = start.clone(), (torch.zeros_like(start), torch.zeros_like(start))
+        losses = engine.descend(tokens, *moments, unit, 0, 150, grad_scale=0.1, lr=0.02, weight_decay=0.01)
+        found.append((engine.features(tokens), losses))
+    assert recorder.replays == 150
+    (features, losses), (want, their_losses) = found
+    assert float(torch.cosine_similarity(features, want, dim=1).quantile(0.2)) >= 0.9999
+    assert float((losses - their_losses).abs().amax(0).quantile(0.8)) < 1e-3
+    assert float(losses[-1].mean()) < 0.2 * float(losses[0].mean())
+
+
+def test_twelve_layers_are_198_launches(recorder: Recorder):
+    """As the recorder counts them, and as the count on meta tensors foretells."""
+    tower = random_tower(F32, width=64, hidden=256, layers=12, activation="quick_gelu")
+    rows = some_rows(tower, (-1, -1, -1, -1, 0, -1, -1), 5)
+    descend(engines(tower, rows, BF16, recorder)[1], 2, 4)
+    seen = Counter(name.removesuffix("_cuda") for name in recorder.launches)
+    for name, count in sorted(seen.items()):
+        print(f"  {name}: {count}")
+    assert seen.total() == 198
+    names: list[str] = []
+    meta, products = tower_of_shape(64, 2, 12, 24), Recorder()
+    own = LearnedRows(torch.empty(7, 64, device="meta"), rows.source, rows.pool)
+    step = counted_step(meta, own, 2, lambda *note: names.append(note[0]), weights=BF16)
+    products.capture(step, torch.device("meta"))
+    foretold = Counter([*names, *products.launches])
+    # random_tower's projection has a bias, CLIP's has none.
+    foretold["mm"], foretold["addmm"] = foretold["mm"] - 1, foretold["addmm"] + 1
+    assert foretold == seen
+
+
+def test_nan_and_zero_rows_stay_alone(recorder: Recorder):
+    tower = random_tower(F32)
+    engine = engines(tower, some_rows(tower, *SHAPES["apart"]), F32, recorder)[1]
+    tokens = towers.start(5, 2, tower.width, F32)
+    unit = torch.nn.functional.normalize(towers.targets(5, tower.features, F32), dim=1)
+    options = {"grad_scale": 0.2, "lr": 0.02, "weight_decay": 0.01}
+
+    def run(tokens, unit):
+        tokens = tokens.clone()
+        losses = engine.descend(tokens, *(torch.zeros_like(tokens) for _ in "12"), unit, 0, 8, **options)
+        return tokens, losses
+
+    clean, losses = run(tokens, unit)
+    bad_tokens, bad_unit = tokens.clone(), unit.clone()
+    bad_tokens[1, 0, 3], bad_unit[4], bad_unit[3] = float("nan"), float("nan"), 0
+    found, bad_losses = run(bad_tokens, bad_unit)
+    assert_same_bits(found[[0, 2]], clean[[0, 2]])
+    assert_same_bits(bad_losses[:, [0, 2]], losses[:, [0, 2]])
+    assert torch.isnan(found[[1, 4]]).any(-1).all()
+    torch.testing.assert_close(found[3], tokens[3] * (1 - 2e-2 * 0.01) ** 8)
+
+
+@pytest.mark.parametrize(
+    "fault", ["residual", "residual of the gradient", "slope", "step counter", "next inputs"]
+)
+def test_broken_pieces_are_noticed(fault: str, recorder: Recorder):
+    tower = random_tower(F32, layers=3)
+    rows = some_rows(tower, *SHAPES["prefix and suffix"])
+    engine = engines(tower, rows, F32, recorder, launched.broken(KernelPieces, fault))[1]
+    with pytest.raises(AssertionError):
+        check_passes(tower, rows, engine, 3)
+        check_descent(tower, rows, engine, 3)
+
+
+@pytest.mark.parametrize("function", ["oti", "ovi"])
+def test_whole_calls(function: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch):
+    """From `sb.oti` and `sb.ovi` down to the kernels, against the full-context program."""
+    monkeypatch.setattr(_descent, "engine_kind", lambda *_: "kernels")
+    model = TEXT_MODELS["open_clip"]()
+    width = (clip.text_tower if function == "oti" else clip.vision_tower)(model)[0].width
+    f, init = towers.targets(3, towers.D, F32), towers.start(3, 1, width, F32)
+    options = {"init": init, "steps": 12, "record_steps": (0, 5, 12)}
+    ours = getattr(sb, function)(model, f, **options)
+    compare(ours, getattr(sb.reference, function)(model, f, **options), F32, function)
+    early = getattr(sb, function)(model, f, patience=10, min_delta=1.0, **{**options, "steps": 30})
+    assert early.steps_done.tolist() == [20, 20, 20] or (early.steps_done < 30).all()
+    assert getattr(sb, function)(model, f[:0], steps=3).features.shape == (0, towers.D)
