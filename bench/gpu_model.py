@@ -18,7 +18,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +25,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-import semobridge_ext as sb
 from semobridge_ext import reference
 from semobridge_ext.reference import inversion as reference_inversion
 from semobridge_ext.reference import training as reference_training
@@ -169,46 +167,29 @@ def support_logits(n: int, s: int, classes: int, width: int) -> Row:
     return Row(title, "keys in class order", ours, counted(eager))
 
 
+def noted(launches: list[Launch], half: bool) -> Callable[..., None]:
+    """What a kernel's stand-in calls: its name, bytes and operations (outside of tensor cores)."""
+
+    def note(name: str, moved: float, operations: float = 0.0) -> None:
+        launches.append(Launch(name.removesuffix("_cuda"), moved, operations, half and operations == 0))
+
+    return note
+
+
 def oti_step(batch: int, name: str, width: int, heads: int, layers: int, features: int) -> Row:
-    prefix, slots = 4, 2  # "a photo of £": the start and three words; the pseudo-token and the end
-    hidden = 4 * width
+    from semobridge_ext.ops.launch_count import counted_step, tower_of_shape
+    from semobridge_ext.ops.tower import LearnedRows
 
-    def rows_of(count: float, columns: float) -> float:
-        return 2.0 * count * columns
-
-    ours = []
-    for layer in range(layers):
-        rows = slots * batch
-        out = batch if layer == layers - 1 else rows  # the last layer goes on for the end's row only
-        keys = prefix + slots
-        attention = rows_of(rows, 3 * width) + rows_of(out, width) + 4.0 * out * heads * keys
-        ours += [
-            Launch("layer_norm", 2 * rows_of(rows, width)),
-            product("qkv", rows, width, 3 * width),
-            Launch("attention", attention, 4.0 * out * keys * width, False),
-            product("out", out, width, width, traffic=rows_of(out, width)),
-            Launch("layer_norm", 2 * rows_of(out, width)),
-            product("fc", out, width, hidden),
-            Launch("activate", 3 * rows_of(out, hidden)),
-            product("proj", out, hidden, width, traffic=rows_of(out, width)),
-            # and back
-            product("proj gradient", out, width, hidden),
-            Launch("slope", 3 * rows_of(out, hidden)),
-            product("fc gradient", out, hidden, width),
-            Launch("layer_norm_grad", 4 * rows_of(out, width)),
-            product("out gradient", out, width, width),
-            Launch("attention_grad", 2 * attention, 10.0 * out * keys * width, False),
-            product("qkv gradient", rows, 3 * width, width),
-            Launch("layer_norm_grad", 4 * rows_of(rows, width)),
-        ]
-    ours += [
-        Launch("layer_norm", 2 * rows_of(batch, width)),
-        product("projection", batch, width, features),
-        Launch("cosine_loss", rows_of(batch, 2 * features) + 4.0 * batch * features),
-        product("projection gradient", batch, features, width),
-        Launch("layer_norm_grad", 3 * rows_of(batch, width)),
-        Launch("adamw", (7 * 4.0 + 2 * 2.0) * batch * width),
-    ]
+    # "a photo of £": the start and three words before the pseudo-token, the end behind it
+    base = torch.empty(77, width, device="meta")
+    rows = LearnedRows(base, tuple(0 if i == 4 else -1 for i in range(77)), pool=5)
+    tower = tower_of_shape(width, heads, layers, features)
+    count = Count()
+    step = counted_step(tower, rows, batch, noted(count.launches, True), weights=torch.bfloat16)
+    count.launches.clear()
+    with count:
+        step()
+    ours = count.launches
 
     from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
@@ -228,11 +209,11 @@ def oti_step(batch: int, name: str, width: int, heads: int, layers: int, feature
         optimizer.step()
 
     title = f"OTI step, {name}, B = {batch}, bfloat16"
-    return Row(title, "2 rows instead of 77; the engine is not built", ours, counted(eager))
+    return Row(title, "2 rows instead of 77", ours, counted(eager))
 
 
 def semobridge_t_step(classes: int, shots: int, width: int) -> Row:
-    from semobridge_ext.ops import bridge_training
+    from semobridge_ext.ops.training_cuda import dry_step
 
     generator = torch.Generator().manual_seed(0)
 
@@ -241,11 +222,12 @@ def semobridge_t_step(classes: int, shots: int, width: int) -> Row:
 
     x, t, s, w = rows(classes * shots), rows(classes), rows(classes), torch.eye(width)
     labels = torch.arange(classes).repeat_interleave(shots)
-    # What a CUDA tensor takes: plain PyTorch, chunks of a GPU's size.
-    chunk = mock.patch.object(bridge_training, "_CHUNK_VALUES", bridge_training._CHUNK_VALUES_CUDA)
-    with sb.backend("eager"), chunk:
-        trainer = bridge_training.BridgeTrainer(w.clone(), w, x, labels, t, s)
-        ours = counted(lambda: trainer.step(1.5e-4, 0.01))
+    count = Count()
+    step = dry_step(w.clone(), w, x, labels, t, s, note=noted(count.launches, False))
+    count.launches.clear()
+    with count:
+        step()
+    ours = count.launches
     inverse, tau = w.clone().requires_grad_(), torch.zeros(classes, width, requires_grad=True)
     optimizer = torch.optim.AdamW([inverse, tau], lr=1.5e-4, foreach=True)
 
@@ -255,7 +237,7 @@ def semobridge_t_step(classes: int, shots: int, width: int) -> Row:
         optimizer.step()
 
     title = f"SeMoBridge-T step, C = {classes}, K = {shots}, D = T = {width}, float32"
-    return Row(title, "hand-written gradients in plain PyTorch", ours, counted(eager))
+    return Row(title, "backend native", ours, counted(eager))
 
 
 def all_rows() -> list[Row]:
