@@ -79,10 +79,10 @@ def is_native() -> bool:
     return _C is not None and (name or requested()) in ("auto", "native")
 
 
-def _require_triton(function: str, device: torch.device, has_kernel: bool) -> None:
-    if not has_kernel:
+def _require_triton(function: str, device: torch.device, kernel: bool | str) -> None:
+    if kernel is not True:
         raise NotImplementedError(
-            f"{function}: backend 'triton' has no kernel for this call; use backend('auto')"
+            f"{function}: backend 'triton' has no kernel for {kernel or 'this call'}; use backend('auto')"
         )
     if importlib.util.find_spec("triton") is None:
         raise RuntimeError(f"{function}: backend 'triton' needs Triton; pip install triton")
@@ -94,14 +94,14 @@ def _require_triton(function: str, device: torch.device, has_kernel: bool) -> No
         )
 
 
-def resolve(function: str, device: torch.device, *, cuda: bool = False, triton: bool = False) -> str:
+def resolve(function: str, device: torch.device, *, cuda: bool = False, triton: bool | str = False) -> str:
     """The implementation for one call; an explicit request that cannot be met is an error.
 
     Args:
         function: the caller, for messages.
         device: of its tensors.
         cuda: a CUDA kernel of the native core takes this call.
-        triton: a Triton kernel takes this call.
+        triton: a Triton kernel takes this call; or in words what it does not take.
     """
     name = requested()
     if name == "eager":

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+MAX_COLUMNS = {2: 2048, 4: 1024}  # of project_normalize, whose program holds whole rows; by operand's bytes
+MAX_LIST = 128  # of topk: candidates that one program keeps per query
+
 
 def interpreted(tensor: Tensor) -> bool:
     """True where Triton's interpreter runs the kernels (CPU tensors).

@@ -206,9 +206,10 @@ FWD_CONFIGS = [
     config(4, 2, BLOCK_N=16, BLOCK_C=64, BLOCK_D=32),
 ]
 BWD_CONFIGS = [
-    config(8, 1, BLOCK_N=32, BLOCK_C=32, BLOCK_D=16, BLOCK_O=128),
-    config(8, 1, BLOCK_N=32, BLOCK_C=64, BLOCK_D=16, BLOCK_O=128),
-    config(8, 1, BLOCK_N=32, BLOCK_C=32, BLOCK_D=16, BLOCK_O=256),
+    config(8, 2, BLOCK_N=16, BLOCK_C=32, BLOCK_D=16, BLOCK_O=128),
+    config(8, 1, BLOCK_N=32, BLOCK_C=32, BLOCK_D=32, BLOCK_O=128),
+    config(4, 2, BLOCK_N=16, BLOCK_C=64, BLOCK_D=16, BLOCK_O=64),
+    config(4, 2, BLOCK_N=32, BLOCK_C=32, BLOCK_D=16, BLOCK_O=64),
 ]
 FORWARD = Kernel(logits_cross_entropy_fwd_kernel, FWD_CONFIGS, _fixed_fwd)
 BACKWARD = Kernel(logits_cross_entropy_bwd_kernel, BWD_CONFIGS, _fixed_bwd)

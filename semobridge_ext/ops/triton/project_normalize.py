@@ -19,7 +19,6 @@ from torch import Tensor
 from semobridge_ext.ops.triton import interpreted
 from semobridge_ext.ops.triton.tuning import Arguments, Kernel, bucket, config
 
-MAX_COLUMNS = 2048
 _ACCUMULATORS = 1 << 15  # of a program
 
 
@@ -56,9 +55,7 @@ def project_normalize_fwd_kernel(
         m_rows = m_ptr + part * k * m_stride
         for start in range(0, k, BLOCK_K):
             inner = start + tl.arange(0, BLOCK_K)
-            x = tl.load(
-                x_rows + inner[None, :], mask=(rows < n)[:, None] & (inner < k)[None, :], other=0.0
-            )
+            x = tl.load(x_rows + inner[None, :], mask=(rows < n)[:, None] & (inner < k)[None, :], other=0.0)
             w = tl.load(
                 m_rows + inner[:, None] * m_stride + cols[None, :],
                 mask=(inner < k)[:, None] & (cols < m)[None, :],
@@ -93,6 +90,8 @@ def _fixed(a: Arguments) -> triton.Config:
     # Without tensor cores every operand of the product goes through registers.
     plain = a["WIDEN"] or a["x_ptr"].element_size() == 4
     block_n = max(16, min(128, (_ACCUMULATORS >> plain) // a["BLOCK_M"]))
+    if a["BLOCK_M"] > 1024:
+        return config(8, 1, BLOCK_N=block_n, BLOCK_K=16)
     return config(8, 2 if plain else 3, BLOCK_N=block_n, BLOCK_K=16 if plain else 32)
 
 
@@ -101,6 +100,8 @@ def _fits(c: triton.Config, a: Arguments, limit: int) -> bool:
     block_n, block_k, block_m = c.kwargs["BLOCK_N"], c.kwargs["BLOCK_K"], a["BLOCK_M"]
     tiles = c.num_stages * block_k * (block_n + block_m) * size
     most = 128 if size == 2 else 64
+    if block_m > 1024 and (c.num_stages > 1 or block_k > 16):
+        return False  # spills
     return block_n * block_m <= most * 32 * c.num_warps and tiles + block_n * block_m // 4 <= limit
 
 
@@ -109,7 +110,6 @@ CONFIGS = [
     config(8, 3, BLOCK_N=64, BLOCK_K=32),
     config(8, 2, BLOCK_N=64, BLOCK_K=64),
     config(8, 3, BLOCK_N=32, BLOCK_K=32),
-    config(8, 2, BLOCK_N=32, BLOCK_K=16),
     config(4, 3, BLOCK_N=16, BLOCK_K=32),
     config(8, 2, BLOCK_N=16, BLOCK_K=16),
 ]
@@ -147,7 +147,7 @@ def launch_project_normalize_fwd(
     scale: float,
     normalize: bool,
 ) -> tuple[Tensor, Tensor]:  # [N, M], [N] float32
-    """Runs on the current stream; the caller has checked kinds, dtypes, shapes and M <= MAX_COLUMNS."""
+    """Runs on the current stream; the caller has checked kinds, dtypes, shapes and MAX_COLUMNS."""
     x = x if x.stride(1) == 1 else x.contiguous()
     matrix = matrix if matrix.stride(1) == 1 else matrix.contiguous()
     if bias is not None and bias.stride(-1) != 1:

@@ -20,7 +20,6 @@ from torch import Tensor
 from semobridge_ext.ops.triton import product_of
 from semobridge_ext.ops.triton.tuning import Arguments, Kernel, bucket, config
 
-MOST = 128  # candidates of a list
 _PROGRAMS = 512  # that fill a large GPU
 _MERGED = 2048  # candidates that one program sorts
 _NONE = tl.constexpr(-(1 << 63))  # below every candidate
@@ -78,7 +77,9 @@ def topk_scan_kernel(
         acc = tl.zeros((BLOCK_N, BLOCK_G), dtype=tl.float32)
         for start in range(0, d, BLOCK_D):
             inner = start + tl.arange(0, BLOCK_D)
-            q = tl.load(q_rows + inner[None, :], mask=(queries < n)[:, None] & (inner < d)[None, :], other=0.0)
+            q = tl.load(
+                q_rows + inner[None, :], mask=(queries < n)[:, None] & (inner < d)[None, :], other=0.0
+            )
             g = tl.load(g_at + inner[:, None], mask=(rows < end)[None, :] & (inner < d)[:, None], other=0.0)
             if WIDEN:
                 q, g = q.to(tl.float32), g.to(tl.float32)
@@ -139,9 +140,10 @@ def _fits(c: triton.Config, a: Arguments, limit: int) -> bool:
 
 CONFIGS = [
     config(4, 3, BLOCK_N=16, BLOCK_G=128, BLOCK_D=64),
-    config(4, 3, BLOCK_N=32, BLOCK_G=64, BLOCK_D=64),
-    config(8, 3, BLOCK_N=32, BLOCK_G=128, BLOCK_D=64),
-    config(8, 3, BLOCK_N=64, BLOCK_G=64, BLOCK_D=64),
+    config(4, 3, BLOCK_N=16, BLOCK_G=64, BLOCK_D=64),
+    config(4, 4, BLOCK_N=32, BLOCK_G=64, BLOCK_D=64),
+    config(4, 4, BLOCK_N=32, BLOCK_G=64, BLOCK_D=32),
+    config(8, 2, BLOCK_N=32, BLOCK_G=128, BLOCK_D=64),
     config(4, 2, BLOCK_N=16, BLOCK_G=64, BLOCK_D=32),
 ]
 KERNEL = Kernel(topk_scan_kernel, CONFIGS, _fixed, _fits)
@@ -159,7 +161,7 @@ def launch_topk(
     k: int,
     exclude: Tensor | None,  # [N] int64
 ) -> tuple[Tensor, Tensor]:  # [N, k] float32, [N, k] int64
-    """Runs on the current stream; the caller has checked kinds, dtypes, shapes, k <= MOST and G < 2^31.
+    """Runs on the current stream; the caller has checked kinds, dtypes, shapes, k <= MAX_LIST and G < 2^31.
 
     Memory: 8 bytes per query, split and slot, at most 16 KiB a query.
     """

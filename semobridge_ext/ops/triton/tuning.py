@@ -30,7 +30,8 @@ def shared_limit() -> int:
     """Bytes of shared memory that a block may have on the current device."""
     if not torch.cuda.is_available():
         return SMALLEST_SHARED
-    return int(torch.cuda.get_device_properties(torch.cuda.current_device()).shared_memory_per_block_optin)
+    properties: Any = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return int(properties.shared_memory_per_block_optin)
 
 
 def is_traced(tensor: Tensor) -> bool:
