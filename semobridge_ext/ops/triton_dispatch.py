@@ -50,7 +50,7 @@ def see_through(op: Any, takes: Callable[..., Answer], implementation: Callable[
     from torch._subclasses.functional_tensor import FunctionalTensorMode
 
     def decompose(mode: Any, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        if requested() != "triton" or takes(*args) is not True:
+        if requested() != "triton" or not args[0].is_cuda or takes(*args) is not True:
             return mode.__torch_dispatch__(function, types, args, kwargs)
         with mode:
             return implementation(*args, **(kwargs or {}))

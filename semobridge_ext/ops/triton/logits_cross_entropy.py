@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from semobridge_ext.ops.triton.tuning import Arguments, Kernel, bucket, config
+from semobridge_ext.ops.triton.tuning import Kernel, bucket, config
 
 _PROGRAMS = 256  # that fill a large GPU
 
@@ -192,14 +192,6 @@ def logits_cross_entropy_bwd_kernel(
     tl.store(at, z, mask=(out_rows < d)[:, None] & (cols < classes)[None, :])
 
 
-def _fixed_fwd(a: Arguments) -> triton.Config:
-    return FWD_CONFIGS[0]
-
-
-def _fixed_bwd(a: Arguments) -> triton.Config:
-    return BWD_CONFIGS[0]
-
-
 FWD_CONFIGS = [
     config(4, 2, BLOCK_N=32, BLOCK_C=64, BLOCK_D=16),
     config(8, 2, BLOCK_N=64, BLOCK_C=64, BLOCK_D=16),
@@ -211,8 +203,8 @@ BWD_CONFIGS = [
     config(4, 2, BLOCK_N=16, BLOCK_C=64, BLOCK_D=16, BLOCK_O=64),
     config(4, 2, BLOCK_N=32, BLOCK_C=32, BLOCK_D=16, BLOCK_O=64),
 ]
-FORWARD = Kernel(logits_cross_entropy_fwd_kernel, FWD_CONFIGS, _fixed_fwd)
-BACKWARD = Kernel(logits_cross_entropy_bwd_kernel, BWD_CONFIGS, _fixed_bwd)
+FORWARD = Kernel(logits_cross_entropy_fwd_kernel, FWD_CONFIGS, lambda _: FWD_CONFIGS[0])
+BACKWARD = Kernel(logits_cross_entropy_bwd_kernel, BWD_CONFIGS, lambda _: BWD_CONFIGS[0])
 
 
 def takes(features: Tensor) -> bool:

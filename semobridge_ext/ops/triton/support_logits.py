@@ -82,6 +82,8 @@ def _fits(c: triton.Config, a: Arguments, limit: int) -> bool:
     plain = _plain(a)
     if block_n * block_s > (32 if plain else 64) * 32 * c.num_warps or (plain and c.num_stages > 2):
         return False
+    if block_n * block_s * block_d > 1 << 16 + c.num_warps // 2:
+        return False  # spills
     return c.num_stages * block_d * (block_n + block_s) * (4 if plain else 2) + block_n * 16 <= limit
 
 

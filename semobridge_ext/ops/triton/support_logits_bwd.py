@@ -119,31 +119,28 @@ def support_logits_bwd_kernel(
         tl.store(sums_ptr + place, sums, mask=(rows < a_rows) & (tl.program_id(1) == 0))
 
 
-def _plain(a: Arguments) -> bool:
-    return a["EXACT"]
-
-
 def _fixed(a: Arguments) -> triton.Config:
-    if _plain(a):
-        return config(8, 1, BLOCK_A=32, BLOCK_B=32, BLOCK_D=16, BLOCK_O=128)
-    return config(8, 1, BLOCK_A=32, BLOCK_B=32, BLOCK_D=64, BLOCK_O=256)
+    return (SINGLE if a["EXACT"] else HALF)[0]
 
 
 def _fits(c: triton.Config, a: Arguments, limit: int) -> bool:
-    return c.kwargs["BLOCK_O"] <= max(64, triton.next_power_of_2(a["d"])) and _plain(a) == (
-        c.kwargs["BLOCK_D"] == 16
-    )
+    # Columns past D would be made for nothing.
+    wide = c.kwargs["BLOCK_O"] > max(64, triton.next_power_of_2(a["d"]))
+    return c in (SINGLE if a["EXACT"] else HALF) and not wide
 
 
-CONFIGS = [
+HALF = [
     config(8, 1, BLOCK_A=32, BLOCK_B=32, BLOCK_D=64, BLOCK_O=256),
     config(8, 1, BLOCK_A=64, BLOCK_B=32, BLOCK_D=64, BLOCK_O=256),
     config(8, 1, BLOCK_A=32, BLOCK_B=32, BLOCK_D=64, BLOCK_O=512),
     config(8, 1, BLOCK_A=64, BLOCK_B=64, BLOCK_D=64, BLOCK_O=128),
-    config(8, 1, BLOCK_A=32, BLOCK_B=32, BLOCK_D=16, BLOCK_O=128),
-    config(8, 1, BLOCK_A=32, BLOCK_B=32, BLOCK_D=16, BLOCK_O=64),
 ]
-KERNEL = Kernel(support_logits_bwd_kernel, CONFIGS, _fixed, _fits)
+SINGLE = [
+    config(4, 1, BLOCK_A=32, BLOCK_B=16, BLOCK_D=16, BLOCK_O=128),
+    config(4, 1, BLOCK_A=32, BLOCK_B=16, BLOCK_D=32, BLOCK_O=64),
+    config(4, 1, BLOCK_A=16, BLOCK_B=16, BLOCK_D=16, BLOCK_O=128),
+]
+KERNEL = Kernel(support_logits_bwd_kernel, HALF + SINGLE, _fixed, _fits)
 
 
 def _splits(owned: int, streaming: int, width: int) -> int:

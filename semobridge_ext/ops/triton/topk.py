@@ -1,7 +1,7 @@
 """Exact inner-product search, streamed: the [N, G] product never exists.
 
 A program owns BLOCK_N queries and one split of the gallery. It multiplies BLOCK_G rows at a time and keeps
-k candidates per query in registers; a second kernel sorts the splits' lists and hands out the first k.
+k candidates per query in registers; a second kernel takes the best of the splits' lists k times.
 
 A candidate is one int64, larger for the better: the score's bits in an order of integers, then the
 complement of the row, then whether the score is NaN. So equal scores stand by lower row, −0 equals +0, and
@@ -21,7 +21,7 @@ from semobridge_ext.ops.triton import product_of
 from semobridge_ext.ops.triton.tuning import Arguments, Kernel, bucket, config
 
 _PROGRAMS = 512  # that fill a large GPU
-_MERGED = 2048  # candidates that one program sorts
+_MERGED = 2048  # candidates that one program merges
 _NONE = tl.constexpr(-(1 << 63))  # below every candidate
 _FULL = tl.constexpr((1 << 63) - 1)
 
@@ -112,41 +112,40 @@ def topk_merge_kernel(
     places = tl.arange(0, WIDTH)
     live = (queries < n)[:, None] & ((places < splits * SLOTS) & (places % SLOTS < k))[None, :]
     at = lists_ptr + queries.to(tl.int64)[:, None] * splits * SLOTS + places[None, :]
-    keys = tl.sort(tl.load(at, mask=live, other=_NONE), descending=True)
-    bits = (keys >> 32).to(tl.int32)
-    bits ^= (bits >> 31) & 0x7FFFFFFF
-    scores = tl.where((keys & 1) == 1, float("nan"), bits.to(tl.float32, bitcast=True))
-    out = queries.to(tl.int64)[:, None] * k + places[None, :]
-    first = (queries < n)[:, None] & (places < k)[None, :]
-    tl.store(scores_ptr + out, scores, mask=first)
-    tl.store(indices_ptr + out, 0x7FFFFFFF - ((keys >> 1) & 0x7FFFFFFF), mask=first)
+    keys = tl.load(at, mask=live, other=_NONE)
+    out = queries.to(tl.int64) * k
+    for place in range(0, k):
+        best = tl.max(keys, axis=1)
+        keys = tl.where(keys == best[:, None], _NONE, keys)
+        bits = (best >> 32).to(tl.int32)
+        bits ^= (bits >> 31) & 0x7FFFFFFF
+        scores = tl.where((best & 1) == 1, float("nan"), bits.to(tl.float32, bitcast=True))
+        tl.store(scores_ptr + out + place, scores, mask=queries < n)
+        tl.store(indices_ptr + out + place, 0x7FFFFFFF - ((best >> 1) & 0x7FFFFFFF), mask=queries < n)
 
 
-def _plain(a: Arguments) -> bool:
-    return a["WIDEN"] or a["q_ptr"].element_size() == 4
-
-
-def _fixed(a: Arguments) -> triton.Config:
-    return config(4, 2, BLOCK_N=16, BLOCK_G=64, BLOCK_D=32) if _plain(a) else CONFIGS[0]
+def _list(a: Arguments) -> list[triton.Config]:
+    return SINGLE if a["WIDEN"] or a["q_ptr"].element_size() == 4 else HALF
 
 
 def _fits(c: triton.Config, a: Arguments, limit: int) -> bool:
-    block_n, block_g, block_d = (c.kwargs[name] for name in ("BLOCK_N", "BLOCK_G", "BLOCK_D"))
-    plain = _plain(a)
-    if block_n * max(block_g, a["SLOTS"]) > (8 if plain else 16) * 32 * c.num_warps:
-        return False
-    return c.num_stages * block_d * (block_n + block_g) * (4 if plain else 2) <= limit
+    # A thread holds candidates and scores, two registers each.
+    return c in _list(a) and c.kwargs["BLOCK_N"] * max(c.kwargs["BLOCK_G"], a["SLOTS"]) <= 512 * c.num_warps
 
 
-CONFIGS = [
+HALF = [
     config(4, 3, BLOCK_N=16, BLOCK_G=128, BLOCK_D=64),
     config(4, 3, BLOCK_N=16, BLOCK_G=64, BLOCK_D=64),
     config(4, 4, BLOCK_N=32, BLOCK_G=64, BLOCK_D=64),
     config(4, 4, BLOCK_N=32, BLOCK_G=64, BLOCK_D=32),
     config(8, 2, BLOCK_N=32, BLOCK_G=128, BLOCK_D=64),
-    config(4, 2, BLOCK_N=16, BLOCK_G=64, BLOCK_D=32),
 ]
-KERNEL = Kernel(topk_scan_kernel, CONFIGS, _fixed, _fits)
+SINGLE = [
+    config(4, 2, BLOCK_N=16, BLOCK_G=64, BLOCK_D=16),
+    config(4, 1, BLOCK_N=16, BLOCK_G=128, BLOCK_D=16),
+    config(4, 1, BLOCK_N=16, BLOCK_G=32, BLOCK_D=16),
+]
+KERNEL = Kernel(topk_scan_kernel, HALF + SINGLE, lambda a: _list(a)[0], _fits)
 MERGE = Kernel(topk_merge_kernel, (), lambda a: config(4, 1, BLOCK_N=max(1, 1024 // a["WIDTH"])))
 
 

@@ -114,6 +114,37 @@ def check_topk() -> None:
     near("topk gradient", found[0], gallery.detach().double()[got.indices].sum(1), 1e-5)
 
 
+def check_operators() -> None:
+    """opcheck: schema, fake tensors, gradients' registration; tests/ops/test_fake_cuda.py compiles."""
+    from semobridge_ext.ops.triton import operators
+
+    q, k, labels = unit(6, 10).float(), unit(30, 10).half(), torch.randint(0, 4, (30,))
+    order, offsets = torch.argsort(labels), torch.tensor([0, 7, 15, 22, 30])
+    w, grad = torch.rand(30), torch.randn(6, 4)
+    plain = ("test_schema", "test_faketensor")
+    torch.library.opcheck(
+        operators.project_normalize, (q, torch.randn(10, 7), torch.randn(7), 2.0, True), test_utils=plain
+    )
+    torch.library.opcheck(operators.support_logits, (q, k, order, offsets, 2.0, w), test_utils=plain)
+    needs = (True, False, True)
+    torch.library.opcheck(
+        operators.support_logits_bwd, (grad, q, k, labels, 2.0, w, *needs), test_utils=plain
+    )
+    torch.library.opcheck(operators.topk, (q, k, 3, torch.arange(6)), test_utils=plain)
+    checked = (*plain, "test_autograd_registration")
+    with sb.backend("triton"):
+        ops = torch.ops.semobridge
+        x = q.clone().requires_grad_()
+        torch.library.opcheck(
+            ops.project_normalize, (x, torch.randn(10, 7), None, 1.0, True), test_utils=checked
+        )
+        arguments = (x, k, labels, w, None, None, 4, 2.0)
+        torch.library.opcheck(ops.support_logits, arguments, test_utils=checked)
+        arguments = (grad, q, k, labels, w, 2.0, *needs, True)
+        torch.library.opcheck(ops.support_logits_bwd, arguments, test_utils=plain)
+        torch.library.opcheck(ops.topk, (x, k, 3, None), test_utils=checked)
+
+
 def refused(call, error: type[Exception], text: str) -> None:
     try:
         with sb.backend("triton"):
@@ -143,7 +174,7 @@ def check_refusals() -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for check in (check_projection, check_bridge, check_support, check_topk, check_refusals):
+    for check in (check_projection, check_bridge, check_support, check_topk, check_operators, check_refusals):
         torch.manual_seed(2509)
         check()
     print(json.dumps(WORST))

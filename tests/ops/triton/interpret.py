@@ -1,6 +1,7 @@
 """`TRITON_INTERPRET=1 python interpret.py [FOLDER [CHECK..]]`: the kernels against float64, errors as JSON.
 
 FOLDER holds the kernel files to check in place of the package's; CHECK names those to run (default: all).
+`--each FOLDER` runs the check named by each of its subfolders on the file in there.
 With CHECK_DEVICE=cuda in place of the interpreter the same checks run on a GPU.
 
 A program of its own: the interpreter is chosen when the kernels are defined.
@@ -12,6 +13,7 @@ import importlib.util
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -243,10 +245,46 @@ def check_logits_cross_entropy() -> None:
 
 CHECKS = {name.removeprefix("check_"): f for name, f in globals().items() if name.startswith("check_")}
 
+
+def run_check(name: str) -> None:
+    torch.manual_seed(2509)
+    CHECKS[name]()
+
+
+def run_each(folder: Path) -> dict[str, int]:
+    """Folders named N-CHECK, each in a process of its own, two at a time: 0 right, 1 wrong, else broken."""
+    global FOLDER
+    running: dict[int, str] = {}
+    status: dict[str, int] = {}
+    waiting = sorted(folder.iterdir())
+    while waiting or running:
+        if waiting and len(running) < 2:
+            FOLDER = waiting.pop()
+            pid = os.fork()
+            if pid == 0:
+                code = 2
+                try:
+                    run_check(FOLDER.name.split("-")[1])
+                    code = 0
+                except AssertionError:
+                    code = 1
+                finally:
+                    os._exit(code)
+            running[pid] = FOLDER.name
+        else:
+            pid, ended = os.wait()
+            status[running.pop(pid)] = os.waitstatus_to_exitcode(ended)
+    return status
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.set_default_device(os.environ.get("CHECK_DEVICE", "cpu"))
-    for name in sys.argv[2:] or CHECKS:
-        torch.manual_seed(2509)
-        CHECKS[name]()
-    print(json.dumps(WORST))
+    warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, about infinities and NaN
+    if sys.argv[1:2] == ["--each"]:
+        importlib.import_module("semobridge_ext.ops.triton.tuning")  # once, before the processes part
+        print(json.dumps(run_each(Path(sys.argv[2]))))
+    else:
+        for name in sys.argv[2:] or CHECKS:
+            run_check(name)
+        print(json.dumps(WORST))
