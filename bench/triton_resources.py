@@ -51,6 +51,7 @@ class Compiled(NamedTuple):
     threads: int
     registers: int
     shared: int
+    bound: int  # of shared memory, that the choice relies on; 0: SMALLEST_SHARED
     spills: int  # bytes of local memory per thread
     tensor_cores: bool  # the product's instruction
     rounds: bool  # a half-type result is rounded to nearest
@@ -71,17 +72,24 @@ def _figures(cubin: bytes) -> tuple[int, int]:
     return int(registers[1]), int(stack[1]) + int(local[1])
 
 
-def compile_one(case: Case, tile: triton.Config, architecture: int) -> Any:
-    """One instantiation; pointers and strides are known to be multiples of 16, as on real calls."""
+def compile_one(case: Case, tile: triton.Config, architecture: int, ones: bool = False) -> Any:
+    """One instantiation; pointers and strides are known to be multiples of 16, as on real calls.
+
+    With ``ones`` every number that a launch may replace by the constant 1, because it is 1, is replaced.
+    """
     kernel = case.kernel.function
     constants = {**case.constants, **tile.kwargs}
     signature = {}
     for name in kernel.arg_names:
         single = name in ("scale", "beta", "coefficient")
         signature[name] = case.types.get(name, "fp32" if single else "i32")
+        if ones and signature[name] == "i32" and name != "bucket":
+            constants.setdefault(name, 1)
         if name in constants:
             signature[name] = "constexpr"
-    aligned = [n for n in signature if signature[n].startswith("*") or n in _ALIGNED or n.endswith("_stride")]
+    numbers = [n for n in signature if n in _ALIGNED or n.endswith("_stride")]
+    aligned = [n for n in signature if signature[n].startswith("*")]
+    aligned += [n for n in numbers if signature[n] == "i32"]
     attributes = {(list(signature).index(n),): [["tt.divisibility", 16]] for n in aligned}
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
     options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
@@ -152,15 +160,18 @@ def cases() -> list[Case]:
     return found
 
 
-def tiles(case: Case, architecture: int | None = None) -> list[triton.Config]:
-    """The fixed tile, and with an architecture those that would be measured there."""
+def arguments(case: Case) -> dict[str, Any]:
+    """What the choice of a tile looks at."""
     element = torch.empty(0, dtype=DTYPES[case.dtype])
-    arguments = {n: element for n in case.types} | case.sizes | case.constants
-    found = [case.kernel.fixed(arguments)]
-    if architecture is not None:
-        limit = SHARED[architecture]
-        found += [c for c in case.kernel.configs if c not in found and case.kernel.fits(c, arguments, limit)]
-    return found
+    return {n: element for n in case.types} | case.sizes | case.constants
+
+
+def tiles(case: Case, architecture: int, measured: bool = True) -> list[triton.Config]:
+    """The tile taken unmeasured on that architecture, and those that would be measured there."""
+    found, limit = arguments(case), SHARED[architecture]
+    first = case.kernel.unmeasured(found, limit)
+    usable = case.kernel.usable(found, limit) if measured else []
+    return [first, *(c for c in usable if c != first)]
 
 
 def compile_case(case: Case, tile: triton.Config, architecture: int) -> Compiled:
@@ -169,7 +180,8 @@ def compile_case(case: Case, tile: triton.Config, architecture: int) -> Compiled
     ptx = done.asm["ptx"]
     return Compiled(
         case.kernel.function.fn.__name__, case.shape, case.dtype, architecture, str(tile),
-        32 * tile.num_warps, registers, done.metadata.shared, spills,
+        32 * tile.num_warps, registers, done.metadata.shared,
+        case.kernel.shared(tile, arguments(case)), spills,
         re.search(r"mma\.sync|wgmma|tcgen05\.mma", ptx) is not None,
         f"cvt.rn.{'bf16' if case.dtype == 'bf16' else 'f16'}" in ptx,
     )  # fmt: skip
@@ -183,7 +195,7 @@ def compile_all(
         for case in cases()
         if case.dtype in dtypes
         for architecture in architectures
-        for tile in tiles(case, architecture if measured else None)
+        for tile in tiles(case, architecture, measured)
     ]
 
 
@@ -201,7 +213,8 @@ def table(found: Sequence[Compiled]) -> str:
         cells = [f"`{key[0]}`", *key[1:], str(len({c.tile for c in mine}))]
         for a in architectures:
             here = [c for c in mine if c.architecture == a]
-            registers, shared, spills = (max(c[i] for c in here) for i in (6, 7, 8))
+            registers = max(c.registers for c in here)
+            shared, spills = max(c.shared for c in here), max(c.spills for c in here)
             cells.append(f"{registers} / {shared / 1024:.0f} KiB / {spills}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -224,7 +224,12 @@ def support_logits(
         nor on the other queries. In float32 a term is 0 where β(⟨q,k⟩ − 1) < −87.68 and overflows
         from 88.37 on, which unit rows never reach. The relative error of a term is about
         β·2⁻²⁴·√D. NaN or infinity in a query stays in its row, in a key in its class.
-        Differentiable in queries, keys and weights; the gradient's products are torch.mm's.
+        Differentiable in queries, keys and weights; the gradient's products are torch.mm's, with
+        ``backend("triton")`` the kernel's own (for half rows 2⁻¹¹ of a term).
+
+    Synchronisation: on a GPU the check of the labels waits for the device at every call; a SupportSet
+        checks once, when it is made. Code compiled with ``backend("triton")`` checks nothing: rows with
+        labels out of range belong to no class.
 
     Memory: the output, 8 bytes per label, and a few MiB; backward the gradients and a few MiB.
 

@@ -15,6 +15,8 @@ Products are float32, as SeMoBridge-T trains. Labels must be sorted.
 
 from __future__ import annotations
 
+import bisect
+
 import torch
 import triton
 import triton.language as tl
@@ -212,17 +214,18 @@ def takes(features: Tensor) -> bool:
     return features.dtype is torch.float32
 
 
-def row_bounds(offsets: Tensor, width: int) -> Tensor:  # [C + 1], host -> [SPLITS + 1] int64
+def row_bounds(offsets: Tensor, width: int) -> Tensor:  # [C + 1] int64 -> [SPLITS + 1] int64
     """Rows between which the backward kernel splits them, each at the beginning of a class.
 
-    Computed once per batch, on the host: ``offsets`` are the classes' first rows, ``width`` is D.
+    Computed once per batch, on the host, for the offsets' device: ``offsets`` are the classes' first rows,
+    ``width`` is D.
     """
-    at, rows, classes = offsets.cpu(), int(offsets[-1]), offsets.numel() - 1
+    at, classes = offsets.tolist(), offsets.numel() - 1
     programs = triton.cdiv(classes, 32) * triton.cdiv(width, 128)
-    splits = max(1, min(_PROGRAMS // programs, rows // 128, 16))
-    wanted = torch.arange(1, splits) * rows // splits
-    inside = at[torch.searchsorted(at, wanted)]
-    return torch.unique(torch.cat([inside.new_zeros(1), inside, inside.new_full((1,), rows)]))
+    splits = max(1, min(_PROGRAMS // programs, at[-1] // 128, 16))
+    wanted = [at[-1] * part // splits for part in range(1, splits)]
+    inside = [at[bisect.bisect_left(at, row)] for row in wanted]
+    return torch.tensor(sorted({0, *inside, at[-1]}), dtype=torch.int64, device=offsets.device)
 
 
 def launch_logits_cross_entropy_fwd(

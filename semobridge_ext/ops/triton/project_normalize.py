@@ -105,15 +105,21 @@ def _fixed(a: Arguments) -> triton.Config:
     return config(8, 2 if single else 3, BLOCK_N=block_n, BLOCK_K=16 if single else 32)
 
 
-def _fits(c: triton.Config, a: Arguments, limit: int) -> bool:
+def _fits(c: triton.Config, a: Arguments) -> bool:
     # What the compiler was seen to spill is left out (bench/triton_resources.py).
     block_n, block_k, block_m = c.kwargs["BLOCK_N"], c.kwargs["BLOCK_K"], a["BLOCK_M"]
     if block_m > (512 if c.num_warps < 8 else 1024) or (_single(a) and block_k > 16):
         return False
     if block_k == 16 and block_n > 16 and not _single(a):
         return False
-    tiles = c.num_stages * block_k * (block_n + block_m) * (4 if _single(a) else 2)
-    return block_n * block_m * 8 <= _accumulators(a) * c.num_warps and tiles + block_n * block_m // 4 <= limit
+    return block_n * block_m * 8 <= _accumulators(a) * c.num_warps
+
+
+def _shared(c: triton.Config, a: Arguments) -> int:
+    block_n, block_k = c.kwargs["BLOCK_N"], c.kwargs["BLOCK_K"]
+    # The last stage is in registers, but not on Hopper's and Blackwell's units, which take 64 rows or more.
+    stages = c.num_stages if block_n >= 64 else max(1, c.num_stages - 1)
+    return stages * block_k * (block_n + a["BLOCK_M"]) * (4 if _single(a) else 2) + 1024
 
 
 CONFIGS = [
@@ -125,7 +131,7 @@ CONFIGS = [
     config(8, 2, BLOCK_N=32, BLOCK_K=16),
     config(8, 2, BLOCK_N=16, BLOCK_K=16),
 ]
-KERNEL = Kernel(project_normalize_fwd_kernel, CONFIGS, _fixed, _fits)
+KERNEL = Kernel(project_normalize_fwd_kernel, CONFIGS, _fixed, _fits, _shared)
 
 
 def split_matrix(matrix: Tensor, dtype: torch.dtype) -> tuple[Tensor, int]:

@@ -77,14 +77,12 @@ def _fixed(a: Arguments) -> triton.Config:
     return config(4, 2 if _plain(a) else 4, BLOCK_N=min(block_n, 64) if _plain(a) else block_n, BLOCK_D=32)
 
 
-def _fits(c: triton.Config, a: Arguments, limit: int) -> bool:
+def _fits(c: triton.Config, a: Arguments) -> bool:
     block_n, block_d, block_s = c.kwargs["BLOCK_N"], c.kwargs["BLOCK_D"], a["BLOCK_S"]
     plain = _plain(a)
     if block_n * block_s > (32 if plain else 64) * 32 * c.num_warps or (plain and c.num_stages > 2):
         return False
-    if block_n * block_s * block_d > 1 << 16 + c.num_warps // 2:
-        return False  # spills
-    return c.num_stages * block_d * (block_n + block_s) * (4 if plain else 2) + block_n * 16 <= limit
+    return block_n * block_s * block_d <= 1 << 16 + c.num_warps // 2  # beyond, it spills
 
 
 CONFIGS = [

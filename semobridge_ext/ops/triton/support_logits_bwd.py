@@ -123,7 +123,7 @@ def _fixed(a: Arguments) -> triton.Config:
     return (SINGLE if a["EXACT"] else HALF)[0]
 
 
-def _fits(c: triton.Config, a: Arguments, limit: int) -> bool:
+def _fits(c: triton.Config, a: Arguments) -> bool:
     # Columns past D would be made for nothing.
     wide = c.kwargs["BLOCK_O"] > max(64, triton.next_power_of_2(a["d"]))
     return c in (SINGLE if a["EXACT"] else HALF) and not wide

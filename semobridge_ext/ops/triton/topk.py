@@ -128,7 +128,7 @@ def _list(a: Arguments) -> list[triton.Config]:
     return SINGLE if a["WIDEN"] or a["q_ptr"].element_size() == 4 else HALF
 
 
-def _fits(c: triton.Config, a: Arguments, limit: int) -> bool:
+def _fits(c: triton.Config, a: Arguments) -> bool:
     # A thread holds candidates and scores, two registers each.
     return c in _list(a) and c.kwargs["BLOCK_N"] * max(c.kwargs["BLOCK_G"], a["SLOTS"]) <= 512 * c.num_warps
 

@@ -60,7 +60,9 @@ class Kernel:
         function: of ``triton.jit``, with an argument ``bucket`` if there is a list.
         configs: the list; empty: never measured.
         fixed: the unmeasured choice for a call's arguments.
-        fits: (configuration, arguments, bytes of shared memory) -> whether it may be tried.
+        fits: (configuration, arguments) -> whether it is meant for such a call.
+        shared: (configuration, arguments) -> an upper bound of its shared memory, where that may pass
+            SMALLEST_SHARED.
     """
 
     def __init__(
@@ -68,21 +70,33 @@ class Kernel:
         function: Any,
         configs: Sequence[triton.Config],
         fixed: Callable[[Arguments], triton.Config],
-        fits: Callable[[triton.Config, Arguments, int], bool] = lambda *_: True,
+        fits: Callable[[triton.Config, Arguments], bool] = lambda *_: True,
+        shared: Callable[[triton.Config, Arguments], int] = lambda *_: 0,
     ) -> None:
-        self.function, self.configs, self.fixed, self.fits = function, list(configs), fixed, fits
+        self.function, self.configs, self.fixed = function, list(configs), fixed
+        self.fits, self.shared = fits, shared
         self.tuner = function
         if self.configs:
             prune = {"early_config_prune": self.prune}
             tune = triton.autotune(self.configs, ["bucket"], prune_configs_by=prune, cache_results=True)
             self.tuner = tune(function)
 
+    def usable(self, arguments: Arguments, limit: int) -> list[triton.Config]:
+        """What may be tried on a device whose blocks may have that many bytes of shared memory."""
+        return [c for c in self.configs if self.fits(c, arguments) and self.shared(c, arguments) <= limit]
+
+    def unmeasured(self, arguments: Arguments, limit: int) -> triton.Config:
+        """The fixed choice, or the first usable one where a device is too small for it."""
+        fixed = self.fixed(arguments)
+        if self.shared(fixed, arguments) <= limit:
+            return fixed
+        return next(iter(self.usable(arguments, limit)), fixed)
+
     def prune(self, configs: Sequence[triton.Config], named: Arguments, **constants: Any) -> list:
-        arguments = {**named, **constants}
-        if _capturing():  # one left is taken without a measurement
-            return [self.fixed(arguments)]
-        limit = shared_limit()
-        return [c for c in configs if self.fits(c, arguments, limit)] or [self.fixed(arguments)]
+        arguments, limit = {**named, **constants}, shared_limit()
+        # One that is left alone is taken without a measurement.
+        usable = [] if _capturing() else self.usable(arguments, limit)
+        return usable or [self.unmeasured(arguments, limit)]
 
     def launch(self, like: Tensor, grid: Callable[[Arguments], tuple], *args: Any, **constants: Any) -> None:
         """Runs on the current stream of ``like``'s device; ``grid`` sees the tile."""
@@ -90,8 +104,8 @@ class Kernel:
             return  # the interpreter leaves nothing in a graph: such an operator stays whole
         measured = like.is_cuda and self.configs and os.environ.get("SEMOBRIDGE_TRITON_AUTOTUNE") != "0"
         if not measured:
-            names = self.function.arg_names
-            chosen = self.fixed({**dict(zip(names, args, strict=False)), **constants})
+            arguments = {**dict(zip(self.function.arg_names, args, strict=False)), **constants}
+            chosen = self.unmeasured(arguments, shared_limit() if like.is_cuda else 1 << 30)
             constants |= {**chosen.kwargs, "num_warps": chosen.num_warps, "num_stages": chosen.num_stages}
         kernel = self.tuner if measured else self.function
         if is_traced(like):
