@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from semobridge_ext.ops.triton.tuning import Kernel, bucket, config
+from semobridge_ext.ops.triton.tuning import Arguments, Kernel, bucket, config
 
 _PROGRAMS = 256  # that fill a large GPU
 
@@ -199,14 +199,26 @@ FWD_CONFIGS = [
     config(8, 2, BLOCK_N=64, BLOCK_C=64, BLOCK_D=16),
     config(4, 2, BLOCK_N=16, BLOCK_C=64, BLOCK_D=32),
 ]
+# Every slice of D makes the logits again: wide slices first.
 BWD_CONFIGS = [
+    config(8, 1, BLOCK_N=16, BLOCK_C=32, BLOCK_D=16, BLOCK_O=512),
+    config(8, 1, BLOCK_N=16, BLOCK_C=64, BLOCK_D=16, BLOCK_O=256),
     config(8, 2, BLOCK_N=16, BLOCK_C=32, BLOCK_D=16, BLOCK_O=128),
     config(8, 1, BLOCK_N=32, BLOCK_C=32, BLOCK_D=32, BLOCK_O=128),
     config(4, 2, BLOCK_N=16, BLOCK_C=64, BLOCK_D=16, BLOCK_O=64),
-    config(4, 2, BLOCK_N=32, BLOCK_C=32, BLOCK_D=16, BLOCK_O=64),
 ]
+
+
+def _fits_bwd(c: triton.Config, a: Arguments) -> bool:
+    return c.kwargs["BLOCK_O"] <= max(64, triton.next_power_of_2(a["d"]))
+
+
+def _fixed_bwd(a: Arguments) -> triton.Config:
+    return next(c for c in BWD_CONFIGS if _fits_bwd(c, a))
+
+
 FORWARD = Kernel(logits_cross_entropy_fwd_kernel, FWD_CONFIGS, lambda _: FWD_CONFIGS[0])
-BACKWARD = Kernel(logits_cross_entropy_bwd_kernel, BWD_CONFIGS, lambda _: BWD_CONFIGS[0])
+BACKWARD = Kernel(logits_cross_entropy_bwd_kernel, BWD_CONFIGS, _fixed_bwd, _fits_bwd)
 
 
 def takes(features: Tensor) -> bool:
@@ -221,7 +233,7 @@ def row_bounds(offsets: Tensor, width: int) -> Tensor:  # [C + 1] int64 -> [SPLI
     ``width`` is D.
     """
     at, classes = offsets.tolist(), offsets.numel() - 1
-    programs = triton.cdiv(classes, 32) * triton.cdiv(width, 128)
+    programs = triton.cdiv(classes, 32) * triton.cdiv(width, 512)
     splits = max(1, min(_PROGRAMS // programs, at[-1] // 128, 16))
     wanted = [at[-1] * part // splits for part in range(1, splits)]
     inside = [at[bisect.bisect_left(at, row)] for row in wanted]
@@ -261,7 +273,7 @@ def launch_logits_cross_entropy_bwd(
     lse: Tensor,  # [N] of the forward launch
     bounds: Tensor,  # [SPLITS + 1] int64, of `row_bounds`, on the device
     z: Tensor,  # [D, C] written, unit column stride
-    partial: Tensor,  # [SPLITS, D, C] workspace; unused where SPLITS = 1
+    partial: Tensor,  # [SPLITS, D, C] workspace; not used where SPLITS = 1
     add: Tensor | None = None,  # [C, C]
     sums: Tensor | None = None,  # [C, C] zero, written where a class has rows
 ) -> None:
@@ -282,3 +294,40 @@ def launch_logits_cross_entropy_bwd(
     )  # fmt: skip
     if splits > 1:
         torch.sum(partial, dim=0, out=z)
+
+
+class StreamedLoss:
+    """Both launches for one batch, with what they need besides: made once, called at every step.
+
+    Args:
+        features: [N, D] float32, rows in class order. labels: [N] int64. offsets: [C + 1] int64.
+
+    A call does what ``mm``, ``row_loss`` (csrc/include/semobridge/train.h) and ``z.addmm_(f.T, logits)`` do
+    over all chunks of rows, and allocates nothing: it may be captured in a CUDA graph once its tiles are
+    chosen. Numerics: float32 products and sums in one fixed order. A NaN row spoils Z, and Y for the classes
+    of its tile.
+
+    Memory: N + SPLITS·D·C values.
+    """
+
+    def __init__(self, features: Tensor, labels: Tensor, offsets: Tensor) -> None:
+        self.features, self.labels = features, labels
+        classes, width = offsets.numel() - 1, features.shape[1]
+        self.bounds = row_bounds(offsets, width).to(features.device)
+        self.lse = features.new_empty(len(features))
+        self.partial = features.new_empty(max(0, len(self.bounds) - 1), width, classes)
+
+    def __call__(
+        self,
+        right: Tensor,  # [D, C]
+        scale: Tensor,  # [N]
+        coefficient: float,
+        loss: Tensor,  # [N] written
+        z: Tensor,  # [D, C] written, unit column stride
+        add: Tensor | None = None,  # [C, C]
+        dot: Tensor | None = None,  # [N] written
+        sums: Tensor | None = None,  # [C, C] zero, written where a class has rows
+    ) -> None:
+        head = (self.features, right, self.labels, scale, coefficient)
+        launch_logits_cross_entropy_fwd(*head, loss, self.lse, add, dot)
+        launch_logits_cross_entropy_bwd(*head, self.lse, self.bounds, z, self.partial, add, sums)

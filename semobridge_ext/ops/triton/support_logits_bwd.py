@@ -119,27 +119,30 @@ def support_logits_bwd_kernel(
         tl.store(sums_ptr + place, sums, mask=(rows < a_rows) & (tl.program_id(1) == 0))
 
 
-def _fixed(a: Arguments) -> triton.Config:
-    return (SINGLE if a["EXACT"] else HALF)[0]
+# Every slice of D makes the tile of P again: wide slices first.
+HALF = [
+    config(8, 1, BLOCK_A=32, BLOCK_B=32, BLOCK_D=64, BLOCK_O=512),
+    config(8, 1, BLOCK_A=32, BLOCK_B=32, BLOCK_D=64, BLOCK_O=256),
+    config(8, 1, BLOCK_A=64, BLOCK_B=32, BLOCK_D=64, BLOCK_O=256),
+    config(8, 1, BLOCK_A=64, BLOCK_B=64, BLOCK_D=64, BLOCK_O=128),
+]
+SINGLE = [
+    config(8, 1, BLOCK_A=16, BLOCK_B=16, BLOCK_D=16, BLOCK_O=512),
+    config(8, 1, BLOCK_A=32, BLOCK_B=16, BLOCK_D=16, BLOCK_O=256),
+    config(4, 1, BLOCK_A=32, BLOCK_B=16, BLOCK_D=16, BLOCK_O=128),
+]
 
 
 def _fits(c: triton.Config, a: Arguments) -> bool:
     # Columns past D would be made for nothing.
-    wide = c.kwargs["BLOCK_O"] > max(64, triton.next_power_of_2(a["d"]))
-    return c in (SINGLE if a["EXACT"] else HALF) and not wide
+    most = max(128, triton.next_power_of_2(a["d"]))
+    return c in (SINGLE if a["EXACT"] else HALF) and c.kwargs["BLOCK_O"] <= most
 
 
-HALF = [
-    config(8, 1, BLOCK_A=32, BLOCK_B=32, BLOCK_D=64, BLOCK_O=256),
-    config(8, 1, BLOCK_A=64, BLOCK_B=32, BLOCK_D=64, BLOCK_O=256),
-    config(8, 1, BLOCK_A=32, BLOCK_B=32, BLOCK_D=64, BLOCK_O=512),
-    config(8, 1, BLOCK_A=64, BLOCK_B=64, BLOCK_D=64, BLOCK_O=128),
-]
-SINGLE = [
-    config(4, 1, BLOCK_A=32, BLOCK_B=16, BLOCK_D=16, BLOCK_O=128),
-    config(4, 1, BLOCK_A=32, BLOCK_B=16, BLOCK_D=32, BLOCK_O=64),
-    config(4, 1, BLOCK_A=16, BLOCK_B=16, BLOCK_D=16, BLOCK_O=128),
-]
+def _fixed(a: Arguments) -> triton.Config:
+    return next(c for c in (SINGLE if a["EXACT"] else HALF) if _fits(c, a))
+
+
 KERNEL = Kernel(support_logits_bwd_kernel, HALF + SINGLE, _fixed, _fits)
 
 

@@ -202,7 +202,7 @@ def check_logits_cross_entropy() -> None:
         n = len(y)
         f, right, s = torch.randn(n, d + 3)[:, :d], torch.randn(c, d).T, torch.rand(n) + 0.1
         offsets, factor = class_order(y, c)[1], 0.3 / n
-        cuts = [entropy.row_bounds(offsets, d)]
+        cuts: list = [None]  # as StreamedLoss splits
         cuts += [torch.tensor([0, int(offsets[c // 3]), int(offsets[c // 2]), n])] * (c > 3)
         for add in (None, torch.randn(c, c)):
             raw = f.double() @ right.double()
@@ -211,28 +211,30 @@ def check_logits_cross_entropy() -> None:
             own = torch.nn.functional.one_hot(y, c).double()
             grad = factor * (log_p.exp() - own)
             x = grad * s.double().unsqueeze(1)
-            loss, dot, lse = torch.full((3, n), float("nan"))
-            entropy.launch_logits_cross_entropy_fwd(f, right, y, s, factor, loss, lse, add, dot)
-            rows = lambda t: t.unsqueeze(0)  # noqa: E731
-            if c > 1:
-                close("cross entropy loss", rows(loss), rows(-factor * (log_p * own).sum(1)))
-                close("cross entropy dot", rows(dot), rows((grad * logits).sum(1)))
-            else:
-                assert (loss.abs() < 1e-6).all() and (dot.abs() < 1e-6).all()
             for bounds in cuts:
-                z = torch.full((d, 2 * c), 7.0)
-                part, sums = torch.full((len(bounds) - 1, d, c), float("nan")), torch.zeros(c, c)
-                entropy.launch_logits_cross_entropy_bwd(
-                    f, right, y, s, factor, lse, bounds, z[:, c:], part, add, sums
-                )
+                whole = entropy.StreamedLoss(f, y, offsets)
+                if bounds is not None:
+                    whole.bounds = bounds
+                    whole.partial = torch.full((len(bounds) - 1, d, c), float("nan"))
+                loss, dot = torch.full((2, n), float("nan"))
+                z, sums = torch.full((d, 2 * c), 7.0), torch.zeros(c, c)
+                whole(right, s, factor, loss, z[:, c:], add, dot, sums)
                 assert (z[:, :c] == 7).all(), "columns of another loss were written"
-                if c > 1:
-                    close("cross entropy grad", z[:, c:], f.double().T @ x)
-                    total = torch.zeros(c, c, dtype=torch.float64).index_add_(0, y, x)
-                    close("cross entropy sums", sums[y], total[y])
-                    assert (sums[torch.bincount(y, minlength=c) == 0] == 0).all()
+                if c == 1:
+                    assert (loss.abs() < 1e-6).all() and (dot.abs() < 1e-6).all()
+                    continue
+                close("cross entropy loss", loss.unsqueeze(0), -factor * (log_p * own).sum(1).unsqueeze(0))
+                close("cross entropy dot", dot.unsqueeze(0), (grad * logits).sum(1).unsqueeze(0))
+                close("cross entropy grad", z[:, c:], f.double().T @ x)
+                total = torch.zeros(c, c, dtype=torch.float64).index_add_(0, y, x)
+                close("cross entropy sums", sums[y], total[y])
+                assert (sums[torch.bincount(y, minlength=c) == 0] == 0).all()
+                plain = torch.full((d, c), 7.0)
+                whole(right, s, factor, loss, plain, add)
+                assert torch.equal(plain, z[:, c:]), "the gradient depends on what else is asked for"
     f[7, 2] = float("nan")
     before = loss.clone()
+    lse = torch.empty(n)
     entropy.launch_logits_cross_entropy_fwd(f, right, y, s, factor, loss, lse, add, dot)
     keep = torch.arange(n) != 7
     assert torch.equal(loss[keep], before[keep]) and loss[7].isnan(), "NaN left its row"
