@@ -85,10 +85,10 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def _require_triton(function: str, device: torch.device, has_kernel: bool) -> None:
-    if not has_kernel:
+def _require_triton(function: str, device: torch.device, kernel: bool | str) -> None:
+    if kernel is not True:
         raise NotImplementedError(
-            f"{function}: backend 'triton' has no kernel for this call; use backend('auto')"
+            f"{function}: backend 'triton' has no kernel for {kernel or 'this call'}; use backend('auto')"
         )
     if not _has_triton():
         raise RuntimeError(f"{function}: backend 'triton' needs Triton; pip install triton")
@@ -105,7 +105,7 @@ def resolve(
     device: torch.device,
     *,
     cuda: bool = False,
-    triton: bool = False,
+    triton: bool | str = False,
     work: tuple[torch.dtype, int] | None = None,
 ) -> str:
     """The implementation for one call; an explicit request that cannot be met is an error.
@@ -114,7 +114,7 @@ def resolve(
         function: the caller, for messages.
         device: of its tensors.
         cuda: a CUDA kernel of the native core takes this call.
-        triton: a Triton kernel takes this call.
+        triton: a Triton kernel takes this call; or in words what it does not take.
         work: dtype and size of the call, where its choice on a GPU may have been measured.
     """
     name = requested()
@@ -146,6 +146,8 @@ def resolve(
         )
     if device.type == "cuda" and work is not None:
         choice = _thresholds.choose(function, device, *work)
-        if (choice == "native" and cuda and HAS_CUDA) or (choice == "triton" and triton and _has_triton()):
+        if (choice == "native" and cuda and HAS_CUDA) or (
+            choice == "triton" and triton is True and _has_triton()
+        ):
             return choice
     return "eager"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from importlib import metadata
 from typing import Any
@@ -57,7 +58,11 @@ def _triton_state() -> str:
     version = _version("triton")
     if version is None:
         return "not installed (pip install triton)"
-    return f"{version}; no op uses it yet" if torch.cuda.is_available() else f"{version}; no GPU"
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return f"{version}; its interpreter runs the kernels on CPU tensors; on request: backend('triton')"
+    if not torch.cuda.is_available():
+        return f"{version}; no usable GPU or driver here"
+    return f"{version}; on request: backend('triton')"
 
 
 def build_info() -> dict[str, Any]:

@@ -20,9 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from semobridge_ext import _errors, _files
+from semobridge_ext._backend import requested
 from semobridge_ext.ops.cuda_projection import CudaProjection, is_direct_cuda
 from semobridge_ext.ops.project_normalize import project_normalize
 from semobridge_ext.ops.projection import Projection, compute_dtype, is_direct
+from semobridge_ext.ops.triton_projection import TritonProjection
 
 _FORMAT = "semobridge-ext bridge 1"
 _log = logging.getLogger("semobridge_ext")
@@ -88,7 +90,7 @@ class Bridge(nn.Module):
     _fold_cache: tuple[tuple, _Fold] | None
     _plans: dict[tuple, Projection]
     _plan_stamp: tuple | None
-    _cuda: tuple[tuple, CudaProjection] | None
+    _cuda: tuple[tuple, CudaProjection | TritonProjection] | None
 
     def __init__(
         self,
@@ -248,11 +250,12 @@ class Bridge(nn.Module):
             self._plans[key] = plan
         return plan
 
-    def _cuda_plan(self, device: torch.device) -> CudaProjection:
-        """The folded projector as the CUDA kernels take it."""
-        stamp = self._stamp()
-        if self._cuda is None or self._cuda[0] != (stamp, device):
-            self._cuda = ((stamp, device), CudaProjection(self._fold().projector, device))
+    def _cuda_plan(self, device: torch.device) -> CudaProjection | TritonProjection:
+        """The folded projector as the kernels asked for take it: csrc's, or Triton's."""
+        kind = TritonProjection if requested() == "triton" else CudaProjection
+        stamp = (kind, self._stamp(), device)
+        if self._cuda is None or self._cuda[0] != stamp:
+            self._cuda = (stamp, kind(self._fold().projector, device))
         return self._cuda[1]
 
     def _make_plan(self, project: bool, normalize: bool, compute: torch.dtype) -> Projection:

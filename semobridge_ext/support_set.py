@@ -19,8 +19,9 @@ from torch import Tensor
 
 from semobridge_ext import _errors, _files
 from semobridge_ext._backend import _C
+from semobridge_ext.ops.class_order import ClassOrder, sort_by_class
 from semobridge_ext.ops.support_checks import check_beta, check_queries, check_support
-from semobridge_ext.ops.support_logits import ClassOrder, run, sort_by_class
+from semobridge_ext.ops.support_logits import run
 
 _FORMAT = "semobridge-ext support 1"
 _NAMES = {torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -31,21 +32,21 @@ class _Segment(NamedTuple):
     keys: Tensor  # [s, D]
     labels: Tensor  # [s]
     weights: Tensor | None  # [s]
-    classes: ClassOrder | None  # None: the device has no native kernel
+    classes: ClassOrder | None  # None: no kernel asks for it on this device
 
     def order(self) -> Tensor:
         if self.classes is not None and self.classes.order is not None:
             return self.classes.order
         if self.classes is not None:
-            return torch.arange(len(self.labels))
+            return torch.arange(len(self.labels), device=self.labels.device)
         return torch.argsort(self.labels, stable=True)
 
 
 def _segment(
     keys: Tensor, labels: Tensor, weights: Tensor | None, num_classes: int, function: str
 ) -> _Segment:
-    native = keys.device.type == "cpu" and _C is not None
-    classes = sort_by_class(labels, num_classes, function) if native else None
+    sorted_here = labels.is_cuda or (labels.is_cpu and _C is not None)
+    classes = sort_by_class(labels, num_classes, function) if sorted_here else None
     return _Segment(keys, labels, weights, classes)
 
 

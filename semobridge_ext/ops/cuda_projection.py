@@ -16,20 +16,22 @@ TILED = 16384  # rows of one tiled launch, 32 MiB of raw sums at 512 columns: th
 
 
 def is_direct_cuda(x: Tensor, frozen: Tensor) -> bool:
-    """True where a call may go straight to the CUDA kernels (see `projection.is_direct`)."""
+    """True where a call may go straight to the kernels asked for (see `projection.is_direct`)."""
+    asked = _backend.requested()
+    if asked == "triton":
+        place = x.is_cuda or x.is_cpu  # its interpreter takes CPU tensors
+    else:
+        place = asked == "native" and x.is_cuda and _backend.HAS_CUDA and x.dtype is not torch.float64
     return (
-        x.is_cuda
-        and _backend.HAS_CUDA
+        place
         and type(x) is Tensor
         and x.dtype in DTYPE_CODES
-        and x.dtype is not torch.float64
         and x.layout is torch.strided
         and not torch.compiler.is_compiling()
         and not x.is_neg()
         and not ((x.requires_grad or frozen.requires_grad) and torch.is_grad_enabled())
         and torch._C._functorch.peek_interpreter_stack() is None
         and frozen.device == x.device
-        and _backend.requested() == "native"
     )
 
 

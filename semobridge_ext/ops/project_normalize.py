@@ -18,6 +18,7 @@ from semobridge_ext import _errors, reference
 from semobridge_ext._backend import _C, resolve
 from semobridge_ext.ops.cuda_views import place, row_view, view
 from semobridge_ext.ops.projection import Projection, compute_dtype
+from semobridge_ext.ops.triton_dispatch import see_through, takes_projection
 
 _NAME = "project_normalize"
 
@@ -33,7 +34,10 @@ def _project_normalize(
     compute = compute_dtype(x.dtype)
     if bias is not None:
         bias = bias.to(compute)
-    if resolve(_NAME, x.device, cuda=True) == "eager":
+    name = resolve(_NAME, x.device, cuda=True, triton=takes_projection(x, matrix))
+    if name == "triton":
+        return _triton(x, matrix, bias, scale, normalize)
+    if name == "eager":
         with torch.autocast(x.device.type, enabled=False):
             n = reference.project_normalize(x.to(compute), matrix.to(compute), bias=bias, normalize=False)
             norms = torch.linalg.vector_norm(n, dim=-1)
@@ -47,6 +51,15 @@ def _project_normalize(
         ), norms
     plan = Projection(matrix, compute=compute, normalize=normalize, scale=scale)
     return plan(x, bias=bias, norms=norms if normalize else None), norms
+
+
+def _triton(
+    x: Tensor, matrix: Tensor, bias: Tensor | None, scale: float, normalize: bool
+) -> tuple[Tensor, Tensor]:
+    from semobridge_ext.ops.triton import operators
+
+    bias = None if bias is None else bias.to(torch.float32)
+    return operators.project_normalize(x, matrix, bias, scale, normalize)
 
 
 def _normalize_rows_cuda(
@@ -99,6 +112,7 @@ def _backward(ctx, grad_y: Tensor | None, grad_norms: Tensor | None):
 
 
 _project_normalize.register_autograd(_backward, setup_context=_setup_context)
+see_through(_project_normalize, lambda x, matrix, *_: takes_projection(x, matrix), _triton)
 
 
 def _check(x: Tensor, matrix: Tensor, bias: Tensor | None) -> None:

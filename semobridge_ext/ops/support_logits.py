@@ -11,49 +11,18 @@ Tip-Adapter (arXiv 2111.03930, eq. 3-5); with it Tip-Adapter-F, APE and SeMoBrid
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from semobridge_ext import _errors, reference
-from semobridge_ext._backend import _C, DTYPE_CODES, resolve
+from semobridge_ext._backend import _C, DTYPE_CODES, requested, resolve
+from semobridge_ext.ops.class_order import ClassOrder, class_order, refuse_label, sort_by_class
 from semobridge_ext.ops.projection import is_direct
 from semobridge_ext.ops.support_checks import check_beta, check_queries, check_support, in_transform
+from semobridge_ext.ops.support_logits_bwd import compute_dtype, parts, support_logits_bwd
+from semobridge_ext.ops.triton_dispatch import see_through, takes_support
 
 _NAME = "support_logits"
-_CHUNK_BYTES = 4 << 20  # of one [N, chunk] block of the backward pass: it stays in cache
-
-
-class ClassOrder(NamedTuple):
-    """Keys in class order, made once by `sort_by_class`."""
-
-    order: Tensor | None  # [S] int64; None: the keys lie in class order
-    offsets: Tensor  # [C + 1] int64
-
-
-def sort_by_class(labels: Tensor, num_classes: int, function: str = _NAME) -> ClassOrder:
-    """Stable class order of the labels; an out-of-range label is named with its position."""
-    labels = labels.contiguous()
-    order = torch.empty_like(labels)
-    offsets = torch.empty(num_classes + 1, dtype=torch.int64)
-    bad = _C.sort_labels(labels.data_ptr(), labels.numel(), num_classes, order.data_ptr(), offsets.data_ptr())
-    if bad >= 0:
-        _refuse_label(function, labels, bad, num_classes)
-    return ClassOrder(order, offsets)
-
-
-def _refuse_label(function: str, labels: Tensor, position: int, num_classes: int) -> None:
-    contract = f"lie in 0..{num_classes - 1}"
-    got = f"{int(labels[position])} at position {position}"
-    remedy = f"num_classes={num_classes} counts the classes; renumber the labels from 0"
-    raise ValueError(_errors.message(function, "labels", contract, got, remedy))
-
-
-def compute_dtype(*tensors: Tensor) -> torch.dtype:
-    """float64 where any tensor is, else float32."""
-    wide = any(t.dtype is torch.float64 for t in tensors)
-    return torch.float64 if wide else torch.float32
 
 
 def unit_columns(x: Tensor) -> Tensor:
@@ -99,16 +68,11 @@ def _eager(
     compute = compute_dtype(queries, keys)
     q = queries.to(compute)
     out = q.new_zeros(q.shape[0], num_classes)
-    for part in _parts(q.shape[0], keys.shape[0]):
+    for part in parts(q.shape[0], keys.shape[0]):
         w = None if weights is None else weights[part].to(compute)
         k = keys[part].to(compute)
         out += reference.support_logits(q, k, labels[part], num_classes, beta=beta, weights=w)
     return out
-
-
-def _parts(n: int, s: int) -> list[slice]:
-    step = max(256, _CHUNK_BYTES // 4 // max(n, 1))
-    return [slice(i, min(i + step, s)) for i in range(0, s, step)]
 
 
 def _refuse_overflow(out: Tensor, queries: Tensor, keys: Tensor, weights: Tensor | None, beta: float) -> None:
@@ -131,6 +95,25 @@ def _refuse_overflow(out: Tensor, queries: Tensor, keys: Tensor, weights: Tensor
     raise ValueError(_errors.message(_NAME, "queries and keys", contract, got, remedy))
 
 
+def _triton(
+    queries: Tensor,
+    keys: Tensor,
+    labels: Tensor,
+    weights: Tensor | None,
+    order: Tensor | None,
+    offsets: Tensor | None,
+    num_classes: int,
+    beta: float,
+) -> Tensor:
+    from semobridge_ext.ops.triton import operators
+
+    if offsets is None:  # traced: nothing is read back, and labels out of range belong to no class
+        order, offsets, _ = class_order(labels, num_classes)
+    weights = None if weights is None else weights.to(torch.float32).contiguous()
+    out = operators.support_logits(queries, keys, order, offsets, beta, weights)
+    return out.to(queries.dtype)
+
+
 @torch.library.custom_op("semobridge::support_logits", mutates_args=())
 def _support_logits(
     queries: Tensor,  # [N, D]
@@ -142,15 +125,20 @@ def _support_logits(
     num_classes: int,
     beta: float,
 ) -> Tensor:  # [N, C]
-    if resolve(_NAME, queries.device) == "eager":
+    name = resolve(_NAME, queries.device, triton=takes_support(queries, keys))
+    if name == "eager":
         if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) >= num_classes):
             bad = (labels < 0) | (labels >= num_classes)
-            _refuse_label(_NAME, labels, int(bad.nonzero()[0]), num_classes)
+            refuse_label(_NAME, labels, int(bad.nonzero()[0]), num_classes)
         with torch.autocast(queries.device.type, enabled=False):
             out = _eager(queries, keys, labels, num_classes, beta, weights)
     else:
-        classes = sort_by_class(labels, num_classes) if offsets is None else ClassOrder(order, offsets)
-        out = _native(queries, keys, classes, num_classes, beta, weights)
+        if offsets is None:
+            order, offsets = sort_by_class(labels, num_classes, _NAME)
+        if name == "triton":
+            out = _triton(queries, keys, labels, weights, order, offsets, num_classes, beta)
+        else:
+            out = _native(queries, keys, ClassOrder(order, offsets), num_classes, beta, weights)
     out = out.to(queries.dtype)
     _refuse_overflow(out, queries, keys, weights, beta)
     return out
@@ -165,79 +153,20 @@ def _setup_context(ctx, inputs, output) -> None:
     queries, keys, labels, weights, _, _, _, beta = inputs
     ctx.save_for_backward(queries, keys, labels, weights)
     ctx.beta = beta
+    ctx.triton = requested() == "triton"  # the backward pass runs after the `with` block has ended
 
 
 def _backward(ctx, grad: Tensor):
     queries, keys, labels, weights = ctx.saved_tensors
     need_q, need_k, _, need_w = ctx.needs_input_grad[:4]
-    grads = _support_logits_bwd(grad, queries, keys, labels, weights, ctx.beta, need_q, need_k, need_w)
-    picked = [g if need else None for g, need in zip(grads, (need_q, need_k, need_w), strict=True)]
+    needs = need_q, need_k, need_w
+    grads = support_logits_bwd(grad, queries, keys, labels, weights, ctx.beta, *needs, ctx.triton)
+    picked = [g if need else None for g, need in zip(grads, needs, strict=True)]
     return picked[0], picked[1], None, picked[2], None, None, None, None
 
 
-@torch.library.custom_op("semobridge::support_logits_bwd", mutates_args=())
-def _support_logits_bwd(
-    grad: Tensor,  # [N, C]
-    queries: Tensor,  # [N, D]
-    keys: Tensor,  # [S, D]
-    labels: Tensor,  # [S]
-    weights: Tensor | None,  # [S]
-    beta: float,
-    need_queries: bool,
-    need_keys: bool,
-    need_weights: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # [N, D], [S, D], [S]; an unneeded one is empty
-    compute = compute_dtype(queries, keys)
-    with torch.autocast(queries.device.type, enabled=False):
-        return _gradients(
-            grad.to(compute).T.contiguous(), queries, keys, labels, weights, beta, compute,
-            need_queries, need_keys, need_weights,
-        )  # fmt: skip
-
-
-def _gradients(
-    g: Tensor,  # [C, N]
-    queries: Tensor,
-    keys: Tensor,
-    labels: Tensor,
-    weights: Tensor | None,
-    beta: float,
-    compute: torch.dtype,
-    need_queries: bool,
-    need_keys: bool,
-    need_weights: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    q = queries.to(compute)
-    grad_q = torch.zeros_like(q) if need_queries else q.new_empty(0)
-    grad_k = torch.empty_like(keys) if need_keys else keys.new_empty(0)
-    weight_dtype = compute if weights is None else weights.dtype
-    grad_w = q.new_empty(keys.shape[0] if need_weights else 0, dtype=weight_dtype)
-    for part in _parts(q.shape[0], keys.shape[0]):
-        k = keys[part].to(compute)
-        p = torch.mm(k, q.T).sub_(1).mul_(beta).exp_()  # [chunk, N]
-        p.mul_(g.index_select(0, labels[part]))
-        if need_weights:
-            grad_w[part] = p.sum(1)
-        if weights is not None:
-            p.mul_(weights[part].to(compute).unsqueeze(1))
-        if need_queries:
-            grad_q.addmm_(p.T, k, alpha=beta)
-        if need_keys:
-            grad_k[part] = torch.mm(p, q).mul_(beta)
-    return grad_q.to(queries.dtype), grad_k, grad_w
-
-
-@_support_logits_bwd.register_fake
-def _(grad, queries, keys, labels, weights, beta, need_queries, need_keys, need_weights):
-    weight_dtype = compute_dtype(queries, keys) if weights is None else weights.dtype
-    return (
-        torch.empty_like(queries) if need_queries else queries.new_empty(0),
-        torch.empty_like(keys) if need_keys else keys.new_empty(0),
-        queries.new_empty(keys.shape[0] if need_weights else 0, dtype=weight_dtype),
-    )
-
-
 _support_logits.register_autograd(_backward, setup_context=_setup_context)
+see_through(_support_logits, lambda queries, keys, *_: takes_support(queries, keys), _triton)
 
 
 def run(
@@ -257,7 +186,7 @@ def run(
         order, offsets = classes if classes is not None else (None, None)
         return _support_logits(queries, keys, labels, weights, order, offsets, num_classes, beta)
     if classes is None:
-        classes = sort_by_class(labels, num_classes)
+        classes = sort_by_class(labels, num_classes, _NAME)
     out = _native(queries, keys, classes, num_classes, beta, weights).to(queries.dtype)
     _refuse_overflow(out, queries, keys, weights, beta)
     return out
@@ -295,7 +224,12 @@ def support_logits(
         nor on the other queries. In float32 a term is 0 where β(⟨q,k⟩ − 1) < −87.68 and overflows
         from 88.37 on, which unit rows never reach. The relative error of a term is about
         β·2⁻²⁴·√D. NaN or infinity in a query stays in its row, in a key in its class.
-        Differentiable in queries, keys and weights; the gradient's products are torch.mm's.
+        Differentiable in queries, keys and weights; the gradient's products are torch.mm's, with
+        ``backend("triton")`` the kernel's own (for half rows 2⁻¹¹ of a term).
+
+    Synchronisation: on a GPU the check of the labels waits for the device at every call; a SupportSet
+        checks once, when it is made. Code compiled with ``backend("triton")`` checks nothing: rows with
+        labels out of range belong to no class.
 
     Memory: the output, 8 bytes per label, and a few MiB; backward the gradients and a few MiB.
 

@@ -19,6 +19,7 @@ from semobridge_ext.ops import topk_cuda
 from semobridge_ext.ops.projection import is_direct
 from semobridge_ext.ops.support_checks import in_transform
 from semobridge_ext.ops.support_logits import compute_dtype, unit_columns
+from semobridge_ext.ops.triton_dispatch import see_through, takes_topk
 
 _NAME = "topk"
 _BLOCK_SCORES = 1 << 24  # of the eager path: [block, G]
@@ -77,6 +78,12 @@ def _eager(queries: Tensor, gallery: Tensor, k: int, exclude: Tensor | None) -> 
     return TopK(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]))
 
 
+def _triton(queries: Tensor, gallery: Tensor, k: int, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
+    from semobridge_ext.ops.triton import operators
+
+    return operators.topk(queries, gallery, k, exclude)
+
+
 @torch.library.custom_op("semobridge::topk", mutates_args=())
 def _topk(
     queries: Tensor,  # [N, D]
@@ -86,8 +93,9 @@ def _topk(
 ) -> tuple[Tensor, Tensor]:  # [N, k], [N, k]
     cuda = topk_cuda.takes(queries, gallery, k)
     search: Callable[..., tuple[Tensor, Tensor]] = topk_cuda.search if queries.is_cuda else _native
-    if resolve(_NAME, queries.device, cuda=cuda) == "eager":
-        search = _eager
+    name = resolve(_NAME, queries.device, cuda=cuda, triton=takes_topk(queries, gallery, k))
+    if name != "native":
+        search = _eager if name == "eager" else _triton
     with torch.autocast(queries.device.type, enabled=False):
         scores, indices = search(queries, gallery, k, exclude)
     return scores, indices
@@ -120,6 +128,7 @@ def _backward(ctx, grad: Tensor, _grad_indices: Tensor | None):
 
 
 _topk.register_autograd(_backward, setup_context=_setup_context)
+see_through(_topk, lambda queries, gallery, k, *_: takes_topk(queries, gallery, k), _triton)
 
 
 def _check(queries: Tensor, gallery: Tensor, k: int, exclude: Tensor | None) -> None:

@@ -9,10 +9,12 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import semobridge_ext.ops.triton
+from tests.bench.scripts import load_script
 from tests.source_tree import ROOT, environment, need_source, run
 
 pytestmark = [
@@ -21,20 +23,36 @@ pytestmark = [
 ]
 HERE = Path(__file__).parent
 KERNELS = Path(semobridge_ext.ops.triton.__path__[0])
+SMALLEST_SHARED = 99 << 10  # of a block on sm_86, 89 and 120
 
 
-def interpret(*folder: Path) -> subprocess.CompletedProcess[str]:
-    return run(sys.executable, HERE / "interpret.py", *folder, env=environment(TRITON_INTERPRET="1"))
+def interpret(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return run(sys.executable, HERE / "interpret.py", *arguments, env=environment(TRITON_INTERPRET="1"))
 
 
 def test_interpreted_kernels_meet_the_oracle():
-    done = interpret()
-    assert done.returncode == 0, done.stderr[-3000:]
-    worst = json.loads(done.stdout.splitlines()[-1])
-    assert len(worst) == 7
+    names = [path.stem for path in KERNELS.glob("*.py") if "@triton.jit" in path.read_text()]
+    assert len(names) == 5
+    with ThreadPoolExecutor(2) as pool:  # the slow ones apart
+        parts = [sorted(names)[:3], sorted(names)[3:]]
+        done = list(pool.map(lambda part: interpret(KERNELS, *part), parts))
+    worst: dict[str, float] = {}
+    for each in done:
+        assert each.returncode == 0, each.stderr[-3000:]
+        worst |= json.loads(each.stdout.splitlines()[-1])
+    assert len(worst) == 25
     for name, error in worst.items():
         print(f"  {name}: {error:.1e}")
-        assert error <= 1e-5, name
+        tf32 = " grad " in name and "float16" in name.split("/")[0] and "weights" not in name
+        assert error <= (1e-3 if tf32 else 1e-5), name
+
+
+def test_public_functions_reach_the_kernels():
+    done = run(sys.executable, HERE / "dispatch.py", env=environment(TRITON_INTERPRET="1"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    worst = json.loads(done.stdout.splitlines()[-1])
+    print("\n".join(f"  {name}: {error:.1e}" for name, error in worst.items()))
+    assert {"bridge/bfloat16", "topk/float32", "support_logits gradient of keys/float16"} <= set(worst)
 
 
 # name: file, text, what stands there instead
@@ -54,46 +72,121 @@ MUTATIONS = {
         "tl.where(largest > 0, largest, 1.0)",
         "tl.where(largest > 0, 1.0, 1.0)",
     ),
-    "keys of the next class are counted": ("support_logits", "valid = at < end", "valid = at <= end"),
+    "the matrix's second part is the first": (
+        "project_normalize",
+        "part * k * m_stride",
+        "part * 0 * m_stride",
+    ),
+    "one bias row serves all": ("project_normalize", "[:, None] * bias_stride", "[:, None] * 0"),
+    "keys of later classes are counted": ("support_logits", "offsets_ptr + c + 1", "offsets_ptr + classes"),
     "the sharpness is forgotten": ("support_logits", "tl.exp(beta * (acc - 1.0))", "tl.exp(acc - 1.0)"),
     "the order is ignored": ("support_logits", "if HAS_ORDER else at", "* 0 + at if HAS_ORDER else at"),
+    "a gradient misses its sharpness": ("support_logits_bwd", "total *= beta", "total *= 1.0"),
+    "the weight is forgotten in grad_q": ("support_logits_bwd", "HAS_WEIGHTS and not OWN_KEYS", "False"),
+    "the weight is forgotten in grad_k": ("support_logits_bwd", "HAS_WEIGHTS and OWN_KEYS", "False"),
+    "splits write the same place": ("support_logits_bwd", "split * a_rows + rows", "0 * a_rows + rows"),
+    "labels out of range count": ("support_logits_bwd", "own_labels < classes", "own_labels <= classes"),
+    "NaN rounds to a number": ("support_logits_bwd", "tl.where(x == x, bits", "tl.where(x != 7e30, 0 * bits"),
+    "ties go to the higher row": ("topk", "(0x7FFFFFFF - rows)", "rows"),
+    "NaN ranks first": ("topk", 'float("-inf"), scores', 'float("inf"), scores'),
+    "the excluded row is found": ("topk", "rows[None, :] != excluded[:, None]", "rows[None, :] >= 0"),
+    "a tile gives one candidate": ("topk", "while tl.max((high", "if tl.max((high"),
+    "a row past the gallery is found": ("topk", "live = (rows < end)", "live = (rows <= end)"),
+    "lists are merged past k": ("topk", "places % SLOTS < k", "places % SLOTS < k + 1"),
+    "the running maximum is kept": ("logits_cross_entropy", "total * factor", "total"),
+    "the moment is not rescaled": ("logits_cross_entropy", "first_moment * factor", "first_moment"),
+    "the target's gradient is missing": (
+        "logits_cross_entropy",
+        "cols[None, :] == labels[:, None], 1.0",
+        "cols[None, :] == labels[:, None], 0.0",
+    ),
+    "the row's scale enters once": (
+        "logits_cross_entropy",
+        "coefficient * p * scale[:, None]",
+        "coefficient * p",
+    ),
+    "a class's first rows are lost": (
+        "logits_cross_entropy",
+        "(places == 0)[:, None], carry",
+        "(places < 0)[:, None], carry",
+    ),
+    "splits begin at the first row": (
+        "logits_cross_entropy",
+        "tl.load(bounds_ptr + split), ",
+        "tl.load(bounds_ptr), ",
+    ),
 }
 
 
 def test_broken_kernels_are_noticed(tmp_path: Path):
-    def status(item: tuple[int, str]) -> int:
-        folder = tmp_path / str(item[0])
+    names = {}
+    for number, (name, (file, text, replacement)) in enumerate(MUTATIONS.items()):
+        folder = tmp_path / f"{number}-{file}"
         folder.mkdir()
-        file, text, replacement = MUTATIONS[item[1]]
-        for path in KERNELS.glob("*.py"):
-            source = path.read_text()
-            if path.stem == file:
-                assert source.count(text) == 1, f"{file} holds {source.count(text)} times: {text!r}"
-                source = source.replace(text, replacement)
-            (folder / path.name).write_text(source)
-        done = interpret(folder)
-        assert done.returncode in (0, 1), done.stderr[-2000:]
-        assert done.returncode == 0 or "AssertionError" in done.stderr, done.stderr[-2000:]
-        return done.returncode
+        source = (KERNELS / f"{file}.py").read_text()
+        assert source.count(text) == 1, f"{file} holds {source.count(text)} times: {text!r}"
+        (folder / f"{file}.py").write_text(source.replace(text, replacement))
+        names[folder.name] = name
+    done = interpret("--each", tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = {names[key]: code for key, code in json.loads(done.stdout.splitlines()[-1]).items()}
+    assert found == dict.fromkeys(MUTATIONS, 1), {name: code for name, code in found.items() if code != 1}
 
-    with ThreadPoolExecutor(2) as pool:
-        found = dict(zip(MUTATIONS, pool.map(status, enumerate(MUTATIONS)), strict=True))
-    assert all(found.values()), f"not noticed: {[name for name, code in found.items() if code == 0]}"
+
+def checked(compiled: Any) -> None:
+    assert compiled.spills == 0 and compiled.registers <= 255, compiled
+    assert compiled.shared <= (compiled.bound or SMALLEST_SHARED), f"pruning relies on less: {compiled}"
+    half = compiled.dtype != "fp32"
+    assert compiled.tensor_cores == half, f"half types alone belong on tensor cores: {compiled}"
+    stores_half = half and compiled.kernel.startswith("project")
+    assert compiled.rounds or not stores_half, compiled
 
 
 def test_kernels_compile_ahead_of_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     need_source()
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    from tests.bench.scripts import load_script
-
     resources = load_script("triton_resources")
-    found = resources.compile_all()
-    assert {c.architecture for c in found} == {80, 90, 100}
+    with ThreadPoolExecutor(2) as pool:
+        found = [
+            *pool.map(
+                lambda job: resources.compile_case(*job),
+                [
+                    (case, resources.tiles(case, architecture)[0], architecture)
+                    for case in resources.cases()
+                    for architecture in resources.SHARED
+                    if case.dtype != "fp16" and not re.search(r"\b(768|16000)\b", case.shape)
+                ],
+            )
+        ]
+    assert {c.architecture for c in found} == {80, 90, 100} and len({c.kernel for c in found}) == 7
     for compiled in found:
-        assert compiled.spills == 0 and compiled.registers <= 255, compiled
-        assert compiled.shared <= 160 << 10, compiled
-        assert compiled.tensor_cores, f"the product is not on tensor cores: {compiled}"
-        assert compiled.rounds or compiled.kernel.startswith("support"), compiled
+        checked(compiled)
+
+
+def test_kernels_compile_where_sizes_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Triton makes an argument that is 1 a constant; the interpreter does not."""
+    need_source()
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    resources = load_script("triton_resources")
+    first = {case.kernel.function.fn.__name__: case for case in reversed(resources.cases())}
+    assert len(first) == 7
+    for case in first.values():
+        done = resources.compile_one(case, resources.tiles(case, 90)[0], 90, ones=True)
+        assert done.asm["cubin"]
+
+
+def test_every_tile_serves_somewhere():
+    """No tile of a list is dead, and what is taken unmeasured fits every device."""
+    need_source()
+    resources = load_script("triton_resources")
+    cases = resources.cases()
+    for kernel in {id(case.kernel): case.kernel for case in cases}.values():
+        mine = [resources.arguments(case) for case in cases if case.kernel is kernel]
+        mine += [m | {"BLOCK_M": 128} for m in mine if "BLOCK_M" in m]
+        used = [c for a in mine for c in kernel.usable(a, SMALLEST_SHARED)]
+        assert all(c in used for c in kernel.configs), kernel.function.fn.__name__
+        for a in mine:
+            assert kernel.shared(kernel.unmeasured(a, SMALLEST_SHARED), a) <= SMALLEST_SHARED, a
 
 
 def test_the_document_holds_every_kernel():
@@ -101,6 +194,6 @@ def test_the_document_holds_every_kernel():
     document = (ROOT / "docs" / "gpu.md").read_text()
     part = document.split("<!-- triton:")[1].split("<!-- end of triton -->")[0]
     for path in KERNELS.glob("*.py"):
-        for kernel in re.findall(r"@triton.jit\ndef (\w+)", path.read_text()):
+        for kernel in re.findall(r"@triton\.jit.*\ndef (\w+_kernel)", path.read_text()):
             rows = [line for line in part.splitlines() if line.startswith(f"| `{kernel}`")]
             assert rows and all(cell.endswith("/ 0 ") for row in rows for cell in row.split("|")[4:-1]), rows

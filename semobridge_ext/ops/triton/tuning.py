@@ -1,0 +1,117 @@
+"""Which tile a kernel runs with: measured once per device and shape where that can be done, else fixed.
+
+`triton.autotune` measures a short list at a kernel's first call with a shape bucket and dtypes, and keeps
+the choice in Triton's cache folder, so that the next process need not measure. It is not measured in the
+interpreter, in ahead-of-time compilation, with SEMOBRIDGE_TRITON_AUTOTUNE=0, and inside the capture of a
+CUDA graph, where nothing can be timed: there the fixed tile serves. Configurations that the device's
+shared memory or a thread's registers cannot hold are left out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from torch.library import wrap_triton
+
+Arguments = Mapping[str, Any]
+SMALLEST_SHARED = 99 << 10  # of a block on the smallest architecture that we compile for (sm_86, 89, 120)
+
+
+def config(warps: int, stages: int, **blocks: int) -> triton.Config:
+    return triton.Config(blocks, num_warps=warps, num_stages=stages)
+
+
+def shared_limit() -> int:
+    """Bytes of shared memory that a block may have on the current device."""
+    if not torch.cuda.is_available():
+        return SMALLEST_SHARED
+    properties: Any = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return int(properties.shared_memory_per_block_optin)
+
+
+def is_traced(tensor: Tensor) -> bool:
+    """Under torch.compile and its kind: the launch becomes part of a graph."""
+    return type(tensor) not in (Tensor, torch.nn.Parameter)
+
+
+def bucket(like: Tensor, *sizes: int) -> int:
+    """Sizes up to the power of two above them, as one number: the tuner's key."""
+    if is_traced(like):
+        return 0  # sizes may be symbols there, and the compiler tunes by itself
+    key = 0
+    for size in sizes:
+        key = key << 6 | max(size - 1, 0).bit_length()
+    return key
+
+
+def _capturing() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+class Kernel:
+    """A kernel, the configuration that is taken unmeasured, and the list that a GPU measures.
+
+    Args:
+        function: of ``triton.jit``, with an argument ``bucket`` if there is a list.
+        configs: the list; empty: never measured.
+        fixed: the unmeasured choice for a call's arguments.
+        fits: (configuration, arguments) -> whether it is meant for such a call.
+        shared: (configuration, arguments) -> an upper bound of its shared memory, where that may pass
+            SMALLEST_SHARED.
+    """
+
+    def __init__(
+        self,
+        function: Any,
+        configs: Sequence[triton.Config],
+        fixed: Callable[[Arguments], triton.Config],
+        fits: Callable[[triton.Config, Arguments], bool] = lambda *_: True,
+        shared: Callable[[triton.Config, Arguments], int] = lambda *_: 0,
+    ) -> None:
+        self.function, self.configs, self.fixed = function, list(configs), fixed
+        self.fits, self.shared = fits, shared
+        self.tuner = function
+        if self.configs:
+            prune = {"early_config_prune": self.prune}
+            tune = triton.autotune(self.configs, ["bucket"], prune_configs_by=prune, cache_results=True)
+            self.tuner = tune(function)
+
+    def usable(self, arguments: Arguments, limit: int) -> list[triton.Config]:
+        """What may be tried on a device whose blocks may have that many bytes of shared memory."""
+        return [c for c in self.configs if self.fits(c, arguments) and self.shared(c, arguments) <= limit]
+
+    def unmeasured(self, arguments: Arguments, limit: int) -> triton.Config:
+        """The fixed choice, or the first usable one where a device is too small for it."""
+        fixed = self.fixed(arguments)
+        if self.shared(fixed, arguments) <= limit:
+            return fixed
+        return next(iter(self.usable(arguments, limit)), fixed)
+
+    def prune(self, configs: Sequence[triton.Config], named: Arguments, **constants: Any) -> list:
+        arguments, limit = {**named, **constants}, shared_limit()
+        # One that is left alone is taken without a measurement.
+        usable = [] if _capturing() else self.usable(arguments, limit)
+        return usable or [self.unmeasured(arguments, limit)]
+
+    def launch(self, like: Tensor, grid: Callable[[Arguments], tuple], *args: Any, **constants: Any) -> None:
+        """Runs on the current stream of ``like``'s device; ``grid`` sees the tile."""
+        if is_traced(like) and not like.is_cuda:
+            return  # the interpreter leaves nothing in a graph: such an operator stays whole
+        measured = like.is_cuda and self.configs and os.environ.get("SEMOBRIDGE_TRITON_AUTOTUNE") != "0"
+        if not measured:
+            arguments = {**dict(zip(self.function.arg_names, args, strict=False)), **constants}
+            chosen = self.unmeasured(arguments, shared_limit() if like.is_cuda else 1 << 30)
+            constants |= {**chosen.kwargs, "num_warps": chosen.num_warps, "num_stages": chosen.num_stages}
+        kernel = self.tuner if measured else self.function
+        if is_traced(like):
+            wrap_triton(kernel)[grid](*args, **constants)
+        elif like.is_cuda:
+            with torch.cuda.device(like.device):
+                kernel[grid](*args, **constants)
+        else:
+            kernel[grid](*args, **constants)

@@ -1,0 +1,180 @@
+"""`TRITON_INTERPRET=1 python dispatch.py`: the public functions under ``backend("triton")``, on CPU tensors.
+
+Results and gradients against float64 oracles, errors as JSON; refusals by their messages.
+"""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from torch import Tensor
+
+import semobridge_ext as sb
+from semobridge_ext.ops import project_normalize
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+GRADIENT = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}  # tests/tolerances.py: op_grad
+WORST: dict[str, float] = {}
+
+
+def near(name: str, got: Tensor, want: Tensor, relative: float) -> None:
+    """`relative` of the largest value of the row, and half a unit of a half type."""
+    assert got.shape == want.shape and want.dtype is torch.float64 and torch.isfinite(got).all(), name
+    assert (want != 0).double().mean() > 0.5, f"{name}: no signal"
+    eps = 0.0 if got.dtype is torch.float32 else torch.finfo(got.dtype).eps / 2
+    scale = want.abs().amax(-1, keepdim=True)
+    error = float((((got.double() - want).abs() - eps * want.abs()).clamp_min(0) / scale).max())
+    key = f"{name}/{str(got.dtype).removeprefix('torch.')}"
+    WORST[key] = max(WORST.get(key, 0.0), error)
+    assert error <= relative, f"{key}: {error:.2e}"
+
+
+def unit(*shape: int) -> Tensor:
+    return torch.nn.functional.normalize(torch.randn(*shape, dtype=torch.float64), dim=-1)
+
+
+def check_projection() -> None:
+    for dtype in DTYPES:
+        x, matrix = torch.randn(2, 9, 20).to(dtype).requires_grad_(), torch.randn(20, 12, requires_grad=True)
+        bias = torch.randn(2, 9, 12, requires_grad=True)
+        leaves = (x, matrix, bias)
+        wide = [t.detach().double().requires_grad_() for t in leaves]
+        want = 0.5 * torch.nn.functional.normalize(wide[0] @ wide[1] + wide[2], dim=-1)
+        grad = torch.randn(2, 9, 12)
+        with sb.backend("triton"):
+            got = project_normalize(x, matrix, bias=bias, scale=0.5)
+        near("project_normalize", got.detach(), want.detach(), 1e-5)
+        found = torch.autograd.grad(got, leaves, grad.to(dtype))
+        expected = torch.autograd.grad(want, wide, grad.to(dtype).double())
+        for a, b in zip(found, expected, strict=True):
+            near("project_normalize gradients", a, b, GRADIENT[dtype])
+
+
+def check_bridge() -> None:
+    bridge = sb.Bridge(torch.randn(16, 12), text_length=2.0)
+    for dtype in DTYPES:
+        f = torch.randn(3, 7, 12).to(dtype)
+        want = torch.nn.functional.normalize(f.double() @ bridge._fold().projector, dim=-1)
+        with sb.backend("triton"):
+            near("bridge", bridge(f), want, 1e-5)
+            near("bridge", bridge(f.transpose(0, 1)), want.transpose(0, 1), 1e-5)
+            assert bridge(f[:0]).shape == (0, 7, 12) and bridge(f[0, 0]).shape == (12,)
+            plan = bridge._cuda
+            bridge(f)
+            assert plan is not None and bridge._cuda is plan, "the folded operand is made once"
+        assert plan[1].__class__.__name__ == "TritonProjection"
+    f = torch.randn(5, 12, requires_grad=True)
+    wide = f.detach().double().requires_grad_()
+    e = torch.nn.functional.normalize(wide @ bridge.inverse.double(), dim=-1) * 2.0
+    want = e @ bridge.text_projection.double()
+    with sb.backend("triton"):
+        got = bridge(f, normalize=False)
+    near("bridge as operators", got.detach(), want.detach(), 1e-5)
+    (found,) = torch.autograd.grad(got.sum(), f)
+    near("bridge gradient", found, torch.autograd.grad(want.sum(), wide)[0], 1e-5)
+
+
+def check_support() -> None:
+    labels = torch.randint(0, 5, (60,))
+    for dtype in DTYPES:
+        q, k = unit(11, 20).to(dtype).requires_grad_(), unit(60, 20).to(dtype).requires_grad_()
+        w = (torch.rand(60) + 0.1).requires_grad_()
+        wide = [t.detach().double().requires_grad_() for t in (q, k, w)]
+        term = torch.exp(-3.0 * (1 - wide[0] @ wide[1].T)) * wide[2]
+        want = torch.zeros(11, 5, dtype=torch.float64).index_add(1, labels, term)
+        grad = torch.randn(11, 5)
+        with sb.backend("triton"):
+            got = sb.support_logits(q, k, labels, 5, beta=3.0, weights=w)
+            support = sb.SupportSet(k.detach()[:40], labels[:40], 5, weights=w.detach()[:40])
+            support.append(k.detach()[40:], labels[40:], w.detach()[40:])
+            with torch.no_grad():
+                joined = support.logits(q, beta=3.0)
+        near("support_logits", got.detach(), want.detach(), 1e-5)
+        near("SupportSet", joined, want.detach(), 1e-5 if dtype is torch.float32 else 1e-2)
+        found = torch.autograd.grad(got, (q, k, w), grad.to(dtype))
+        expected = torch.autograd.grad(want, wide, grad.to(dtype).double())
+        for name, a, b in zip(("queries", "keys", "weights"), found, expected, strict=True):
+            shown = (a, b) if a.dim() > 1 else (a.unsqueeze(0), b.unsqueeze(0))
+            near(f"support_logits gradient of {name}", *shown, GRADIENT[dtype])
+
+
+def check_topk() -> None:
+    q, gallery = torch.randn(6, 20, requires_grad=True), torch.randn(90, 20, requires_grad=True)
+    exclude = torch.arange(6)
+    want = (q.detach().double() @ gallery.detach().double().T).index_put(
+        (torch.arange(6), exclude), torch.tensor(float("-inf"), dtype=torch.float64)
+    )
+    with sb.backend("triton"):
+        got = sb.topk(q, gallery, 4, exclude=exclude)
+        assert sb.topk(q[:0], gallery, 4).indices.shape == (0, 4)
+    assert torch.equal(got.indices, want.topk(4).indices)
+    near("topk", got.scores.detach(), want.topk(4).values, 1e-5)
+    found = torch.autograd.grad(got.scores.sum(), (q, gallery))
+    near("topk gradient", found[0], gallery.detach().double()[got.indices].sum(1), 1e-5)
+
+
+def check_operators() -> None:
+    """opcheck: schema, fake tensors, gradients' registration; tests/ops/test_fake_cuda.py compiles."""
+    from semobridge_ext.ops.triton import operators
+
+    q, k, labels = unit(6, 10).float(), unit(30, 10).half(), torch.randint(0, 4, (30,))
+    order, offsets = torch.argsort(labels), torch.tensor([0, 7, 15, 22, 30])
+    w, grad = torch.rand(30), torch.randn(6, 4)
+    plain = ("test_schema", "test_faketensor")
+    torch.library.opcheck(
+        operators.project_normalize, (q, torch.randn(10, 7), torch.randn(7), 2.0, True), test_utils=plain
+    )
+    torch.library.opcheck(operators.support_logits, (q, k, order, offsets, 2.0, w), test_utils=plain)
+    needs = (True, False, True)
+    torch.library.opcheck(
+        operators.support_logits_bwd, (grad, q, k, labels, 2.0, w, *needs), test_utils=plain
+    )
+    torch.library.opcheck(operators.topk, (q, k, 3, torch.arange(6)), test_utils=plain)
+    checked = (*plain, "test_autograd_registration")
+    with sb.backend("triton"):
+        ops = torch.ops.semobridge
+        x = q.clone().requires_grad_()
+        torch.library.opcheck(
+            ops.project_normalize, (x, torch.randn(10, 7), None, 1.0, True), test_utils=checked
+        )
+        arguments = (x, k, labels, w, None, None, 4, 2.0)
+        torch.library.opcheck(ops.support_logits, arguments, test_utils=checked)
+        arguments = (grad, q, k, labels, w, 2.0, *needs, True)
+        torch.library.opcheck(ops.support_logits_bwd, arguments, test_utils=plain)
+        torch.library.opcheck(ops.topk, (x, k, 3, None), test_utils=checked)
+
+
+def refused(call, error: type[Exception], text: str) -> None:
+    try:
+        with sb.backend("triton"):
+            call()
+    except error as e:
+        assert text in str(e) and "; " in str(e), str(e)
+        return
+    raise AssertionError(f"not refused: {text}")
+
+
+def check_refusals() -> None:
+    x = torch.randn(3, 8)
+    refused(lambda: project_normalize(x.double(), x.T), NotImplementedError, "float64; use backend('auto')")
+    refused(lambda: sb.Bridge(torch.eye(8).double())(x.double()), NotImplementedError, "bridge: ")
+    wide = torch.randn(8, 1025)
+    refused(lambda: project_normalize(x, wide), NotImplementedError, "more than 1024 columns of float32")
+    refused(lambda: project_normalize(x.half(), wide), NotImplementedError, "more than 1024 columns")
+    half = torch.randn(8, 2049, dtype=torch.bfloat16)
+    refused(lambda: project_normalize(x.bfloat16(), half), NotImplementedError, "2048 columns of a half type")
+    refused(lambda: sb.topk(x, torch.randn(200, 8), 129), NotImplementedError, "k > 128; use backend('auto')")
+    labels = torch.tensor([0, 1, 4])
+    refused(lambda: sb.support_logits(x, x.double(), labels, 5), NotImplementedError, "float64")
+    refused(lambda: sb.support_logits(x, x, labels, 4), ValueError, "got 4 at position 2")
+    state = sb.build_info()["triton"]
+    assert "interpreter" in state and "backend('triton')" in state, state
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for check in (check_projection, check_bridge, check_support, check_topk, check_operators, check_refusals):
+        torch.manual_seed(2509)
+        check()
+    print(json.dumps(WORST))
