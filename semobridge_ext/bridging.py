@@ -20,8 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from semobridge_ext import _errors, _files
-from semobridge_ext._backend import requested
-from semobridge_ext.ops.cuda_projection import CudaProjection, is_direct_cuda
+from semobridge_ext.ops.cuda_projection import CudaProjection, direct_kernels
 from semobridge_ext.ops.project_normalize import project_normalize
 from semobridge_ext.ops.projection import Projection, compute_dtype, is_direct
 from semobridge_ext.ops.triton_projection import TritonProjection
@@ -250,9 +249,9 @@ class Bridge(nn.Module):
             self._plans[key] = plan
         return plan
 
-    def _cuda_plan(self, device: torch.device) -> CudaProjection | TritonProjection:
-        """The folded projector as the kernels asked for take it: csrc's, or Triton's."""
-        kind = TritonProjection if requested() == "triton" else CudaProjection
+    def _cuda_plan(self, device: torch.device, kernels: str = "native") -> CudaProjection | TritonProjection:
+        """The folded projector as these kernels take it: csrc's, or Triton's."""
+        kind = TritonProjection if kernels == "triton" else CudaProjection
         stamp = (kind, self._stamp(), device)
         if self._cuda is None or self._cuda[0] != stamp:
             self._cuda = (stamp, kind(self._fold().projector, device))
@@ -309,11 +308,10 @@ class Bridge(nn.Module):
             and project
             and normalize
             and isinstance(img_feats, Tensor)
-            and is_direct_cuda(img_feats, inverse)  # type: ignore[arg-type]
-            and img_feats.dim() > 0
+            and (kernels := direct_kernels(img_feats, inverse))  # type: ignore[arg-type]
             and img_feats.shape[-1] == inverse.shape[0]  # type: ignore[union-attr]
         ):
-            return self._cuda_plan(img_feats.device)(img_feats)
+            return self._cuda_plan(img_feats.device, kernels)(img_feats)
         return self._forward_ops(img_feats, class_bias, project, normalize)
 
     def _forward_ops(

@@ -146,8 +146,12 @@ class BlendOperand:
         self._run(x, BlendParams(), blocks=blocks)
         return blocks
 
+    def _backend(self, verb: str, x: Tensor) -> str:
+        cuda = x.dtype is not torch.float64
+        return resolve(verb, x.device, cuda=cuda, work=(x.dtype, x.shape[0]))
+
     def logits(self, x: Tensor, params: BlendParams) -> Tensor:  # [N, D] -> [N, C]
-        if resolve("decision_function", x.device, cuda=x.dtype is not torch.float64) == "eager":
+        if self._backend("decision_function", x) == "eager":
             return blend_of(self._eager_blocks(x), params, self.exponents)
         logits = torch.empty(x.shape[0], self.classes, dtype=compute_dtype(x.dtype), device=x.device)
         (self._run_cuda if x.is_cuda else self._run)(x, params, logits=logits)
@@ -155,7 +159,7 @@ class BlendOperand:
 
     def labels(self, x: Tensor, params: BlendParams) -> Tensor:  # [N, D] -> [N] int64
         """The argmax of the logits, which are never written; the lower class wins a tie."""
-        if resolve("predict", x.device, cuda=x.dtype is not torch.float64) == "eager":
+        if self._backend("predict", x) == "eager":
             return self.logits(x, params).argmax(dim=1)
         labels = torch.empty(x.shape[0], dtype=torch.int64, device=x.device)
         (self._run_cuda if x.is_cuda else self._run)(x, params, labels=labels)

@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from semobridge_ext._backend import requested, resolve
+from semobridge_ext._backend import HAS_CUDA, requested, resolve
 from semobridge_ext._step_graph import WARM_UP, Step, repeatable
 from semobridge_ext.ops.training_cuda import CudaPieces
 from semobridge_ext.ops.training_pieces import Batch, NativePieces, TorchPieces
@@ -36,9 +36,12 @@ _ALIGN = 64  # values: where a parameter begins in the one array of all
 
 def pieces_for(device: torch.device, dtype: torch.dtype) -> Callable[[Batch], TorchPieces]:
     """What runs between the products, by the backend asked for."""
-    if resolve("SeMoBridgeT", device, cuda=dtype is torch.float32) != "native":
-        return TorchPieces
-    return NativePieces if device.type == "cpu" else CudaPieces
+    single = dtype is torch.float32
+    name = resolve("SeMoBridgeT", device, cuda=single, triton=single or "float64")
+    if name == "native":
+        return NativePieces if device.type == "cpu" else CudaPieces
+    # Triton streams the wide losses; what is left is small, and csrc/cuda's where that was built.
+    return CudaPieces if name == "triton" and device.type == "cuda" and HAS_CUDA else TorchPieces
 
 
 class BridgeTrainer:
@@ -57,7 +60,8 @@ class BridgeTrainer:
     Numerics: sums in that dtype, in an order that does not depend on the threads. Products are
     PyTorch's and follow ``torch.backends.cuda.matmul.allow_tf32``.
 
-    Memory: 2·M·T (plain PyTorch: 3·M·T), a chunk of logits (plain PyTorch: two), three of [C, C], four
+    Memory: 2·M·T (plain PyTorch: 3·M·T), a chunk of logits (plain PyTorch: two; Triton: none, but up to 16
+    of [D, C]), three of [C, C], four
     copies of the parameters, and of [C, D] and [C, T] about a dozen.
     """
 
@@ -95,6 +99,11 @@ class BridgeTrainer:
         )  # fmt: skip
         self.pieces = (pieces or pieces_for(shots.device, shots.dtype))(batch)
         self._graph = requested() != "eager"
+        self._streamed = None
+        if pieces is None and requested() == "triton":
+            from semobridge_ext.ops.triton.logits_cross_entropy import StreamedLoss
+
+            self._streamed = StreamedLoss(self.shots, batch.labels, batch.offsets)
         self._make_parameters(inverse, class_bias)
         self._chunks = self._cut()
         self._make_workspaces()
@@ -127,7 +136,8 @@ class BridgeTrainer:
         self.hat, self.hat_norms, self.grad_hat = new(c, d), new(c, 1), new(c, d)
         wide = c * (self.image_on + self.consistency_on)
         longest = max(self.bounds[b] - self.bounds[a] for a, b in self._chunks)
-        self.logits, self.z = new(longest, wide), new(d, wide)
+        self.logits = new(0 if self._streamed else longest, wide)
+        self.z = new(d, wide)
         self.square = new(c, c)  # what a class adds to its shots' logits, later logits of the text losses
         self.operand = self.hat.T
         if self.consistency_on:
@@ -211,17 +221,20 @@ class BridgeTrainer:
             return  # the operand is F̂ᵀ itself
         torch.mm(self.w, self.hat.T, out=self.back)
         torch.mm(self.parameters["inverse"], self.back, out=self.carried)
-        if self.image_on:
+        if self.image_on and self._streamed is None:
             torch.cat((self.hat.T, self.carried), dim=1, out=self.operand)
         if tau is not None:
             torch.mm(tau, self.back, out=self.square)
 
     def _wide(self) -> None:
-        """Both losses over N×C logits, chunk by chunk; a kernel that fuses them takes this one's place.
+        """Both losses over N×C logits, chunk by chunk; by Triton without ever holding them.
 
         Reads: operand, square (τB), image_scale, inverse_q. Writes: the parts "image" and "consistency"
         [N], dot [N], z [D, C or 2C] = Z and sums [C, C] = Y.
         """
+        if self._streamed is not None:
+            self._wide_streamed(self._streamed)
+            return
         c, n, p = self.classes, len(self.shots), self.pieces
         self.z.zero_()
         for chunk in self._chunks:
@@ -236,6 +249,18 @@ class BridgeTrainer:
                 add = None if self.sums is None else self.square
                 p.row_loss(chunk, logits[:, -c:], factor, self.inverse_q, loss, add, self.dot, self.sums)
             self.z.addmm_(f.T, logits)
+
+    def _wide_streamed(self, losses: Callable[..., None]) -> None:
+        c, n, on = self.classes, len(self.shots), self.weights
+        if self.image_on:
+            losses(self.hat.T, self.image_scale, on.image / n, self._parts["image"], self.z[:, :c])
+        if self.consistency_on:
+            if self.sums is not None:
+                self.sums.zero_()
+            losses(
+                self.carried, self.inverse_q, on.consistency / n, self._parts["consistency"], self.z[:, -c:],
+                None if self.sums is None else self.square, self.dot, self.sums,
+            )  # fmt: skip
 
     def _wide_gradients(self, tau: Tensor | None) -> None:
         """From Z₂ and Y: dF̂, dW⁺ and what dτ gets past the shots' own."""

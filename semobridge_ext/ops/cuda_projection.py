@@ -7,32 +7,38 @@ import math
 import torch
 from torch import Tensor
 
-from semobridge_ext import _backend
+from semobridge_ext import _backend, _thresholds
 from semobridge_ext._backend import _C, DTYPE_CODES
 from semobridge_ext.ops.cuda_views import place, row_view, view
+from semobridge_ext.ops.triton import MAX_COLUMNS
 
 FEW = 32  # rows: up to here M is read by warps; beyond, a tiled product is due
 TILED = 16384  # rows of one tiled launch, 32 MiB of raw sums at 512 columns: they stay in an L2 of 40
 
 
-def is_direct_cuda(x: Tensor, frozen: Tensor) -> bool:
-    """True where a call may go straight to the kernels asked for (see `projection.is_direct`)."""
-    asked = _backend.requested()
-    if asked == "triton":
-        place = x.is_cuda or x.is_cpu  # its interpreter takes CPU tensors
-    else:
-        place = asked == "native" and x.is_cuda and _backend.HAS_CUDA and x.dtype is not torch.float64
-    return (
-        place
-        and type(x) is Tensor
+def direct_kernels(x: Tensor, frozen: Tensor) -> str:
+    """ "native" or "triton" where a call may go straight to these kernels (see `projection.is_direct`)."""
+    plain = (
+        type(x) is Tensor
         and x.dtype in DTYPE_CODES
         and x.layout is torch.strided
+        and x.dim() > 0
         and not torch.compiler.is_compiling()
         and not x.is_neg()
         and not ((x.requires_grad or frozen.requires_grad) and torch.is_grad_enabled())
         and torch._C._functorch.peek_interpreter_stack() is None
         and frozen.device == x.device
     )
+    if not plain:
+        return ""
+    asked = _backend.requested()
+    if asked == "auto" and x.is_cuda and x.shape[-1] <= MAX_COLUMNS[4]:
+        rows = x.numel() // max(x.shape[-1], 1)
+        asked = _thresholds.choose("bridge", x.device, x.dtype, rows)
+    if asked == "triton":
+        return asked if x.is_cuda or x.is_cpu else ""  # its interpreter takes CPU tensors
+    takes = asked == "native" and x.is_cuda and _backend.HAS_CUDA and x.dtype is not torch.float64
+    return "native" if takes else ""
 
 
 class CudaProjection:

@@ -34,7 +34,7 @@ def _project_normalize(
     compute = compute_dtype(x.dtype)
     if bias is not None:
         bias = bias.to(compute)
-    name = resolve(_NAME, x.device, cuda=True, triton=takes_projection(x, matrix))
+    name = resolve(_NAME, x.device, cuda=True, triton=takes_projection(x, matrix), work=(x.dtype, x.shape[0]))
     if name == "triton":
         return _triton(x, matrix, bias, scale, normalize)
     if name == "eager":

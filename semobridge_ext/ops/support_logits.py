@@ -125,7 +125,10 @@ def _support_logits(
     num_classes: int,
     beta: float,
 ) -> Tensor:  # [N, C]
-    name = resolve(_NAME, queries.device, triton=takes_support(queries, keys))
+    name = resolve(
+        _NAME, queries.device, triton=takes_support(queries, keys),
+        work=(queries.dtype, queries.shape[0] * keys.shape[0]),
+    )  # fmt: skip
     if name == "eager":
         if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) >= num_classes):
             bad = (labels < 0) | (labels >= num_classes)

@@ -93,7 +93,10 @@ def _topk(
 ) -> tuple[Tensor, Tensor]:  # [N, k], [N, k]
     cuda = topk_cuda.takes(queries, gallery, k)
     search: Callable[..., tuple[Tensor, Tensor]] = topk_cuda.search if queries.is_cuda else _native
-    name = resolve(_NAME, queries.device, cuda=cuda, triton=takes_topk(queries, gallery, k))
+    name = resolve(
+        _NAME, queries.device, cuda=cuda, triton=takes_topk(queries, gallery, k),
+        work=(queries.dtype, queries.shape[0] * gallery.shape[0]),
+    )  # fmt: skip
     if name != "native":
         search = _eager if name == "eager" else _triton
     with torch.autocast(queries.device.type, enabled=False):

@@ -19,7 +19,7 @@ from semobridge_ext import _backend
 SERVED = {
     "native": ("bridge", "project_normalize", "topk", "predict", "oti", "ovi", "SeMoBridgeT"),
     "triton": ("bridge", "project_normalize", "project_normalize_grad", "support_logits",
-               "support_logits_grad", "topk"),
+               "support_logits_grad", "topk", "SeMoBridgeT"),
 }  # fmt: skip
 
 

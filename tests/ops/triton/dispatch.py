@@ -114,6 +114,51 @@ def check_topk() -> None:
     near("topk gradient", found[0], gallery.detach().double()[got.indices].sum(1), 1e-5)
 
 
+def check_training() -> None:
+    """Steps of SeMoBridge-T whose wide losses are streamed, against autograd in float64."""
+    from semobridge_ext.ops.bridge_training import BridgeTrainer
+    from semobridge_ext.reference.training import LossWeights, semobridge_t_loss
+    from tests.graph_recorder import Recorder
+
+    w, shots = torch.randn(10, 12, dtype=torch.float64) * 0.3, torch.randn(23, 12, dtype=torch.float64) + 0.3
+    labels = torch.tensor([0] * 4 + [1] + [2] * 9 + [3] * 6 + [4] * 3)
+    text, hidden, inverse = unit(5, 12), unit(5, 10), torch.linalg.pinv(w)
+    for weights in (LossWeights(), LossWeights(image=0.0), LossWeights(consistency=0.0)):
+        for bias in (True, False):
+            given = (inverse, w, shots, labels, text, hidden)
+            single = [t.float() if t.is_floating_point() else t for t in given]
+            with sb.backend("triton"):
+                trainer = BridgeTrainer(*single, class_bias=bias, weights=weights)
+            assert trainer._streamed is not None and trainer.logits.numel() == 0
+            leaf = inverse.clone().requires_grad_()
+            tau = torch.randn(5, 10, dtype=torch.float64).requires_grad_() if bias else None
+            if tau is not None:
+                trainer.parameters["tau"].copy_(tau.detach())
+            loss, _ = semobridge_t_loss(leaf, tau, w, shots, labels, text, hidden, weights=weights)
+            got = trainer.loss_and_gradients()
+            near("SeMoBridge-T loss", got.reshape(1, 1).clone(), loss.detach().reshape(1, 1), 1e-5)
+            leaves = [leaf] if tau is None else [leaf, tau]
+            for name, want in zip(("inverse", "tau"), torch.autograd.grad(loss, leaves), strict=False):
+                near(f"SeMoBridge-T gradient of {name}", trainer.gradients[name], want, 1e-4)
+    with sb.backend("triton"):
+        steps = [BridgeTrainer(*single), BridgeTrainer(*single)]
+    for trainer in steps:
+        trainer.plan([1e-3] * 6, 0.01)
+    recorder = Recorder(no_allocation=False)
+    with recorder:  # reads nothing back; the interpreter's own launches are no operators of PyTorch
+        recorder.calls = []
+        steps[0].step()
+    steps[1].step()
+    assert torch.equal(steps[0].parameters["inverse"], steps[1].parameters["inverse"])
+    try:
+        with sb.backend("triton"):
+            BridgeTrainer(*given)
+    except NotImplementedError as error:
+        assert "has no kernel for float64" in str(error)
+    else:
+        raise AssertionError("float64 was accepted")
+
+
 def check_operators() -> None:
     """opcheck: schema, fake tensors, gradients' registration; tests/ops/test_fake_cuda.py compiles."""
     from semobridge_ext.ops.triton import operators
@@ -174,7 +219,11 @@ def check_refusals() -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for check in (check_projection, check_bridge, check_support, check_topk, check_operators, check_refusals):
+    checks = (
+        check_projection, check_bridge, check_support, check_topk, check_training, check_operators,
+        check_refusals,
+    )  # fmt: skip
+    for check in checks:
         torch.manual_seed(2509)
         check()
     print(json.dumps(WORST))

@@ -1,0 +1,38 @@
+"""`auto` on a GPU with measurements on file: the kernels that were chosen really run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import semobridge_ext as sb
+from semobridge_ext import _backend, _thresholds
+from tests.gpu.test_public import W, rows
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("chosen", ["native", "triton"])
+def test_a_measured_choice_runs(chosen: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    if chosen == "native" and not _backend.HAS_CUDA:
+        pytest.skip("the native module was built without CUDA kernels")
+    monkeypatch.setenv("SEMOBRIDGE_THRESHOLDS", str(tmp_path / "own.json"))
+    steps = [(1, "eager"), (50, chosen)]
+    _thresholds.write(
+        _thresholds.path(), torch.cuda.get_device_name(), sb.__version__,
+        {"bridge float32": steps, "topk float32": steps},
+    )  # fmt: skip
+    bridge, f = sb.Bridge(W).cuda(), rows(100, 48).cuda()
+
+    def under(backend: str) -> list[torch.Tensor]:
+        with sb.backend(backend), torch.no_grad():
+            return [bridge(f), bridge(f[:1]), sb.topk(f, f, 5).scores]
+
+    try:
+        auto, asked, eager = under("auto"), under(chosen), under("eager")
+    finally:
+        _thresholds.measured.cache_clear()
+    assert torch.equal(auto[0], asked[0]) and torch.equal(auto[2], asked[2])
+    assert torch.equal(auto[1], eager[1])
