@@ -92,6 +92,11 @@ def _require_triton(function: str, device: torch.device, kernel: bool | str) -> 
         )
     if not _has_triton():
         raise RuntimeError(f"{function}: backend 'triton' needs Triton; pip install triton")
+    if not hasattr(torch.library, "triton_op"):
+        raise RuntimeError(
+            f"{function}: backend 'triton' needs PyTorch 2.6, this is {torch.__version__}; "
+            "pip install --upgrade torch, or use backend('auto')"
+        )
     # Triton decides when it is imported whether its interpreter runs the kernels.
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         raise NotImplementedError(

@@ -118,6 +118,12 @@ def test_triton_on_this_machine(monkeypatch: pytest.MonkeyPatch):
         assert _backend.resolve("op", device, triton=True) == "triton"
         with pytest.raises(NotImplementedError, match=r"needs CUDA tensors, got cpu; move them"):
             _backend.resolve("op", torch.device("cpu"), triton=True)
+    monkeypatch.delattr(torch.library, "triton_op")
+    with (
+        sb.backend("triton"),
+        pytest.raises(RuntimeError, match=r"^op: .* needs PyTorch 2.6, this is .*; pip"),
+    ):
+        _backend.resolve("op", device, triton=True)
 
 
 @pytest.mark.parametrize("size", [0, 1, 50])
