@@ -138,10 +138,21 @@ class Row(NamedTuple):
     eager: list[Launch]
 
 
+PARTS = 2  # of a float32 matrix that meets rows of a half type
+
+
 def bridge(n: int, width: int, dtype: torch.dtype) -> Row:
-    size = dtype.itemsize
-    kernel = "project_fwd_kernel" if n <= 32 else "project_normalize_fwd_kernel (Triton)"
-    ours = [product(kernel, n, width, width, size)]
+    """Beyond a few rows those of a half type."""
+    size, work = dtype.itemsize, 2.0 * PARTS * n * width * width
+    if n <= 32:
+        ours = [product("project_fwd_kernel", n, width, width, size)]
+    elif n <= 1024:
+        # Raw sums go to memory and come back for the norm.
+        moved = 2.0 * size * n * width + 4.0 * width * width + 8.0 * n * width
+        ours = [Launch("project_tile_fwd_kernel", moved, work)]
+    else:
+        moved = size * (2.0 * n * width + PARTS * width * width)
+        ours = [Launch("project_normalize_fwd_kernel (Triton)", moved, work)]
 
     def eager() -> None:
         f = torch.empty(n, width, dtype=dtype, device="meta")
@@ -243,6 +254,7 @@ def semobridge_t_step(classes: int, shots: int, width: int) -> Row:
 def all_rows() -> list[Row]:
     found = [
         bridge(1, 512, torch.float32),
+        bridge(256, 512, torch.bfloat16),
         bridge(65536, 512, torch.bfloat16),
         support_logits(1024, 1_281_167, 1000, 512),
     ]

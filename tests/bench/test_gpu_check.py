@@ -149,10 +149,23 @@ def test_eager_sequences_are_counted():
     assert launches[0].bytes == 4 * (32 + 24 + 48) and launches[1].bytes == 4 * 96
 
 
-def test_bridge_row():
+def test_bridge_rows():
     model = load_script("gpu_model")
-    row = model.bridge(65536, 512, torch.bfloat16)
-    assert len(row.ours) == 1 and len(row.eager) > 5
-    assert row.ours[0].operations == 2 * 65536 * 512 * 512
-    assert row.ours[0].bytes == 2 * (2 * 65536 * 512 + 512 * 512)
-    assert sum(launch.operations for launch in row.eager) == 2 * row.ours[0].operations
+    many, some = model.bridge(65536, 512, torch.bfloat16), model.bridge(256, 512, torch.bfloat16)
+    for row in (many, some):
+        assert len(row.ours) == 1 and len(row.eager) > 5
+    # Two parts of the matrix on our side, two products on the other.
+    assert many.ours[0].operations == 4 * 65536 * 512 * 512
+    assert many.ours[0].bytes == 2 * (2 * 65536 * 512 + 2 * 512 * 512)
+    assert sum(launch.operations for launch in many.eager) == many.ours[0].operations
+    assert some.ours[0].operations == 4 * 256 * 512 * 512
+
+
+def test_steps_are_counted_from_the_engines():
+    model = load_script("gpu_model")
+    row = model.oti_step(8, "small", 64, 2, 3, 32)
+    assert len(row.ours) == 16 * 3 + 6
+    names = [launch.name for launch in row.ours]
+    assert names.count("attention") == 3 and names.count("adamw") == 1 and names.count("mm") == 4 * 3 + 2
+    row = model.semobridge_t_step(5, 3, 16)
+    assert 30 < len(row.ours) < 50 and {"row_loss", "adamw_flat", "mm"} <= {x.name for x in row.ours}
