@@ -2,6 +2,7 @@
 // gradient from the slots that v feeds and writes their next input, so that a step has no copies.
 #include <semobridge/descend_cuda.h>
 
+#include "../common/adamw.h"
 #include "device.cuh"
 #include "launch.cuh"
 
@@ -46,10 +47,6 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
   if (s == 0) *step_now = *step;
 }
 
-struct AdamwConstants {
-  float keep, rest1, beta2, rest2, eps, factor;
-};
-
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     adamw_kernel(const T* __restrict__ grad_x, int64_t grad_stride,
@@ -57,9 +54,9 @@ __global__ void __launch_bounds__(kThreads)
                  float* __restrict__ exp_avg, float* __restrict__ exp_avg_sq,
                  const float* __restrict__ rates, const float* __restrict__ corrections,
                  const int64_t* __restrict__ step_now, int64_t* __restrict__ step,
-                 const AdamwConstants c, const float* __restrict__ base, int64_t base_samples,
-                 T* __restrict__ x, int64_t x_stride, int64_t samples, int64_t vectors,
-                 int64_t width) {
+                 AdamwFactors<float> f, float grad_factor, const float* __restrict__ base,
+                 int64_t base_samples, T* __restrict__ x, int64_t x_stride, int64_t samples,
+                 int64_t vectors, int64_t width) {
   const int64_t at = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (at >= samples * vectors * width) return;
   const int64_t i = at % width, r = at / width % vectors, s = at / width / vectors;
@@ -67,13 +64,11 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t slot = 0; slot < slots; ++slot) {
     if (source[slot] == r) g += widen(grad_x[(slot * samples + s) * grad_stride + i]);
   }
-  g *= c.factor;
+  g *= grad_factor;
   const int64_t now = *step_now;
-  const float m1 = exp_avg[at] + c.rest1 * (g - exp_avg[at]);
-  const float m2 = c.beta2 * exp_avg_sq[at] + c.rest2 * (g * g);
-  const float v = c.keep * tokens[at] - rates[now] * m1 / (sqrtf(m2) / corrections[now] + c.eps);
-  exp_avg[at] = m1;
-  exp_avg_sq[at] = m2;
+  f.rate = rates[now];
+  f.correction = corrections[now];
+  const float v = adamw_value(f, g, tokens[at], exp_avg[at], exp_avg_sq[at]);
   tokens[at] = v;
   for (int64_t slot = 0; slot < slots && x != nullptr; ++slot) {
     if (source[slot] != r) continue;
@@ -103,19 +98,15 @@ void adamw_cuda(const AdamwCudaArgs& a, int device, void* stream) {
   constexpr char kOp[] = "adamw";
   const int64_t size = a.samples * a.vectors * a.width;
   if (size == 0) return;
-  const AdamwConstants c{static_cast<float>(1 - a.lr * a.weight_decay),
-                         static_cast<float>(1 - a.beta1),
-                         static_cast<float>(a.beta2),
-                         static_cast<float>(1 - a.beta2),
-                         static_cast<float>(a.eps),
-                         static_cast<float>(a.grad_factor)};
+  const AdamwFactors<float> f =
+      adamw_factors<float>(1 - a.lr * a.weight_decay, a.beta1, a.beta2, a.eps);
   with_storage(kOp, a.grad_x.dtype, [&](auto storage) {
     using T = typename decltype(storage)::type;
     launch(kOp, adamw_kernel<T>, blocks_for(kOp, size, kThreads), kThreads, device, stream,
            static_cast<const T*>(a.grad_x.data), a.grad_x.row_stride, a.source, a.slots, a.tokens,
-           a.exp_avg, a.exp_avg_sq, a.rates, a.corrections, a.step_now, a.step, c, a.base,
-           a.base_samples, static_cast<T*>(a.x.data), a.x.row_stride, a.samples, a.vectors,
-           a.width);
+           a.exp_avg, a.exp_avg_sq, a.rates, a.corrections, a.step_now, a.step, f,
+           static_cast<float>(a.grad_factor), a.base, a.base_samples, static_cast<T*>(a.x.data),
+           a.x.row_stride, a.samples, a.vectors, a.width);
   });
 }
 

@@ -4,6 +4,7 @@
 // A row belongs to a warp where there are many rows, to a block where rows are few or long.
 #include <semobridge/train_cuda.h>
 
+#include "../common/adamw.h"
 #include "device.cuh"
 #include "launch.cuh"
 
@@ -146,25 +147,19 @@ __global__ void __launch_bounds__(kTotalThreads)
   *step_now = *step;
 }
 
-struct AdamwConstants {
-  float rest1, beta2, rest2, eps;
-};
-
 __global__ void __launch_bounds__(kThreads)
     adamw_flat_kernel(float* __restrict__ parameter, const float* __restrict__ gradient,
                       float* __restrict__ first, float* __restrict__ second,
                       const float* __restrict__ table, const int64_t* __restrict__ step_now,
-                      int64_t* __restrict__ step, const AdamwConstants c, int64_t size) {
+                      int64_t* __restrict__ step, AdamwFactors<float> f, int64_t size) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= size) return;
   const int64_t now = *step_now;
   const float* factors = table + 3 * now;
-  const float g = gradient[i];
-  const float m = first[i] + c.rest1 * (g - first[i]);
-  const float v = c.beta2 * second[i] + c.rest2 * (g * g);
-  first[i] = m;
-  second[i] = v;
-  parameter[i] = factors[0] * parameter[i] - factors[1] * m / (sqrtf(v) / factors[2] + c.eps);
+  f.keep = factors[0];
+  f.rate = factors[1];
+  f.correction = factors[2];
+  parameter[i] = adamw_value(f, gradient[i], parameter[i], first[i], second[i]);
   if (i == 0) *step = now + 1;
 }
 
@@ -205,10 +200,10 @@ void total_loss_cuda(const TotalLossCudaArgs& a, int device, void* stream) {
 void adamw_flat_cuda(const AdamwFlatCudaArgs& a, int device, void* stream) {
   constexpr char kOp[] = "adamw_flat";
   if (a.size == 0) return;
-  const AdamwConstants c{static_cast<float>(1 - a.beta1), static_cast<float>(a.beta2),
-                         static_cast<float>(1 - a.beta2), static_cast<float>(a.eps)};
+  const AdamwFactors<float> f =
+      adamw_factors<float>(1, a.beta1, a.beta2, a.eps);  // keep: the table's
   launch(kOp, adamw_flat_kernel, blocks_for(kOp, a.size, kThreads), kThreads, device, stream,
-         a.parameter, a.gradient, a.first, a.second, a.table, a.step_now, a.step, c, a.size);
+         a.parameter, a.gradient, a.first, a.second, a.table, a.step_now, a.step, f, a.size);
 }
 
 }  // namespace semobridge

@@ -94,7 +94,7 @@ TRAIN_MUTATIONS = _faults(
         "total_loss: last part skipped": ("i < size; i += kTotal", "i + 1 < size; i += kTotal"),
         "total_loss: always the first step's": ("losses[*step] =", "losses[0 * *step] ="),
         "total_loss: step not handed on": ("*step_now = *step;", ";"),
-        "adamw_flat: decay forgotten": ("factors[0] * parameter[i]", "parameter[i]"),
+        "adamw_flat: decay forgotten": ("f.keep = factors[0];", ";"),
         "adamw_flat: always the first step's rate": ("table + 3 * now", "table + 0 * now"),
         "adamw_flat: step not counted": ("*step = now + 1;", "*step = now;"),
         "adamw_flat: one value too many": ("if (i >= size) return;", "if (i > size) return;"),

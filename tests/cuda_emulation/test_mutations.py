@@ -286,7 +286,7 @@ MUTATIONS = {
         "cosine_loss",
         "ascending",
     ),
-    "adamw: decay forgotten": ("descend.cu", "c.keep * tokens[at]", "tokens[at]", "adamw", "ascending"),
+    "adamw: decay forgotten": ("descend.cu", "1 - a.lr * a.weight_decay", "1", "adamw", "ascending"),
     "adamw: gradient of the last slot skipped": (
         "descend.cu",
         "for (int64_t slot = 0; slot < slots; ++slot) {\n    if (source[slot] == r) g +=",
@@ -297,7 +297,7 @@ MUTATIONS = {
     "adamw: step not counted": ("descend.cu", "*step = now + 1;", "*step = now;", "adamw", "ascending"),
     "adamw: scale of the gradient left in": (
         "descend.cu",
-        "g *= c.factor;",
+        "g *= grad_factor;",
         ";",
         "adamw",
         "ascending",

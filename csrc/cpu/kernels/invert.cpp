@@ -1,4 +1,5 @@
 // invert and pack_stored for one instruction set; see semobridge/invert.h for what they compute.
+#include "../../common/adamw.h"
 #include "entries.h"
 #include "invert_passes.h"
 
@@ -73,17 +74,14 @@ void loss_and_gradient(const Block<T>& block, const Samples<T>& io, int64_t step
   block.team().barrier();
 }
 
-// AdamW as PyTorch states it: decay, then the step with both moments' bias corrected.
 template <class T>
 void adamw(const Block<T>& block, const Samples<T>& io, int64_t step) {
   const InvertArgs& a = io.a;
   const int64_t width = io.t.width, vectors = io.t.vectors;
   const double count = static_cast<double>(step + 1);
-  const T rate = static_cast<T>(a.lr / (1 - __builtin_pow(a.beta1, count)));
-  const T correction = static_cast<T>(__builtin_sqrt(1 - __builtin_pow(a.beta2, count)));
-  const T keep = static_cast<T>(1 - a.lr * a.weight_decay);
-  const T lerp1 = static_cast<T>(1 - a.beta1), b2 = static_cast<T>(a.beta2);
-  const T rest2 = static_cast<T>(1 - a.beta2), eps = static_cast<T>(a.eps);
+  AdamwFactors<T> f = adamw_factors<T>(1 - a.lr * a.weight_decay, a.beta1, a.beta2, a.eps);
+  f.rate = static_cast<T>(a.lr / (1 - __builtin_pow(a.beta1, count)));
+  f.correction = static_cast<T>(__builtin_sqrt(1 - __builtin_pow(a.beta2, count)));
   T* g = thread_row_scratch<T>().reserve(width);
   const Range mine = block.team().share(0, block.samples());
   for (int64_t s = mine.begin; s < mine.end; ++s) {
@@ -93,13 +91,7 @@ void adamw(const Block<T>& block, const Samples<T>& io, int64_t step) {
       T* __restrict v = io.rows(a.tokens, vectors * width) + at;
       T* __restrict m1 = io.rows(a.exp_avg, vectors * width) + at;
       T* __restrict m2 = io.rows(a.exp_avg_sq, vectors * width) + at;
-      for (int64_t i = 0; i < width; ++i) {
-        m1[i] += lerp1 * (g[i] - m1[i]);
-        m2[i] = b2 * m2[i] + rest2 * (g[i] * g[i]);
-        const T root = sizeof(T) == 8 ? static_cast<T>(__builtin_sqrt(m2[i]))
-                                      : static_cast<T>(__builtin_sqrtf(static_cast<float>(m2[i])));
-        v[i] = keep * v[i] - rate * m1[i] / (root / correction + eps);
-      }
+      for (int64_t i = 0; i < width; ++i) v[i] = adamw_value<T>(f, g[i], v[i], m1[i], m2[i]);
     }
   }
 }

@@ -2,6 +2,7 @@
 #include <omp.h>
 #include <semobridge/train.h>
 
+#include "../../common/adamw.h"
 #include "entries.h"
 #include "scratch.h"
 #include "vexp.h"
@@ -164,11 +165,9 @@ void adamw_typed(const AdamwArgs& a) {
     power1 *= a.beta1;
     power2 *= a.beta2;
   }
-  const T keep = static_cast<T>(1 - a.rate * a.decay);
-  const T step = static_cast<T>(a.rate / (1 - power1));
-  const T root2 = static_cast<T>(__builtin_sqrt(1 - power2)), epsilon = static_cast<T>(a.epsilon);
-  const T mix1 = static_cast<T>(1 - a.beta1), beta2 = static_cast<T>(a.beta2);
-  const T mix2 = static_cast<T>(1 - a.beta2);
+  AdamwFactors<T> f = adamw_factors<T>(1 - a.rate * a.decay, a.beta1, a.beta2, a.epsilon);
+  f.rate = static_cast<T>(a.rate / (1 - power1));
+  f.correction = static_cast<T>(__builtin_sqrt(1 - power2));
   T* __restrict parameter = static_cast<T*>(a.parameter);
   const T* __restrict gradient = static_cast<const T*>(a.gradient);
   T* __restrict first = static_cast<T*>(a.first);
@@ -179,14 +178,7 @@ void adamw_typed(const AdamwArgs& a) {
   for (int64_t begin = 0; begin < a.size; begin += kChunk) {
     const int64_t end = begin + kChunk < a.size ? begin + kChunk : a.size;
     for (int64_t i = begin; i < end; ++i) {
-      const T g = gradient[i];
-      const T m = first[i] + mix1 * (g - first[i]);
-      const T v = second[i] * beta2 + mix2 * g * g;
-      first[i] = m;
-      second[i] = v;
-      const T length = sizeof(T) == 8 ? static_cast<T>(__builtin_sqrt(static_cast<double>(v)))
-                                      : static_cast<T>(__builtin_sqrtf(static_cast<float>(v)));
-      parameter[i] = parameter[i] * keep - step * m / (length / root2 + epsilon);
+      parameter[i] = adamw_value<T>(f, gradient[i], parameter[i], first[i], second[i]);
     }
   }
 }
