@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager, nullcontext
+
 import pytest
 import torch
 
+from semobridge_ext import _step_graph
 from semobridge_ext._step_graph import WARM_UP, repeatable
 from tests.graph_recorder import Recorder
 
@@ -73,3 +76,76 @@ def test_a_failed_capture_is_said_and_the_steps_go_on():
     assert x == 1
     step()
     assert x == 3
+
+
+class FakeCuda:
+    """PyTorch's streams and captures as far as the order of calls goes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+        self.current, self.log, self.fails = "user's", [], fails
+        names = ("Stream", "current_stream", "stream", "graph", "CUDAGraph", "is_current_stream_capturing")
+        for name in names:
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+        monkeypatch.setattr(_step_graph, "_side_stream", self.Stream)
+
+    def Stream(self, device: torch.device) -> FakeStream:
+        return FakeStream(f"side of {device}", self)
+
+    def current_stream(self) -> FakeStream:
+        return FakeStream(self.current, self)
+
+    def is_current_stream_capturing(self) -> bool:
+        return False
+
+    def CUDAGraph(self) -> FakeCuda:
+        return self
+
+    def replay(self) -> None:
+        self.log.append("replayed")
+
+    @contextmanager
+    def stream(self, stream: FakeStream):
+        before, self.current = self.current, stream.name
+        try:
+            yield
+        finally:
+            self.current = before
+
+    @contextmanager
+    def graph(self, graph: FakeCuda, *, stream: FakeStream, capture_error_mode: str):
+        self.current = stream.name
+        yield
+        if self.fails:  # as PyTorch: the stream stays where it is
+            raise RuntimeError("operation failed due to a previous error during capture")
+        self.log.append(f"captured on the {self.current}")
+
+
+class FakeStream:
+    def __init__(self, name: str, cuda: FakeCuda) -> None:
+        self.name, self.cuda = name, cuda
+
+    def wait_stream(self, other: FakeStream) -> None:
+        self.cuda.log.append(f"{self.name} waits for {other.name}")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_users_stream_comes_back(fails: bool, monkeypatch: pytest.MonkeyPatch):
+    fake, x = FakeCuda(monkeypatch, fails), torch.ones(())
+    places = []
+
+    def step() -> None:
+        places.append(fake.current)
+        x.mul_(3)
+
+    expected = pytest.warns(RuntimeWarning, match="during capture") if fails else nullcontext()
+    with expected:
+        once = repeatable(step, [x], torch.device("cuda", 1))
+    assert fake.current == "user's" and x == 1
+    assert places == ["side of cuda:1"] * (WARM_UP + 1), "warm-up and capture share a stream of the device"
+    assert "side of cuda:1 waits for user's" in fake.log and "user's waits for side of cuda:1" in fake.log
+    once()
+    if fails:
+        assert x == 3 and places[-1] == "user's"
+    else:
+        assert fake.log[-1] == "replayed" and "captured on the side of cuda:1" in fake.log

@@ -110,6 +110,7 @@ __global__ void __launch_bounds__(kThreads)
 
 void blend_cuda(const BlendCudaArgs& a, int device, void* stream) {
   if (a.x.rows == 0) return;
+  if (a.z.dtype != DType::kFloat32) throw std::invalid_argument("blend: z must be float32");
   const auto f = [](double v) { return static_cast<float>(v); };
   const BlendParams b{f(a.alpha),     f(a.beta),      f(a.gamma),
                       f(a.lambda[0]), f(a.lambda[1]), f(a.lambda[2])};

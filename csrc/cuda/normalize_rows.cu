@@ -48,6 +48,9 @@ void launch_typed(const NormalizeRowsArgs& a, int device, void* stream) {
 void normalize_rows_cuda(const NormalizeRowsArgs& a, int device, void* stream) {
   if (a.x.rows == 0 || a.x.cols == 0) return;
   if (a.x.dtype == DType::kFloat64) return launch_typed<double, double>(a, device, stream);
+  if (a.x.dtype != DType::kFloat32) {
+    throw std::invalid_argument("normalize_rows: x must be float32 or float64");
+  }
   with_storage(kOp, a.out.dtype, [&](auto out) {
     launch_typed<float, typename decltype(out)::type>(a, device, stream);
   });

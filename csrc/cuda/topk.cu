@@ -167,6 +167,8 @@ void with_registers(int64_t k, F f) {
 
 void topk_filter_cuda(const TopkFilterCudaArgs& a, int device, void* stream) {
   if (a.scores.rows == 0) return;
+  if (a.scores.dtype != DType::kFloat32)
+    throw std::invalid_argument("topk: scores must be float32");
   with_registers(a.k, [&](auto regs) {
     launch(kOp, topk_filter_kernel<decltype(regs)::value>,
            blocks_for(kOp, a.scores.rows * a.splits, kWarpsPerBlock), kWarp * kWarpsPerBlock,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,14 @@ from semobridge_ext import _errors
 from semobridge_ext._parameters import Parameters
 from semobridge_ext.episodes import sample_support
 from semobridge_ext.fewshot import _inputs
+
+
+@contextmanager
+def exactly(device: torch.device) -> Iterator[None]:
+    """No gradients, and no autocast: similarities of 8 bits would blur what the classes differ in."""
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield
+
 
 CHUNK = 4096  # rows whose [N, C] intermediates exist at once
 
@@ -147,14 +156,14 @@ class FewShotEstimator(Parameters):
     def logits(self, X: Any) -> Any:  # [N, C]
         """One score per row and class, whatever the number of classes; a tensor for a tensor."""
         x = self._queries("logits", X)
-        with torch.no_grad():
+        with exactly(x.device):
             logits = self._logits(x)
         return logits if isinstance(X, Tensor) else logits.cpu().numpy()
 
     def decision_function(self, X: Any) -> Any:
         """[N, C] scores; with two classes [N], the second's minus the first's, as scikit-learn has it."""
         x = self._queries("decision_function", X)
-        with torch.no_grad():
+        with exactly(x.device):
             logits = self._logits(x)
         if len(self.classes_) == 2:
             logits = logits[:, 1] - logits[:, 0]
@@ -164,7 +173,7 @@ class FewShotEstimator(Parameters):
         """The class of every row: class names as an array, or an int64 tensor where both the names are
         integers and X is a tensor. The first of equal classes wins."""
         x = self._queries("predict", X)
-        with torch.no_grad():
+        with exactly(x.device):
             labels = self._labels(x)
         if isinstance(X, Tensor) and self.classes_.dtype.kind in "iu":
             return torch.from_numpy(self.classes_).to(labels.device)[labels]
@@ -174,7 +183,7 @@ class FewShotEstimator(Parameters):
         """The fraction of rows whose class is predicted."""
         x = self._queries("score", X)
         codes = self._codes("score", y, len(x))
-        with torch.no_grad():
+        with exactly(x.device):
             return float((self._labels(x).cpu() == codes).double().mean())
 
     def _codes(self, verb: str, y: Any, rows: int) -> Tensor:

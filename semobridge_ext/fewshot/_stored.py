@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from semobridge_ext.fewshot import _files, _inputs
-from semobridge_ext.fewshot._base import FewShotEstimator
+from semobridge_ext.fewshot._base import FewShotEstimator, exactly
 
 
 class StoredEstimator(FewShotEstimator):
@@ -55,7 +55,7 @@ class StoredEstimator(FewShotEstimator):
     def predict_proba(self, X: Any) -> Any:  # [N, C]
         """``softmax`` of the logits, which carry the model's own scale; not calibrated."""
         x = self._queries("predict_proba", X)
-        with torch.no_grad():
+        with exactly(x.device):
             logits = self._logits(x)
             proba = torch.softmax(logits.double(), dim=1).to(logits.dtype)
         return proba if isinstance(X, Tensor) else proba.cpu().numpy()

@@ -86,15 +86,15 @@ class TipAdapter(StoredEstimator):
         The first best is kept; the present pair is looked at first.
         """
         x = self._queries("tune", X)
-        codes = self._codes("tune", y, len(x)).to(x.device)
-        start = int((self._labels(x) == codes).sum())
+        codes = self._codes("tune", y, len(x))
+        start = int((self._labels(x).cpu() == codes).sum())
         best: tuple[int, float, float] = (start, self.alpha_, self.beta_)
         unit = [self._unit(part) for part in x.split(CHUNK)]
         text = torch.cat([self._text_logits(part) for part in unit])
         for beta in self.BETAS:
             cache = torch.cat([self._cache(part, beta) for part in unit])
             for alpha in self.ALPHAS:
-                right = int(((text + alpha * cache).argmax(dim=1) == codes).sum())
+                right = int(((text + alpha * cache).argmax(dim=1).cpu() == codes).sum())
                 if right > best[0]:
                     best = right, alpha, beta
         self.alpha_, self.beta_ = best[1:]

@@ -8,6 +8,7 @@ Fitting is two sums per class, kept in float64, so that shots and classes can be
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch.nn.functional import normalize
 from semobridge_ext import bridging
 from semobridge_ext.bridging import Bridge
 from semobridge_ext.fewshot import _files, _inputs
-from semobridge_ext.fewshot._base import CHUNK, FewShotEstimator
+from semobridge_ext.fewshot._base import CHUNK, FewShotEstimator, exactly
 from semobridge_ext.fewshot.search import SearchResult, fit_scale, search_blend
 from semobridge_ext.ops.blend import BlendOperand, BlendParams, Similarities, class_exponents
 
@@ -142,7 +143,7 @@ class SeMoBridgeClassifier(FewShotEstimator):
         """Adds shots to the sums of their classes and derives what prediction needs."""
         codes = codes.to(x.device)
         wide = x if x.dtype is torch.float64 else x.float()
-        with torch.no_grad():
+        with exactly(x.device):
             bridged = self._bridge_shots(wide, codes)
         self.counts_ += torch.bincount(codes.cpu(), minlength=len(self._names))
         for sums, rows in ((self._raw_sums, wide), (self._bridged_sums, bridged)):
@@ -152,7 +153,13 @@ class SeMoBridgeClassifier(FewShotEstimator):
     def _bridge_shots(self, x: Tensor, codes: Tensor) -> Tensor:  # [M, D], not normalised
         if self.bridge_ is None:
             return normalize(x, dim=1)
-        return self.bridge_(x, normalize=False)
+        return self._bridge_on(x.device)(x, normalize=False)
+
+    def _bridge_on(self, device: torch.device) -> Bridge:
+        """The bridge for rows of that device; a copy where it lies elsewhere."""
+        assert self.bridge_ is not None
+        here = self.bridge_.inverse.device == device
+        return self.bridge_ if here else copy.deepcopy(self.bridge_).to(device)
 
     def _derive(self) -> None:
         raw, bridged = normalize(self._raw_sums, dim=1), normalize(self._bridged_sums, dim=1)
@@ -245,7 +252,7 @@ class SeMoBridgeClassifier(FewShotEstimator):
         average over data like these; before it they only order the classes.
         """
         x = self._queries("predict_proba", X)
-        with torch.no_grad():
+        with exactly(x.device):
             logits = self._logits(x)
             proba = torch.softmax(self.probability_scale_ * logits.double(), dim=1).to(logits.dtype)
         return proba if isinstance(X, Tensor) else proba.cpu().numpy()

@@ -19,6 +19,7 @@ from torch import Tensor
 from semobridge_ext import _errors, _files
 from semobridge_ext.bridging import Bridge
 from semobridge_ext.fewshot import _inputs
+from semobridge_ext.fewshot._base import exactly
 from semobridge_ext.fewshot.classifier import SeMoBridgeClassifier
 from semobridge_ext.ops.blend import BlendOperand, class_exponents
 from semobridge_ext.ops.bridge_training import BridgeTrainer
@@ -206,12 +207,13 @@ class SeMoBridgeT(SeMoBridgeClassifier):
         if validation is not None:
             queries = _inputs.features("SeMoBridgeT.fit", "validation", validation[0], x.shape[1])
             held_out = queries, self._codes("fit", validation[1], len(queries))
-        trainer = self._trainer(x, codes, weights)
-        self._train(trainer, schedule, held_out, (x, codes), checkpoint)
-        self.bridge_ = self._bridge_of(trainer.parameters["inverse"])
-        tau = trainer.parameters.get("tau")
-        self.tau_: Tensor | None = None if tau is None else tau.clone()
-        self._add(x, codes)
+        with exactly(x.device):
+            trainer = self._trainer(x, codes, weights)
+            self._train(trainer, schedule, held_out, (x, codes), checkpoint)
+            self.bridge_ = self._bridge_of(trainer.parameters["inverse"])
+            tau = trainer.parameters.get("tau")
+            self.tau_: Tensor | None = None if tau is None else tau.clone()
+            self._add(x, codes)
         return self
 
     def _trainer(self, x: Tensor, codes: Tensor, weights: LossWeights) -> BridgeTrainer:
@@ -237,7 +239,7 @@ class SeMoBridgeT(SeMoBridgeClassifier):
         start = self.bridge_
         assert start is not None
         trained = Bridge(start.text_projection, atol=start.atol, text_length=start.text_length)
-        trained.inverse.data = inverse.detach().to("cpu", trained.inverse.dtype).clone()
+        trained.inverse.data = inverse.detach().to(trained.inverse.device, trained.inverse.dtype).clone()
         return trained
 
     def _train(
@@ -346,9 +348,8 @@ class SeMoBridgeT(SeMoBridgeClassifier):
     # -- what a trained bridge changes --------------------------------------------------------------
 
     def _bridge_shots(self, x: Tensor, codes: Tensor) -> Tensor:
-        assert self.bridge_ is not None
         bias = None if self.tau_ is None else self.tau_.to(x.device, x.dtype)[codes]
-        return self.bridge_(x, class_bias=bias, normalize=False)
+        return self._bridge_on(x.device)(x, class_bias=bias, normalize=False)
 
     def _grow(self, classes: int) -> None:
         if self.tau_ is not None:

@@ -124,7 +124,8 @@ class BlendOperand:
         step = max(1, _CUDA_VALUES // right.shape[1])
         for i in range(0, x.shape[0], step):
             rows = x[i : i + step]
-            z = rows.to(torch.float32) @ right
+            with torch.autocast(x.device.type, enabled=False):  # the kernel reads float32
+                z = rows.to(torch.float32) @ right
             _C.blend_cuda(
                 view(rows), view(z), self.classes, rank, 0 if weights is None else weights.data_ptr(),
                 *params[1:], *(0 if t is None else t[i:].data_ptr() for t in (labels, logits)), *place(x),
@@ -132,11 +133,12 @@ class BlendOperand:
 
     def _eager_blocks(self, x: Tensor) -> Similarities:
         compute = compute_dtype(x.dtype)
-        x = x.to(compute)
-        unit = scale_rows(x)
-        text, bridged, raw = (m.to(x.device, compute) for m in (self.text, self.bridged, self.raw))
-        query = unit if self.projector is None else scale_rows(x @ self.projector.to(x.device, compute))
-        return Similarities(unit @ text.T, unit @ bridged.T, query @ raw.T)
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.to(compute)
+            unit = scale_rows(x)
+            text, bridged, raw = (m.to(x.device, compute) for m in (self.text, self.bridged, self.raw))
+            query = unit if self.projector is None else scale_rows(x @ self.projector.to(x.device, compute))
+            return Similarities(unit @ text.T, unit @ bridged.T, query @ raw.T)
 
     def similarities(self, x: Tensor) -> Similarities:  # [N, D] -> three [N, C]
         if resolve("similarities", x.device) == "eager":

@@ -73,7 +73,8 @@ class CudaProjection:
         if 0 < n <= FEW:
             self._few(rows, out)
         elif n > TILED and rows.dtype is torch.float32:
-            product = rows @ self._matrix
+            with torch.autocast(rows.device.type, enabled=False):  # the kernel reads float32
+                product = rows @ self._matrix
             _C.normalize_rows_cuda(view(product), row_view(None), True, 1.0, view(out), 0, *place(rows))
         else:
             for first in range(0, n, TILED):
@@ -83,23 +84,28 @@ class CudaProjection:
     def _few(self, rows: Tensor, out: Tensor) -> None:
         raw = torch.empty_like(out, dtype=torch.float32)
         device, stream = place(rows)
+        tickets = self._ticket("few", _C.project_tickets(FEW), rows, stream)
         _C.project_cuda(
             view(rows), view(self._transposed), row_view(None), True, 1.0, view(out), 0, raw.data_ptr(),
-            self._ticket("few", _C.project_tickets(FEW), rows, stream), device, stream,
+            tickets.data_ptr(), device, stream,
         )  # fmt: skip
 
     def _tiled(self, rows: Tensor, out: Tensor) -> None:
         raw = torch.empty_like(out, dtype=torch.float32)
         device, stream = place(rows)
         by = self._half_scale if rows.dtype is torch.float16 else 1.0
+        tickets = self._ticket("tiled", _C.project_tile_tickets(TILED), rows, stream)
         _C.project_tile_cuda(
             view(rows), view(self._matrix), by, row_view(None), True, 1.0, view(out), 0, raw.data_ptr(),
-            self._ticket("tiled", _C.project_tile_tickets(TILED), rows, stream), device, stream,
+            tickets.data_ptr(), device, stream,
         )  # fmt: skip
 
-    def _ticket(self, kind: str, count: int, rows: Tensor, stream: int) -> int:
+    def _ticket(self, kind: str, count: int, rows: Tensor, stream: int) -> Tensor:
         """Counters that are zero between launches."""
+        if rows.is_cuda and torch.cuda.is_current_stream_capturing():
+            # A graph's own, zeroed by the graph itself: another one may be replayed first, or beside it.
+            return torch.zeros(count, dtype=torch.int32, device=rows.device)
         kept = self._tickets.get((kind, stream))
         if kept is None:
             kept = self._tickets[kind, stream] = torch.zeros(count, dtype=torch.int32, device=rows.device)
-        return kept.data_ptr()
+        return kept

@@ -46,9 +46,9 @@ def _project_normalize(
     # Without the norm there are none to hand out, but the operator's outputs have one shape.
     norms = (torch.empty if normalize else torch.zeros)(x.shape[0], dtype=compute, device=x.device)
     if x.is_cuda:
-        return _normalize_rows_cuda(
-            x, x.to(compute) @ matrix.to(compute), bias, scale, normalize, norms
-        ), norms
+        with torch.autocast(x.device.type, enabled=False):  # the kernel reads the product as it is declared
+            product = x.to(compute) @ matrix.to(compute)
+        return _normalize_rows_cuda(x, product, bias, scale, normalize, norms), norms
     plan = Projection(matrix, compute=compute, normalize=normalize, scale=scale)
     return plan(x, bias=bias, norms=norms if normalize else None), norms
 

@@ -81,6 +81,13 @@ def case_normalize_rows(m, rng: np.random.Generator) -> None:
     m.normalize_rows_cuda(big.view, NOTHING, False, 2e-25, out.view, 0, *PLACE)
     close(out.values, np.full((2, 40), 2.0), FLOAT, "normalize_rows")
     m.normalize_rows_cuda((*big.view[:2], 0, 40, 40), NOTHING, True, 1.0, out.view, 0, *PLACE)
+    half = Matrix(2, 40, HALF, values=np.ones((2, 40)))
+    try:  # a product that autocast made half: read as float32 it would be garbage, and too long
+        m.normalize_rows_cuda(half.view, NOTHING, True, 1.0, out.view, 0, *PLACE)
+    except ValueError as error:
+        assert "must be float32 or float64" in str(error)
+    else:
+        raise AssertionError("a product of float16 was accepted")
 
 
 def project(m, x: Matrix, matrix: Matrix, out: Matrix, *, bias=None, normalize=True, scale=1.0) -> np.ndarray:

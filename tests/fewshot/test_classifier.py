@@ -268,3 +268,14 @@ def test_inputs_are_not_modified():
     copies = [v.clone() for v in p]
     fitted(p).tune(p.queries, p.targets, n_trials=3, sampler="random").predict_proba(p.queries)
     assert all(torch.equal(a, b) for a, b in zip(p, copies, strict=True))
+
+
+def test_shots_meet_the_bridge_on_their_own_device() -> None:
+    """Features of a GPU and a bridge that lies on the CPU; `meta` stands in for the GPU."""
+    p = make()
+    trained = sb.SeMoBridgeT(p.bridge(), p.text, p.hidden, preset="fast", steps=1)
+    for clf in (sb.SeMoBridgeClassifier(p.bridge(), p.text), trained):
+        clf.fit(p.shots, p.labels)
+        rows = clf._bridge_shots(p.shots.to("meta"), p.labels.to("meta"))
+        assert rows.device.type == "meta" and rows.shape == p.shots.shape
+        assert clf.bridge_.inverse.device.type == clf.bridge_.text_projection.device.type == "cpu"

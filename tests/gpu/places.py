@@ -17,7 +17,8 @@ from semobridge_ext import _backend
 
 # Calls that an explicit request must serve on CUDA tensors; any other one must be refused.
 SERVED = {
-    "native": ("bridge", "project_normalize", "topk", "predict", "oti", "ovi", "SeMoBridgeT"),
+    "native": ("bridge", "project_normalize", "project_normalize_grad", "topk", "predict", "oti", "ovi",
+               "SeMoBridgeT"),
     "triton": ("bridge", "project_normalize", "project_normalize_grad", "support_logits",
                "support_logits_grad", "topk", "SeMoBridgeT"),
 }  # fmt: skip

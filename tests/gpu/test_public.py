@@ -194,8 +194,42 @@ def test_ovi(place: Place):
     assert_row_relative(got.features.cpu(), want.features, towers.DESCENT[F32])
 
 
+def test_autocast_changes_nothing(place: Place):
+    """CLIP code often runs under autocast; similarities of 8 bits would be another method."""
+    p, f = make(queries=90), rows(40, 48)
+    clf, bridge = fitted(p), sb.Bridge(W).to(place.device)
+
+    def run() -> list[Tensor]:
+        with place.use("bridge"), torch.no_grad():
+            found = [
+                bridge(f.to(place.device)),
+                sb.ops.project_normalize(f.to(place.device), f.T.to(place.device)),
+            ]
+        with place.use("predict"):
+            return [*found, clf.decision_function(p.queries.to(place.device))]
+
+    want = run()
+    with torch.autocast(place.device.type, dtype=torch.bfloat16):
+        got = run()
+    for ours, plain in zip(got, want, strict=True):
+        assert torch.equal(ours, plain)
+
+
+def test_training_under_autocast(place: Place):
+    p = make(classes=5, shots=[1, 2, 3, 4, 5])
+
+    def train() -> Tensor:
+        clf = sb.SeMoBridgeT(p.bridge(), p.text, p.hidden, preset="fast", steps=5)
+        return clf.fit(p.shots.to(place.device), p.labels).losses_
+
+    with place.use("SeMoBridgeT"):
+        want = train()
+        with torch.autocast(place.device.type, dtype=torch.bfloat16):
+            torch.testing.assert_close(train(), want, rtol=1e-6, atol=0)
+
+
 def test_devices_that_differ_are_named(place: Place):
     if place.device.type == "cpu":
         pytest.skip("there is one device only")
-    with sb.backend(place.backend), pytest.raises(ValueError, match=r"^topk: gallery must .*cuda.*; "):
+    with sb.backend(place.backend), pytest.raises(ValueError, match=r"^topk: .* must be on .*cuda.*; "):
         sb.topk(rows(2, 4).to(place.device), rows(3, 4), 1)
