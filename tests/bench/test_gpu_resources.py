@@ -37,6 +37,11 @@ def test_occupancy(architecture: str, threads: int, registers: int, shared: int,
     assert resources.occupancy(architecture, threads, registers, shared) == want
 
 
+# Registers, shared bytes, occupancy. A tile of sums lives in registers, and its operands in shared memory.
+LIMITS = {"project_tile_fwd_kernel": (168, 28 << 10, 0.18)}
+USUAL = (80, 1 << 10, 0.35)
+
+
 def test_kernels_compile_for_every_architecture_without_spills():
     need_source()
     need("nvcc", "compile the CUDA kernels")
@@ -46,7 +51,9 @@ def test_kernels_compile_for_every_architecture_without_spills():
     assert {u.kernel for u in found} == kernels and len(kernels) >= 12
     for usage in found:
         assert usage.spills == 0 and usage.stack == 0, usage
-        assert usage.registers <= 80 and usage.shared <= 1024 and usage.occupancy >= 0.35, usage
+        registers, shared, occupancy = LIMITS.get(usage.kernel, USUAL)
+        assert usage.registers <= registers and usage.shared <= shared, usage
+        assert usage.occupancy >= occupancy, usage
 
 
 def test_the_document_holds_every_kernel():
