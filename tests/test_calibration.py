@@ -126,6 +126,11 @@ def test_the_fastest_right_backend_wins():
     assert m.choice == "eager" and m.refused == {"native": "no kernel", "triton": "not built"}
 
 
+def test_a_device_on_which_pytorch_fails_is_not_measured():
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        measure(case({"eager": RuntimeError("illegal memory access")}), CPU, clock())
+
+
 def test_choices_are_joined_by_size():
     def at(size: int, choice: str) -> Measured:
         return Measured(Case("topk", F32, size, torch.empty), {}, {}, choice)

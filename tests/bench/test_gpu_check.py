@@ -126,6 +126,16 @@ def test_the_benchmarks_are_right():
     assert int(done.stdout.rsplit(" passed", 1)[0].split()[-1]) > 20
 
 
+def test_errors_are_tabulated_by_dtype():
+    errors = load_script("gpu_errors")
+    text = errors.table(
+        "kernel", {"project/float32": 1.5e-7, "project norms/float32": 0.0, "project/float16": 2e-4}
+    )
+    assert "| project | 1.5e-07 | 2.0e-04 | – |" in text and "| project norms | 0.0e+00 | – | – |" in text
+    document = (ROOT / "docs" / "gpu.md").read_text()
+    assert all(document.count(mark) == 1 for mark in errors.MARKS)
+
+
 def test_launch_takes_the_longest_of_three():
     model = load_script("gpu_model")
     device = model.Device("d", bandwidth=1e12, half=1e14, single=1e13)
