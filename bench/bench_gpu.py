@@ -25,7 +25,9 @@ from torch.nn.functional import normalize
 import semobridge_ext as sb
 from semobridge_ext import clip, reference
 from semobridge_ext._descent import make_engine
+from semobridge_ext.ops.bridge_training import BridgeTrainer
 from semobridge_ext.reference import tower_features
+from semobridge_ext.reference.training import semobridge_t_loss
 
 DEVICE = torch.device(os.environ.get("SEMOBRIDGE_BENCH_DEVICE", "cuda"))
 REAL = DEVICE.type == "cuda"
@@ -208,6 +210,8 @@ def oti_oracle(batch: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("member", ["eager", "auto", "native", "native bfloat16"])
 @pytest.mark.parametrize("batch", [1, 64, 2048] if REAL else [2])
 def test_oti_steps(benchmark: Any, batch: int, member: str) -> None:
+    if member == "eager" and batch > 256:
+        pytest.skip("autograd keeps the activations of all 77 positions: more than a GPU holds")
     start, want = oti_oracle(batch)
     backend, _, weights = member.partition(" ")
     with sb.backend(backend):
@@ -228,3 +232,54 @@ def test_oti_steps(benchmark: Any, batch: int, member: str) -> None:
     with torch.no_grad():
         assert row_error(steps().cpu(), want) <= bound
     timed(benchmark, member, f"oti 10 steps/B{batch}", steps, want, bound)
+
+
+@lru_cache(maxsize=1)
+def training_problem(classes: int) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Inverse, projection, shots, labels, text, hidden on the device; the inverse's gradient in float64."""
+    labels = torch.arange(classes).repeat_interleave(16)
+    means, w = draw(5, classes, WIDTH), draw(6, WIDTH, WIDTH) * 0.06
+    shots = means[labels] + draw(7, len(labels), WIDTH)
+    text, hidden = (normalize(means + draw(seed, classes, WIDTH), dim=1) for seed in (8, 9))
+    given = (sb.Bridge(w).inverse.detach(), w, shots, labels, text, hidden)
+    leaf = given[0].double().requires_grad_()
+    tau = torch.zeros(classes, WIDTH, dtype=torch.float64)
+    wide = [t.double() if t.is_floating_point() else t for t in given[1:]]
+    loss, _ = semobridge_t_loss(leaf, tau, *wide)
+    return tuple(t.to(DEVICE) for t in given), torch.autograd.grad(loss, leaf)[0]
+
+
+@pytest.mark.parametrize("member", ["eager", "auto", "native", "triton"])
+@pytest.mark.parametrize("classes", [47, 1000] if REAL else [5])
+def test_semobridge_t_steps(benchmark: Any, classes: int, member: str) -> None:
+    """Ten steps at a rate of 0: the same work and the same gradient in each."""
+    given, want = training_problem(classes)
+    leaf = given[0].clone().requires_grad_()
+    tau = torch.zeros(classes, WIDTH, device=DEVICE, requires_grad=True)
+    optimizer = torch.optim.AdamW([leaf, tau], lr=0.0)
+
+    def eager() -> Tensor:
+        for _ in range(10):
+            optimizer.zero_grad()
+            with torch.enable_grad():
+                semobridge_t_loss(leaf, tau, *given[1:])[0].backward()
+            optimizer.step()
+        assert leaf.grad is not None
+        return leaf.grad
+
+    function = eager
+    if member != "eager":
+        try:
+            with sb.backend(member):
+                trainer = BridgeTrainer(*given)
+        except (NotImplementedError, RuntimeError) as refused:
+            pytest.skip(str(refused))
+        trainer.plan([0.0] * 10, 0.0)
+
+        def function() -> Tensor:
+            trainer.steps = 0
+            for _ in range(10):
+                trainer.step()
+            return trainer.gradients["inverse"]
+
+    timed(benchmark, member, f"SeMoBridge-T 10 steps/C{classes}", function, want, 1e-3)
