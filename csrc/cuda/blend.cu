@@ -16,17 +16,6 @@ struct BlendParams {
   float alpha, beta, gamma, lambda1, lambda2, lambda3;
 };
 
-// The sum over the block, in every thread. `partial` holds kWarps values.
-__device__ __forceinline__ float block_sum(float value, float* partial) {
-  value = warp_sum(value);
-  __syncthreads();  // the last use of `partial` is over
-  if (threadIdx.x % kWarp == 0) partial[threadIdx.x / kWarp] = value;
-  __syncthreads();
-  float sum = 0;
-  for (int w = 0; w < kWarps; ++w) sum += partial[w];
-  return sum;
-}
-
 // 1/‖row‖ of the block's row, 0 for a zero row. Scaled by the largest entry, as everywhere.
 template <class T>
 __device__ __forceinline__ float inverse_norm(const T* row, int64_t n, float* partial) {
@@ -46,7 +35,7 @@ __device__ __forceinline__ float inverse_norm(const T* row, int64_t n, float* pa
     const float value = widen(row[i]) / divisor;
     squares += value * value;
   }
-  squares = block_sum(squares, partial);
+  squares = block_sum<kWarps>(squares, partial);
   return squares == 0 ? 0.0f : 1.0f / (sqrtf(squares) * divisor);
 }
 

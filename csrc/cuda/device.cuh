@@ -34,6 +34,18 @@ __device__ __forceinline__ T warp_max(T value) {
   return value;
 }
 
+// The sum over a block of kCount warps, in every thread. `partial` holds kCount values.
+template <int kCount, class T>
+__device__ __forceinline__ T block_sum(T value, T* partial) {
+  value = warp_sum(value);
+  __syncthreads();  // the last use of `partial` is over
+  if (threadIdx.x % kWarp == 0) partial[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  T sum = 0;
+  for (int w = 0; w < kCount; ++w) sum += partial[w];
+  return sum;
+}
+
 __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ double widen(double x) { return x; }
 __device__ __forceinline__ float widen(__half x) { return __half2float(x); }

@@ -18,18 +18,6 @@ constexpr int kLongRow = 2048;   // classes from which a block shares a row
 constexpr int kShortRow = 256;   // ... up to which it would have nothing to share
 constexpr int kManyRows = 8192;  // rows that fill a device, a warp each
 
-// The sum over the block of kCount warps, in every thread.
-template <int kCount, class T>
-__device__ __forceinline__ T block_sum(T value, T* partial) {
-  value = warp_sum(value);
-  __syncthreads();  // the last use of `partial` is over
-  if (threadIdx.x % kWarp == 0) partial[threadIdx.x / kWarp] = value;
-  __syncthreads();
-  T sum = 0;
-  for (int w = 0; w < kCount; ++w) sum += partial[w];
-  return sum;
-}
-
 // The threads that share a row: a warp, or the block.
 template <bool kBlock>
 struct RowTeam {

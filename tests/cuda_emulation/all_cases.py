@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from tests.cuda_emulation import cases, cases_project_tile, cases_train
+from tests.cuda_emulation import cases, cases_project_tile, cases_scores, cases_train
 
 CASES = {
     name.removeprefix("case_"): function
-    for module in (cases, cases_project_tile, cases_train)
+    for module in (cases, cases_project_tile, cases_scores, cases_train)
     for name, function in vars(module).items()
     if name.startswith("case_")
 }

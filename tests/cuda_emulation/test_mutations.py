@@ -310,14 +310,14 @@ MUTATIONS = {
         "ascending",
     ),
     "blend: partial sums read without a barrier": (
-        "blend.cu",
+        "device.cuh",
         "partial[threadIdx.x / kWarp] = value;\n  __syncthreads();",
         "partial[threadIdx.x / kWarp] = value;",
         "blend",
         "ascending",
     ),
     "blend: partial sums overwritten too early": (
-        "blend.cu",
+        "device.cuh",
         "__syncthreads();  // the last use of `partial` is over",
         ";",
         "blend",

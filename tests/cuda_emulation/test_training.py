@@ -9,7 +9,6 @@ from functools import partial
 
 import pytest
 import torch
-from torch.nn.functional import normalize
 
 import semobridge_ext as sb
 from semobridge_ext import _backend
@@ -18,11 +17,19 @@ from semobridge_ext.fewshot.training import PRESETS
 from semobridge_ext.ops import bridge_training, training_cuda
 from semobridge_ext.ops.training_cuda import CudaPieces, dry_step
 from semobridge_ext.ops.training_pieces import TorchPieces
-from semobridge_ext.reference.training import LossWeights, semobridge_t_loss
+from semobridge_ext.reference.training import LossWeights
 from tests.cuda_emulation.build import Emulation
 from tests.cuda_emulation.run_cases import load
 from tests.fewshot.problems import make
-from tests.fewshot.test_training import LOSSES, SHAPES, autograd, classifier, in_order, trainer_of
+from tests.fewshot.test_training import (
+    LOSSES,
+    SHAPES,
+    autograd,
+    autograd_trajectory,
+    classifier,
+    in_order,
+    trainer_of,
+)
 from tests.graph_recorder import Recorder
 
 pytestmark = pytest.mark.slow
@@ -67,30 +74,17 @@ def test_gradients(loss: str, shape: str, class_bias: bool):
 def test_trajectory_of_200_steps(recorder: Recorder):
     """Against autograd of the reference with torch's AdamW: losses within 1e-4 relative."""
     p = make(12, 4, 2, 48, 40)
-    shots, labels = in_order(p)
-    text, hidden = normalize(p.text, dim=1), normalize(p.hidden, dim=1)
     schedule = PRESETS["paper"]._replace(warmup=50)
     trainer = trainer_of(p, LossWeights(), scale=100.0)
     trainer.plan([schedule.rate(i) for i in range(200)], 0.01)
     got = [float(trainer.step()) for _ in range(200)]
     assert recorder.replays == 200 and trainer.losses.tolist() == got
-    inverse = p.bridge().inverse.detach().clone().requires_grad_()
-    tau = torch.zeros_like(trainer.parameters["tau"]).requires_grad_()
-    optimizer = torch.optim.AdamW([inverse, tau], lr=1.0, weight_decay=0.01)
-    want = []
-    for step in range(200):
-        optimizer.param_groups[0]["lr"] = schedule.rate(step)
-        optimizer.zero_grad()
-        loss, _ = semobridge_t_loss(inverse, tau, p.projection, shots, labels, text, hidden)
-        loss.backward()
-        optimizer.step()
-        want.append(float(loss.detach()))
-    assert want[-1] < 0.95 * want[0]
+    want, wanted = autograd_trajectory(p, schedule, 200)
     worst = max(abs(a - b) / b for a, b in zip(got, want, strict=True))
     print(f"  worst loss of 200 steps: {worst:.1e}; {len(recorder.launches)} launches a step")
     assert worst <= 1e-4
-    for got_p, want_p in ((trainer.parameters["inverse"], inverse), (trainer.parameters["tau"], tau)):
-        assert float((got_p - want_p.detach()).norm() / want_p.detach().norm()) < 1e-3
+    for name, want_p in zip(("inverse", "tau"), wanted, strict=True):
+        assert float((trainer.parameters[name] - want_p).norm() / want_p.norm()) < 1e-3
 
 
 @pytest.mark.parametrize("chunks", [1 << 20, 1])
