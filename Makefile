@@ -20,7 +20,7 @@ bench: $(VENV)/.test  ## the benchmarks and their table; run on a quiet machine
 	$(BIN)/python bench/report.py bench/results/bench.json --out bench/results/bench.md
 
 gpu-check:  ## with a GPU, nvcc and an installed PyTorch: builds in place, runs everything for real, times
-	$(PYTHON) bench/gpu_check.py
+	$(PYTHON) bench/gpu/check.py
 
 lint: $(VENV)/.test  ## formatting, style, types
 	$(BIN)/ruff check .

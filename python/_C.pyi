@@ -489,7 +489,7 @@ def topk_merge_cuda(
     n: int, k: int, splits: int, best: int, rows: int, scores: int, indices: int, device: int, stream: int
 ) -> None: ...
 
-# SeMoBridge-T's step; csrc/include/semobridge/train_cuda.h
+# SeMoBridge-T's step; csrc/bridge_training/cuda.h
 def shot_norms_cuda(
     rows: int, width: int, labels: int, e: int, tau: int, r: int, device: int, stream: int
 ) -> None: ...

@@ -1,17 +1,17 @@
 #include "bindings.h"
 
 #ifdef SB_WITH_CUDA
-#include <semobridge/activation_cuda.h>
-#include <semobridge/attention_cuda.h>
-#include <semobridge/blend_cuda.h>
-#include <semobridge/descend_cuda.h>
-#include <semobridge/layer_norm_cuda.h>
-#include <semobridge/normalize_rows.h>
-#include <semobridge/project_cuda.h>
-#include <semobridge/project_tile_cuda.h>
-#include <semobridge/topk_cuda.h>
-
 #include <tuple>
+
+#include "blend_logits/cuda.h"
+#include "project_normalize/cuda.h"
+#include "project_normalize/cuda_normalize_rows.h"
+#include "project_normalize/cuda_project_tile.h"
+#include "topk/cuda.h"
+#include "tower_descent/cuda_activation.h"
+#include "tower_descent/cuda_attention.h"
+#include "tower_descent/cuda_descend.h"
+#include "tower_descent/cuda_layer_norm.h"
 
 namespace {
 

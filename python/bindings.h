@@ -1,10 +1,11 @@
-// Addresses and sizes in, nothing else: the op files of semobridge_ext/ops have checked kind,
+// Addresses and sizes in, nothing else: the op files of semobridge_ext/_ops have checked kind,
 // dtype, device, shape and strides before a call arrives here.
 #pragma once
 #include <pybind11/pybind11.h>
-#include <semobridge/view.h>
 
 #include <stdexcept>
+
+#include "core/view.h"
 
 namespace py = pybind11;
 namespace sb = semobridge;

@@ -1,9 +1,8 @@
 // semobridge_ext._C
-#include <semobridge/isa.h>
-
 #include <string>
 
 #include "bindings.h"
+#include "core/isa.h"
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native core of semobridge_ext. Import semobridge_ext, not this module.";

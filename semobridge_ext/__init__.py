@@ -8,10 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from semobridge_ext import ops, reference
-from semobridge_ext._backend import backend
-from semobridge_ext._info import build_info
 from semobridge_ext.bridging import Bridge, bridge, use
-from semobridge_ext.clip.text_features import class_text_features
+from semobridge_ext.clip.class_text import class_text_features
 from semobridge_ext.diagnostics import Diagnosis, diagnose
 from semobridge_ext.fewshot import (
     APE,
@@ -23,12 +21,13 @@ from semobridge_ext.fewshot import (
     TipAdapterF,
     ZeroShot,
 )
+from semobridge_ext.fewshot.support_set import SupportSet
 from semobridge_ext.inversion import Inversion, oti, ovi
-from semobridge_ext.linear_map import LinearMap
+from semobridge_ext.linear_maps import IsoCLIP, LinearMap
 from semobridge_ext.ops import TopK, retrieval_metrics, support_logits, topk
 from semobridge_ext.retrieval import revisited_metrics
-from semobridge_ext.spectral import IsoCLIP
-from semobridge_ext.support_set import SupportSet
+from semobridge_ext.runtime.backend import backend
+from semobridge_ext.runtime.info import build_info
 
 if TYPE_CHECKING:
     from semobridge_ext.data import list_picto, load_picto, load_picto_clip, picto_transform

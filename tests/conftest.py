@@ -14,10 +14,11 @@ import torch
 from hypothesis import settings
 
 import semobridge_ext as sb
-from semobridge_ext import _backend, bridging
-from tests.assertions import WORST
+from semobridge_ext.bridging import closed_form as bridging
+from semobridge_ext.runtime import backend as _backend
 from tests.cuda_emulation.build import Emulation
-from tests.tolerances import tolerance
+from tests.support.assertions import WORST
+from tests.support.tolerances import tolerance
 
 BASE_SEED = 2509_26036
 
@@ -48,7 +49,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if WORST:
-        terminalreporter.section("worst error against float64 (tests/tolerances.py)")
+        terminalreporter.section("worst error against float64 (tests/support/tolerances.py)")
         for (family, dtype), worst in sorted(WORST.items(), key=str):
             limit = tolerance(family, dtype)
             unit = f"ulp of {limit.ulps:g}" if limit.ulps else f"of {limit.relative:.0e}"
@@ -67,8 +68,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def seed(request: pytest.FixtureRequest) -> int:
-    """Every test's own fixed seed, printed where the test fails."""
-    value = (BASE_SEED + zlib.crc32(request.node.nodeid.encode())) % 2**31
+    """A fixed seed for every test's name, wherever its file lies; printed where the test fails."""
+    value = (BASE_SEED + zlib.crc32(request.node.name.encode())) % 2**31
     print(f"seed {value}")
     random.seed(value)
     np.random.seed(value)

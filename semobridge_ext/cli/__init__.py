@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from semobridge_ext import __version__
-from semobridge_ext.cli import (
+from semobridge_ext.cli.commands import (
     calibrate,
     demo,
     extract,

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from semobridge_ext.ops.tower import Block, Linear, Norm
+from semobridge_ext._engines.tower_descent.spec import Block, Linear, Norm
 
 
 def refuse(function: str, what: str, remedy: str) -> NotImplementedError:

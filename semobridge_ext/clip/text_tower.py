@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from semobridge_ext._engines.tower_descent.spec import LearnedRows, Linear, Tower
 from semobridge_ext.clip.blocks import Reader, hf_blocks, resblocks
 from semobridge_ext.clip.template import default_tokenizer, template_ids
-from semobridge_ext.ops.tower import LearnedRows, Linear, Tower
 
 _NAME = "text_tower"
 _REMEDY = "use a CLIP or SigLIP-style text transformer, or reference.oti"

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from semobridge_ext._engines.tower_descent.spec import Block, LearnedRows, Linear, Tower
 from semobridge_ext.clip.blocks import Reader, hf_blocks, resblocks, timm_blocks
-from semobridge_ext.ops.tower import Block, LearnedRows, Linear, Tower
 
 _NAME = "vision_tower"
 _REMEDY = "use a vision transformer with class-token or attention pooling"

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from semobridge_ext.fewshot._stored import StoredEstimator
-from semobridge_ext.reference.blending import prototypes
+from semobridge_ext._ops.blend_logits.reference import prototypes
+from semobridge_ext.fewshot.stored_estimator import StoredEstimator
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from semobridge_ext.fewshot._base import CHUNK
-from semobridge_ext.fewshot._stored import StoredEstimator
+from semobridge_ext._ops.support_logits.op import support_logits
 from semobridge_ext.fewshot.baselines import shot_rows
-from semobridge_ext.ops import support_logits
+from semobridge_ext.fewshot.estimator import CHUNK
+from semobridge_ext.fewshot.stored_estimator import StoredEstimator
 
 
 class TipAdapter(StoredEstimator):

@@ -1,6 +1,6 @@
 """SeMoBridge, closed form, as a classifier (arXiv 2509.26036, §3; METHODS §1).
 
-    F̄_c = norm(mean_k F_ck)      F̂_c = norm(mean_k bridged(F_ck))      z1, z2, z3: ops/blend.py
+    F̄_c = norm(mean_k F_ck)      F̂_c = norm(mean_k bridged(F_ck))      z1, z2, z3: _ops/blend_logits/op.py
     logit_c = λ1·exp(−α(1−z1)) + w_c·[λ2·exp(−β(1−z2)) + λ3·exp(−γ(1−z3))],  w_c = exp(s·D_c)
 
 Fitting is two sums per class, kept in float64, so that shots and classes can be added later.
@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from semobridge_ext import bridging
-from semobridge_ext.bridging import Bridge
-from semobridge_ext.fewshot import _files, _inputs
-from semobridge_ext.fewshot._base import CHUNK, FewShotEstimator, exactly
+from semobridge_ext import _inputs
+from semobridge_ext._ops.blend_logits.op import BlendOperand, BlendParams, Similarities, class_exponents
+from semobridge_ext.bridging import closed_form as bridging
+from semobridge_ext.bridging.closed_form import Bridge
+from semobridge_ext.fewshot import estimator_file as _files
+from semobridge_ext.fewshot.estimator import CHUNK, FewShotEstimator, exactly
 from semobridge_ext.fewshot.search import SearchResult, fit_scale, search_blend
-from semobridge_ext.ops.blend import BlendOperand, BlendParams, Similarities, class_exponents
 
 
 class SeMoBridgeClassifier(FewShotEstimator):

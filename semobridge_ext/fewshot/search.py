@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from semobridge_ext.ops.blend import BlendOperand, BlendParams
-from semobridge_ext.ops.search import SearchObjective
+from semobridge_ext._ops.blend_logits.op import BlendOperand, BlendParams
+from semobridge_ext._ops.count_correct.op import SearchObjective
 
 RANGES = {
     "s": (0.0, 1.5),
@@ -126,7 +126,7 @@ def search_blend(
     """Maximises validation accuracy over the blend's parameters; the first best trial is kept.
 
     Every trial's accuracy is exact: that of a float64 evaluation of the formula on the cosines
-    (ops/search.py). Arguments as in ``SeMoBridgeClassifier.tune``.
+    (_ops/count_correct/op.py). Arguments as in ``SeMoBridgeClassifier.tune``.
 
     Raises:
         ImportError: Optuna is asked for and missing. ValueError: unknown names, bad bounds or counts.

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from semobridge_ext.bridging import Bridge
-from semobridge_ext.episodes import sample_support
+from semobridge_ext.bridging.closed_form import Bridge
 from semobridge_ext.fewshot import (
     APE,
     LDA,
@@ -25,6 +24,7 @@ from semobridge_ext.fewshot import (
     TipAdapterF,
     ZeroShot,
 )
+from semobridge_ext.fewshot.episodes import sample_support
 
 
 class StudyProblem(NamedTuple):

@@ -2,7 +2,8 @@
 
     L = ½·CE_img + ¼·CE_txtp + ¼·CE_txte + 0.1·CE_cons + 0.1·L_bias
 
-The loss is spelled out in reference/training.py, the step that is run in ops/bridge_training.py.
+The loss is spelled out in _engines/bridge_training/reference.py, the step that is run in
+_engines/bridge_training/step.py.
 """
 
 from __future__ import annotations
@@ -16,14 +17,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors, _files
-from semobridge_ext.bridging import Bridge
-from semobridge_ext.fewshot import _inputs
-from semobridge_ext.fewshot._base import exactly
+from semobridge_ext import _errors, _files, _inputs
+from semobridge_ext._engines.bridge_training.reference import LossWeights
+from semobridge_ext._engines.bridge_training.step import BridgeTrainer
+from semobridge_ext._ops.blend_logits.op import BlendOperand, class_exponents
+from semobridge_ext.bridging.closed_form import Bridge
 from semobridge_ext.fewshot.classifier import SeMoBridgeClassifier
-from semobridge_ext.ops.blend import BlendOperand, class_exponents
-from semobridge_ext.ops.bridge_training import BridgeTrainer
-from semobridge_ext.reference.training import LossWeights
+from semobridge_ext.fewshot.estimator import exactly
 
 
 class Schedule(NamedTuple):
@@ -44,7 +44,7 @@ class Schedule(NamedTuple):
         return self.lr * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * part)))
 
 
-# "paper": METHODS §2. "fast": a tenth of the steps; docs/fewshot.md says how the two compare.
+# "paper": METHODS §2. "fast": a tenth of the steps; docs/guides/fewshot.md says how the two compare.
 PRESETS = {
     "paper": Schedule(steps=5000, lr=1.5e-4, warmup=500),
     "fast": Schedule(steps=500, lr=1e-3, warmup=25, floor=0.1),
@@ -87,7 +87,7 @@ class SeMoBridgeT(SeMoBridgeClassifier):
     number of threads. The host reads nothing back between two looks at the validation data; on a CUDA
     device a step is one replay of a captured graph.
 
-    Memory: 2·M·T values beside the features; see ops/bridge_training.py.
+    Memory: 2·M·T values beside the features; see _engines/bridge_training/step.py.
 
     Example:
         >>> import torch, semobridge_ext as sb

@@ -1,4 +1,4 @@
-"""bench/gpu_check.py as far as it goes without a GPU, and bench/gpu_model.py's arithmetic."""
+"""bench/gpu/check.py as far as it goes without a GPU, and bench/gpu/model.py's arithmetic."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.bench.scripts import BENCH, load_script
 from tests.cuda_emulation.build import Emulation
 from tests.cuda_emulation.run_cases import load
-from tests.source_tree import ROOT, environment, need_source, run
+from tests.support.scripts import BENCH, load_script
+from tests.support.source_tree import ROOT, environment, need_source, run
 
 
 @pytest.fixture
 def check():
     need_source()
-    return load_script("gpu_check")
+    return load_script("gpu/check")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: run make gpu-check")
@@ -29,7 +29,7 @@ def test_refuses_without_a_gpu(check, monkeypatch: pytest.MonkeyPatch, tmp_path:
     with pytest.raises(SystemExit, match=r"^gpu_check: no GPU that PyTorch can use; run it on a machine"):
         check.main(["--out", str(tmp_path)])
     assert os.listdir(tmp_path) == []
-    done = run(sys.executable, BENCH / "gpu_kernels.py", env=environment(), cwd=ROOT)
+    done = run(sys.executable, BENCH / "gpu" / "kernels.py", env=environment(), cwd=ROOT)
     assert done.returncode == 1 and done.stderr.startswith("gpu_kernels: no GPU that PyTorch can use")
 
 
@@ -101,7 +101,7 @@ def test_a_missing_sanitizer_is_said(check, monkeypatch: pytest.MonkeyPatch, tmp
 @pytest.mark.slow
 def test_the_kernels_run_as_on_a_gpu(emulation: Emulation):
     """The very loop of the check, over the emulated module."""
-    kernels, waits = load_script("gpu_kernels"), []
+    kernels, waits = load_script("gpu/kernels"), []
     allocated = []
 
     def allocate(size: int):
@@ -119,7 +119,7 @@ def test_the_kernels_run_as_on_a_gpu(emulation: Emulation):
 def test_the_benchmarks_are_right():
     """At small sizes on the CPU: every member's result is checked there before it is timed."""
     done = run(
-        sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", BENCH / "bench_gpu.py",
+        sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", BENCH / "gpu" / "bench_gpu.py",
         env=environment(SEMOBRIDGE_BENCH_DEVICE="cpu"), cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
@@ -127,7 +127,7 @@ def test_the_benchmarks_are_right():
 
 
 def test_errors_are_tabulated_by_dtype():
-    errors = load_script("gpu_errors")
+    errors = load_script("gpu/errors")
     text = errors.table(
         "kernel", {"project/float32": 1.5e-7, "project norms/float32": 0.0, "project/float16": 2e-4}
     )
@@ -137,7 +137,7 @@ def test_errors_are_tabulated_by_dtype():
 
 
 def test_launch_takes_the_longest_of_three():
-    model = load_script("gpu_model")
+    model = load_script("gpu/model")
     device = model.Device("d", bandwidth=1e12, half=1e14, single=1e13)
     assert model.Launch("x", 10.0).seconds(device) == model.LAUNCH
     assert model.Launch("x", 7e9).seconds(device) == pytest.approx(1e-2)
@@ -146,7 +146,7 @@ def test_launch_takes_the_longest_of_three():
 
 
 def test_eager_sequences_are_counted():
-    model = load_script("gpu_model")
+    model = load_script("gpu/model")
     x, w = torch.empty(8, 4, device="meta"), torch.empty(4, 6, device="meta")
 
     def eager() -> None:
@@ -160,7 +160,7 @@ def test_eager_sequences_are_counted():
 
 
 def test_bridge_rows():
-    model = load_script("gpu_model")
+    model = load_script("gpu/model")
     many, some = model.bridge(65536, 512, torch.bfloat16), model.bridge(256, 512, torch.bfloat16)
     for row in (many, some):
         assert len(row.ours) == 1 and len(row.eager) > 5
@@ -172,7 +172,7 @@ def test_bridge_rows():
 
 
 def test_steps_are_counted_from_the_engines():
-    model = load_script("gpu_model")
+    model = load_script("gpu/model")
     row = model.oti_step(8, "small", 64, 2, 3, 32)
     assert len(row.ours) == 16 * 3 + 6
     names = [launch.name for launch in row.ours]

@@ -6,12 +6,12 @@ import re
 
 import pytest
 
-from tests.bench.scripts import load_script
-from tests.source_tree import ROOT, need, need_source
+from tests.support.scripts import load_script
+from tests.support.source_tree import ROOT, need, need_source
 
 pytestmark = pytest.mark.slow
 
-resources = load_script("gpu_resources")
+resources = load_script("gpu/resources")
 
 _LOG = """
 ptxas info    : Compiling entry function '_ZN10semobridge15some_fwd_kernelIfLi4EEEvPKf' for 'sm_80'

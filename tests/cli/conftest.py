@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.cli import fake_picto as fake
+from tests.support import fake_picto as fake
 
 
 @pytest.fixture

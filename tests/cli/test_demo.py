@@ -11,9 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from semobridge_ext import Bridge, cli, episodes
-from semobridge_ext.cli import _demo_measure, _demo_plot, _demo_text, demo
-from tests.cli import fake_picto as fake
+from semobridge_ext import Bridge, cli
+from semobridge_ext.cli import demo_measure as _demo_measure
+from semobridge_ext.cli import demo_plot as _demo_plot
+from semobridge_ext.cli import demo_text as _demo_text
+from semobridge_ext.cli.commands import demo
+from semobridge_ext.fewshot import episodes
+from tests.support import fake_picto as fake
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import semobridge_ext as sb
-from semobridge_ext import cli, episodes
+from semobridge_ext import cli
 from semobridge_ext.data import load_picto, load_picto_clip
+from semobridge_ext.fewshot import episodes
 
 SET = "arrows"
 

@@ -17,8 +17,9 @@ import pytest
 import torch
 
 import semobridge_ext as sb
-from semobridge_ext.cli import _models, _sources
-from tests.cli.images import command, write
+from semobridge_ext.cli import models as _models
+from semobridge_ext.cli import sources as _sources
+from tests.support.images import command, write
 
 pq = pytest.importorskip("pyarrow.parquet", reason="needed: pip install pyarrow")
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from semobridge_ext.cli import fewshot
-from semobridge_ext.cli._fewshot_output import MEAN, collect, summary
+from semobridge_ext.cli.commands import fewshot
+from semobridge_ext.cli.fewshot_output import MEAN, collect, summary
 from semobridge_ext.fewshot import study
-from tests.fewshot.problems import make
+from tests.support.problems import make
 
 QUICK = ["--shots", "1", "2", "64", "--seeds", "2", "--trials", "20", "--preset", "fast", "--steps", "5"]
 

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 import semobridge_ext as sb
-from semobridge_ext import _backend, _info, cli
-from semobridge_ext.cli import info
+from semobridge_ext import cli
+from semobridge_ext.cli.commands import info
+from semobridge_ext.runtime import backend as _backend
+from semobridge_ext.runtime import info as _info
 
 
 def test_every_fact_is_printed_and_aligned(capsys):

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 import semobridge_ext as sb
 from semobridge_ext import cli
-from tests.assertions import assert_same_bits
+from tests.support.assertions import assert_same_bits
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,7 +10,7 @@ import pytest
 
 import semobridge_ext as sb
 from semobridge_ext import cli
-from semobridge_ext.cli import demo, info
+from semobridge_ext.cli.commands import demo, info
 
 
 def run(capsys, *argv: str) -> tuple[int, str, str]:

@@ -15,8 +15,8 @@ import torch
 from torch.nn.functional import normalize
 
 import semobridge_ext as sb
-from semobridge_ext.cli._shards import Folder
-from tests.cli.images import command, write
+from semobridge_ext.cli.shards import Folder
+from tests.support.images import command, write
 
 pytest.importorskip("pyarrow", reason="needed: pip install pyarrow")
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 import semobridge_ext as sb
 from semobridge_ext.clip import text_projection
-from tests.assertions import assert_close, assert_row_relative
-from tests.projections import chain
+from tests.support.assertions import assert_close, assert_row_relative
+from tests.support.projections import chain
 
 WIDTH, VOCABULARY, CONTEXT = 32, 64, 8
 IDS = torch.tensor([[62, 5, 9, 63, 0, 0, 0, 0], [62, 7, 3, 11, 63, 0, 0, 0]])

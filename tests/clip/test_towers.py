@@ -9,9 +9,9 @@ from torch import nn
 from semobridge_ext import clip
 from semobridge_ext.clip.template import default_tokenizer, template_ids
 from semobridge_ext.reference import tower_features
-from tests import towers
-from tests.assertions import assert_row_relative
-from tests.towers import DESCENT, TEXT_MODELS, VISION_MODELS
+from tests.support import towers
+from tests.support.assertions import assert_row_relative
+from tests.support.towers import DESCENT, TEXT_MODELS, VISION_MODELS
 
 
 @pytest.mark.parametrize("kind", TEXT_MODELS)

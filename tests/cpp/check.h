@@ -1,8 +1,6 @@
 // What the C++ tests share: counting checks, exact conversions, exactly sized buffers. None of it
 // is code of the core.
 #pragma once
-#include <semobridge/view.h>
-
 #include <cmath>
 #include <cstdarg>
 #include <cstdint>
@@ -12,6 +10,8 @@
 #include <limits>
 #include <memory>
 #include <vector>
+
+#include "core/view.h"
 
 namespace test {
 

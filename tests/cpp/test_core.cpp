@@ -1,11 +1,10 @@
 // The core alone, every instruction set that runs here, against a plain loop in double.
-#include <semobridge/isa.h>
-#include <semobridge/project.h>
-
 #include <stdexcept>
 #include <string>
 
 #include "check.h"
+#include "core/isa.h"
+#include "project_normalize/project_normalize.h"
 
 namespace {
 
@@ -101,7 +100,8 @@ std::vector<double> times(const std::vector<double>& row, const Buffer& m) {
   return y;
 }
 
-// One row of the definition in project.h; returns ‖y‖ before the last normalisation.
+// One row of the definition in project_normalize/project_normalize.h; returns ‖y‖ before the last
+// normalisation.
 double define(const Problem& p, int64_t r, std::vector<double>& y) {
   const Case& c = p.c;
   std::vector<double> x(static_cast<size_t>(c.k));

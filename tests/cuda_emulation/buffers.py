@@ -10,7 +10,7 @@ import os
 
 import numpy as np
 
-FLOAT, HALF, BFLOAT = 0, 2, 3  # DType of csrc/include/semobridge/view.h
+FLOAT, HALF, BFLOAT = 0, 2, 3  # DType of csrc/core/view.h
 NAMES = {FLOAT: "float32", HALF: "float16", BFLOAT: "bfloat16"}
 SANITIZED = bool(os.environ.get("CUDA_EMULATION_SANITIZED"))
 _GUARD = 0 if SANITIZED else 64  # bytes on both sides
@@ -18,7 +18,7 @@ _CANARY = 0xA5
 
 
 def allocate(size: int) -> np.ndarray:
-    """Bytes that the kernels can reach; bench/gpu_check.py puts memory of a GPU's host in its place."""
+    """Bytes that the kernels can reach; bench/gpu/check.py puts memory of a GPU's host in its place."""
     return np.empty(size, np.uint8)
 
 

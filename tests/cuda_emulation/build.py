@@ -1,4 +1,4 @@
-"""Builds csrc/cuda for the host with g++, and runs the cases in a process of their own."""
+"""Builds the .cu files of csrc for the host with g++, and runs the cases in a process of their own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.source_tree import ROOT, environment, need, need_source, run
+from tests.support.source_tree import ROOT, environment, need, need_source, run
 
 HERE = ROOT / "tests" / "cuda_emulation"
 ORDERS = ("ascending", "descending", "shuffled")
@@ -23,6 +23,18 @@ FLAGS = ("-std=c++17", "-O1", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas
          "-DSB_WITH_CUDA", "-U_FORTIFY_SOURCE")  # fmt: skip
 # Alignment is checked because a misaligned vector access, harmless on this processor, faults on a GPU.
 SANITIZE = ("-fsanitize=address,alignment", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1")
+
+
+def name_of(source: Path) -> str:
+    """Of a kernel's cases and object: csrc/topk/cuda.cu is topk, cuda_attention.cu attention."""
+    if source.suffix == ".cu":
+        return source.parent.name if source.stem == "cuda" else source.stem.removeprefix("cuda_")
+    return f"{source.stem}_{source.parent.name}" if source.stem.startswith("bind") else source.stem
+
+
+def kernel_sources() -> dict[str, Path]:
+    """Every CUDA file of the core, by name."""
+    return {name_of(path): path for path in sorted((ROOT / "csrc").glob("*/cuda*.cu"))}
 
 
 class Emulation:
@@ -37,14 +49,22 @@ class Emulation:
         folder.mkdir(parents=True, exist_ok=True)
 
     def sources(self) -> list[Path]:
-        kernels = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+        kernels = list(kernel_sources().values())
         assert len(kernels) >= 8
         own = [HERE / "emulation.cpp", HERE / "module.cpp", HERE / "selftest.cu"]
-        return [*kernels, *own, *sorted((ROOT / "python").glob("bind_cuda*.cpp"))]
+        return [
+            *kernels,
+            *own,
+            ROOT / "python" / "bind_cuda.cpp",
+            *sorted((ROOT / "csrc").glob("*/bind_cuda*.cpp")),
+        ]
 
-    def compile(self, source: Path, target: Path | None = None, strict: bool = False) -> Path:
-        target = target or self.folder / f"{source.stem}.o"
-        include = [ROOT / "csrc" / "include", ROOT / "csrc" / "cuda", ROOT / "python", HERE / "include",
+    def compile(
+        self, source: Path, target: Path | None = None, strict: bool = False, first: Sequence[Path] = ()
+    ) -> Path:
+        """`first`: folders of headers that go before the tree's."""
+        target = target or self.folder / f"{name_of(source)}.o"
+        include = [*first, ROOT / "csrc", ROOT / "python", HERE / "include",
                    self.pybind11.get_include(), sysconfig.get_path("include")]  # fmt: skip
         done = run(
             self.compiler, *FLAGS, *self.flags, *(["-Werror"] if strict else []),
@@ -61,7 +81,7 @@ class Emulation:
     def build(self, kept: Sequence[Path] = ()) -> Emulation:
         """Compiles what is not in `kept`, objects of another build."""
         done = {o.stem for o in kept}
-        sources = [s for s in self.sources() if s.stem not in done]
+        sources = [s for s in self.sources() if name_of(s) not in done]
         with ThreadPoolExecutor(2) as pool:
             self.objects = [*kept, *pool.map(partial(self.compile, strict=True), sources)]
         self.link(self.objects, self.module)

@@ -111,7 +111,7 @@ def project(m, x: Matrix, matrix: Matrix, out: Matrix, *, bias=None, normalize=T
     return norms.values[0] if x.rows and normalize else np.zeros(0)
 
 
-def case_project(m, rng: np.random.Generator) -> None:
+def case_project_normalize(m, rng: np.random.Generator) -> None:
     shapes = ((1, 64, 64), (2, 7, 5), (8, 33, 9), (9, 136, 34), (17, 40, 3), (3, 1, 1))
     for n, k, cols in shapes:
         for dtype in STORAGES:

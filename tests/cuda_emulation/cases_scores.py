@@ -10,7 +10,7 @@ from tests.cuda_emulation.buffers import FLOAT, Matrix, plain
 from tests.cuda_emulation.cases import PLACE, STORAGES, close
 
 
-def case_blend(m, rng: np.random.Generator) -> None:
+def case_blend_logits(m, rng: np.random.Generator) -> None:
     # rows, width, classes, rank
     for n, width, classes, rank in ((1, 8, 1, 0), (3, 33, 5, 7), (4, 64, 300, 40), (2, 300, 257, 0)):
         for dtype in STORAGES:

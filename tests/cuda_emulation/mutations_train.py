@@ -94,14 +94,14 @@ TRAIN_MUTATIONS = _faults(
 # In the header, as the kernels of train_loss.cu see it.
 TRAIN_MUTATIONS |= {
     "block sum: partial sums read without a barrier": (
-        "device.cuh",
+        "core/device.cuh",
         "partial[threadIdx.x / kWarp] = value;\n  __syncthreads();",
         "partial[threadIdx.x / kWarp] = value;",
         LOSS,
         "ascending",
     ),
     "block sum: partial sums overwritten too early": (
-        "device.cuh",
+        "core/device.cuh",
         "__syncthreads();  // the last use of `partial` is over",
         ";",
         LOSS,

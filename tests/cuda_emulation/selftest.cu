@@ -1,8 +1,7 @@
 // Small kernels, right and wrong, that show what the emulation does and what it refuses.
-#include <semobridge/view.h>
-
 #include "bindings.h"
-#include "launch.cuh"
+#include "core/launch.cuh"
+#include "core/view.h"
 
 namespace {
 

@@ -12,8 +12,10 @@ import pytest
 import torch
 
 import semobridge_ext as sb
-from semobridge_ext import _backend
-from semobridge_ext.ops import blend, cuda_projection, topk_cuda
+from semobridge_ext._ops.blend_logits import op as blend
+from semobridge_ext._ops.project_normalize import cuda as cuda_projection
+from semobridge_ext._ops.topk import cuda as topk_cuda
+from semobridge_ext.runtime import backend as _backend
 from tests.cuda_emulation.build import Emulation
 from tests.cuda_emulation.run_cases import load
 
@@ -29,7 +31,7 @@ def emulated(emulation: Emulation):
 
 @pytest.fixture(autouse=True)
 def in_place_of_the_gpu(emulated, monkeypatch: pytest.MonkeyPatch) -> None:
-    op = sys.modules["semobridge_ext.ops.project_normalize"]  # its function hides it in the package
+    op = sys.modules["semobridge_ext._ops.project_normalize.op"]  # its function hides it in the package
     for module in (blend, cuda_projection, topk_cuda, op):
         monkeypatch.setattr(module, "_C", emulated)
 
@@ -75,7 +77,7 @@ def test_bridge_takes_its_folded_projector():
 
 @pytest.mark.parametrize("rows", ["none", "one", "all"])
 def test_epilogue_behind_a_product(rows: str):
-    op = importlib.import_module("semobridge_ext.ops.project_normalize")
+    op = importlib.import_module("semobridge_ext._ops.project_normalize.op")
     launch = sys.modules[op.__name__]._normalize_rows_cuda
     n, norms = torch.randn(6, 9), torch.empty(6)
     bias = {"none": None, "one": torch.randn(9), "all": torch.randn(9, 6).T}[rows]

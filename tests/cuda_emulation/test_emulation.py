@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.cuda_emulation.build import HERE, Emulation
-from tests.source_tree import ROOT, environment, run
+from tests.support.source_tree import ROOT, environment, run
 
 _CALL = """
 import sys

@@ -8,21 +8,23 @@ import pytest
 import torch
 
 import semobridge_ext as sb
-from semobridge_ext import _descent, clip
-from semobridge_ext.ops import LaunchedTower, LaunchedWeights, launch_kernels
-from semobridge_ext.ops.launch_attention import TorchAttention
-from semobridge_ext.ops.launch_count import counted_step, tower_of_shape
-from semobridge_ext.ops.launch_kernels import FEW_SLOTS, KernelAttention, KernelPieces
-from semobridge_ext.ops.tower import LearnedRows
-from tests import launched, towers
-from tests.assertions import assert_same_bits
+from semobridge_ext import clip
+from semobridge_ext._engines.tower_descent import cuda as launch_kernels
+from semobridge_ext._engines.tower_descent.cost import counted_step, tower_of_shape
+from semobridge_ext._engines.tower_descent.cuda import FEW_SLOTS, KernelAttention, KernelPieces
+from semobridge_ext._engines.tower_descent.spec import LearnedRows
+from semobridge_ext._engines.tower_descent.torch_attention import TorchAttention
+from semobridge_ext.inversion import descent as _descent
+from semobridge_ext.ops import LaunchedTower, LaunchedWeights
 from tests.cuda_emulation.build import Emulation
 from tests.cuda_emulation.run_cases import load
-from tests.graph_recorder import Recorder
-from tests.launched import BF16, F16, check_descent, check_passes, descend
-from tests.ops.test_frozen_tower import SHAPES, random_tower, some_rows
-from tests.test_inversion import compare
-from tests.towers import F32, TEXT_MODELS, VISION_MODELS
+from tests.engines.tower_descent.test_cpu import SHAPES, random_tower, some_rows
+from tests.inversion.test_invert import compare
+from tests.support import launched, towers
+from tests.support.assertions import assert_same_bits
+from tests.support.graph_recorder import Recorder
+from tests.support.launched import BF16, F16, check_descent, check_passes, descend
+from tests.support.towers import F32, TEXT_MODELS, VISION_MODELS
 
 pytestmark = pytest.mark.slow
 STORED = [F32, BF16, F16]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.cuda_emulation.all_cases import CASES
-from tests.cuda_emulation.build import ORDERS, SANITIZE, Emulation, report_of, run_cases
-from tests.source_tree import ROOT, environment
+from tests.cuda_emulation.build import ORDERS, SANITIZE, Emulation, kernel_sources, report_of, run_cases
+from tests.support.source_tree import environment
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +25,7 @@ def test_kernels_meet_the_oracle(emulation: Emulation, order: str):
 
 
 def test_every_kernel_has_a_case():
-    sources = {path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu")}
+    sources = set(kernel_sources())
     assert sources - {"descend"} <= set(CASES) and {"cosine_loss", "adamw"} <= set(CASES)
 
 
@@ -44,7 +44,7 @@ def test_kernels_are_clean_under_sanitizers(emulation: Emulation, tmp_path: Path
     )  # fmt: skip
     report_of(run_cases(emulation.module, "shuffled", env=env))
     # The same run must be able to fail: a kernel that reads one element past its row.
-    source = (ROOT / "csrc" / "cuda" / "descend.cu").read_text()
+    source = kernel_sources()["descend"].read_text()
     text = "for (int64_t i = lane; i < width; i += kWarp) {\n    const float value"
     assert source.count(text) == 1
     broken = tmp_path / "descend.cu"

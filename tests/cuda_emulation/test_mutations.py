@@ -10,184 +10,184 @@ from pathlib import Path
 
 import pytest
 
-from tests.cuda_emulation.build import Emulation, run_cases
+from tests.cuda_emulation.build import Emulation, kernel_sources, run_cases
 from tests.cuda_emulation.mutations_train import TRAIN_MUTATIONS
-from tests.source_tree import ROOT
+from tests.support.source_tree import ROOT
 
 pytestmark = pytest.mark.slow
 
 # name: file, text, what stands there instead, cases, order
 MUTATIONS = {
     "project: ticket taken before the sums are written": (
-        "last_block.cuh",
+        "core/last_block.cuh",
         "visible to every block that sees its ticket\n  __syncthreads();",
         "visible to every block that sees its ticket",
-        "project",
+        "project_normalize",
         "shuffled",
     ),
     "project: sums not fenced before the ticket": (
-        "last_block.cuh",
+        "core/last_block.cuh",
         "__threadfence();  // this thread's sums are visible to every block that sees its ticket",
         "",
-        "project",
+        "project_normalize",
         "ascending",
     ),
     "project: sums of others read without a fence": (
-        "last_block.cuh",
+        "core/last_block.cuh",
         "if (is_last[0] != 1) return;\n  __threadfence();",
         "if (is_last[0] != 1) return;",
-        "project",
+        "project_normalize",
         "ascending",
     ),
     "project: flag read without a barrier": (
-        "last_block.cuh",
+        "core/last_block.cuh",
         "static_cast<int>(gridDim.x) - 1;\n  }\n  __syncthreads();",
         "static_cast<int>(gridDim.x) - 1;\n  }",
-        "project",
+        "project_normalize",
         "descending",
     ),
     "project: barrier in half of the block": (
-        "last_block.cuh",
+        "core/last_block.cuh",
         "static_cast<int>(gridDim.x) - 1;\n  }\n  __syncthreads();",
         "static_cast<int>(gridDim.x) - 1;\n  }\n  if (threadIdx.x < 64) __syncthreads();",
-        "project",
+        "project_normalize",
         "ascending",
     ),
     "project: tickets not given back": (
-        "last_block.cuh",
+        "core/last_block.cuh",
         "tickets[blockIdx.y] = 0;",
         ";",
-        "project",
+        "project_normalize",
         "ascending",
     ),
     "project: last row of a block skipped": (
-        "last_block.cuh",
+        "core/last_block.cuh",
         "r < rows; r += warps",
         "r + 1 < rows; r += warps",
-        "project",
+        "project_normalize",
         "ascending",
     ),
     "project: one column too many": (
-        "project.cu",
+        "project_normalize/cuda.cu",
         "if (col < cols) {",
         "if (col <= cols) {",
-        "project",
+        "project_normalize",
         "ascending",
     ),
     "project: tail of the sum skipped": (
-        "project.cu",
+        "project_normalize/cuda.cu",
         "i = lane * kStep; i < k; i",
         "i = lane * kStep; i < k - k % kWarp; i",
-        "project",
+        "project_normalize",
         "ascending",
     ),
     "project_tile: tile overwritten while others multiply": (
-        "project_tile.cu",
+        "project_normalize/cuda_project_tile.cu",
         "    __syncthreads();  // the last tile has been multiplied\n",
         "",
         "project_tile",
         "shuffled",
     ),
     "project_tile: tile multiplied before it is complete": (
-        "project_tile.cu",
+        "project_normalize/cuda_project_tile.cu",
         "__syncthreads();  // the tile is complete",
         ";",
         "project_tile",
         "shuffled",
     ),
     "project_tile: sums laid over a tile in use": (
-        "project_tile.cu",
+        "project_normalize/cuda_project_tile.cu",
         "__syncthreads();  // the last tile has been multiplied; the sums take its place",
         ";",
         "project_tile",
         "shuffled",
     ),
     "project_tile: sums read before they are complete": (
-        "project_tile.cu",
+        "project_normalize/cuda_project_tile.cu",
         "__syncthreads();  // the sums are complete",
         ";",
         "project_tile",
         "descending",
     ),
     "project_tile: second part of the matrix forgotten": (
-        "project_tile.cu",
+        "project_normalize/cuda_project_tile.cu",
         "wmma::mma_sync(sum[c], rows[0], low, sum[c]);",
         "",
         "project_tile",
         "ascending",
     ),
     "project_tile: second part of float32 rows forgotten": (
-        "project_tile.cu",
+        "project_normalize/cuda_project_tile.cu",
         "if constexpr (M::kParts == 2) wmma::mma_sync(sum[c], rows[1], high, sum[c]);",
         "",
         "project_tile",
         "ascending",
     ),
     "project_tile: operands not rounded to TF32": (
-        "project_tile.cu",
+        "project_normalize/cuda_project_tile.cu",
         "*part = wmma::__float_to_tf32(value);",
         "*part = value;",
         "project_tile",
         "ascending",
     ),
     "project_tile: last tile of the depth skipped": (
-        "project_tile.cu",
+        "project_normalize/cuda_project_tile.cu",
         "for (int64_t depth = 0; depth < k; depth += kDepth) {",
         "for (int64_t depth = 0; depth == 0 || depth + kDepth <= k; depth += kDepth) {",
         "project_tile",
         "ascending",
     ),
     "project_tile: one column too many": (
-        "project_tile.cu",
+        "project_normalize/cuda_project_tile.cu",
         "if (col >= cols) continue;",
         "if (col > cols) continue;",
         "project_tile",
         "ascending",
     ),
     "project_tile: fragment off its boundary": (
-        "project_tile.cu",
+        "project_normalize/cuda_project_tile.cu",
         "&stage->x[part][warp_row][step]",
         "&stage->x[part][warp_row][step + 1]",
         "project_tile",
         "ascending",
     ),
     "project_tile: scale of the matrix left in": (
-        "project_tile.cu",
+        "project_normalize/cuda_project_tile.cu",
         "% kCols] / matrix_scale;",
         "% kCols];",
         "project_tile",
         "ascending",
     ),
     "warp sum over half a warp": (
-        "device.cuh",
+        "core/device.cuh",
         "__device__ __forceinline__ T warp_sum(T value) {\n  for (int offset = kWarp / 2;",
         "__device__ __forceinline__ T warp_sum(T value) {\n  for (int offset = kWarp / 4;",
         "layer_norm",
         "ascending",
     ),
     "warp maximum over half a warp": (
-        "device.cuh",
+        "core/device.cuh",
         "__device__ __forceinline__ T warp_max(T value) {\n  for (int offset = kWarp / 2;",
         "__device__ __forceinline__ T warp_max(T value) {\n  for (int offset = kWarp / 4;",
         "normalize_rows",
         "ascending",
     ),
     "vectors without a check of alignment": (
-        "device.cuh",
+        "core/device.cuh",
         "return is_aligned(data) && cols % lanes == 0 && row_stride % lanes == 0;",
         "return cols > 0 && lanes > 0 && row_stride > 0;",
         "layer_norm",
         "ascending",
     ),
     "layer_norm: row count off by one": (
-        "layer_norm.cu",
+        "tower_descent/cuda_layer_norm.cu",
         "layer_norm_fwd_kernel<T, kStep>, blocks_for(kOp, a.x.rows,",
         "layer_norm_fwd_kernel<T, kStep>, blocks_for(kOp, a.x.rows - 1,",
         "layer_norm",
         "ascending",
     ),
     "layer_norm: one row too many": (
-        "layer_norm.cu",
+        "tower_descent/cuda_layer_norm.cu",
         "if (row >= rows) return;\n  const int64_t begin = threadIdx.x % kWarp * kStep;\n"
         "  const T* source = x + row * x_stride;\n  float sum = 0,",
         "if (row > rows) return;\n  const int64_t begin = threadIdx.x % kWarp * kStep;\n"
@@ -196,184 +196,196 @@ MUTATIONS = {
         "ascending",
     ),
     "layer_norm: gradient forgets the mean": (
-        "layer_norm.cu",
+        "tower_descent/cuda_layer_norm.cu",
         "(u[j] * w[j] - mean_u - (",
         "(u[j] * w[j] - (",
         "layer_norm",
         "ascending",
     ),
     "layer_norm: rows normed without their residual sum": (
-        "layer_norm.cu",
+        "tower_descent/cuda_layer_norm.cu",
         "source = total + row * total_stride;  // each lane reads",
         "// each lane reads",
         "layer_norm",
         "ascending",
     ),
     "layer_norm: residual sum without the delta": (
-        "layer_norm.cu",
+        "tower_descent/cuda_layer_norm.cu",
         "value[j] += other[j];",
         "value[j] += 0 * other[j];",
         "layer_norm",
         "ascending",
     ),
     "normalize_rows: stride of the output ignored": (
-        "normalize_rows.cu",
+        "project_normalize/cuda_normalize_rows.cu",
         "Out* target = out + row * out_stride;",
         "Out* target = out + row * cols;",
         "normalize_rows",
         "ascending",
     ),
     "activate: last pack skipped": (
-        "activation.cu",
+        "tower_descent/cuda_activation.cu",
         "if (i >= rows * packs) return;",
         "if (i + 1 >= rows * packs) return;",
         "activation",
         "ascending",
     ),
     "activate: sign of the slope's bend": (
-        "activation.cu",
+        "tower_descent/cuda_activation.cu",
         "cdf + h * 0.398942280f",
         "cdf - h * 0.398942280f",
         "activation",
         "ascending",
     ),
     "attention: no barrier between queries and slots": (
-        "attention.cu",
+        "tower_descent/cuda_attention.cu",
         "__syncthreads();  // the slots' sums run over the queries of all warps",
         ";",
         "attention",
         "ascending",
     ),
     "attention: scores read before they are written": (
-        "attention.cu",
+        "tower_descent/cuda_attention.cu",
         "__syncwarp();  // lane 0 has written what all read",
         ";",
         "attention",
         "descending",
     ),
     "attention: probabilities scaled while others read them": (
-        "attention.cu",
+        "tower_descent/cuda_attention.cu",
         "__syncwarp();  // all have read the unscaled values",
         ";",
         "attention",
         "ascending",
     ),
     "attention: last key skipped": (
-        "attention.cu",
+        "tower_descent/cuda_attention.cu",
         "const float dp = dot_row(upstream, head.entry(2, list, j), a.width);",
         "const float dp = j + 1 < keys ? dot_row(upstream, head.entry(2, list, j), a.width) : 0;",
         "attention",
         "ascending",
     ),
     "attention: elements past the first 32 skipped": (
-        "attention.cu",
+        "tower_descent/cuda_attention.cu",
         "own[e] = e * kWarp + lane < width ?",
         "own[e] = e * kWarp + lane < (width < 32 ? width : 32) ?",
         "attention",
         "ascending",
     ),
     "attention: a slot of a full list skipped": (
-        "attention.cu",
+        "tower_descent/cuda_attention.cu",
         "(full ? first + s + 1 : last)",
         "(full ? first + s : last)",
         "attention",
         "ascending",
     ),
     "cosine_loss: gradient not scaled by the norm": (
-        "descend.cu",
+        "tower_descent/cuda_descend.cu",
         "const float factor = grad_scale * inverse;",
         "const float factor = grad_scale;",
         "cosine_loss",
         "ascending",
     ),
-    "adamw: decay forgotten": ("descend.cu", "1 - a.lr * a.weight_decay", "1", "adamw", "ascending"),
+    "adamw: decay forgotten": (
+        "tower_descent/cuda_descend.cu",
+        "1 - a.lr * a.weight_decay",
+        "1",
+        "adamw",
+        "ascending",
+    ),
     "adamw: gradient of the last slot skipped": (
-        "descend.cu",
+        "tower_descent/cuda_descend.cu",
         "for (int64_t slot = 0; slot < slots; ++slot) {\n    if (source[slot] == r) g +=",
         "for (int64_t slot = 0; slot + 1 < slots; ++slot) {\n    if (source[slot] == r) g +=",
         "adamw",
         "ascending",
     ),
-    "adamw: step not counted": ("descend.cu", "*step = now + 1;", "*step = now;", "adamw", "ascending"),
+    "adamw: step not counted": (
+        "tower_descent/cuda_descend.cu",
+        "*step = now + 1;",
+        "*step = now;",
+        "adamw",
+        "ascending",
+    ),
     "adamw: scale of the gradient left in": (
-        "descend.cu",
+        "tower_descent/cuda_descend.cu",
         "g *= grad_factor;",
         ";",
         "adamw",
         "ascending",
     ),
     "adamw: constants of the first sample for all": (
-        "descend.cu",
+        "tower_descent/cuda_descend.cu",
         "(base_samples == 1 ? 0 : s)",
         "(base_samples == 1 ? 0 : s * 0)",
         "adamw",
         "ascending",
     ),
     "blend: partial sums read without a barrier": (
-        "device.cuh",
+        "core/device.cuh",
         "partial[threadIdx.x / kWarp] = value;\n  __syncthreads();",
         "partial[threadIdx.x / kWarp] = value;",
-        "blend",
+        "blend_logits",
         "ascending",
     ),
     "blend: partial sums overwritten too early": (
-        "device.cuh",
+        "core/device.cuh",
         "__syncthreads();  // the last use of `partial` is over",
         ";",
-        "blend",
+        "blend_logits",
         "shuffled",
     ),
     "blend: the higher class wins a tie": (
-        "blend.cu",
+        "blend_logits/cuda.cu",
         "(a == b && at < other)",
         "(a == b && at > other)",
-        "blend",
+        "blend_logits",
         "ascending",
     ),
     "blend: best of half a warp": (
-        "blend.cu",
+        "blend_logits/cuda.cu",
         "if (labels == nullptr) return;\n  for (int offset = kWarp / 2;",
         "if (labels == nullptr) return;\n  for (int offset = kWarp / 4;",
-        "blend",
+        "blend_logits",
         "ascending",
     ),
     "topk: last group of scores skipped": (
-        "topk.cu",
+        "topk/cuda.cu",
         "const int64_t groups = (cols + kWarp - 1) / kWarp;",
         "const int64_t groups = cols / kWarp;",
         "topk",
         "ascending",
     ),
     "topk: carry between registers dropped": (
-        "topk.cu",
+        "topk/cuda.cu",
         "if (lane == 0) {",
         "if (lane == 1) {",
         "topk",
         "ascending",
     ),
     "topk: the higher row wins a tie": (
-        "topk.cu",
+        "topk/cuda.cu",
         "(left == right && row < other)",
         "(left == right && row > other)",
         "topk",
         "ascending",
     ),
     "topk: NaN beats everything": (
-        "topk.cu",
+        "topk/cuda.cu",
         "return score == score ? score : -INFINITY;",
         "return score == score ? score : INFINITY;",
         "topk",
         "ascending",
     ),
     "topk: excluded row let in": (
-        "topk.cu",
+        "topk/cuda.cu",
         "col < cols && first + col != excluded;",
         "col < cols && col != excluded;",
         "topk",
         "ascending",
     ),
     "topk: shuffle in a divergent branch": (
-        "topk.cu",
+        "topk/cuda.cu",
         "const bool stays = beats(score[i], row[i], s, r);",
         "const bool stays = beats(score[i], row[i], s, r);\n      if (stays) return;",
         "topk",
@@ -382,7 +394,7 @@ MUTATIONS = {
 }
 MUTATIONS |= TRAIN_MUTATIONS
 
-CSRC = ROOT / "csrc" / "cuda"
+CSRC = ROOT / "csrc"
 
 
 def verdict(name: str, emulation: Emulation, folder: Path) -> tuple[int, str]:
@@ -392,12 +404,17 @@ def verdict(name: str, emulation: Emulation, folder: Path) -> tuple[int, str]:
     assert original.count(text) == 1, f"{file} holds {original.count(text)} times: {text!r}"
     # A header is compiled with the kernel whose case runs; a file finds headers beside it first.
     stem = {"cosine_loss": "descend", "adamw": "descend"}.get(case, case)
-    folder.mkdir()
-    for header in CSRC.glob("*.cuh"):
-        (folder / header.name).write_text(header.read_text())
-    (folder / f"{stem}.cu").write_text((CSRC / f"{stem}.cu").read_text())
-    (folder / file).write_text(original.replace(text, replacement))
-    broken = emulation.compile(folder / f"{stem}.cu", folder / f"{stem}.o")
+    kernel = kernel_sources()[stem]
+    mutant = folder / file
+    for parent in (mutant.parent, folder / kernel.parent.name):
+        parent.mkdir(parents=True, exist_ok=True)
+    for header in (CSRC / "core").glob("*.cuh"):  # a header finds others beside it first
+        (folder / "core").mkdir(exist_ok=True)
+        (folder / "core" / header.name).write_text(header.read_text())
+    source = folder / kernel.relative_to(CSRC)
+    source.write_text(kernel.read_text())
+    mutant.write_text(original.replace(text, replacement))
+    broken = emulation.compile(source, folder / f"{stem}.o", first=[folder])
     objects = [broken if o.stem == stem else o for o in emulation.objects]
     done = run_cases(emulation.link(objects, folder / emulation.module.name), order, case, timeout=120)
     return done.returncode, (done.stderr.strip().splitlines() or ["crash"])[-1]

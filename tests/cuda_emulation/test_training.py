@@ -11,16 +11,16 @@ import pytest
 import torch
 
 import semobridge_ext as sb
-from semobridge_ext import _backend
-from semobridge_ext._step_graph import repeatable
+from semobridge_ext._engines.bridge_training import cuda as training_cuda
+from semobridge_ext._engines.bridge_training import step as bridge_training
+from semobridge_ext._engines.bridge_training.cuda import CudaPieces, dry_step
+from semobridge_ext._engines.bridge_training.reference import LossWeights
+from semobridge_ext._engines.bridge_training.torch import TorchPieces
 from semobridge_ext.fewshot.training import PRESETS
-from semobridge_ext.ops import bridge_training, training_cuda
-from semobridge_ext.ops.training_cuda import CudaPieces, dry_step
-from semobridge_ext.ops.training_pieces import TorchPieces
-from semobridge_ext.reference.training import LossWeights
+from semobridge_ext.runtime import backend as _backend
+from semobridge_ext.runtime.step_graph import repeatable
 from tests.cuda_emulation.build import Emulation
 from tests.cuda_emulation.run_cases import load
-from tests.fewshot.problems import make
 from tests.fewshot.test_training import (
     LOSSES,
     SHAPES,
@@ -30,7 +30,8 @@ from tests.fewshot.test_training import (
     in_order,
     trainer_of,
 )
-from tests.graph_recorder import Recorder
+from tests.support.graph_recorder import Recorder
+from tests.support.problems import make
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import normalize
 
 import semobridge_ext as sb
-from tests.fewshot.problems import make
+from tests.support.problems import make
 
 
 def test_zero_shot_is_the_nearest_text():

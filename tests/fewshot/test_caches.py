@@ -8,8 +8,8 @@ from torch.nn.functional import cross_entropy, normalize
 
 import semobridge_ext as sb
 from semobridge_ext.fewshot.caches import ape_scores
-from semobridge_ext.reference.caches import ape_criterion, cache_logits
-from tests.fewshot.problems import Problem, make
+from semobridge_ext.fewshot.reference import ape_criterion, cache_logits
+from tests.support.problems import Problem, make
 
 
 def tip_logits(

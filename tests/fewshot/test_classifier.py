@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import semobridge_ext as sb
-from semobridge_ext.ops.blend import class_exponents
-from tests.fewshot.problems import Problem, make, reference_blocks, reference_logits
+from semobridge_ext._ops.blend_logits.op import class_exponents
+from tests.support.problems import Problem, make, reference_blocks, reference_logits
 
 PARAMS = {"s": 0.7, "alpha": 2.0, "beta": 3.0, "gamma": 1.5, "lambda1": 0.4, "lambda2": 0.5, "lambda3": 0.9}
 
@@ -23,7 +23,7 @@ def fitted(p: Problem, bridge=None, **params) -> sb.SeMoBridgeClassifier:
 @pytest.mark.parametrize("bridge", [None, "identity"])
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 @pytest.mark.parametrize("shape", [(2, 1, 3, 4), (7, 3, 60, 20), (33, 2, 61, 67), (70, 1, 113, 31)], ids=str)
-def test_formula(each_isa, bridge, dtype, limit, shape):
+def test_formula(isa, bridge, dtype, limit, shape):
     classes, shots, queries, width = shape
     p = make(classes, shots, queries, width, dtype=dtype)
     clf = fitted(p, bridge, **PARAMS)
@@ -43,7 +43,7 @@ def test_formula(each_isa, bridge, dtype, limit, shape):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_equal_classes_go_to_the_lower(each_isa, dtype):
+def test_equal_classes_go_to_the_lower(isa, dtype):
     """Copies of a class in other lanes and panels of the tile: their logits tie to the bit."""
     p = make(40, 2, 80, dtype=dtype)
     order = torch.argsort(p.labels, stable=True)

@@ -7,10 +7,10 @@ import torch
 from torch.nn.functional import normalize
 
 import semobridge_ext as sb
+from semobridge_ext._engines.bridge_training.reference import LossWeights, bias_loss, semobridge_t_loss
+from semobridge_ext._engines.bridge_training.step import BridgeTrainer
 from semobridge_ext.fewshot.training import PRESETS, Schedule
-from semobridge_ext.ops.bridge_training import BridgeTrainer
-from semobridge_ext.reference.training import LossWeights, bias_loss, semobridge_t_loss
-from tests.fewshot.problems import Problem, make
+from tests.support.problems import Problem, make
 
 NOTHING = LossWeights(0, 0, 0, 0, 0)
 LOSSES = {"all": LossWeights(), **{n: NOTHING._replace(**{n: 1.0}) for n in LossWeights._fields}}
@@ -82,7 +82,7 @@ def test_gradients_in_double(loss, shape, class_bias, backend):
         assert error <= 1e-11 * max(float(exact.abs().max()), 1e-3), name
 
 
-def test_gradients_in_float32_on_every_instruction_set(each_isa):
+def test_gradients_in_float32_on_every_instruction_set(isa):
     p = make(19, 3, 2, 70, 61)
     trainer = trainer_of(p, LossWeights())
     trainer.parameters["tau"].normal_(generator=torch.Generator().manual_seed(1)).mul_(0.1)
@@ -96,7 +96,7 @@ def test_gradients_in_float32_on_every_instruction_set(each_isa):
 def test_several_chunks_give_the_same(monkeypatch):
     p = make(30, 3, 2, dtype=torch.float64)
     whole = trainer_of(p, LossWeights())
-    monkeypatch.setattr("semobridge_ext.ops.bridge_training._CHUNK_VALUES", 1)
+    monkeypatch.setattr("semobridge_ext._engines.bridge_training.step._CHUNK_VALUES", 1)
     cut = trainer_of(p, LossWeights())
     assert len(whole._chunks) == 1 and len(cut._chunks) > 1
     a, b = whole.loss_and_gradients(), cut.loss_and_gradients()
@@ -151,7 +151,7 @@ def test_trajectory_of_200_steps(backend):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_adamw_is_torchs(each_isa, dtype):
+def test_adamw_is_torchs(isa, dtype):
     p = make(5, 2, 2, 31, 29, dtype=dtype)
     trainer = trainer_of(p, LossWeights())
     leaf = trainer.parameters["inverse"].clone().requires_grad_()

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 import semobridge_ext as sb
-from semobridge_ext.reference.retrieval_metrics import retrieval_metrics as reference
-from tests import towers
-from tests.assertions import assert_close, assert_row_relative
-from tests.fewshot.problems import Problem, make
-from tests.gpu.places import PLACES, Place
+from semobridge_ext._ops.rank_counts.reference import retrieval_metrics as reference
+from tests.support import towers
+from tests.support.assertions import assert_close, assert_row_relative
+from tests.support.places import PLACES, Place
+from tests.support.problems import Problem, make
 
 pytestmark = pytest.mark.parametrize("place", PLACES)
 F32, F64 = torch.float32, torch.float64

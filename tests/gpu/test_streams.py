@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import semobridge_ext as sb
-from semobridge_ext import _backend
+from semobridge_ext.runtime import backend as _backend
 from tests.gpu.test_public import W, rows
 
 pytestmark = pytest.mark.gpu

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import semobridge_ext as sb
-from semobridge_ext import _backend
+from semobridge_ext._ops.support_logits.backward import support_logits_bwd
+from semobridge_ext._ops.support_logits.class_order import class_order, sort_by_class
 from semobridge_ext.ops import project_normalize
-from semobridge_ext.ops.class_order import class_order, sort_by_class
-from semobridge_ext.ops.support_logits_bwd import support_logits_bwd
-from semobridge_ext.ops.triton_dispatch import takes_projection, takes_support, takes_topk
+from semobridge_ext.runtime import backend as _backend
+from semobridge_ext.runtime.choice import takes_projection, takes_support, takes_topk
 
 HALVES = (torch.float16, torch.bfloat16)
 DTYPES = (torch.float32, torch.float64, *HALVES)
@@ -144,7 +144,7 @@ def test_class_order_leaves_foreign_labels_out():
 
 
 def test_labels_elsewhere_are_refused_with_their_position(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("semobridge_ext.ops.class_order._C", None)
+    monkeypatch.setattr("semobridge_ext._ops.support_logits.class_order._C", None)
     with pytest.raises(ValueError, match=r"^op: labels must lie in 0..2, got 5 at position 1; "):
         sort_by_class(torch.tensor([0, 5, -1]), 3, "op")
     found = sort_by_class(torch.tensor([1, 0, 1]), 3, "op")

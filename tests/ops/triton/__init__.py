@@ -1,1 +1,2 @@
-"""Tests of semobridge_ext.ops.triton: numerics in Triton's interpreter, code for real architectures."""
+"""Tests of semobridge_ext.runtime.triton_operands: numerics in Triton's interpreter, code for real
+architectures."""

@@ -14,7 +14,11 @@ import semobridge_ext as sb
 from semobridge_ext.ops import project_normalize
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-GRADIENT = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}  # tests/tolerances.py: op_grad
+GRADIENT = {
+    torch.float32: 1e-5,
+    torch.float16: 2e-3,
+    torch.bfloat16: 2e-2,
+}  # tests/support/tolerances.py: op_grad
 WORST: dict[str, float] = {}
 
 
@@ -116,9 +120,9 @@ def check_topk() -> None:
 
 def check_training() -> None:
     """Steps of SeMoBridge-T whose wide losses are streamed, against autograd in float64."""
-    from semobridge_ext.ops.bridge_training import BridgeTrainer
-    from semobridge_ext.reference.training import LossWeights, semobridge_t_loss
-    from tests.graph_recorder import Recorder
+    from semobridge_ext._engines.bridge_training.reference import LossWeights, semobridge_t_loss
+    from semobridge_ext._engines.bridge_training.step import BridgeTrainer
+    from tests.support.graph_recorder import Recorder
 
     w, shots = torch.randn(10, 12, dtype=torch.float64) * 0.3, torch.randn(23, 12, dtype=torch.float64) + 0.3
     labels = torch.tensor([0] * 4 + [1] + [2] * 9 + [3] * 6 + [4] * 3)
@@ -161,7 +165,7 @@ def check_training() -> None:
 
 def check_operators() -> None:
     """opcheck: schema, fake tensors, gradients' registration; tests/ops/test_fake_cuda.py compiles."""
-    from semobridge_ext.ops.triton import operators
+    from semobridge_ext._ops import triton_operators as operators
 
     q, k, labels = unit(6, 10).float(), unit(30, 10).half(), torch.randint(0, 4, (30,))
     order, offsets = torch.argsort(labels), torch.tensor([0, 7, 15, 22, 30])

@@ -19,15 +19,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import semobridge_ext.ops.triton
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+from tests.support.triton_kernels import FILES
 
-FOLDER = Path(sys.argv[1] if len(sys.argv) > 1 else semobridge_ext.ops.triton.__path__[0])
+FOLDER = Path(sys.argv[1]) if sys.argv[1:] and sys.argv[1] else None
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 WORST: dict[str, float] = {}
 
 
 def load(name: str):
-    spec = importlib.util.spec_from_file_location(f"checked_{name}", FOLDER / f"{name}.py")
+    file = FOLDER / f"{name}.py" if FOLDER else FILES[name]
+    spec = importlib.util.spec_from_file_location(f"checked_{name}", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -284,7 +286,7 @@ if __name__ == "__main__":
     torch.set_default_device(os.environ.get("CHECK_DEVICE", "cpu"))
     warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, about infinities and NaN
     if sys.argv[1:2] == ["--each"]:
-        importlib.import_module("semobridge_ext.ops.triton.tuning")  # once, before the processes part
+        importlib.import_module("semobridge_ext.runtime.triton_tuning")  # once, before the processes part
         print(json.dumps(run_each(Path(sys.argv[2]))))
     else:
         for name in sys.argv[2:] or CHECKS:

@@ -13,16 +13,15 @@ from typing import Any
 
 import pytest
 
-import semobridge_ext.ops.triton
-from tests.bench.scripts import load_script
-from tests.source_tree import ROOT, environment, need_source, run
+from tests.support.scripts import load_script
+from tests.support.source_tree import ROOT, environment, need_source, run
+from tests.support.triton_kernels import FILES, all_files
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed"),
 ]
 HERE = Path(__file__).parent
-KERNELS = Path(semobridge_ext.ops.triton.__path__[0])
 SMALLEST_SHARED = 99 << 10  # of a block on sm_86, 89 and 120
 
 
@@ -31,11 +30,11 @@ def interpret(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_interpreted_kernels_meet_the_oracle():
-    names = [path.stem for path in KERNELS.glob("*.py") if "@triton.jit" in path.read_text()]
-    assert len(names) == 5
+    assert sorted(FILES.values()) == all_files()
+    names = list(FILES)
     with ThreadPoolExecutor(2) as pool:  # the slow ones apart
         parts = [sorted(names)[:3], sorted(names)[3:]]
-        done = list(pool.map(lambda part: interpret(KERNELS, *part), parts))
+        done = list(pool.map(lambda part: interpret("", *part), parts))
     worst: dict[str, float] = {}
     for each in done:
         assert each.returncode == 0, each.stderr[-3000:]
@@ -123,7 +122,7 @@ def test_broken_kernels_are_noticed(tmp_path: Path):
     for number, (name, (file, text, replacement)) in enumerate(MUTATIONS.items()):
         folder = tmp_path / f"{number}-{file}"
         folder.mkdir()
-        source = (KERNELS / f"{file}.py").read_text()
+        source = FILES[file].read_text()
         assert source.count(text) == 1, f"{file} holds {source.count(text)} times: {text!r}"
         (folder / f"{file}.py").write_text(source.replace(text, replacement))
         names[folder.name] = name
@@ -145,7 +144,7 @@ def checked(compiled: Any) -> None:
 def test_kernels_compile_ahead_of_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     need_source()
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    resources = load_script("triton_resources")
+    resources = load_script("gpu/triton_resources")
     with ThreadPoolExecutor(2) as pool:
         found = [
             *pool.map(
@@ -167,7 +166,7 @@ def test_kernels_compile_where_sizes_are_one(tmp_path: Path, monkeypatch: pytest
     """Triton makes an argument that is 1 a constant; the interpreter does not."""
     need_source()
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    resources = load_script("triton_resources")
+    resources = load_script("gpu/triton_resources")
     first = {case.kernel.function.fn.__name__: case for case in reversed(resources.cases())}
     assert len(first) == 7
     for case in first.values():
@@ -178,7 +177,7 @@ def test_kernels_compile_where_sizes_are_one(tmp_path: Path, monkeypatch: pytest
 def test_every_tile_serves_somewhere():
     """No tile of a list is dead, and what is taken unmeasured fits every device."""
     need_source()
-    resources = load_script("triton_resources")
+    resources = load_script("gpu/triton_resources")
     cases = resources.cases()
     for kernel in {id(case.kernel): case.kernel for case in cases}.values():
         mine = [resources.arguments(case) for case in cases if case.kernel is kernel]
@@ -193,7 +192,7 @@ def test_the_document_holds_every_kernel():
     need_source()
     document = (ROOT / "docs" / "gpu.md").read_text()
     part = document.split("<!-- triton:")[1].split("<!-- end of triton -->")[0]
-    for path in KERNELS.glob("*.py"):
+    for path in all_files():
         for kernel in re.findall(r"@triton\.jit.*\ndef (\w+_kernel)", path.read_text()):
             rows = [line for line in part.splitlines() if line.startswith(f"| `{kernel}`")]
             assert rows and all(cell.endswith("/ 0 ") for row in rows for cell in row.split("|")[5:-1]), rows

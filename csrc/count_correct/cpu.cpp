@@ -1,0 +1,84 @@
+// prune_candidates, which needs no instruction set of its own, and the checks of count_correct.
+#include <algorithm>
+#include <vector>
+
+#include "core/table.h"
+#include "count_correct/count_correct.h"
+
+namespace semobridge {
+namespace {
+
+template <class T>
+struct Point {
+  T z[3];
+  double d;
+  int32_t index;
+};
+
+template <class T>
+bool dominates(const Point<T>& a, const Point<T>& b, double margin) {
+  bool above = true;
+  for (int i = 0; i < 3; ++i) {
+    if (!(a.z[i] >= b.z[i])) return false;  // written so that NaN is never dominated
+    above &= static_cast<double>(a.z[i]) - static_cast<double>(b.z[i]) > margin;
+  }
+  return a.d >= b.d && (above || a.index < b.index);
+}
+
+template <class T>
+void prune_typed(const PruneArgs& a) {
+#pragma omp parallel num_threads(a.threads) if (a.threads > 1)
+  {
+    std::vector<Point<T>> points, front;
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < a.rows; ++row) {
+      const T* z[3];
+      for (int i = 0; i < 3; ++i) z[i] = static_cast<const T*>(a.z[i]) + row * a.classes;
+      const auto point = [&](int64_t c) {
+        return Point<T>{{z[0][c], z[1][c], z[2][c]}, a.exponents[c], static_cast<int32_t>(c)};
+      };
+      const Point<T> label = point(a.labels[row]);
+      points.clear();
+      front.clear();
+      for (int64_t c = 0; c < a.classes; ++c) {
+        const Point<T> p = point(c);
+        if (c != a.labels[row] && !dominates(label, p, a.margin)) points.push_back(p);
+      }
+      // A dominating point has the larger sum, so it stands in the front before what it dominates.
+      const auto sum = [](const Point<T>& p) { return p.z[0] + p.z[1] + p.z[2]; };
+      std::sort(points.begin(), points.end(), [&](const Point<T>& p, const Point<T>& q) {
+        const T sp = sum(p), sq = sum(q);
+        return sp > sq || (sp == sq && p.index < q.index);
+      });
+      int32_t* out = a.candidates + row * a.classes;
+      for (const Point<T>& p : points) {
+        const auto beaten = [&](const Point<T>& q) { return dominates(q, p, a.margin); };
+        if (std::any_of(front.begin(), front.end(), beaten)) continue;
+        *out++ = p.index;
+        front.push_back(p);
+      }
+      a.counts[row] = static_cast<int32_t>(front.size());
+    }
+  }
+}
+
+bool is_compute(DType dtype) { return dtype == DType::kFloat32 || dtype == DType::kFloat64; }
+
+}  // namespace
+
+void prune_candidates(const PruneArgs& a) {
+  require(is_compute(a.dtype), "prune_candidates: z must be float32 or float64");
+  require(a.classes < INT32_MAX, "prune_candidates: too many classes");
+  if (a.dtype == DType::kFloat64) {
+    prune_typed<double>(a);
+  } else {
+    prune_typed<float>(a);
+  }
+}
+
+void count_correct(const CountArgs& a) {
+  require(is_compute(a.dtype), "count_correct: z must be float32 or float64");
+  kernels().count_correct(a);
+}
+
+}  // namespace semobridge

@@ -1,0 +1,196 @@
+// project and pack_matrix for one instruction set; see project_normalize/project_normalize.h for
+// what they compute.
+//
+// Many rows: a block of a few micro-tiles of rows runs both products and both normalisations while
+// its rows sit in the second-level cache, and only the finished rows reach memory. Few rows: the
+// threads share out the panels of columns instead, with a barrier where a norm needs the whole row.
+#include <omp.h>
+#include <sys/mman.h>
+
+#include "core/entries.h"
+#include "core/scratch.h"
+#include "project_normalize/project_rows.h"
+
+namespace semobridge {
+namespace SB_ISA {
+namespace {
+
+constexpr int64_t kTilesPerBlock = 4;    // 56 rows x 512 columns: 112 KiB, inside L2
+constexpr int64_t kFewRows = 2 * kRows;  // below: share out columns, not rows
+// One image at D = 512 is 8 µs of work: a second thread would save 3 of them on an idle machine and
+// cost hundreds where the other core is busy.
+constexpr int64_t kProductsPerThread = 768 * 1024;
+constexpr int64_t kHugeBytes = 8 << 20;  // outputs from here on: ask for 2 MiB pages
+
+template <class T>
+struct Plan {
+  const ProjectArgs& args;
+  int64_t k, mid_panels, out_panels;  // of the first input, the first output, the last output
+  bool two;
+  explicit Plan(const ProjectArgs& a)
+      : args(a),
+        k(a.x.cols),
+        mid_panels(panels_of(a.first.matrix.cols)),
+        out_panels(a.second.matrix.data != nullptr ? panels_of(a.second.matrix.cols) : 0),
+        two(a.second.matrix.data != nullptr) {}
+};
+
+// Rows [row0, row0 + rows) from input to output on one thread.
+template <class T>
+void project_block(const Plan<T>& plan, int64_t row0, int64_t rows, Scratch<T>& scratch) {
+  const ProjectArgs& a = plan.args;
+  const int64_t tiles = (rows + kRows - 1) / kRows;
+  const int64_t k_max = plan.two && a.second.matrix.rows > plan.k ? a.second.matrix.rows : plan.k;
+  const int64_t mid_ld = plan.mid_panels * kPanel, out_ld = plan.out_panels * kPanel;
+  T* packed = scratch.reserve(rows * (k_max + mid_ld + out_ld));
+  T* mid = packed + rows * k_max;
+  T* out = mid + rows * mid_ld;
+
+  for (int64_t i = 0; i < tiles; ++i) {
+    const int64_t begin = share_begin(rows, tiles, i);
+    const int count = static_cast<int>(share_begin(rows, tiles, i + 1) - begin);
+    pack_rows(a.x, row0 + begin, count, packed + begin * plan.k);
+  }
+  multiply_block(packed, rows, tiles, a.first.matrix, mid, mid_ld);
+  finish_stage(a.first, row0, rows, mid, mid_ld, plan.two ? nullptr : a.norms);
+  if (!plan.two) {
+    write_rows(a.out, row0, rows, mid, mid_ld);
+    return;
+  }
+  const ConstMatrix mid_view{mid, dtype_of<T>(), rows, a.first.matrix.cols, mid_ld};
+  for (int64_t i = 0; i < tiles; ++i) {
+    const int64_t begin = share_begin(rows, tiles, i);
+    const int count = static_cast<int>(share_begin(rows, tiles, i + 1) - begin);
+    pack_rows(mid_view, begin, count, packed + begin * mid_view.cols);
+  }
+  multiply_block(packed, rows, tiles, a.second.matrix, out, out_ld);
+  if (a.residual) subtract_from_input(a.x, row0, rows, out, out_ld, packed);
+  finish_stage(a.second, row0, rows, out, out_ld, a.norms);
+  write_rows(a.out, row0, rows, out, out_ld);
+}
+
+template <class T>
+void project_many(const ProjectArgs& a) {
+  const Plan<T> plan(a);
+  const int64_t block = kTilesPerBlock * kRows;
+  int64_t blocks = (a.x.rows + block - 1) / block;
+  blocks = (blocks + a.threads - 1) / a.threads * a.threads;  // as many for each thread
+#pragma omp parallel num_threads(a.threads)
+  {
+    Scratch<T>& scratch = thread_scratch<T>();
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < blocks; ++i) {
+      const int64_t begin = share_begin(a.x.rows, blocks, i);
+      const int64_t end = share_begin(a.x.rows, blocks, i + 1);
+      if (end > begin) project_block(plan, begin, end - begin, scratch);
+    }
+  }
+}
+
+// This thread's part of the columns of one stage, for all (few) rows.
+template <class T>
+SB_INLINE void stage_columns(const ProjectStage& stage, const ConstMatrix& input, int64_t p0,
+                             int64_t p1, T* packed, T* shared, int64_t ld) {
+  const int64_t k = stage.matrix.rows;
+  const T* panels = static_cast<const T*>(stage.matrix.data) + p0 * k * kPanel;
+  for (int64_t r = 0; r < input.rows; r += kRows) {
+    const int count = static_cast<int>(input.rows - r < kRows ? input.rows - r : kRows);
+    pack_rows(input, r, count, packed);
+    tile_product(packed, count, panels, p1 - p0, k, shared + r * ld + p0 * kPanel, ld);
+  }
+}
+
+template <class T>
+void project_few(const ProjectArgs& a) {
+  const Plan<T> plan(a);
+  const int64_t n = a.x.rows;
+  const int64_t mid_ld = plan.mid_panels * kPanel, out_ld = plan.out_panels * kPanel;
+  const int64_t k_max = plan.two && a.second.matrix.rows > plan.k ? a.second.matrix.rows : plan.k;
+  const int64_t last_panels = plan.two ? plan.out_panels : plan.mid_panels;
+  T* shared = thread_scratch<T>().reserve(n * (mid_ld + out_ld));
+  T* mid = shared;
+  T* out = plan.two ? shared + n * mid_ld : mid;
+  const int64_t products = n * (plan.k * mid_ld + (plan.two ? a.second.matrix.rows * out_ld : 0));
+  int64_t team = products < kProductsPerThread ? 1 : products / kProductsPerThread;
+  if (team > a.threads) team = a.threads;
+  if (team > last_panels) team = last_panels;
+
+#pragma omp parallel num_threads(static_cast<int>(team)) if (team > 1)
+  {
+    // libgomp may give fewer threads than asked for, so shares follow the team that came.
+    const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
+    T* packed = thread_row_scratch<T>().reserve(kRows * k_max);
+    stage_columns(a.first, a.x, plan.mid_panels * me / all, plan.mid_panels * (me + 1) / all,
+                  packed, mid, mid_ld);
+#pragma omp barrier
+    if (plan.two) {
+#pragma omp single
+      finish_stage(a.first, 0, n, mid, mid_ld, nullptr);
+      const ConstMatrix mid_view{mid, dtype_of<T>(), n, a.first.matrix.cols, mid_ld};
+      stage_columns(a.second, mid_view, plan.out_panels * me / all,
+                    plan.out_panels * (me + 1) / all, packed, out, out_ld);
+    }
+  }
+  T* input = thread_row_scratch<T>().reserve(kRows * k_max);
+  if (a.residual) subtract_from_input(a.x, 0, n, out, out_ld, input);
+  finish_stage(plan.two ? a.second : a.first, 0, n, out, plan.two ? out_ld : mid_ld, a.norms);
+  write_rows(a.out, 0, n, out, plan.two ? out_ld : mid_ld);
+}
+
+// A fresh 128 MiB output faults in 32768 small pages, which costs a tenth of the whole product. The
+// hint is harmless where the pages exist already or the kernel refuses.
+void ask_for_huge_pages(const Matrix& out) {
+#ifdef MADV_HUGEPAGE
+  const int64_t bytes = out.rows * out.row_stride * dtype_size(out.dtype);
+  if (bytes < kHugeBytes) return;
+  constexpr uintptr_t kPage = 2 << 20;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(out.data) + kPage - 1) / kPage * kPage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(out.data) + bytes) / kPage * kPage;
+  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
+template <class T>
+void project_typed(const ProjectArgs& a) {
+  ask_for_huge_pages(a.out);
+  if (a.x.rows <= kFewRows) {
+    project_few<T>(a);
+  } else {
+    project_many<T>(a);
+  }
+}
+
+template <class T>
+void pack_typed(const ConstMatrix& m, T* out) {
+  const int64_t bytes = dtype_size(m.dtype);
+  for (int64_t p = 0; p < panels_of(m.cols); ++p) {
+    const int64_t col = p * kPanel;
+    const int64_t n = m.cols - col < kPanel ? m.cols - col : kPanel;
+    for (int64_t k = 0; k < m.rows; ++k) {
+      T* dst = out + (p * m.rows + k) * kPanel;
+      widen(static_cast<const char*>(m.data) + (k * m.row_stride + col) * bytes, m.dtype, n, dst);
+      for (int64_t i = n; i < kPanel; ++i) dst[i] = T(0);
+    }
+  }
+}
+
+}  // namespace
+
+void project_entry(const ProjectArgs& a) {
+  if (a.x.dtype == DType::kFloat64) {
+    project_typed<double>(a);
+  } else {
+    project_typed<float>(a);
+  }
+}
+
+void pack_matrix_entry(const ConstMatrix& m, DType compute, void* out) {
+  if (compute == DType::kFloat64) {
+    pack_typed(m, static_cast<double*>(out));
+  } else {
+    pack_typed(m, static_cast<float*>(out));
+  }
+}
+
+}  // namespace SB_ISA
+}  // namespace semobridge

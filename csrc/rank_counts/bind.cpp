@@ -1,0 +1,54 @@
+#include "bindings.h"
+#include "rank_counts/rank_counts.h"
+
+void bind_rank_counts(py::module_& m) {
+  m.attr("RANK_BLOCK") = sb::kRankBlock;
+  m.def(
+      "rank_counts_workspace",
+      [](uintptr_t offsets, int64_t n, int threads) {
+        return sb::rank_counts_workspace(indices_of(offsets), n, threads);
+      },
+      py::arg("offsets"), py::arg("n"), py::arg("threads"));
+  m.def(
+      "rank_counts",
+      [](uintptr_t queries, int queries_dtype, int64_t queries_stride, uintptr_t gallery,
+         int gallery_dtype, int64_t g, int64_t gallery_stride, int64_t d, int64_t num_queries,
+         uintptr_t query_rows, uintptr_t marked, uintptr_t marked_begin, uintptr_t marked_end,
+         uintptr_t exclude, uintptr_t offsets, uintptr_t scores, uintptr_t greater, uintptr_t equal,
+         bool count, uintptr_t workspace, int threads) {
+        sb::RankCountsArgs args;
+        args.queries = matrix_of(queries, queries_dtype, num_queries, d, queries_stride);
+        args.gallery = matrix_of(gallery, gallery_dtype, g, d, gallery_stride);
+        args.num_queries = num_queries;
+        args.query_rows = indices_of(query_rows);
+        args.marked = indices_of(marked);
+        args.marked_begin = indices_of(marked_begin);
+        args.marked_end = indices_of(marked_end);
+        args.exclude = indices_of(exclude);
+        args.offsets = indices_of(offsets);
+        args.scores = reinterpret_cast<void*>(scores);
+        args.greater = reinterpret_cast<int64_t*>(greater);
+        args.equal = reinterpret_cast<int64_t*>(equal);
+        args.count = count;
+        args.workspace = reinterpret_cast<void*>(workspace);
+        args.threads = threads < 1 ? 1 : threads;
+        py::gil_scoped_release release;
+        sb::rank_counts(args);
+      },
+      py::arg("queries"), py::arg("queries_dtype"), py::arg("queries_stride"), py::arg("gallery"),
+      py::arg("gallery_dtype"), py::arg("g"), py::arg("gallery_stride"), py::arg("d"),
+      py::arg("num_queries"), py::arg("query_rows"), py::arg("marked"), py::arg("marked_begin"),
+      py::arg("marked_end"), py::arg("exclude"), py::arg("offsets"), py::arg("scores"),
+      py::arg("greater"), py::arg("equal"), py::arg("count"), py::arg("workspace"),
+      py::arg("threads"));
+  m.def(
+      "rank_metrics",
+      [](int64_t n, uintptr_t offsets, uintptr_t greater, uintptr_t equal, uintptr_t recall_at,
+         int64_t num_k, uintptr_t out) {
+        py::gil_scoped_release release;
+        sb::rank_metrics(n, indices_of(offsets), indices_of(greater), indices_of(equal),
+                         indices_of(recall_at), num_k, reinterpret_cast<double*>(out));
+      },
+      py::arg("n"), py::arg("offsets"), py::arg("greater"), py::arg("equal"), py::arg("recall_at"),
+      py::arg("num_k"), py::arg("out"));
+}

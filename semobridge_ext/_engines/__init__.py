@@ -1,0 +1,1 @@
+"""Stateful steps: the descent through a frozen tower and SeMoBridge-T's training."""

@@ -1,0 +1,1 @@
+"""SeMoBridge-T's training step."""

@@ -1,0 +1,1 @@
+"""Gradient steps on a few rows of a frozen transformer's input."""

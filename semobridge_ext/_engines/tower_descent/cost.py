@@ -1,0 +1,114 @@
+"""What a step of LaunchedTower launches, counted on meta tensors: for models on paper, and for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from semobridge_ext._engines.tower_descent.cuda import KernelAttention, KernelPieces
+from semobridge_ext._engines.tower_descent.spec import Block, LearnedRows, Linear, Norm, Tower
+from semobridge_ext._engines.tower_descent.step import LaunchedTower
+from semobridge_ext._engines.tower_descent.torch import Ends, TorchPieces
+from semobridge_ext._engines.tower_descent.torch_attention import TorchAttention
+from semobridge_ext._engines.tower_descent.weights import LaunchedWeights
+
+Note = Callable[[str, int, int], None]  # kernel, bytes, operations
+
+
+def _bytes(*tensors: Tensor | None) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+
+
+def _attention_cost(state: KernelAttention) -> tuple[int, int]:
+    """Bytes of queries, keys, values and probabilities; operations of both products."""
+    h = state.heads
+    queries, size = len(h.visible) * h.samples, h.qkv.element_size()
+    seen = h.prefix_rows * len(h.visible) + sum(map(len, h.visible))
+    rows = (queries + 2 * h.slots * h.samples + 2 * h.prefix_rows) * h.model * size
+    return rows + _bytes(state.p), 4 * seen * h.samples * h.model
+
+
+def tower_of_shape(
+    width: int, heads: int, layers: int, features: int, *, causal: bool = True, pre: bool = False
+) -> Tower:
+    """CLIP's tower of these sizes on ``meta``: text, or with ``causal=False, pre=True`` vision."""
+
+    def linear(rows: int, cols: int) -> Linear:
+        return Linear(torch.empty(rows, cols, device="meta"), torch.empty(cols, device="meta"))
+
+    norm = Norm(torch.empty(width, device="meta"), torch.empty(width, device="meta"), 1e-5)
+    block = Block(norm, linear(width, 3 * width), linear(width, width), norm, linear(width, 4 * width),
+                  linear(4 * width, width))  # fmt: skip
+    projection = Linear(torch.empty(width, features, device="meta"), None)
+    kind = "quick_gelu"
+    return Tower("shape", heads, kind, causal, (block,) * layers, norm if pre else None, norm, projection)
+
+
+def counted_step(
+    tower: Tower,
+    rows: LearnedRows,
+    samples: int,
+    note: Note,
+    *,
+    weights: torch.dtype | None = None,
+    kernels: bool = True,
+) -> Callable[[], None]:
+    """One step as the engine takes it, to be called under a ``TorchDispatchMode``.
+
+    Args:
+        tower, rows: on any device; on ``meta`` nothing is computed.
+        samples: S.
+        note: is called in place of each kernel of csrc/cuda with its name, the bytes that it must move and
+            its operations. What PyTorch launches (the products, and with ``kernels=False`` everything) is for
+            the caller's dispatch mode to see.
+        weights: dtype of products and activations, as in ``oti``.
+    """
+
+    class Noted(KernelPieces):
+        def norm(
+            self, x: Tensor, delta: Tensor | None, total: Tensor | None, norm: Norm, y: Tensor, state: Any
+        ) -> None:
+            note("layer_norm", _bytes(x, delta, total, y, *state), 0)
+
+        def norm_grad(
+            self, grad: Tensor, residual: Tensor | None, norm: Norm, state: Any, x: Tensor, out: Tensor
+        ) -> None:
+            note("layer_norm_grad", _bytes(grad, residual, x, out, *state), 0)
+
+        def activate(self, h: Tensor, y: Tensor) -> None:
+            note("activate", _bytes(h, y, h), 0)
+
+        def attention(self, state: Any, o: Tensor) -> None:
+            if isinstance(state, TorchAttention):
+                return super().attention(state, o)
+            moved, work = _attention_cost(state)
+            note("attention", moved + _bytes(o), work)
+
+        def attention_grad(self, state: Any, grad_o: Tensor, grad_qkv: Tensor) -> None:
+            if isinstance(state, TorchAttention):
+                return super().attention_grad(state, grad_o, grad_qkv)
+            moved, work = _attention_cost(state)
+            note("attention_grad", moved + _bytes(grad_o, grad_qkv), 5 * work // 2)
+
+        def cosine_loss(self, e: Ends) -> None:
+            note("cosine_loss", _bytes(e.features, e.targets, e.grad_features, e.unit, e.live), 0)
+
+        def adamw(self, e: Ends) -> None:
+            moved = _bytes(e.grad, e.inputs) + e.inputs.numel() * e.base.element_size()
+            note("adamw", moved + 2 * _bytes(e.tokens, e.exp_avg, e.exp_avg_sq), 0)
+
+    pieces: type[TorchPieces] = Noted if kernels else TorchPieces
+    engine = LaunchedTower(LaunchedWeights(tower, weights), rows, pieces=pieces)
+    plan = engine.plan(samples)[0]
+
+    def step() -> None:
+        with torch.no_grad():
+            plan.step()
+
+    found, note = note, lambda *_: None
+    step()  # makes the workspaces
+    note = found
+    return step

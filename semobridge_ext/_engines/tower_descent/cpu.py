@@ -1,0 +1,246 @@
+"""frozen_tower: learned vectors in a frozen transformer tower, forward and input gradient.
+
+    feature(v)              the tower's feature with the vectors v in their positions
+    gradient(v, g)          gᵀ·∂feature/∂v, no weight gradients
+    descend(v)              AdamW steps on 1 − cos(feature(v), target)
+
+The steps run inside the core (csrc/tower_descent/tower_descent.h): one call, no autograd, no allocation
+and no synchronisation between steps. What is constant is computed once: the keys and values of the
+positions before the first learned one, the first layer's constant rows; what cannot matter is not
+computed: positions behind the pooled one of a causal tower, the last layer's other rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from semobridge_ext._engines.tower_descent.spec import ACTIVATIONS, LearnedRows, Linear, Norm, Tower, slots_of
+from semobridge_ext.runtime.backend import _C, DTYPE_CODES
+
+STORED = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def lossless_half(tower: Tower) -> bool:
+    """True where every matrix is exactly a float16 one, as in models that were trained or kept so."""
+    for linear in tower.linears():
+        w = linear.weight
+        if not torch.equal(w, w.to(torch.float16).to(w.dtype)):
+            return False
+    return True
+
+
+class PackedTower:
+    """A tower's weights in the layout of the tile product, forward and transposed.
+
+    Args:
+        tower: on the CPU.
+        weights: dtype of the packed matrices. None: float64 in a float64 tower; float16 where that
+            loses nothing (half the bytes to read, the same numbers); else float32. bfloat16 and
+            float16 round, which changes results by their precision.
+
+    Raises:
+        ValueError: from the first step that runs, where a matrix does not fit its layer.
+
+    Memory: two copies of every matrix in ``weights``.
+
+    Example:
+        >>> import open_clip
+        >>> from semobridge_ext import clip, ops
+        >>> vision = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16}
+        >>> text = {"context_length": 12, "width": 32, "heads": 2, "layers": 2}
+        >>> tower, _ = clip.text_tower(open_clip.CLIP(16, vision, text), "a photo of {}")
+        >>> ops.PackedTower(tower).stored
+        torch.float32
+    """
+
+    def __init__(self, tower: Tower, weights: torch.dtype | None = None) -> None:
+        self.tower = tower
+        self.compute = torch.float64 if tower.dtype == torch.float64 else torch.float32
+        if weights is None:
+            weights = torch.float16 if lossless_half(tower) else torch.float32
+        self.stored = torch.float64 if self.compute == torch.float64 else weights
+        total = sum(2 * self._elements(linear) for linear in tower.linears())
+        self._arena = torch.empty(total + 64, dtype=self.stored)
+        _C.prefer_huge_pages(self._arena.data_ptr(), self._arena.nbytes)
+        lead = -self._arena.data_ptr() % 64 // self._arena.element_size()
+        self._next = self._arena.data_ptr() + lead * self._arena.element_size()
+        self._keep: list[Tensor] = []
+        self.projection = self._linear(tower.projection)
+        self.norms = [self._norm(n) for n in (tower.norm_pre, tower.norm_final)]
+        self.layers = [
+            (
+                self._norm(b.norm1), self._norm(b.norm2), self._linear(b.qkv), self._linear(b.out),
+                self._linear(b.fc), self._linear(b.proj), 0 if b.query is None else self._vector(b.query),
+            )
+            for b in tower.blocks
+        ]  # fmt: skip
+
+    @staticmethod
+    def _elements(linear: Linear) -> int:
+        rows, cols = linear.weight.shape
+        return max(_C.packed_elements(rows, cols), _C.packed_elements(cols, rows))
+
+    def _pack(self, matrix: Tensor) -> int:
+        matrix = matrix.contiguous()
+        rows, cols = matrix.shape
+        address = self._next
+        _C.pack_stored(
+            matrix.data_ptr(), DTYPE_CODES[matrix.dtype], rows, cols, cols, DTYPE_CODES[self.stored],
+            address,
+        )  # fmt: skip
+        self._next += _C.packed_elements(rows, cols) * self._arena.element_size()
+        return address
+
+    def _vector(self, value: Tensor) -> int:
+        kept = value.to(self.compute).contiguous()
+        self._keep.append(kept)
+        return kept.data_ptr()
+
+    def _linear(self, linear: Linear | None) -> tuple[int, int, int, int, int]:
+        if linear is None:
+            return 0, 0, 0, 0, 0
+        bias = 0 if linear.bias is None else self._vector(linear.bias)
+        return self._pack(linear.weight), self._pack(linear.weight.T), bias, *linear.weight.shape
+
+    def _norm(self, norm: Norm | None) -> tuple[int, int, float]:
+        if norm is None:
+            return 0, 0, 0.0
+        return self._vector(norm.weight), self._vector(norm.bias), norm.eps
+
+
+class FrozenTower:
+    """Learned rows in a packed tower, ready to run on CPU tensors of ``packed.compute``.
+
+    Args:
+        packed: the weights; several templates may share them.
+        rows: what is learned and what stands around it.
+
+    Raises:
+        ValueError: no position is learned, or a causal tower's pooled position sees none.
+
+    Memory: scratch for at most 112 rows of a step a thread, grown on the first call and kept.
+
+    Example:
+        >>> import torch, open_clip
+        >>> from semobridge_ext import clip, ops
+        >>> vision = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16}
+        >>> text = {"context_length": 12, "width": 32, "heads": 2, "layers": 2}
+        >>> model = open_clip.CLIP(16, vision, text)
+        >>> tower, rows = clip.text_tower(model, "a photo of {}", num_tokens=2)
+        >>> engine = ops.FrozenTower(ops.PackedTower(tower), rows)
+        >>> engine.features(torch.zeros(3, 2, 32)).shape
+        torch.Size([3, 16])
+    """
+
+    def __init__(self, packed: PackedTower, rows: LearnedRows) -> None:
+        from semobridge_ext._engines.tower_descent.reference import run_block
+
+        tower = packed.tower
+        slots = slots_of(tower, rows)
+        self.packed, self.compute = packed, packed.compute
+        self.vectors, self.width, self.dim = rows.vectors, tower.width, tower.features
+        self.slots, self.prefix = len(slots.order), slots.prefix
+        base = rows.base.to(self.compute)
+        if base.dim() == 2:
+            base = base.unsqueeze(1)
+        self.constants = base.shape[1]  # 1, or the number of samples
+        prefixes: list[Tensor] = []
+        x = base[: slots.prefix, 0].unsqueeze(0)  # [1, P, T]
+        for block in tower.blocks if slots.prefix else ():
+            x, k, v = run_block(tower, block, x)
+            prefixes.append(torch.cat([k, v]).contiguous())  # [2, P, T]
+        self._base = base[list(slots.order)].contiguous()  # [n, 1 or S, T]
+        self._prefixes = prefixes
+        self._native: Any = _C.FrozenTower(
+            DTYPE_CODES[self.compute], DTYPE_CODES[packed.stored], tower.width, tower.heads,
+            tower.features, rows.vectors, ACTIVATIONS.index(tower.activation), *packed.norms,
+            packed.projection,
+        )  # fmt: skip
+        for i, layer in enumerate(packed.layers):
+            address = prefixes[i].data_ptr() if prefixes else 0
+            self._native.add_layer(*layer[:6], address, layer[6])
+        self._native.set_slots(
+            [rows.source[p] for p in slots.order], [list(v) for v in slots.visible], slots.prefix,
+            self._base.data_ptr(), self.constants * tower.width,
+            0 if self.constants == 1 else tower.width,
+        )  # fmt: skip
+        self._workspace = torch.empty(0, dtype=self.compute)
+
+    def workspace_bytes(self, samples: int) -> int:
+        """Scratch for this many samples with the present number of threads."""
+        return self._native.workspace(samples, torch.get_num_threads())
+
+    def _scratch(self, samples: int) -> int:
+        elements = self.workspace_bytes(samples) // self._base.element_size() + 16
+        if self._workspace.numel() < elements:
+            self._workspace = torch.empty(elements, dtype=self.compute)
+        return (self._workspace.data_ptr() + 63) // 64 * 64
+
+    def features(
+        self,
+        tokens: Tensor,  # [S, R, T]
+        *,
+        unit: bool = False,
+    ) -> Tensor:  # [S, D]
+        """Features of the vectors, as rows of length one with ``unit``."""
+        out = torch.empty(tokens.shape[0], self.dim, dtype=self.compute)
+        self._evaluate(tokens, out, unit, None, None)
+        return out
+
+    def gradient(
+        self,
+        tokens: Tensor,  # [S, R, T]
+        grad_features: Tensor,  # [S, D] with respect to features(unit=False)
+    ) -> Tensor:  # [S, R, T]
+        """What flows back to the vectors. A context shared by all samples sums it over S."""
+        out = torch.empty_like(tokens, memory_format=torch.contiguous_format)
+        self._evaluate(tokens, None, False, grad_features.contiguous(), out)
+        return out
+
+    def _evaluate(
+        self,
+        tokens: Tensor,
+        features: Tensor | None,
+        unit: bool,
+        grad_features: Tensor | None,
+        grad_tokens: Tensor | None,
+    ) -> None:
+        tokens = tokens.detach().contiguous()
+        n = tokens.shape[0]
+        pointers = [0 if t is None else t.data_ptr() for t in (features, grad_features, grad_tokens)]
+        self._native.evaluate(
+            n, tokens.data_ptr(), pointers[0], unit, pointers[1], pointers[2], self._scratch(n),
+            torch.get_num_threads(),
+        )  # fmt: skip
+
+    def descend(
+        self,
+        tokens: Tensor,  # [S, R, T], updated
+        exp_avg: Tensor,  # [S, R, T], updated
+        exp_avg_sq: Tensor,  # [S, R, T], updated
+        targets: Tensor,  # [S, D] unit rows
+        step_begin: int,
+        step_end: int,
+        *,
+        grad_scale: float,
+        lr: float,
+        weight_decay: float,
+        record_steps: tuple[int, ...] = (),
+        recorded: Tensor | None = None,  # [len(record_steps), S, D], written
+    ) -> Tensor:  # [steps, S]
+        """AdamW steps [step_begin, step_end); returns each sample's loss before each step.
+
+        All tensors contiguous and of ``compute``; ``grad_scale`` is 1/B of the mean over the batch.
+        """
+        n = tokens.shape[0]
+        losses = torch.empty(max(step_end - step_begin, 0), n, dtype=self.compute)
+        self._native.descend(
+            n, tokens.data_ptr(), exp_avg.data_ptr(), exp_avg_sq.data_ptr(), targets.data_ptr(),
+            losses.data_ptr(), step_begin, step_end, grad_scale, lr, 0.9, 0.999, 1e-8, weight_decay,
+            list(record_steps) if recorded is not None else [],
+            0 if recorded is None else recorded.data_ptr(), self._scratch(n), torch.get_num_threads(),
+        )  # fmt: skip
+        return losses

@@ -1,0 +1,111 @@
+"""The pieces of _engines/tower_descent/torch.py as kernels of csrc/cuda, one launch each."""
+
+from __future__ import annotations
+
+from itertools import accumulate, chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from semobridge_ext._engines.tower_descent.spec import ACTIVATIONS, Norm
+from semobridge_ext._engines.tower_descent.torch import Ends, TorchPieces
+from semobridge_ext._engines.tower_descent.torch_attention import Heads, TorchAttention
+from semobridge_ext.runtime.backend import _C, DTYPE_CODES
+from semobridge_ext.runtime.views import place, row_view, view
+
+# One warp takes a query through all keys; beyond this many the batched products of PyTorch, on tensor
+# cores, are the better shape.
+FEW_SLOTS = 64
+WIDEST_HEAD = 128
+_NOTHING = row_view(None)
+
+
+class KernelAttention:
+    """One layer's probabilities and lists for the few-query kernels."""
+
+    def __init__(self, heads: Heads, pieces: TorchPieces) -> None:
+        self.heads, device = heads, pieces.scratch.device
+        lengths = [len(own) for own in heads.visible]
+        self.visible = torch.tensor(list(chain(*heads.visible)), dtype=torch.int32).to(device)
+        self.begin = torch.tensor(list(accumulate(lengths, initial=0)), dtype=torch.int32).to(device)
+        self.keys = heads.prefix_rows + max(lengths)
+        shape = (heads.samples * heads.heads, len(lengths), self.keys)
+        self.p = torch.zeros(shape, dtype=torch.float32, device=device)
+        self.ds = pieces.scratch.take("ds", shape, torch.float32)
+
+    def arguments(self) -> tuple[Any, ...]:
+        h = self.heads
+        return (
+            DTYPE_CODES[h.qkv.dtype], h.samples, h.heads, h.model // h.heads, h.slots, len(h.visible),
+            h.prefix_rows, h.qkv.data_ptr(), h.qkv.stride(0), 0 if h.prefix is None else h.prefix.data_ptr(),
+            self.visible.data_ptr(), self.begin.data_ptr(), self.keys, self.p.data_ptr(),
+        )  # fmt: skip
+
+
+class KernelPieces(TorchPieces):
+    """Products by PyTorch, everything between by the native core; storage float32, float16 or bfloat16."""
+
+    def norm_state(self, rows: int, width: int) -> tuple[Tensor, Tensor]:
+        """Mean and rstd [N]; x itself is kept by the caller."""
+        mean, rstd = torch.zeros(2, rows, dtype=torch.float32, device=self.scratch.device)
+        return mean, rstd
+
+    def norm(
+        self, x: Tensor, delta: Tensor | None, total: Tensor | None, norm: Norm, y: Tensor, state: Any
+    ) -> None:
+        mean, rstd = state
+        _C.layer_norm_cuda(
+            view(x), _NOTHING if delta is None else view(delta), _NOTHING if total is None else view(total),
+            norm.weight.data_ptr(), norm.bias.data_ptr(), norm.eps, view(y), mean.data_ptr(),
+            rstd.data_ptr(), *place(x),
+        )  # fmt: skip
+
+    def norm_grad(
+        self, grad: Tensor, residual: Tensor | None, norm: Norm, state: Any, x: Tensor, out: Tensor
+    ) -> None:
+        mean, rstd = state
+        _C.layer_norm_grad_cuda(
+            view(x), view(grad), norm.weight.data_ptr(), mean.data_ptr(), rstd.data_ptr(),
+            _NOTHING if residual is None else view(residual), view(out), *place(x),
+        )  # fmt: skip
+
+    def activate(self, h: Tensor, y: Tensor) -> None:
+        """h becomes the slope."""
+        kind = ACTIVATIONS.index(self.activation)
+        _C.activate_cuda(kind, view(h), 0, view(y), view(h), *place(h))
+
+    def activate_grad(self, grad: Tensor, h: Tensor) -> None:
+        grad.mul_(h)
+
+    def attention_state(self, heads: Heads) -> Any:
+        if heads.slots > FEW_SLOTS or heads.model // heads.heads > WIDEST_HEAD:
+            return super().attention_state(heads)
+        return KernelAttention(heads, self)
+
+    def attention(self, state: Any, o: Tensor) -> None:
+        if isinstance(state, TorchAttention):
+            return super().attention(state, o)
+        _C.attention_cuda(*state.arguments(), o.data_ptr(), o.stride(0), *place(o))
+
+    def attention_grad(self, state: Any, grad_o: Tensor, grad_qkv: Tensor) -> None:
+        if isinstance(state, TorchAttention):
+            return super().attention_grad(state, grad_o, grad_qkv)
+        _C.attention_grad_cuda(
+            *state.arguments(), grad_o.data_ptr(), grad_o.stride(0), state.ds.data_ptr(),
+            grad_qkv.data_ptr(), *place(grad_o),
+        )  # fmt: skip
+
+    def cosine_loss(self, e: Ends) -> None:
+        _C.cosine_loss_cuda(
+            view(e.features), view(e.targets), e.grad_scale, e.step.data_ptr(), e.step_now.data_ptr(),
+            e.losses.data_ptr(), view(e.grad_features), e.unit.data_ptr(), *place(e.features),
+        )  # fmt: skip
+
+    def adamw(self, e: Ends) -> None:
+        _C.adamw_cuda(
+            *e.tokens.shape, len(e.source), e.index.data_ptr(), view(e.grad), e.tokens.data_ptr(),
+            e.exp_avg.data_ptr(), e.exp_avg_sq.data_ptr(), e.rates[0].data_ptr(), e.rates[1].data_ptr(),
+            e.step_now.data_ptr(), e.step.data_ptr(), e.lr, 0.9, 0.999, 1e-8, e.weight_decay, e.grad_factor,
+            e.base.data_ptr(), e.base.shape[1], view(e.inputs), *place(e.tokens),
+        )  # fmt: skip

@@ -1,0 +1,68 @@
+"""Reference of _engines/tower_descent/cpu.py: the tower in plain PyTorch, every position, autograd's
+gradient."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from semobridge_ext._engines.tower_descent.spec import Block, LearnedRows, Linear, Norm, Tower
+
+
+def _norm(x: Tensor, norm: Norm | None) -> Tensor:
+    return x if norm is None else F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
+
+
+def _linear(x: Tensor, linear: Linear) -> Tensor:
+    y = x @ linear.weight
+    return y if linear.bias is None else y + linear.bias
+
+
+def _activate(x: Tensor, kind: str) -> Tensor:
+    if kind == "quick_gelu":
+        return x * torch.sigmoid(1.702 * x)
+    return F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
+
+
+def block_attention(
+    tower: Tower,
+    block: Block,
+    x: Tensor,  # [S, L, T]
+) -> tuple[Tensor, Tensor, Tensor]:  # attention output [S, L or 1, T], keys and values [S, L, T]
+    s, length, width = x.shape
+    q, k, v = _linear(_norm(x, block.norm1), block.qkv).chunk(3, dim=-1)
+    if block.query is not None:
+        q = block.query.expand(s, 1, width)
+    split = [t.reshape(s, -1, tower.heads, width // tower.heads).transpose(1, 2) for t in (q, k, v)]
+    scores = split[0] @ split[1].transpose(-1, -2) * (width // tower.heads) ** -0.5
+    if tower.causal:
+        hidden = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
+        scores = scores.masked_fill(hidden, float("-inf"))
+    o = (scores.softmax(-1) @ split[2]).transpose(1, 2).reshape(s, -1, width)
+    return _linear(o, block.out), k, v
+
+
+def run_block(tower: Tower, block: Block, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """One block: its output [S, L, T], and the keys and values [S, L, T] that it used."""
+    o, k, v = block_attention(tower, block, x)
+    x = o if block.query is not None else x + o
+    hidden = _activate(_linear(_norm(x, block.norm2), block.fc), tower.activation)
+    return x + _linear(hidden, block.proj), k, v
+
+
+def tower_features(
+    tower: Tower,
+    rows: LearnedRows,
+    tokens: Tensor,  # [S, R, T]
+) -> Tensor:  # [S, D], not normalised
+    """The features of learned vectors: all L positions through all blocks."""
+    base = rows.base if rows.base.dim() == 3 else rows.base.unsqueeze(1)  # [L, S or 1, T]
+    x = base.transpose(0, 1).expand(tokens.shape[0], -1, -1)
+    source = torch.tensor(rows.source, device=x.device)
+    learned = tokens[:, source.clamp(min=0)] * (source >= 0).to(x.dtype).reshape(1, -1, 1)
+    x = _norm(x + learned, tower.norm_pre)
+    for block in tower.blocks:
+        x = run_block(tower, block, x)[0]
+    x = _norm(x[:, 0 if rows.pool is None else rows.pool], tower.norm_final)
+    return x if tower.projection is None else _linear(x, tower.projection)

@@ -1,0 +1,209 @@
+"""LaunchedTower: what _engines/tower_descent/cpu.py does inside the core, as launches on a device.
+
+    feature(v)              the tower's feature with the vectors v in their positions
+    gradient(v, g)          gᵀ·∂feature/∂v, no weight gradients
+    descend(v)              AdamW steps on 1 − cos(feature(v), target)
+
+One step is the sequence of _engines/tower_descent/plan.py: cuBLAS products by torch, everything between by
+the pieces of
+_engines/tower_descent/torch.py (PyTorch) or _engines/tower_descent/cuda.py (csrc/cuda). On a CUDA device it
+is captured once
+in a graph and replayed; on the CPU the same sequence runs, for tests. No step waits for the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from semobridge_ext._engines.tower_descent.plan import TABLE, Plan
+from semobridge_ext._engines.tower_descent.spec import LearnedRows
+from semobridge_ext._engines.tower_descent.torch import TorchPieces
+from semobridge_ext._engines.tower_descent.weights import LaunchedWeights, launched_rows
+from semobridge_ext.runtime.step_graph import Step, repeatable
+
+_PLANS = 2  # shapes that are kept, with their buffers and graphs
+_HALF_SCALE = 6  # float16: the gradient of the loss is scaled to 2^6..2^7 times 1/‖t‖
+Hyper = tuple[float, float, float]  # grad_scale, lr, weight_decay
+
+
+class LaunchedTower:
+    """Learned rows in a frozen tower, on tensors of ``compute`` on the tower's device.
+
+    Args:
+        weights: several templates may share them.
+        rows: what is learned and what stands around it.
+        pieces: TorchPieces, or KernelPieces for the kernels of a build with CUDA.
+        capture: stands in for the CUDA graph (see `_step_graph.repeatable`).
+
+    Raises:
+        ValueError: no position is learned, or a causal tower's pooled position sees none.
+
+    Numerics: float32 products follow torch's own setting of TF32. In float16 the gradient is carried times
+        a power of two. Bits may depend on the batch: cuBLAS chooses its kernels by shape.
+
+    Memory: the activations of one pass for the samples of a call, for each of the last 2 batch sizes.
+
+    Example:
+        >>> import torch, open_clip
+        >>> from semobridge_ext import clip, ops
+        >>> vision = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16}
+        >>> text = {"context_length": 12, "width": 32, "heads": 2, "layers": 2}
+        >>> tower, rows = clip.text_tower(open_clip.CLIP(16, vision, text), "a photo of {}", num_tokens=2)
+        >>> engine = ops.LaunchedTower(ops.LaunchedWeights(tower), rows)
+        >>> engine.features(torch.zeros(3, 2, 32)).shape
+        torch.Size([3, 16])
+    """
+
+    def __init__(
+        self,
+        weights: LaunchedWeights,
+        rows: LearnedRows,
+        *,
+        pieces: type[TorchPieces] = TorchPieces,
+        capture: Callable[[Step, torch.device], Step] | None = None,
+    ) -> None:
+        tower = weights.tower
+        self.weights, self.compute, self.stored = weights, weights.compute, weights.stored
+        self.vectors, self.width, self.dim = rows.vectors, tower.width, tower.features
+        self.device = tower.device
+        with self._plainly():
+            self.rows = launched_rows(tower, rows, self.compute, self.stored)
+        self.constants = self.rows.base.shape[1]  # 1, or the number of samples
+        self._pieces, self._capture = pieces, capture
+        self._plans: OrderedDict[int, tuple[Plan, dict[Hyper, Step]]] = OrderedDict()
+
+    @contextmanager
+    def _plainly(self) -> Iterator[None]:
+        kind = "cpu" if self.device.type == "meta" else self.device.type
+        with torch.no_grad(), torch.autocast(kind, enabled=False):
+            yield
+
+    def plan(self, samples: int) -> tuple[Plan, dict[Hyper, Step]]:
+        """Buffers for at least this many samples. Sizes are rounded up by at most an eighth, so that a
+        batch that early stopping thins out does not ask for a graph each time."""
+        if self.constants not in (1, samples):
+            raise ValueError(
+                f"LaunchedTower: tokens must have {self.constants} samples, as the constants of rows have, "
+                f"got {samples}; pass one sample for each"
+            )
+        unit = 1 << max(samples.bit_length() - 4, 0)
+        size = samples if self.constants > 1 else -(-samples // unit) * unit
+        if size in self._plans:
+            self._plans.move_to_end(size)
+        else:
+            while len(self._plans) >= _PLANS:
+                self._plans.popitem(last=False)
+            self._plans[size] = Plan(self.weights, self.rows, size, self._pieces), {}
+        return self._plans[size]
+
+    def features(
+        self,
+        tokens: Tensor,  # [S, R, T]
+        *,
+        unit: bool = False,
+    ) -> Tensor:  # [S, D]
+        """Features of the vectors, as rows of length one with ``unit``."""
+        n = len(tokens)
+        if n == 0:
+            return tokens.new_empty(0, self.dim)
+        with self._plainly():
+            plan = self.plan(n)[0]
+            plan.ends.tokens[:n].copy_(tokens)
+            plan.pieces.write_inputs(plan.ends)
+            plan.forward()
+            out = plan.ends.features[:n].to(self.compute, copy=True)
+            return torch.nn.functional.normalize(out, dim=-1) if unit else out
+
+    def gradient(
+        self,
+        tokens: Tensor,  # [S, R, T]
+        grad_features: Tensor,  # [S, D] with respect to features(unit=False)
+    ) -> Tensor:  # [S, R, T]
+        """What flows back to the vectors. A context shared by all samples sums it over S."""
+        n = len(tokens)
+        if n == 0:
+            return torch.zeros_like(tokens)
+        self.features(tokens)
+        with self._plainly():
+            plan = self.plan(n)[0]
+            grad = grad_features.to(self.compute)
+            scale = torch.ones_like(grad[:, :1])
+            if self.stored == torch.float16:
+                largest = grad.abs().amax(1, keepdim=True)
+                scale = torch.exp2(-torch.log2(largest).floor()).nan_to_num(1.0, 1.0, 1.0)
+            plan.ends.grad_features[:n].copy_(grad * scale)
+            plan.backward()
+            plan.ends.grad_factor = 1.0
+            return plan.pieces.gather(plan.ends)[:n] / scale[:, :, None]
+
+    def descend(
+        self,
+        tokens: Tensor,  # [S, R, T], updated
+        exp_avg: Tensor,  # [S, R, T], updated
+        exp_avg_sq: Tensor,  # [S, R, T], updated
+        targets: Tensor,  # [S, D] unit rows
+        step_begin: int,
+        step_end: int,
+        *,
+        grad_scale: float,
+        lr: float,
+        weight_decay: float,
+        record_steps: tuple[int, ...] = (),
+        recorded: Tensor | None = None,  # [len(record_steps), S, D], written
+    ) -> Tensor:  # [steps, S]
+        """AdamW steps [step_begin, step_end); returns each sample's loss before each step.
+
+        Nothing here waits for the device; ``grad_scale`` is 1/B of the mean over the batch.
+        """
+        n, steps = len(tokens), max(step_end - step_begin, 0)
+        losses = torch.empty(steps, n, dtype=self.compute, device=self.device)
+        if losses.numel() == 0:
+            return losses
+        with self._plainly():
+            plan, captured = self.plan(n)
+            e, hyper = plan.ends, (grad_scale, lr, weight_decay)
+            own = [(e.tokens[:n], tokens), (e.exp_avg[:n], exp_avg), (e.exp_avg_sq[:n], exp_avg_sq)]
+            for kept, given in own:
+                kept.copy_(given)
+            self._aim(plan, n, targets, *hyper)
+            for begin in range(step_begin, step_end, TABLE):
+                count = min(TABLE, step_end - begin)
+                self._set_rates(plan, begin, count, lr)
+                if hyper not in captured:
+                    captured.clear()
+                    captured[hyper] = repeatable(plan.step, plan.state, self.device, capture=self._capture)
+                for i in range(count):
+                    captured[hyper]()
+                    if recorded is not None and begin + i in record_steps:
+                        recorded[record_steps.index(begin + i)].copy_(e.unit[:n])
+                losses[begin - step_begin :][:count] = e.losses[:count, :n]
+            for kept, given in own:
+                given.copy_(kept)
+        return losses
+
+    def _aim(
+        self, plan: Plan, n: int, targets: Tensor, grad_scale: float, lr: float, weight_decay: float
+    ) -> None:
+        """Targets, scales and the first inputs; rows past n are filler without a gradient."""
+        e, power = plan.ends, 1.0
+        if self.stored == torch.float16 and grad_scale > 0:
+            power = 2.0 ** (_HALF_SCALE - math.floor(math.log2(grad_scale)))
+        e.grad_scale, e.grad_factor, e.lr, e.weight_decay = grad_scale * power, 1 / power, lr, weight_decay
+        e.targets.zero_()
+        e.targets[:n].copy_(targets)
+        e.live.copy_((e.targets != 0).any(1, keepdim=True)).mul_(e.grad_scale)
+        plan.pieces.write_inputs(e)
+
+    def _set_rates(self, plan: Plan, begin: int, count: int, lr: float) -> None:
+        """The tables of AdamW's bias corrections for steps [begin, begin + count), and the count to 0."""
+        taken = [begin + i + 1 for i in range(count)]
+        table = [[lr / (1 - 0.9**t) for t in taken], [(1 - 0.999**t) ** 0.5 for t in taken]]
+        # From pageable memory: on its way when the call returns, and the host does not wait.
+        plan.ends.rates[:, :count].copy_(torch.tensor(table, dtype=self.compute), non_blocking=True)
+        plan.ends.step.zero_()

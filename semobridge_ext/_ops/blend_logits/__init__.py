@@ -1,0 +1,1 @@
+"""SeMoBridge's blended few-shot logits."""

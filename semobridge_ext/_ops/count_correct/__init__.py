@@ -1,0 +1,1 @@
+"""How many rows each trial of a blend search gets right."""

@@ -1,0 +1,126 @@
+"""The blend search's objective: how many rows each set of parameters gets right.
+
+For one row only the classes that can beat its label under some parameters are looked at: a class that
+another one dominates (no cosine and no weight exponent higher) never comes first. The label's logit is
+compared with theirs and the row is left at the first that is higher (csrc/count_correct/count_correct.h).
+
+Exactness: the count is that of a float64 evaluation of the formula on the same cosines, ties going to
+the lower class. Float32 decides only where the difference is beyond its rounding error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from semobridge_ext._ops.blend_logits.op import BlendOperand, BlendParams, Similarities, blend_of
+from semobridge_ext.runtime.backend import _C, DTYPE_CODES, resolve
+
+# Cosines that differ by less may tie where a sharpness is small, and then the order of the classes
+# decides, so dominance across that order needs this much.
+MARGIN = 1e-6
+# Below the first, or with s or λ negative or no λ, dominance does not hold; past the second, float64
+# flushes exponentials to zero and logits tie. Both are evaluated plainly.
+_SHARPNESS, _REACH = 1e-3, 600.0
+_CELLS = 1 << 22  # values of one block of cosines at a time
+
+
+class SearchObjective:
+    """Counts correct rows of one validation set for many parameters.
+
+    Args:
+        operand: the classifier's operands. x: [N, D] validation features. labels: [N] int64.
+
+    Memory: about 40 bytes per candidate (usually a few tens a row), one chunk of N×C cosines while it
+    is built; the plain evaluation of degenerate parameters makes the cosines again, chunk by chunk.
+    """
+
+    def __init__(self, operand: BlendOperand, x: Tensor, labels: Tensor) -> None:
+        self._operand, self._x, self._labels = operand, x, labels.cpu()
+        self.rows = len(x)
+        self.candidates = 0
+        self._native = resolve("tune", x.device) == "native"
+        if self._native:
+            self._build()
+
+    def _chunks(self) -> list[tuple[Tensor, Tensor]]:
+        step = max(1, _CELLS // self._operand.classes)
+        return list(zip(self._x.split(step), self._labels.split(step), strict=True))
+
+    def _build(self) -> None:
+        pad, threads = _C.SEARCH_PAD, torch.get_num_threads()
+        d = self._operand.exponents.contiguous()
+        counts, indices, cosines, own = [], [], [], []
+        for x, labels in self._chunks():
+            z = self._operand.similarities(x)
+            labels = labels.contiguous()
+            found = torch.empty(z.text.shape, dtype=torch.int32)
+            count = torch.empty(len(x), dtype=torch.int32)
+            _C.prune_candidates(
+                DTYPE_CODES[z.text.dtype], *(b.data_ptr() for b in z), *z.text.shape, labels.data_ptr(),
+                d.data_ptr(), MARGIN, found.data_ptr(), count.data_ptr(), threads,
+            )  # fmt: skip
+            count = count.long()
+            padded = (count + pad - 1) // pad * pad
+            width = max(int(padded.max()), pad) if len(count) else pad
+            if found.shape[1] < width:
+                found = torch.nn.functional.pad(found, (0, width - found.shape[1]))
+            place = torch.arange(width)
+            # Padding repeats a row's first candidate, which changes no comparison.
+            chosen = torch.where(place < count.unsqueeze(1), found[:, :width], found[:, :1]).long()
+            keep = place < padded.unsqueeze(1)
+            chosen = torch.where(keep, chosen, 0)
+            counts.append(padded)
+            indices.append(chosen[keep].int())
+            cosines.append([b.gather(1, chosen)[keep] for b in z])
+            own.append([b.gather(1, labels.unsqueeze(1)).squeeze(1) for b in z])
+            self.candidates += int(count.sum())
+        sizes = torch.cat(counts)
+        self._offsets = torch.zeros(len(sizes) + 1, dtype=torch.int64)
+        torch.cumsum(sizes, 0, out=self._offsets[1:])
+        self._indices = torch.cat(indices)
+        self._z = [torch.cat(parts) for parts in zip(*cosines, strict=True)]
+        self._own = [torch.cat(parts) for parts in zip(*own, strict=True)]
+        self._d, self._largest_d = d, float(d.abs().max())
+        self._candidate_d = d[self._indices.long()].to(self._z[0].dtype)
+        self._own_d = d[self._labels].to(self._z[0].dtype)
+
+    def correct(self, params: Sequence[BlendParams]) -> list[int]:
+        """Rows that each set of parameters gets right."""
+        result = [0] * len(params)
+        fast = [i for i, p in enumerate(params) if self._native and self._ordered(p)]
+        if fast:
+            table = torch.tensor([params[i] for i in fast], dtype=torch.float64)
+            won = torch.empty(len(fast), dtype=torch.int64)
+            z, own = self._z, self._own
+            _C.count_correct(
+                DTYPE_CODES[z[0].dtype], self.rows, self._labels.data_ptr(), *(o.data_ptr() for o in own),
+                self._own_d.data_ptr(), self._offsets.data_ptr(), self._indices.data_ptr(),
+                *(b.data_ptr() for b in z), self._candidate_d.data_ptr(), self._d.data_ptr(),
+                self._largest_d, len(fast), table.data_ptr(), won.data_ptr(),
+                torch.get_num_threads(),
+            )  # fmt: skip
+            for i, count in zip(fast, won.tolist(), strict=True):
+                result[i] = count
+        for i in set(range(len(params))) - set(fast):
+            result[i] = self.correct_plain(params[i])
+        return result
+
+    def correct_plain(self, params: BlendParams) -> int:
+        """The same count by the formula itself, in float64 on the same cosines."""
+        total = 0
+        for x, labels in self._chunks():
+            z = Similarities(*(b.double() for b in self._operand.similarities(x)))
+            best = blend_of(z, params, self._operand.exponents).argmax(dim=1).cpu()
+            total += int((best == labels).sum())
+        return total
+
+    def _ordered(self, p: BlendParams) -> bool:
+        """Whether a higher cosine and exponent never lower a logit, and raise it where that counts."""
+        sharp = p.alpha, p.beta, p.gamma
+        weights = p.lambda1, p.lambda2, p.lambda3
+        reach = 2 * max(sharp) + p.s * self._largest_d
+        inside = p.s >= 0 and min(sharp) >= _SHARPNESS and reach <= _REACH
+        return inside and min(weights) >= 0 and 1e-6 <= max(weights) < 1e30

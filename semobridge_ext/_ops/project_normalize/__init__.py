@@ -1,0 +1,1 @@
+"""A product with its rows normalised, and operands prepared once."""

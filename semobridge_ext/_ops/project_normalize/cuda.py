@@ -1,0 +1,112 @@
+"""A projection and its norm on a CUDA device, prepared once and applied many times."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from semobridge_ext.runtime import backend as _backend
+from semobridge_ext.runtime import thresholds as _thresholds
+from semobridge_ext.runtime.backend import _C, DTYPE_CODES
+from semobridge_ext.runtime.triton_operands import MAX_COLUMNS
+from semobridge_ext.runtime.views import place, row_view, view
+
+FEW = 32  # rows: up to here M is read by warps; beyond, a tiled product is due
+TILED = 16384  # rows of one tiled launch, 32 MiB of raw sums at 512 columns: they stay in an L2 of 40
+
+
+def direct_kernels(x: Tensor, frozen: Tensor) -> str:
+    """ "native" or "triton" where a call may go straight to these kernels (see `projection.is_direct`)."""
+    plain = (
+        type(x) is Tensor
+        and x.dtype in DTYPE_CODES
+        and x.layout is torch.strided
+        and x.dim() > 0
+        and not torch.compiler.is_compiling()
+        and not x.is_neg()
+        and not ((x.requires_grad or frozen.requires_grad) and torch.is_grad_enabled())
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and frozen.device == x.device
+    )
+    if not plain:
+        return ""
+    asked = _backend.requested()
+    if asked == "auto" and x.is_cuda and x.shape[-1] <= MAX_COLUMNS[4]:
+        rows = x.numel() // max(x.shape[-1], 1)
+        asked = _thresholds.choose("bridge", x.device, x.dtype, rows)
+    if asked == "triton":
+        return asked if x.is_cuda or x.is_cpu else ""  # its interpreter takes CPU tensors
+    takes = asked == "native" and x.is_cuda and _backend.HAS_CUDA and x.dtype is not torch.float64
+    return "native" if takes else ""
+
+
+class CudaProjection:
+    """``norm(x·matrix)`` in one launch: by warps for a few rows, on tensor cores for more.
+
+    Args:
+        matrix: [K, M] on any device; kept in float32 on `device`.
+        device: of the rows.
+
+    Numerics: float32 sums. The matrix keeps 16 (bfloat16 rows) or 22 bits on tensor cores, below the rounding
+        of the result (csrc/project_normalize/cuda_project_tile.h); many float32 rows are left to
+        `torch.mm`, which follows torch's own setting of TF32. The result is in the dtype of the rows.
+
+    Memory: two copies of the matrix; 4 bytes per output value while a call runs.
+    """
+
+    def __init__(self, matrix: Tensor, device: torch.device) -> None:
+        self._matrix = matrix.detach().to(device, torch.float32).contiguous()
+        self._transposed = self._matrix.T.contiguous()
+        # float16 parts hold 2⁻²⁴ to 65504: the largest entry is brought to about 2⁸.
+        largest = float(self._matrix.abs().amax()) if self._matrix.numel() else 0.0
+        usable = 0.0 < largest < float("inf")
+        self._half_scale = 2.0 ** (8 - math.frexp(largest)[1]) if usable else 1.0
+        self._tickets: dict[tuple[str, int], Tensor] = {}  # by stream: its launches follow each other
+
+    def __call__(self, x: Tensor) -> Tensor:  # [.., K] -> [.., M]
+        rows = x.detach().reshape(-1, x.shape[-1])
+        if rows.stride(1) != 1:
+            rows = rows.contiguous()
+        n, cols = rows.shape[0], self._matrix.shape[1]
+        out = rows.new_empty(n, cols)
+        if 0 < n <= FEW:
+            self._few(rows, out)
+        elif n > TILED and rows.dtype is torch.float32:
+            with torch.autocast(rows.device.type, enabled=False):  # the kernel reads float32
+                product = rows @ self._matrix
+            _C.normalize_rows_cuda(view(product), row_view(None), True, 1.0, view(out), 0, *place(rows))
+        else:
+            for first in range(0, n, TILED):
+                self._tiled(rows[first : first + TILED], out[first : first + TILED])
+        return out.reshape(*x.shape[:-1], cols)
+
+    def _few(self, rows: Tensor, out: Tensor) -> None:
+        raw = torch.empty_like(out, dtype=torch.float32)
+        device, stream = place(rows)
+        tickets = self._ticket("few", _C.project_tickets(FEW), rows, stream)
+        _C.project_cuda(
+            view(rows), view(self._transposed), row_view(None), True, 1.0, view(out), 0, raw.data_ptr(),
+            tickets.data_ptr(), device, stream,
+        )  # fmt: skip
+
+    def _tiled(self, rows: Tensor, out: Tensor) -> None:
+        raw = torch.empty_like(out, dtype=torch.float32)
+        device, stream = place(rows)
+        by = self._half_scale if rows.dtype is torch.float16 else 1.0
+        tickets = self._ticket("tiled", _C.project_tile_tickets(TILED), rows, stream)
+        _C.project_tile_cuda(
+            view(rows), view(self._matrix), by, row_view(None), True, 1.0, view(out), 0, raw.data_ptr(),
+            tickets.data_ptr(), device, stream,
+        )  # fmt: skip
+
+    def _ticket(self, kind: str, count: int, rows: Tensor, stream: int) -> Tensor:
+        """Counters that are zero between launches."""
+        if rows.is_cuda and torch.cuda.is_current_stream_capturing():
+            # A graph's own, zeroed by the graph itself: another one may be replayed first, or beside it.
+            return torch.zeros(count, dtype=torch.int32, device=rows.device)
+        kept = self._tickets.get((kind, stream))
+        if kept is None:
+            kept = self._tickets[kind, stream] = torch.zeros(count, dtype=torch.int32, device=rows.device)
+        return kept

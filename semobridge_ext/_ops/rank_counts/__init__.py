@@ -1,0 +1,1 @@
+"""Ranks of the relevant items of a query, counted without a ranking."""

@@ -1,0 +1,1 @@
+"""Tip-Adapter's cache term over a support set, streamed."""

@@ -1,0 +1,255 @@
+"""support_logits: the cache classifiers' class sums, streamed over the support set.
+
+    out[n, c] = Σ_{s: y_s = c} w_s·e_ns          e_ns = exp(β(⟨q_n, k_s⟩ − 1))
+
+and, with g the gradient of out and P_ns = g[n, y_s]·e_ns,
+
+    grad_q = β·(P∘w)·K       grad_k = β·(P∘w)ᵀ·Q       grad_w[s] = Σ_n P_ns
+
+Tip-Adapter (arXiv 2111.03930, eq. 3-5); with it Tip-Adapter-F, APE and SeMoBridge's caches.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from semobridge_ext import _errors
+from semobridge_ext._ops.project_normalize.prepared import is_direct
+from semobridge_ext._ops.support_logits import reference
+from semobridge_ext._ops.support_logits.backward import compute_dtype, parts, support_logits_bwd
+from semobridge_ext._ops.support_logits.checks import check_beta, check_queries, check_support, in_transform
+from semobridge_ext._ops.support_logits.class_order import (
+    ClassOrder,
+    class_order,
+    refuse_label,
+    sort_by_class,
+)
+from semobridge_ext.runtime.backend import _C, DTYPE_CODES, requested, resolve
+from semobridge_ext.runtime.choice import see_through, takes_support
+
+_NAME = "support_logits"
+
+
+def unit_columns(x: Tensor) -> Tensor:
+    """The tensor with a column stride of one, copied only where it has another."""
+    x = x.detach().resolve_neg()
+    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
+
+
+def _native(
+    queries: Tensor,
+    keys: Tensor,
+    classes: ClassOrder,
+    num_classes: int,
+    beta: float,
+    weights: Tensor | None,
+) -> Tensor:
+    queries, keys = unit_columns(queries), unit_columns(keys)
+    (n, d), s = queries.shape, keys.shape[0]
+    compute = compute_dtype(queries, keys)
+    out = torch.zeros(n, num_classes, dtype=compute)
+    workspace = torch.empty(_C.support_logits_workspace(n, s), dtype=compute)
+    if weights is not None:
+        weights = weights.to(compute).contiguous()
+    offsets = classes.offsets.contiguous()
+    _C.support_logits(
+        queries.data_ptr(), DTYPE_CODES[queries.dtype], n, queries.stride(0),
+        keys.data_ptr(), DTYPE_CODES[keys.dtype], s, keys.stride(0), d,
+        0 if classes.order is None else classes.order.data_ptr(), offsets.data_ptr(), num_classes,
+        0 if weights is None else weights.data_ptr(), beta,
+        out.data_ptr(), workspace.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def _eager(
+    queries: Tensor,
+    keys: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    beta: float,
+    weights: Tensor | None,
+) -> Tensor:
+    compute = compute_dtype(queries, keys)
+    q = queries.to(compute)
+    out = q.new_zeros(q.shape[0], num_classes)
+    for part in parts(q.shape[0], keys.shape[0]):
+        w = None if weights is None else weights[part].to(compute)
+        k = keys[part].to(compute)
+        out += reference.support_logits(q, k, labels[part], num_classes, beta=beta, weights=w)
+    return out
+
+
+def _refuse_overflow(out: Tensor, queries: Tensor, keys: Tensor, weights: Tensor | None, beta: float) -> None:
+    """An infinity that no input brought along is an overflow and must not pass for a logit."""
+    if out.numel() == 0 or out.device.type != "cpu" or bool(torch.isfinite(out.sum())):
+        return
+    finite = torch.isfinite(out)
+    if bool(finite.all()) or not bool(torch.isfinite(keys).all()):
+        return
+    if weights is not None and not bool(torch.isfinite(weights).all()):
+        return
+    rows = torch.isfinite(queries).all(1) & ~finite.all(1)
+    if not bool(rows.any()):
+        return
+    row = int(rows.nonzero()[0])
+    got = f"an infinite sum for query {row}, class {int((~finite[row]).nonzero()[0])}"
+    limit = 709.4 if compute_dtype(queries, keys) is torch.float64 else 88.3
+    contract = f"keep beta·(⟨q, k⟩ − 1) below {limit} and the sums inside {out.dtype}"
+    remedy = f"normalise queries and keys to unit rows, or lower beta={beta}"
+    raise ValueError(_errors.message(_NAME, "queries and keys", contract, got, remedy))
+
+
+def _triton(
+    queries: Tensor,
+    keys: Tensor,
+    labels: Tensor,
+    weights: Tensor | None,
+    order: Tensor | None,
+    offsets: Tensor | None,
+    num_classes: int,
+    beta: float,
+) -> Tensor:
+    from semobridge_ext._ops import triton_operators as operators
+
+    if offsets is None:  # traced: nothing is read back, and labels out of range belong to no class
+        order, offsets, _ = class_order(labels, num_classes)
+    weights = None if weights is None else weights.to(torch.float32).contiguous()
+    out = operators.support_logits(queries, keys, order, offsets, beta, weights)
+    return out.to(queries.dtype)
+
+
+@torch.library.custom_op("semobridge::support_logits", mutates_args=())
+def _support_logits(
+    queries: Tensor,  # [N, D]
+    keys: Tensor,  # [S, D]
+    labels: Tensor,  # [S]
+    weights: Tensor | None,  # [S]
+    order: Tensor | None,  # [S]
+    offsets: Tensor | None,  # [C + 1]; None: sort here
+    num_classes: int,
+    beta: float,
+) -> Tensor:  # [N, C]
+    name = resolve(
+        _NAME, queries.device, triton=takes_support(queries, keys),
+        work=(queries.dtype, queries.shape[0] * keys.shape[0]),
+    )  # fmt: skip
+    if name == "eager":
+        if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) >= num_classes):
+            bad = (labels < 0) | (labels >= num_classes)
+            refuse_label(_NAME, labels, int(bad.nonzero()[0]), num_classes)
+        with torch.autocast(queries.device.type, enabled=False):
+            out = _eager(queries, keys, labels, num_classes, beta, weights)
+    else:
+        if offsets is None:
+            order, offsets = sort_by_class(labels, num_classes, _NAME)
+        if name == "triton":
+            out = _triton(queries, keys, labels, weights, order, offsets, num_classes, beta)
+        else:
+            out = _native(queries, keys, ClassOrder(order, offsets), num_classes, beta, weights)
+    out = out.to(queries.dtype)
+    _refuse_overflow(out, queries, keys, weights, beta)
+    return out
+
+
+@_support_logits.register_fake
+def _(queries, keys, labels, weights, order, offsets, num_classes, beta):
+    return queries.new_empty(queries.shape[0], num_classes)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    queries, keys, labels, weights, _, _, _, beta = inputs
+    ctx.save_for_backward(queries, keys, labels, weights)
+    ctx.beta = beta
+    ctx.triton = requested() == "triton"  # the backward pass runs after the `with` block has ended
+
+
+def _backward(ctx, grad: Tensor):
+    queries, keys, labels, weights = ctx.saved_tensors
+    need_q, need_k, _, need_w = ctx.needs_input_grad[:4]
+    needs = need_q, need_k, need_w
+    grads = support_logits_bwd(grad, queries, keys, labels, weights, ctx.beta, *needs, ctx.triton)
+    picked = [g if need else None for g, need in zip(grads, needs, strict=True)]
+    return picked[0], picked[1], None, picked[2], None, None, None, None
+
+
+_support_logits.register_autograd(_backward, setup_context=_setup_context)
+see_through(_support_logits, lambda queries, keys, *_: takes_support(queries, keys), _triton)
+
+
+def run(
+    queries: Tensor,
+    keys: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    beta: float,
+    weights: Tensor | None,
+    classes: ClassOrder | None,
+) -> Tensor:
+    """The call after its checks: straight to the kernel where no operator has to see it."""
+    if in_transform():
+        return reference.support_logits(queries, keys, labels, num_classes, beta=beta, weights=weights)
+    frozen = weights is None or not (weights.requires_grad and torch.is_grad_enabled())
+    if torch.compiler.is_compiling() or not (is_direct(queries, keys) and frozen):
+        order, offsets = classes if classes is not None else (None, None)
+        return _support_logits(queries, keys, labels, weights, order, offsets, num_classes, beta)
+    if classes is None:
+        classes = sort_by_class(labels, num_classes, _NAME)
+    out = _native(queries, keys, classes, num_classes, beta, weights).to(queries.dtype)
+    _refuse_overflow(out, queries, keys, weights, beta)
+    return out
+
+
+def support_logits(
+    queries: Tensor,  # [N, D]
+    keys: Tensor,  # [S, D]
+    labels: Tensor,  # [S] int64
+    num_classes: int,
+    *,
+    beta: float = 1.0,
+    weights: Tensor | None = None,  # [S]
+) -> Tensor:  # [N, C]
+    """Sums ``w·exp(−β(1 − ⟨q, k⟩))`` over the keys of each class; no [N, S] array is made.
+
+    Args:
+        queries: [N, D] float32, float64, bfloat16 or float16, unit rows (not checked).
+        keys: [S, D], any of these dtypes, unit rows (not checked); read tile by tile, so float16
+            keys are never copied to float32. May be memory-mapped.
+        labels: [S] int64 in 0..C-1, any order. Classes without keys get 0.
+        num_classes: C.
+        beta: sharpness β ≥ 0.
+        weights: [S] factor per key; 1 where absent.
+
+    Returns:
+        [N, C] in the dtype of ``queries``.
+
+    Raises:
+        TypeError: not a tensor, or not the dtype named above.
+        ValueError: shapes or devices that do not fit; a label out of range (the first is named with
+            its position); a sum that overflows although every input is finite.
+
+    Numerics: float32 (float64 if queries or keys are); a class's sum depends neither on the threads
+        nor on the other queries. In float32 a term is 0 where β(⟨q,k⟩ − 1) < −87.68 and overflows
+        from 88.37 on, which unit rows never reach. The relative error of a term is about
+        β·2⁻²⁴·√D. NaN or infinity in a query stays in its row, in a key in its class.
+        Differentiable in queries, keys and weights; the gradient's products are torch.mm's, with
+        ``backend("triton")`` the kernel's own (for half rows 2⁻¹¹ of a term).
+
+    Synchronisation: on a GPU the check of the labels waits for the device at every call; a SupportSet
+        checks once, when it is made. Code compiled with ``backend("triton")`` checks nothing: rows with
+        labels out of range belong to no class.
+
+    Memory: the output, 8 bytes per label, and a few MiB; backward the gradients and a few MiB.
+
+    Example:
+        >>> import torch
+        >>> from semobridge_ext.ops import support_logits
+        >>> support_logits(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), 3, beta=1.0)
+        tensor([[1.0000, 0.3679, 0.0000],
+                [0.3679, 1.0000, 0.0000]])
+    """
+    check_support(_NAME, keys, labels, num_classes, weights)
+    check_queries(_NAME, queries, keys.shape[1], keys.device)
+    beta = check_beta(_NAME, beta)
+    return run(queries, keys, labels, num_classes, beta, weights, None)

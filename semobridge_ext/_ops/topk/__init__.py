@@ -1,0 +1,1 @@
+"""Exact search: the k best scores of every query."""

@@ -1,0 +1,47 @@
+"""topk on a CUDA device: products of chunks by cuBLAS, their best kept in registers (topk_cuda.h)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from semobridge_ext.runtime.backend import _C
+from semobridge_ext.runtime.views import place, view
+
+MOST = 128  # kTopkCudaMax
+_SCORES = 1 << 26  # of one chunk, 256 MiB
+_WARPS = 4096  # that fill a large GPU
+
+
+def takes(queries: Tensor, gallery: Tensor, k: int) -> bool:
+    """Whether the kernels take this call: a short list, and no float64."""
+    return 1 <= k <= MOST and torch.float64 not in (queries.dtype, gallery.dtype)
+
+
+def search(
+    queries: Tensor,  # [N, D]
+    gallery: Tensor,  # [G, D]
+    k: int,
+    exclude: Tensor | None,  # [N] int64
+) -> tuple[Tensor, Tensor]:  # [N, k] float32, [N, k] int64
+    """Scores are float32; equal scores stand in order of row, NaN with −infinity."""
+    q = queries.detach().to(torch.float32)
+    n, g = q.shape[0], gallery.shape[0]
+    scores, indices = q.new_empty(n, k), q.new_empty(n, k, dtype=torch.int64)
+    if n == 0:
+        return scores, indices
+    if exclude is not None:
+        exclude = exclude.contiguous()
+    chunk = max(1024, _SCORES // n)
+    splits = max(1, min(32, _WARPS // n, min(chunk, g) // 256))
+    best, rows = q.new_empty(n, splits, k), q.new_empty(n, splits, k, dtype=torch.int32)
+    for first in range(0, g, chunk):
+        part = q @ gallery[first : first + chunk].detach().to(torch.float32).T
+        _C.topk_filter_cuda(
+            view(part), first, first == 0, k, splits, 0 if exclude is None else exclude.data_ptr(),
+            best.data_ptr(), rows.data_ptr(), *place(q),
+        )  # fmt: skip
+    _C.topk_merge_cuda(
+        n, k, splits, best.data_ptr(), rows.data_ptr(), scores.data_ptr(), indices.data_ptr(), *place(q)
+    )
+    return scores, indices

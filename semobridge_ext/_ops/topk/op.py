@@ -1,0 +1,210 @@
+"""topk: exact inner-product search, streamed.
+
+What ``torch.topk(queries @ gallery.T, k)`` returns, with a rule for ties and without the [N, G] array:
+
+    scores[n], indices[n] = the k largest ⟨q_n, g_i⟩ over the gallery rows i ≠ exclude[n]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from semobridge_ext import _errors
+from semobridge_ext._ops.project_normalize.prepared import is_direct
+from semobridge_ext._ops.support_logits.checks import in_transform
+from semobridge_ext._ops.support_logits.op import compute_dtype, unit_columns
+from semobridge_ext._ops.topk import cuda as topk_cuda
+from semobridge_ext._ops.topk import reference
+from semobridge_ext.runtime.backend import _C, DTYPE_CODES, resolve
+from semobridge_ext.runtime.choice import see_through, takes_topk
+
+_NAME = "topk"
+_BLOCK_SCORES = 1 << 24  # of the eager path: [block, G]
+
+
+class TopK(NamedTuple):
+    """Result of `topk`, best first.
+
+    Args:
+        scores: [N, k] inner products, descending.
+        indices: [N, k] int64 gallery rows; equal scores stand in order of index.
+
+    Returns:
+        A named tuple ``(scores, indices)``.
+
+    Raises:
+        Nothing: ``topk`` has checked its input.
+
+    Example:
+        >>> import torch, semobridge_ext as sb
+        >>> sb.topk(torch.eye(2), torch.eye(2), 1).indices.tolist()
+        [[0], [1]]
+    """
+
+    scores: Tensor  # [N, k]
+    indices: Tensor  # [N, k] int64
+
+
+def _native(queries: Tensor, gallery: Tensor, k: int, exclude: Tensor | None) -> TopK:
+    queries, gallery = unit_columns(queries), unit_columns(gallery)
+    (n, d), g = queries.shape, gallery.shape[0]
+    compute, threads = compute_dtype(queries, gallery), torch.get_num_threads()
+    scores = torch.empty(n, k, dtype=compute)
+    indices = torch.empty(n, k, dtype=torch.int64)
+    size = _C.topk_workspace(n, g, k, DTYPE_CODES[compute], threads) if n and k else 0
+    workspace = torch.empty(size, dtype=torch.uint8)
+    if exclude is not None:
+        exclude = exclude.contiguous()
+    _C.topk(
+        queries.data_ptr(), DTYPE_CODES[queries.dtype], n, queries.stride(0),
+        gallery.data_ptr(), DTYPE_CODES[gallery.dtype], g, gallery.stride(0), d, k,
+        0 if exclude is None else exclude.data_ptr(),
+        scores.data_ptr(), indices.data_ptr(), workspace.data_ptr(), threads,
+    )  # fmt: skip
+    return TopK(scores, indices)
+
+
+def _eager(queries: Tensor, gallery: Tensor, k: int, exclude: Tensor | None) -> TopK:
+    compute = compute_dtype(queries, gallery)
+    step = max(1, _BLOCK_SCORES // max(gallery.shape[0], 1))
+    wide = gallery.to(compute)
+    parts = []
+    for i in range(0, max(queries.shape[0], 1), step):
+        left = None if exclude is None else exclude[i : i + step]
+        parts.append(reference.topk(queries[i : i + step].to(compute), wide, k, exclude=left))
+    return TopK(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]))
+
+
+def _triton(queries: Tensor, gallery: Tensor, k: int, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
+    from semobridge_ext._ops import triton_operators as operators
+
+    return operators.topk(queries, gallery, k, exclude)
+
+
+@torch.library.custom_op("semobridge::topk", mutates_args=())
+def _topk(
+    queries: Tensor,  # [N, D]
+    gallery: Tensor,  # [G, D]
+    k: int,
+    exclude: Tensor | None,  # [N]
+) -> tuple[Tensor, Tensor]:  # [N, k], [N, k]
+    cuda = topk_cuda.takes(queries, gallery, k)
+    search: Callable[..., tuple[Tensor, Tensor]] = topk_cuda.search if queries.is_cuda else _native
+    name = resolve(
+        _NAME, queries.device, cuda=cuda, triton=takes_topk(queries, gallery, k),
+        work=(queries.dtype, queries.shape[0] * gallery.shape[0]),
+    )  # fmt: skip
+    if name != "native":
+        search = _eager if name == "eager" else _triton
+    with torch.autocast(queries.device.type, enabled=False):
+        scores, indices = search(queries, gallery, k, exclude)
+    return scores, indices
+
+
+@_topk.register_fake
+def _(queries, gallery, k, exclude):
+    shape = queries.shape[0], k
+    scores = queries.new_empty(shape, dtype=compute_dtype(queries, gallery))
+    return scores, queries.new_empty(shape, dtype=torch.int64)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    queries, gallery, _, _ = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(queries, gallery, output[1])
+
+
+def _backward(ctx, grad: Tensor, _grad_indices: Tensor | None):
+    queries, gallery, indices = ctx.saved_tensors
+    grad_queries = grad_gallery = None
+    if ctx.needs_input_grad[0]:
+        picked = gallery[indices].to(grad.dtype)  # [N, k, D]
+        grad_queries = torch.einsum("nk,nkd->nd", grad, picked).to(queries.dtype)
+    if ctx.needs_input_grad[1]:
+        rows = torch.einsum("nk,nd->nkd", grad, queries.to(grad.dtype)).flatten(0, 1)
+        total = torch.zeros(gallery.shape, dtype=grad.dtype, device=grad.device)
+        grad_gallery = total.index_add_(0, indices.flatten(), rows).to(gallery.dtype)
+    return grad_queries, grad_gallery, None, None
+
+
+_topk.register_autograd(_backward, setup_context=_setup_context)
+see_through(_topk, lambda queries, gallery, k, *_: takes_topk(queries, gallery, k), _triton)
+
+
+def _check(queries: Tensor, gallery: Tensor, k: int, exclude: Tensor | None) -> None:
+    for name, value in (("queries", queries), ("gallery", gallery)):
+        _errors.check_float_tensor(_NAME, name, value)
+        if value.dim() != 2 or value.shape[1] == 0:
+            remedy = "pass one row per item"
+            raise ValueError(_errors.message(_NAME, name, "be [.., D] with 2 axes", value, remedy))
+    width = gallery.shape[1]
+    _errors.check_last_dim(_NAME, "queries", queries, width, f"the gallery has width {width}")
+    _errors.check_same_device(_NAME, "queries", queries, gallery.device)
+    if isinstance(k, bool) or not isinstance(k, int):
+        raise TypeError(_errors.message(_NAME, "k", "be an int", k, "pass how many to return"))
+    most = gallery.shape[0] - (1 if exclude is not None else 0)
+    if not 0 <= k <= most:
+        remedy = f"the gallery has {gallery.shape[0]} rows"
+        if exclude is not None:
+            remedy += ", one of them excluded"
+        raise ValueError(_errors.message(_NAME, "k", f"lie in 0..{max(most, 0)}", k, remedy))
+    if exclude is None:
+        return
+    if not isinstance(exclude, Tensor) or exclude.dtype is not torch.int64:
+        remedy = "pass the query's own row, or -1 for none"
+        raise TypeError(_errors.message(_NAME, "exclude", "be an int64 tensor", exclude, remedy))
+    if exclude.shape != queries.shape[:1]:
+        contract, remedy = f"be [{queries.shape[0]}]", "pass one index per query, or -1 for none"
+        raise ValueError(_errors.message(_NAME, "exclude", contract, exclude, remedy))
+    _errors.check_same_device(_NAME, "exclude", exclude, gallery.device)
+
+
+def topk(
+    queries: Tensor,  # [N, D]
+    gallery: Tensor,  # [G, D]
+    k: int,
+    *,
+    exclude: Tensor | None = None,  # [N] int64
+) -> TopK:
+    """The k gallery rows of largest inner product for every query, exactly.
+
+    Args:
+        queries: [N, D] float32, float64, bfloat16 or float16.
+        gallery: [G, D], any of these dtypes, G < 2³²; read tile by tile and never copied. May be
+            memory-mapped. Normalise both for cosine search.
+        k: 0..G (G − 1 with ``exclude``).
+        exclude: [N] int64, a gallery row that the query must not return (itself, where the queries
+            come from the gallery); -1 excludes none.
+
+    Returns:
+        ``TopK(scores [N, k], indices [N, k] int64)``, scores descending, equal scores by lower index;
+        scores in float32 (float64 if an input is), since half precision would invent ties.
+
+    Raises:
+        TypeError: not a tensor, or not the dtype named above. ValueError: shapes, devices or k that
+            do not fit.
+
+    Numerics: exact for the scores as float32 (float64) computes them, each in one fixed order of
+        summation; equal rows give equal scores. Deterministic, whatever the number of threads. A NaN
+        score ranks with −inf. Differentiable in queries and gallery through ``scores``.
+
+    Memory: the output, and 64 MiB at most for candidates while k < 260 000.
+
+    Example:
+        >>> import torch
+        >>> from semobridge_ext.ops import topk
+        >>> topk(torch.eye(2), torch.eye(2), 1).indices.tolist()
+        [[0], [1]]
+        >>> topk(torch.eye(2), torch.eye(2), 1, exclude=torch.tensor([0, 1])).indices.tolist()
+        [[1], [0]]
+    """
+    _check(queries, gallery, k, exclude)
+    if in_transform():
+        return TopK(*reference.topk(queries, gallery, k, exclude=exclude))
+    if not torch.compiler.is_compiling() and is_direct(queries, gallery):
+        return _native(queries, gallery, k, exclude)
+    return TopK(*_topk(queries, gallery, k, exclude))

@@ -1,0 +1,81 @@
+"""`semobridge-ext calibrate`: measures on this GPU which backend `auto` should take."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+_EPILOG = """\
+Each call is timed at several sizes and dtypes with plain PyTorch, the CUDA kernels and the Triton
+kernels. A kernel whose result differs from plain PyTorch's is never chosen, and said. The choices are
+written to a file of yours, one section a GPU; `auto` reads it from then on. Remove the file to go back to
+plain PyTorch.
+
+examples:
+  semobridge-ext calibrate
+  SEMOBRIDGE_THRESHOLDS=/etc/semobridge.json semobridge-ext calibrate    for all users of a machine
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "calibrate",
+        help="measure on this GPU which backend the automatic choice should take",
+        description="Measures on this GPU which backend the automatic choice should take, and keeps it.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--device", default="cuda", help="cuda (the default) or cuda:N")
+    parser.add_argument("--out", type=Path, help="file of the choices (default: where auto looks)")
+
+
+def _micro(value: float | None) -> str:
+    return "–" if value is None else f"{value * 1e6:.1f}"
+
+
+def run(args: argparse.Namespace) -> int:
+    import torch
+
+    from semobridge_ext import __version__
+    from semobridge_ext.runtime import calibration
+    from semobridge_ext.runtime import thresholds as _thresholds
+
+    if not args.device.startswith("cuda"):
+        raise ValueError(
+            f"calibrate: device must be cuda or cuda:N, got {args.device!r}; on the CPU auto has one choice"
+        )
+    if not torch.cuda.is_available():
+        raise RuntimeError(
+            "calibrate: needs a GPU that PyTorch can use, got none; run it on the machine that has one"
+        )
+    device = torch.device(args.device)
+    file = args.out or _thresholds.path()
+    if file.exists():
+        _thresholds.read(file)  # a foreign file is refused before minutes are spent
+    name = torch.cuda.get_device_name(device)
+    found = measure_all(device, name)
+    _thresholds.write(file, name, __version__, calibration.thresholds(found))
+    print(f"written to {file}")
+    return 0
+
+
+def measure_all(device: Any, name: str, **options: Any) -> list[Any]:
+    """All cases, a line each."""
+    from semobridge_ext.runtime import calibration
+
+    print(f"{name}, microseconds\n")
+    print(f"{'call':<28}{'size':>10}" + "".join(f"{b:>10}" for b in calibration.BACKENDS) + "  choice")
+    found, told = [], set()
+    for case in calibration.cases(device, **options):
+        m = calibration.measure(case, device)
+        found.append(m)
+        times = "".join(f"{_micro(m.seconds.get(b)):>10}" for b in calibration.BACKENDS)
+        dtype = str(case.dtype).removeprefix("torch.")
+        print(f"{case.function + ' ' + dtype:<28}{case.size:>10}{times}  {m.choice}", flush=True)
+        for backend, why in m.refused.items():
+            if (case.function, backend, why) not in told:
+                told.add((case.function, backend, why))
+                print(f"  {case.function}, {backend}: {why}", file=sys.stderr)
+    return found

@@ -1,0 +1,260 @@
+"""`semobridge-ext extract`: images in, shards of features and their metadata out, resumable."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from semobridge_ext.cli import models as _models
+from semobridge_ext.cli.shards import Folder, arrow, whole
+
+_DESCRIPTION = """\
+Encodes images with a CLIP model. What cannot be decoded is counted and listed, and stops nothing.
+Finished shards are on disk at once: the same command goes on after a kill (batch size, workers and
+device may differ), and a folder made with other settings or from other files is refused. Memory does
+not grow with the number of images.
+"""
+_EPILOG = """\
+input:
+  FOLDER            every image below it, sorted; the folder that an image lies in is its class label
+                    (--label first: the topmost folder; --label none: no labels)
+  FILE.csv          a header; the path column is image_path, path, file .. or --path-column; the other
+                    columns go along as text. Paths are relative to the file
+  FILE.tar          WebDataset, also 'part-{000..012}.tar'; .txt becomes caption, .cls label
+  any other file    a list, one path a line, relative to the file
+
+output (the layout of clip-retrieval):
+  OUT/img_emb/img_emb_0.npy           [n, D] raw rows of encode_image; --normalize gives the unit rows
+                                      that clip-retrieval itself stores
+  OUT/metadata/metadata_0.parquet     image_path, label ..: row i belongs to row i of the features
+  OUT/corrupt.tsv                     what could not be decoded, and why
+  OUT/settings.json, summary.json     what was run; how many, how long
+
+examples:
+  semobridge-ext extract photos/ feats/
+  semobridge-ext extract photos/ feats/ --model vit-b-32 --pretrained laion2b_s34b_b79k --device cuda
+  semobridge-ext extract list.txt feats/ --model ViT-B-16 --pretrained checkpoints/vitb16.pt
+  semobridge-ext extract 'shards/{00000..00099}.tar' feats/ --model hf-hub:OWNER/NAME --workers 8
+  semobridge-ext extract photos/ hidden/ --before-projection      for map --mapping isoclip
+then: semobridge-ext map, search, retrieve, report
+"""
+
+
+def count(word: str, least: int = 1) -> int:
+    try:
+        value = int(word)
+    except ValueError:
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number from {least} up, got '{word}'")
+    return value
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "extract",
+        help="features of a folder, list, CSV or tar of images, in shards; resumable",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("input", metavar="INPUT", help="folder, list file, .csv or .tar (brace pattern)")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder for the shards; made if absent")
+    _models.add_arguments(parser)
+    parser.add_argument("--batch-size", type=count, default=128, metavar="N", help="images (default: 128)")
+    cores = min(8, len(os.sched_getaffinity(0)))
+    text = f"decoding processes; 0: in this one (default here: {cores})"
+    parser.add_argument("--workers", type=lambda w: count(w, 0), default=cores, metavar="N", help=text)
+    parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the shards")
+    parser.add_argument("--shard-size", type=count, default=10000, metavar="N",
+                        help="inputs a shard: what a kill can lose (default: 10000)")  # fmt: skip
+    parser.add_argument("--label", choices=("parent", "first", "none"), default="parent",
+                        help="folders: which one names the class")  # fmt: skip
+    parser.add_argument("--path-column", metavar="NAME", help="CSV: where the paths are")
+    parser.add_argument("--normalize", action="store_true", help="store unit rows")
+    parser.add_argument("--before-projection", action="store_true",
+                        help="store what the image projection is applied to")  # fmt: skip
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _utf8(text: str) -> str:
+    """File names may hold bytes that are no text; Parquet takes text only."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+class _Shard:
+    """The shard that is being filled: at most `size` inputs."""
+
+    def __init__(
+        self, folder: Folder, index: int, args: argparse.Namespace, columns: tuple[str, ...]
+    ) -> None:
+        self.folder, self.index, self.columns = folder, index, columns
+        self.size, self.dtype, self.unit = args.shard_size, np.dtype(args.dtype), args.normalize
+        self.rows: np.ndarray | None = None
+        self._clear()
+
+    def _clear(self) -> None:
+        self.inputs, self.filled = 0, 0
+        self.records: dict[str, list[str | None]] = {name: [] for name in ("image_path", *self.columns)}
+        self.corrupt: list[tuple[str, str]] = []
+
+    def add(self, path: str, fields: dict[str, str | None], row: np.ndarray | None, reason: str) -> None:
+        """One input; a full shard goes to disk."""
+        if row is not None:
+            with np.errstate(over="ignore"):  # reported as not finite
+                stored = (row / max(float(np.linalg.norm(row)), 1e-12) if self.unit else row).astype(
+                    self.dtype
+                )
+            if not np.isfinite(stored).all():
+                row, reason = None, f"its feature is not finite in {self.dtype}"
+        if row is None:
+            self.corrupt.append((_utf8(path), reason))
+        else:
+            if self.rows is None:
+                self.rows = np.empty((self.size, len(row)), self.dtype)
+            self.rows[self.filled] = stored
+            self.filled += 1
+            for name, values in self.records.items():
+                value = path if name == "image_path" else fields.get(name)
+                values.append(None if value is None else _utf8(value))
+        self.inputs += 1
+        if self.inputs == self.size:
+            self.flush()
+
+    def flush(self) -> None:
+        import pyarrow
+
+        width = 0 if self.rows is None else self.rows.shape[1]
+        rows = np.empty((0, width), self.dtype) if self.rows is None else self.rows[: self.filled]
+        schema = pyarrow.schema([(name, pyarrow.string()) for name in self.records])
+        table = pyarrow.table(self.records, schema=schema)
+        # In the Parquet file, so that one rename makes rows and losses of a shard true together.
+        losses = "\n".join("\t".join(pair) for pair in self.corrupt)
+        table = table.replace_schema_metadata({"inputs": str(self.inputs), "corrupt": losses})
+        self.folder.write(self.index, rows, table)
+        self.index += 1
+        self._clear()
+
+
+def _bar(args: argparse.Namespace, total: int | None, start: int) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, initial=start, unit="image", desc="extract", disable=args.quiet or None)
+
+
+def _encode(encoder: _models.Encoder, pixels: torch.Tensor | None, device: str) -> np.ndarray:
+    if pixels is None:
+        return np.empty((0, 0), np.float32)
+    with torch.inference_mode():
+        images = pixels.to(device, non_blocking=True)
+        return encoder.model.encode_image(images).float().cpu().numpy()
+
+
+def _collect(folder: Folder) -> tuple[int, int]:
+    """Writes corrupt.tsv from the shards; (features, corrupt)."""
+    rows = lost = 0
+    with whole(folder.path / "corrupt.tsv") as temporary, open(temporary, "w", encoding="utf-8") as file:
+        for index in folder.shards():
+            metadata = arrow("extract").read_metadata(folder.metadata_path(index))
+            rows += metadata.num_rows
+            for line in metadata.metadata[b"corrupt"].decode().splitlines():
+                file.write(line + "\n")
+                lost += 1
+    return rows, lost
+
+
+def _settings(args: argparse.Namespace, source: Any, encoder: _models.Encoder, names: Any) -> dict[str, Any]:
+    return {
+        "command": "extract",
+        "model": names[0],
+        "pretrained": names[1],
+        "weights_sha256": _models.weights_digest(encoder.model),
+        "preprocess": " ".join(str(encoder.preprocess).split()),
+        "features": "before projection" if args.before_projection else "projected",
+        "normalized": args.normalize,
+        "dtype": args.dtype,
+        "shard_size": args.shard_size,
+        **source.facts,
+    }
+
+
+def run(args: argparse.Namespace) -> int:
+    from semobridge_ext.cli.decode import batches
+    from semobridge_ext.cli.sources import open_source
+
+    arrow("extract")
+    names = _models.resolve("extract", args.model, args.pretrained)
+    if names[0] != args.model:
+        print(f"model: {names[0]}", file=sys.stderr)
+    if args.out.is_file():
+        raise ValueError(f"extract: OUT must be a folder, got the file {args.out}; choose another name")
+    args.out.mkdir(parents=True, exist_ok=True)
+    source = open_source(
+        "extract", args.input, args.out / "inputs.jsonl", label=args.label, column=args.path_column
+    )
+    encoder = _models.load("extract", *names, args.device)
+    settings = _settings(args, source, encoder, names)
+    if args.before_projection:
+        _models.cut_projection("extract", encoder.model)
+    folder, began = Folder("extract", args.out), time.perf_counter()
+    with folder.claim(settings) as first:
+        if folder.summary():
+            print(f"{args.out}: finished already, {folder.summary()['rows']} features")
+            return 0
+        start = _resume_at(folder, first, args.shard_size)
+        if start:
+            print(f"{args.out}: {start} inputs are done, going on", file=sys.stderr)
+        shard = _Shard(folder, first, args, source.columns)
+        loader = batches(
+            source, encoder.preprocess, start, args.batch_size, args.workers, "cuda" in args.device
+        )
+        done, ended = start, _is_last(folder, first, args.shard_size)
+        with _bar(args, source.total, start) as bar:
+            for batch in () if ended else loader:
+                rows = iter(_encode(encoder, batch.pixels, args.device))
+                for path, fields, _, reason in batch.inputs:
+                    shard.add(path, fields, None if reason else next(rows), reason)
+                done += len(batch.inputs)
+                bar.update(len(batch.inputs))
+        if shard.inputs:
+            shard.flush()
+        if not done:
+            raise ValueError(f"extract: INPUT must hold images, got none in {args.input}; check it")
+        kept, lost = _collect(folder)
+        seconds = time.perf_counter() - began
+        folder.finish({
+            "inputs": done, "rows": kept, "corrupt": lost, "ignored": source.ignored,
+            "resumed_at": start, "seconds": seconds, "images_per_second": (done - start) / seconds,
+            "device": args.device, "batch_size": args.batch_size, "workers": args.workers,
+        })  # fmt: skip
+    _print_summary(args.out, done, start, kept, lost, source.ignored, seconds)
+    return 0
+
+
+def _resume_at(folder: Folder, first: int, size: int) -> int:
+    """Inputs that the first shards account for; only the last shard of all may be short."""
+    if not first:
+        return 0
+    last = arrow("extract").read_metadata(folder.metadata_path(first - 1)).metadata
+    return (first - 1) * size + int(last[b"inputs"])
+
+
+def _is_last(folder: Folder, first: int, size: int) -> bool:
+    """Whether the run was killed between its last, short shard and the summary."""
+    return first > 0 and _resume_at(folder, first, size) < first * size
+
+
+def _print_summary(
+    out: Path, done: int, start: int, kept: int, lost: int, ignored: int, seconds: float
+) -> None:
+    corrupt = f"{lost} corrupt (listed in {out / 'corrupt.tsv'})" if lost else "none corrupt"
+    other = f", {ignored} other files ignored" if ignored else ""
+    rate = (done - start) / seconds if seconds else 0.0
+    print(f"{out}: {kept} features of {done} images, {corrupt}{other}; {seconds:.1f} s, {rate:.0f} images/s")

@@ -1,0 +1,240 @@
+"""`semobridge-ext fewshot`: the few-shot study, on the embedded sets or on files of features."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from semobridge_ext.cli import fewshot_output as output
+from semobridge_ext.cli.arguments import count
+from semobridge_ext.fewshot.study import METHODS, Options, StudyProblem, run_episode
+
+TEMPLATES = ("{}", "an icon of {}", "a drawing of {}")
+_EPILOG = """\
+feature files (.npz or .safetensors): 'features' [N, D] raw image features and 'labels' [N] integers
+from 0; the training file may add 'text' [C, D], 'hidden' [C, T] (the same before the projection) and
+'text_projection' [T, D]. Methods that need what is absent are left out. Without --val, a third of
+every class's training rows is set aside for validation, and no shot is drawn from it.
+
+what is compared: docs/guides/fewshot.md. Every method sees the same draws of shots; blends, α, β and ρ are
+tuned on the validation part; the test part is scored once.
+
+examples:
+  semobridge-ext fewshot --set icons --shots 1 4 --preset fast
+  semobridge-ext fewshot --out study             every embedded set; continues where it was interrupted
+  semobridge-ext fewshot --train a.npz --test b.npz
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "fewshot",
+        help="the few-shot study: all methods, shots and seeds; tables and a picture",
+        description="Compares SeMoBridge, its ablations, cache models and plain baselines.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--set", default="all", metavar="NAME", help="embedded set, or 'all' (default)")
+    parser.add_argument("--train", type=Path, metavar="FILE", help="features to draw shots from, instead")
+    parser.add_argument("--val", type=Path, metavar="FILE", help="features to tune on")
+    parser.add_argument("--test", type=Path, metavar="FILE", help="features to score on")
+    many = [1, 2, 4, 8, 16]
+    text = "shots per class, as far as the classes reach (default: 1 2 4 8 16)"
+    parser.add_argument("--shots", type=count, nargs="+", default=many, metavar="K", help=text)
+    parser.add_argument("--seeds", type=count, default=5, metavar="N", help="draws of shots (default: 5)")
+    parser.add_argument("--trials", type=count, default=1000, help="of the blend search (default: 1000)")
+    text = "of the blend search (default: random; optuna is TPE, slower a trial)"
+    parser.add_argument("--sampler", choices=("random", "optuna"), default="random", help=text)
+    parser.add_argument("--preset", choices=("paper", "fast"), default="paper", help="of the training")
+    parser.add_argument("--steps", type=count, help="training steps, instead of the preset's")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="NAME", help="only these")
+    parser.add_argument("--out", type=Path, default=Path("fewshot-study"), metavar="FOLDER",
+                        help="where fewshot.md, .csv, .png and the single results go")  # fmt: skip
+    parser.add_argument("--no-plot", action="store_true", help="draw no picture")
+
+
+# -- problems -------------------------------------------------------------------------------------------
+
+
+def _load_file(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"fewshot: feature file must exist, got {path}; check the name")
+    try:
+        if path.suffix == ".npz":
+            import numpy as np
+
+            # Opened here, because NumPy leaves a damaged archive open.
+            with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
+                tensors = {name: torch.from_numpy(file[name]) for name in file.files}
+        else:
+            from safetensors.torch import load_file
+
+            tensors = load_file(path)
+    except Exception as error:
+        contract = "be a whole .npz or .safetensors file"
+        raise ValueError(f"fewshot: {path} must {contract} ({error}); write it again") from error
+    for name in ("features", "labels"):
+        if name not in tensors:
+            raise ValueError(f"fewshot: {path} must hold '{name}', got {sorted(tensors)}; add it")
+    features, labels = tensors["features"], tensors["labels"]
+    if features.dim() != 2 or labels.shape != features.shape[:1]:
+        raise ValueError(
+            f"fewshot: {path} must hold features [N, D] and labels [N], got {list(features.shape)} and "
+            f"{list(labels.shape)}; align them"
+        )
+    return {**tensors, "features": features.float(), "labels": labels.long()}
+
+
+def _file_problem(args: argparse.Namespace) -> StudyProblem:
+    if args.train is None or args.test is None:
+        raise ValueError("fewshot: --train and --test go together; give both feature files")
+    train, test = _load_file(args.train), _load_file(args.test)
+    x, y = train["features"], train["labels"]
+    if args.val is not None:
+        held = _load_file(args.val)
+        val = held["features"], held["labels"]
+    else:
+        sizes = torch.bincount(y)
+        if int(sizes[sizes > 0].min()) < 2:
+            raise ValueError(f"fewshot: {args.train} must hold two rows of every class, got one; use --val")
+        # Seeded apart from the draws of shots; a class keeps at least one row on either side.
+        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(987))
+        order = order[torch.argsort(y[order], stable=True)]
+        place = torch.arange(len(y)) - (sizes.cumsum(0) - sizes)[y[order]]
+        aside = torch.zeros(len(y), dtype=torch.bool)
+        aside[order] = place < (sizes[y[order]] // 3).clamp(min=1)
+        val = x[aside], y[aside]
+        x, y = x[~aside], y[~aside]
+    return StudyProblem(
+        args.train.stem, (x, y), val, (test["features"], test["labels"]),
+        train.get("text"), train.get("hidden"), train.get("text_projection"),
+    )  # fmt: skip
+
+
+def _picto_problems(word: str) -> Iterable[StudyProblem]:
+    import difflib
+
+    from semobridge_ext.clip import text_projection
+    from semobridge_ext.clip.class_text import class_text_features
+    from semobridge_ext.data import list_picto, load_picto, load_picto_clip
+    from semobridge_ext.fewshot.episodes import encode_images
+
+    known = list(list_picto())
+    if word != "all" and word not in known:
+        near = difflib.get_close_matches(word, known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else "choose one of them"
+        raise ValueError(f"--set must be one of {', '.join(known)} or all, got '{word}'; {hint}")
+    model, preprocess, tokenizer = load_picto_clip()
+    model.eval()
+    for name in known if word == "all" else [word]:
+        ds = load_picto(name)
+        features = encode_images(model, preprocess, ds.images).float().clone()
+        labels = torch.as_tensor(ds.labels).long()
+        parts = [torch.as_tensor(p) for p in (ds.train, ds.val, ds.test)]
+        text = class_text_features(model, ds.class_names, TEMPLATES, tokenizer=tokenizer)
+        train, val, test = ((features[p], labels[p]) for p in parts)
+        projection = text_projection(model).float()
+        yield StudyProblem(
+            name, train, val, test, text.projected.float(), text.hidden.float(), projection, text.length
+        )
+
+
+# -- the run --------------------------------------------------------------------------------------------
+
+
+def _reachable(problem: StudyProblem, shots: list[int]) -> list[int]:
+    """Shot counts that at least half of the classes can fill; the others give what they have."""
+    sizes = torch.bincount(problem.train[1], minlength=int(problem.train[1].max()) + 1)
+    return [k for k in sorted(set(shots)) if k == 1 or float((sizes >= k).double().mean()) >= 0.5]
+
+
+def _run_set(
+    problem: StudyProblem, args: argparse.Namespace, options: Options, store: Path, done: dict[str, Any]
+) -> list[output.Record]:
+    from tqdm import tqdm
+
+    methods = tuple(args.methods or METHODS)
+    records: list[output.Record] = []
+    episodes = [(k, seed) for k in _reachable(problem, args.shots) for seed in range(args.seeds)]
+    stamp = [list(options), sorted(methods), float(problem.train[0].double().sum()), len(problem.test[1])]
+    for shots, seed in tqdm(episodes, desc=problem.name, disable=None, leave=False):
+        key = json.dumps([problem.name, shots, seed, stamp])
+        if key not in done:
+            outcomes = run_episode(problem, shots, seed, options, methods)
+            done[key] = [
+                {"set": problem.name, "shots": shots, "seed": seed, "method": method, **outcome._asdict()}
+                for method, outcome in outcomes.items()
+            ]
+            with open(store, "a", encoding="utf-8") as file:
+                file.write(json.dumps([key, done[key]]) + "\n")
+        records += done[key]
+    return records
+
+
+def _finished(store: Path) -> dict[str, Any]:
+    """What earlier runs wrote; a last line cut short by a kill is run again."""
+    done: dict[str, Any] = {}
+    if store.exists():
+        with open(store, "a", encoding="utf-8") as file:
+            file.write("\n")  # what follows a line cut short stands on its own
+        for line in store.read_text(encoding="utf-8").splitlines():
+            try:
+                key, records = json.loads(line)
+            except ValueError:
+                continue
+            done[key] = records
+    return done
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def run(args: argparse.Namespace) -> int:
+    options = Options(args.trials, args.sampler, args.preset, args.steps)
+    args.out.mkdir(parents=True, exist_ok=True)
+    store = args.out / "results.jsonl"
+    done = _finished(store)
+    files = args.train is not None or args.test is not None
+    problems = [_file_problem(args)] if files else _picto_problems(args.set)
+    records: list[output.Record] = []
+    notes = []
+    for problem in problems:
+        counts = [len(part[1]) for part in (problem.train, problem.val, problem.test)]
+        classes = int(problem.train[1].max()) + 1
+        notes.append(f"- {problem.name}: {classes} classes; {counts[0]} training, {counts[1]} validation, "
+                     f"{counts[2]} test images")  # fmt: skip
+        print(notes[-1], file=sys.stderr)
+        records += _run_set(problem, args, options, store, done)
+    rows = output.summary(records)
+    steps = args.steps or {"paper": 5000, "fast": 500}[args.preset]
+    settings = f"{args.seeds} seeds; {args.trials} {args.sampler} trials; {steps} training steps."
+    present = {r["method"] for r in rows}
+    explained = [f"- {name}: {what}" for name, what in METHODS.items() if name in present]
+    told = output.findings(rows)
+    text = "\n".join([
+        "# Few-shot study", "", "Test accuracy in % (mean ± standard deviation over draws of the shots). "
+        + settings, "", *notes, "", *explained, "", "## Findings", "", *(f"- {s}" for s in told), "",
+        "## Tables", "", output.as_markdown(rows),
+    ])  # fmt: skip
+    _write(args.out / "fewshot.md", text)
+    _write(args.out / "fewshot.csv", output.as_csv(rows))
+    print(output.as_markdown(rows))
+    print("\n".join(f"- {s}" for s in told))
+    if not args.no_plot:
+        try:
+            output.draw(args.out / "fewshot.png", rows)
+        except ImportError:
+            print("no picture: matplotlib is missing; pip install 'semobridge-ext[plots]' and run again")
+    print(f"\nwritten: {args.out}/fewshot.md, fewshot.csv" + ("" if args.no_plot else ", fewshot.png"))
+    return 0

@@ -1,0 +1,146 @@
+"""`semobridge-ext invert`: a file of features in, a file of pseudo-tokens and their features out."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_DESCRIPTION = """\
+Textual inversion (oti: image features in) or visual inversion (ovi: text features in). The result is
+that of the published program; the work is a small part of it. Finished chunks are on disk at once:
+the same command goes on after an interruption or a kill, and refuses to mix two different runs.
+"""
+_EPILOG = """\
+files:
+  input     .safetensors with a tensor 'features' [B, D] (--key names another), .npy, or .pt read with
+            weights_only; or 'picto:icons' (also emoji, flags, logos, arrows): the embedded images
+  output    .safetensors with tokens [B, R, T], features [B, D] (unit rows), losses [steps, B], recorded
+            [records, B, D] in the order of --record-steps, steps_done [B] and the settings
+
+examples:
+  semobridge-ext invert picto:icons icons-oti.safetensors --limit 1000
+  semobridge-ext invert feats.safetensors out.safetensors --model ViT-B-32 --pretrained openai
+  semobridge-ext invert feats.npy out.safetensors --template "a photo of {} in the wild" --tokens 2
+  semobridge-ext invert texts.npy out.safetensors --kind ovi --tokens 4 --steps 1000
+"""
+_WEIGHTS = {"exact": None, "bfloat16": torch.bfloat16}
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "invert",
+        help="textual or visual inversion of a file of features, resumable",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("input", help="features, or picto:<set>")
+    parser.add_argument("output", help="the file to write")
+    parser.add_argument("--kind", choices=("oti", "ovi"), default="oti")
+    parser.add_argument("--model", default="picto", help="open_clip model name; default: the embedded one")
+    parser.add_argument("--pretrained", help="open_clip tag or checkpoint file of --model")
+    parser.add_argument("--template", default="a photo of {}", help="oti: where the pseudo-tokens stand")
+    parser.add_argument("--tokens", type=int, default=1, help="pseudo-tokens (ovi: pseudo-patches)")
+    parser.add_argument("--steps", type=int, help="default 150, ovi 1000")
+    parser.add_argument("--lr", type=float, default=2e-2)
+    parser.add_argument("--weight-decay", type=float, default=0.01)
+    parser.add_argument("--record-steps", type=int, nargs="*", default=(), metavar="STEP")
+    parser.add_argument("--batch-size", type=int, help="samples a chunk: what a kill can lose")
+    parser.add_argument("--patience", type=int, help="stop a sample after this many steps without gain")
+    parser.add_argument("--weights", choices=tuple(_WEIGHTS), default="exact")
+    parser.add_argument("--seed", type=int, default=0, help="of the start values")
+    parser.add_argument("--limit", type=int, help="only the first so many rows")
+    parser.add_argument("--key", default="features", help="tensor name in a .safetensors input")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _load_model(args: argparse.Namespace) -> tuple[Any, Any]:
+    """The model and, for oti, its tokenizer."""
+    if args.model == "picto":
+        from semobridge_ext.data import load_picto_clip
+
+        model, _, tokenizer = load_picto_clip()
+        return model, tokenizer
+    import open_clip
+
+    if args.pretrained is None:
+        raise ValueError(
+            "invert: --pretrained must be given with --model, got none; an untrained model inverts nothing. "
+            f"Known tags: {', '.join(open_clip.list_pretrained_tags_by_model(args.model)) or 'none'}"
+        )
+    model = open_clip.create_model(args.model, pretrained=args.pretrained)
+    return model.eval(), open_clip.get_tokenizer(args.model)
+
+
+def _picto_features(name: str, model: Any, kind: str, limit: int | None) -> Tensor:
+    from semobridge_ext.data import load_picto, load_picto_clip, picto_transform
+
+    data = load_picto(name)
+    with torch.inference_mode():
+        if kind == "ovi":
+            _, _, tokenizer = load_picto_clip()
+            feats = model.encode_text(tokenizer(data.texts("a drawing of {}")[:limit]))
+        else:
+            chunks = data.images[:limit].split(256)
+            feats = torch.cat([model.encode_image(picto_transform(c)) for c in chunks])
+    return feats.clone()
+
+
+def _read_features(path: str, key: str) -> Tensor:
+    suffix = Path(path).suffix
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"invert: input must be an existing file or picto:<set>, got {path}")
+    if suffix == ".npy":
+        import numpy as np
+
+        return torch.from_numpy(np.load(path, allow_pickle=False))
+    if suffix == ".safetensors":
+        from safetensors import safe_open
+
+        with safe_open(path, framework="pt") as file:
+            if key not in file.keys():  # noqa: SIM118 - not a dict
+                raise ValueError(
+                    f"invert: --key must be a tensor of {path}, got {key!r}; it has {list(file.keys())}"
+                )
+            return file.get_tensor(key)
+    if suffix == ".pt":
+        return torch.load(path, weights_only=True)
+    raise ValueError(f"invert: input must be .safetensors, .npy or .pt, got {path}")
+
+
+def run(args: argparse.Namespace) -> int:
+    from semobridge_ext.inversion.invert import oti, ovi
+
+    model, tokenizer = _load_model(args)
+    if args.input.startswith("picto:"):
+        feats = _picto_features(args.input.removeprefix("picto:"), model, args.kind, args.limit)
+    else:
+        feats = _read_features(args.input, args.key)
+    feats = feats[: args.limit]
+    options: dict[str, Any] = {
+        "lr": args.lr, "weight_decay": args.weight_decay, "record_steps": tuple(args.record_steps),
+        "batch_size": args.batch_size, "patience": args.patience, "weights": _WEIGHTS[args.weights],
+        "generator": torch.Generator().manual_seed(args.seed), "progress": not args.quiet,
+        "out": args.output,
+    }  # fmt: skip
+    if args.steps is not None:
+        options["steps"] = args.steps
+    start = time.perf_counter()
+    if args.kind == "oti":
+        inv = oti(
+            model, feats, tokenizer=tokenizer, template=args.template, num_tokens=args.tokens, **options
+        )
+    else:
+        inv = ovi(model, feats, num_patches=args.tokens, **options)
+    seconds = time.perf_counter() - start
+    if inv.interrupted:
+        print(f"stopped; finished chunks are in {args.output}.parts, the same command goes on from there")
+        return 130
+    last = f", loss {float(inv.losses[-1]):.4f}" if len(inv.losses) else ""
+    print(f"{args.output}: {len(inv.tokens)} samples{last}, {seconds:.1f} s")
+    return 0

@@ -1,0 +1,168 @@
+"""`semobridge-ext map`: a mapping applied to shards of features, streaming."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from semobridge_ext.cli import mappings as _mappings
+from semobridge_ext.cli.commands.extract import count
+from semobridge_ext.cli.shards import Folder, arrow, whole
+
+_DESCRIPTION = """\
+Applies a mapping to every row of a folder of shards and writes another one: unit rows, the same order,
+the same metadata. Reads 16384 rows at a time; interrupted, the same command goes on.
+"""
+_EPILOG = """\
+mappings:
+  bridge             norm(f W+ W): images into the text modality (SeMoBridge). Changes cosines little
+                     where W has nearly full rank
+  pca                norm(f V), V the first principal directions of the class names' text features;
+                     --texts takes them from a file of texts instead. Half the width unless --components
+  isoclip            needs shards of extract --before-projection; --k-top and --k-bottom, or --published.
+                     Its images cannot be compared with texts any more
+  FILE.safetensors   whatever a mapping's .save() wrote: Bridge, also trained; IsoCLIP, LinearMap where
+                     this version has them; OUT/mapping.safetensors of an earlier run
+
+examples:
+  semobridge-ext map feats/ feats-bridge/ --mapping bridge
+  semobridge-ext map feats/ feats-pca/ --mapping pca --components 64 --template "a drawing of {}"
+  semobridge-ext map hidden/ feats-iso/ --mapping isoclip --k-top 150 --k-bottom 50
+then: semobridge-ext retrieve feats/ feats-bridge/ feats-pca/
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "map",
+        help="apply the bridge, PCA, IsoCLIP or a saved mapping to shards, streaming",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("input", metavar="IN", type=Path, help="folder of shards")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write; made if absent")
+    names = "|".join(_mappings.MAKERS)
+    parser.add_argument("--mapping", required=True, metavar="NAME", help=f"{names}|FILE.safetensors")
+    parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of OUT")
+    parser.add_argument("--atol", type=float, default=0.3, help="bridge: singular values dropped (0.3)")
+    parser.add_argument("--components", type=count, metavar="K", help="pca: directions (default: D/2)")
+    parser.add_argument("--texts", type=Path, metavar="FILE", help="pca: one text a line")
+    parser.add_argument("--template", default="a photo of {}", help="pca: around a class name")
+    parser.add_argument("--k-top", type=lambda w: count(w, 0), metavar="K", help="isoclip: directions cut")
+    parser.add_argument("--k-bottom", type=lambda w: count(w, 0), metavar="K", help="isoclip: directions cut")
+    parser.add_argument("--published", metavar="MODEL", help="isoclip: the paper's cuts for MODEL")
+    parser.add_argument("--compress", action="store_true", help="isoclip: narrow rows, the same ranking")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _digest(path: Path) -> str:
+    """sha256 of what a mapping's file says; safetensors writes metadata in any order."""
+    from safetensors import safe_open
+
+    digest = hashlib.sha256()
+    with safe_open(path, framework="np") as file:
+        digest.update(repr(sorted((file.metadata() or {}).items())).encode())
+        for name in sorted(file.keys()):
+            tensor = file.get_tensor(name)
+            digest.update(f"{name}{tensor.dtype}{tensor.shape}".encode() + tensor.tobytes())
+    return digest.hexdigest()
+
+
+def _check(args: argparse.Namespace, folder: Folder, mapping: _mappings.Mapping) -> None:
+    found = folder.settings().get("features", _mappings.PROJECTED)
+    if found != mapping.takes:
+        option = " --before-projection" if mapping.takes == _mappings.HIDDEN else ""
+        raise ValueError(
+            f"map: IN must hold features of the kind '{mapping.takes}' for {mapping.name}, got "
+            f"'{found}'; extract "
+            f"the images{option or ' without --before-projection'} for it"
+        )
+    if args.out.resolve() == args.input.resolve():
+        raise ValueError(f"map: OUT must be another folder than IN, got {args.out} twice; choose another")
+
+
+def _apply(folder: Folder, out: Folder, index: int, mapping: _mappings.Mapping, dtype: str) -> int:
+    """One shard; its rows."""
+    source, rows = folder.features(index), None
+    done = 0
+    with whole(out.features_path(index)) as temporary:
+        for part in source.split(1 << 14):
+            mapped = mapping.apply(part.float())
+            if rows is None:
+                rows = np.lib.format.open_memmap(
+                    temporary, mode="w+", dtype=dtype, shape=(len(source), mapped.shape[1])
+                )
+            rows[done : done + len(part)] = mapped.numpy()
+            done += len(part)
+        if rows is None:  # a shard whose images were all corrupt
+            with open(temporary, "wb") as file:
+                np.save(file, np.empty((0, 0), dtype))
+        else:
+            rows.flush()
+            del rows
+    with whole(out.metadata_path(index)) as temporary:
+        shutil.copyfile(folder.metadata_file(index), temporary)
+    return done
+
+
+def run(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    arrow("map")
+    folder = Folder("map", args.input)
+    indices = folder.shards()
+    folder.check_finished()
+    mapping = _mappings.make(args.mapping, args, folder)
+    _check(args, folder, mapping)
+    args.out.mkdir(parents=True, exist_ok=True)
+    if indices != list(range(len(indices))):
+        raise ValueError(
+            f"map: IN must have the shards 0 to {len(indices) - 1}, got {indices}; extract again"
+        )
+    stored = args.out / f".mapping.{os.getpid()}.tmp"
+    mapping.save(stored)
+    digest = _digest(stored)
+    settings = {
+        **{k: v for k, v in folder.settings().items() if k in ("model", "pretrained", "weights_sha256")},
+        "command": "map",
+        "mapping": mapping.name,
+        "mapping_sha256": digest,
+        "mapping_options": mapping.facts,
+        "features": f"mapped by {mapping.name}",
+        "takes": mapping.takes,
+        "text": mapping.text is not None,
+        "normalized": True,
+        "dtype": args.dtype,
+        "source": str(args.input.resolve()),
+    }
+    out, began, rows = Folder("map", args.out), time.perf_counter(), 0
+    try:
+        data = stored.read_bytes()
+    finally:
+        stored.unlink(missing_ok=True)
+    with out.claim(settings) as first:
+        if out.summary():
+            print(f"{args.out}: finished already, {out.summary()['rows']} rows")
+            return 0
+        with whole(args.out / "mapping.safetensors") as temporary:
+            temporary.write_bytes(data)
+        if first:
+            print(f"{args.out}: {first} shards are done, going on", file=sys.stderr)
+        for index in tqdm(indices[first:], unit="shard", desc="map", disable=args.quiet or None):
+            rows += _apply(folder, out, index, mapping, args.dtype)
+        seconds = time.perf_counter() - began
+        total = sum(len(out.features(i)) for i in out.shards())
+        out.finish(
+            {"rows": total, "resumed_at": first, "seconds": seconds, "rows_per_second": rows / seconds}
+        )
+    print(f"{args.out}: {total} rows by {mapping.name} {mapping.facts}, {seconds:.2f} s")
+    return 0

@@ -1,0 +1,184 @@
+"""`semobridge-ext search`: the images of a folder of shards nearest to images or texts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from semobridge_ext._ops.topk.op import topk
+from semobridge_ext.cli import mappings as _mappings
+from semobridge_ext.cli import models as _models
+from semobridge_ext.cli import sheet as _sheet
+from semobridge_ext.cli.commands.extract import count
+from semobridge_ext.cli.shards import Folder, whole
+
+_DESCRIPTION = """\
+Exact search by cosine, shard by shard, memory-mapped: the gallery is never in memory as a whole. The
+model is the one that made the shards; behind `map`, queries pass the same mapping.
+"""
+_EPILOG = """\
+Scores are cosines. A text and an image have lower ones than two images (the modality gap): compare
+scores within one query only. An image that is in the shards finds itself first.
+
+examples:
+  semobridge-ext search feats/ --text "alarm clock" "red flag"
+  semobridge-ext search feats/ --image query.png -k 20 --out sheet.html
+  semobridge-ext search feats-bridge/ --image a.png b.png --out sheet.png --json hits.json
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "search",
+        help="nearest images of shards to an image or a text, with a contact sheet",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("shards", metavar="SHARDS", type=Path, help="folder of extract or map")
+    parser.add_argument("--text", nargs="+", default=[], metavar="TEXT", help="texts to search for")
+    parser.add_argument("--image", nargs="+", default=[], metavar="FILE", help="images to search for")
+    parser.add_argument("-k", type=count, default=10, metavar="K", help="hits a query (default: 10)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="contact sheet, .png or .html")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the hits as JSON too")
+    parser.add_argument("--device", default="cpu", help="for the queries' model (default: cpu)")
+
+
+def _check(args: argparse.Namespace, settings: dict[str, Any]) -> None:
+    if not args.text and not args.image:
+        raise ValueError(
+            "search: --text or --image must be given, got neither; for example --text 'a red flag'"
+        )
+    if args.out is not None and args.out.suffix.lower() not in (".png", ".html"):
+        raise ValueError(f"search: --out must end in .png or .html, got {args.out}; choose one of them")
+    if "model" not in settings:
+        raise ValueError(
+            f"search: SHARDS must name their model, got {args.shards} without settings.json; "
+            "extract them here"
+        )
+    hidden = settings.get("features") == _mappings.HIDDEN
+    if args.text and (hidden or settings.get("text") is False):
+        raise ValueError(
+            "search: --text must meet features that texts can be compared with, got "
+            f"'{settings['features']}'; "
+            "search the projected features, or by --image"
+        )
+    for name in args.image:
+        if not Path(name).is_file():
+            raise FileNotFoundError(f"search: --image must be an existing file, got {name}; check the name")
+
+
+def _encode_images(encoder: _models.Encoder, names: list[str], device: str) -> Tensor:
+    from PIL import Image
+
+    pixels = []
+    for name in names:
+        try:
+            with Image.open(name) as image:
+                pixels.append(encoder.preprocess(image))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ValueError(f"search: --image must be a readable image, got {name} ({error})") from error
+    with torch.inference_mode():
+        return encoder.model.encode_image(torch.stack(pixels).to(device)).float().cpu().clone()
+
+
+def _queries(args: argparse.Namespace, settings: dict[str, Any]) -> Tensor:  # [N, D] unit rows
+    """Texts, then images, in the space of the shards."""
+    encoder = _models.load("search", settings["model"], settings["pretrained"], args.device)
+    if _models.weights_digest(encoder.model) != settings["weights_sha256"]:
+        raise ValueError(
+            f"search: the model must be the one that made {args.shards}, got other weights under the name "
+            f"{settings['model']}; extract again"
+        )
+    mapping = None
+    if settings.get("command") == "map":
+        mapping = _mappings.load(args.shards / "mapping.safetensors")
+    parts = []
+    if args.text:
+        texts = encoder.texts(args.text)
+        parts.append(
+            normalize(texts if mapping is None or mapping.text is None else mapping.text(texts), dim=1)
+        )
+    if args.image:
+        if _mappings.HIDDEN in (settings.get("features"), settings.get("takes")):
+            _models.cut_projection("search", encoder.model)
+        images = _encode_images(encoder, args.image, args.device)
+        parts.append(normalize(images if mapping is None else mapping.apply(images), dim=1))
+    return torch.cat(parts)
+
+
+def nearest(folder: Folder, queries: Tensor, k: int, *, unit: bool) -> tuple[Tensor, Tensor]:
+    """Scores and row numbers [N, k] over all shards; equal scores stand in order of row."""
+    n = len(queries)
+    scores, rows = torch.empty(n, 0), torch.empty(n, 0, dtype=torch.int64)
+    base = 0
+    for index in folder.shards():
+        shard = folder.features(index)
+        # Unit rows are searched where they lie; raw ones pass through memory to lose their lengths.
+        for part in (shard,) if unit else shard.split(1 << 14):
+            if not part.numel():
+                continue
+            gallery = part if unit else normalize(part.float(), dim=1)
+            found = topk(queries, gallery, min(k, len(gallery)))
+            scores = torch.cat([scores, found.scores.float()], dim=1)
+            rows = torch.cat([rows, found.indices + base], dim=1)
+            order = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :k]
+            scores, rows = scores.gather(1, order), rows.gather(1, order)
+            base += len(part)
+    return scores, rows
+
+
+def _records(folder: Folder, wanted: set[int]) -> dict[int, tuple[str, str]]:
+    """Path and label of some rows; the metadata of one shard in memory at a time."""
+    found, base = {}, 0
+    for index in folder.shards():
+        size = len(folder.features(index))
+        mine = sorted(row for row in wanted if base <= row < base + size)
+        if mine:
+            table = folder.table(index)
+            part = table.take([row - base for row in mine]).to_pylist()
+            for row, record in zip(mine, part, strict=True):
+                text = record.get("label") or record.get("caption") or ""
+                found[row] = (str(record.get("image_path", row)), str(text))
+        base += size
+    return found
+
+
+def run(args: argparse.Namespace) -> int:
+    folder = Folder("search", args.shards)
+    folder.shards()
+    folder.check_finished()
+    settings = folder.settings()
+    _check(args, settings)
+    queries = _queries(args, settings)
+    began = time.perf_counter()
+    scores, found = nearest(folder, queries, args.k, unit=bool(settings.get("normalized")))
+    seconds = time.perf_counter() - began
+    records = _records(folder, set(found.reshape(-1).tolist()))
+    names = [(text, False) for text in args.text] + [(image, True) for image in args.image]
+    rows = []
+    for (name, is_image), values, indices in zip(names, scores.tolist(), found.tolist(), strict=True):
+        hits = [_sheet.Hit(*records[i], value) for value, i in zip(values, indices, strict=True)]
+        rows.append(_sheet.Row(name, is_image, hits))
+        print(f"{name}")
+        for rank, hit in enumerate(hits, 1):
+            print(f"  {rank:>3}  {hit.score:6.3f}  {hit.label:<24}  {hit.path}")
+    if args.json is not None:
+        value = [{"query": row.query, "hits": [hit._asdict() for hit in row.hits]} for row in rows]
+        with whole(args.json) as temporary:
+            temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if args.out is not None:
+        html = args.out.suffix.lower() == ".html"
+        data = _sheet.page(rows, f"search in {args.shards}") if html else _sheet.png(rows)
+        with whole(args.out) as temporary:
+            temporary.write_bytes(data)
+        print(f"contact sheet: {args.out}")
+    print(f"searched in {1000 * seconds:.1f} ms")
+    return 0

@@ -1,0 +1,190 @@
+"""The verbs that every few-shot estimator shares, in scikit-learn's conventions but without it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from semobridge_ext import _errors, _inputs
+from semobridge_ext._parameters import Parameters
+from semobridge_ext.fewshot.episodes import sample_support
+
+
+@contextmanager
+def exactly(device: torch.device) -> Iterator[None]:
+    """No gradients, and no autocast: similarities of 8 bits would blur what the classes differ in."""
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield
+
+
+CHUNK = 4096  # rows whose [N, C] intermediates exist at once
+
+
+class FewShotEstimator(Parameters):
+    """get_params/set_params/clone, class names, predict and score on top of ``_logits`` and ``_labels``."""
+
+    classes_: np.ndarray
+    n_features_in_: int
+
+    # -- scikit-learn's conventions -----------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        defaults = {n: p.default for n, p in inspect.signature(type(self).__init__).parameters.items()}
+        shown = []
+        for name in self._parameter_names():
+            value = getattr(self, name)
+            if isinstance(value, (Tensor, np.ndarray)):
+                shown.append(f"{name}={list(value.shape)}")
+            elif isinstance(value, torch.nn.Module):
+                shown.append(f"{name}={type(value).__name__}")
+            elif value is not defaults[name] and value != defaults[name]:
+                shown.append(f"{name}={value!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "classes_")
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
+
+        return Tags(
+            estimator_type="classifier",
+            target_tags=TargetTags(required=True),
+            transformer_tags=None,
+            classifier_tags=ClassifierTags(),
+            regressor_tags=None,
+            input_tags=InputTags(),
+        )
+
+    # -- shared pieces ------------------------------------------------------------------------------
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "classes_"):
+            raise _inputs.not_fitted(self)
+
+    def _queries(self, verb: str, X: Any) -> Tensor:
+        self._check_fitted()
+        return _inputs.features(f"{type(self).__name__}.{verb}", "X", X, self.n_features_in_)
+
+    def _support(self, verb: str, X: Any, y: Any) -> tuple[Tensor, list[Hashable]]:
+        where = f"{type(self).__name__}.{verb}"
+        y_list = None if y is None else y
+        x = _inputs.features(where, "X", X)
+        return x, _inputs.names(where, y_list, len(x))
+
+    def _set_classes(self, verb: str, labels: list[Hashable], class_names: Any, rows: int | None) -> Tensor:
+        """Fixes ``classes_`` and returns the encoded labels; every class must have a shot.
+
+        Class names: those given, else 0..C-1 where there are C rows of text, else what `y` holds.
+        """
+        where = f"{type(self).__name__}.{verb}"
+        if class_names is not None:
+            classes = _inputs.names(where, class_names)
+        elif rows is not None:
+            classes = list(range(rows))
+        else:
+            classes = _inputs.ordered(labels)
+        if len(set(classes)) != len(classes):
+            raise ValueError(f"{where}: class_names must be distinct, got repeated names; merge them")
+        if rows is not None and len(classes) != rows:
+            raise ValueError(
+                f"{where}: class_names must name the {rows} rows of text_features, got {len(classes)} names; "
+                "pass one name per row"
+            )
+        codes = _inputs.encode(where, labels, classes)
+        counts = torch.bincount(codes, minlength=len(classes))
+        if bool((counts == 0).any()):
+            missing = [classes[i] for i in (counts == 0).nonzero().flatten().tolist()]
+            raise ValueError(
+                f"{where}: y must hold at least one shot of every class, got none of {missing[:5]}"
+                f"{' and others' if len(missing) > 5 else ''}; leave these classes out"
+            )
+        if len(classes) < 2:
+            raise ValueError(f"{where}: y must hold at least two classes, got one class; add another")
+        self._names = classes
+        self.classes_ = _inputs.as_array(classes)
+        return codes
+
+    def _text(self, verb: str, text_features: Any, width: int | None, what: str = "text_features") -> Tensor:
+        """Text rows [C, D], finite and of the right width, normalised in float64."""
+        where = f"{type(self).__name__}.{verb}"
+        text = _inputs.features(where, what, text_features)
+        if width is not None and text.shape[1] != width:
+            remedy = "take both from the same model"
+            raise ValueError(_errors.message(where, what, f"have width {width}", text, remedy))
+        return torch.nn.functional.normalize(text.to("cpu", torch.float64), dim=1)
+
+    def fit(self, X: Any, y: Any) -> Any:
+        """Takes the shots [M, D] and their class names."""
+        raise NotImplementedError
+
+    def fit_seeds(
+        self, X: Any, y: Any, *, shots: int, seeds: Sequence[int] = (0, 1, 2, 3, 4), **fit_arguments: Any
+    ) -> list[Any]:
+        """One fitted copy per seed, each on its own draw of ``shots`` per class from (X, y).
+
+        For one seed the draws are nested in ``shots`` (see episodes.sample_support); ``fit_arguments``
+        go to every ``fit``. X, y are the training part alone.
+        """
+        x, labels = self._support("fit_seeds", X, y)
+        given = getattr(self, "class_names", None)
+        names = _inputs.ordered(labels) if given is None else list(given)
+        codes = _inputs.encode(f"{type(self).__name__}.fit_seeds", labels, names)
+        fitted = []
+        for seed in seeds:
+            rows = sample_support(codes, shots, seed)
+            copy = type(self)(**self.get_params())
+            fitted.append(copy.fit(x[rows.to(x.device)], [labels[i] for i in rows.tolist()], **fit_arguments))
+        return fitted
+
+    # -- verbs --------------------------------------------------------------------------------------
+
+    def _logits(self, x: Tensor) -> Tensor:  # [N, C]
+        raise NotImplementedError
+
+    def _labels(self, x: Tensor) -> Tensor:  # [N] int64
+        parts = [self._logits(part).argmax(dim=1) for part in x.split(CHUNK)]
+        return torch.cat(parts)
+
+    def logits(self, X: Any) -> Any:  # [N, C]
+        """One score per row and class, whatever the number of classes; a tensor for a tensor."""
+        x = self._queries("logits", X)
+        with exactly(x.device):
+            logits = self._logits(x)
+        return logits if isinstance(X, Tensor) else logits.cpu().numpy()
+
+    def decision_function(self, X: Any) -> Any:
+        """[N, C] scores; with two classes [N], the second's minus the first's, as scikit-learn has it."""
+        x = self._queries("decision_function", X)
+        with exactly(x.device):
+            logits = self._logits(x)
+        if len(self.classes_) == 2:
+            logits = logits[:, 1] - logits[:, 0]
+        return logits if isinstance(X, Tensor) else logits.cpu().numpy()
+
+    def predict(self, X: Any) -> Any:
+        """The class of every row: class names as an array, or an int64 tensor where both the names are
+        integers and X is a tensor. The first of equal classes wins."""
+        x = self._queries("predict", X)
+        with exactly(x.device):
+            labels = self._labels(x)
+        if isinstance(X, Tensor) and self.classes_.dtype.kind in "iu":
+            return torch.from_numpy(self.classes_).to(labels.device)[labels]
+        return self.classes_[labels.cpu().numpy()]
+
+    def score(self, X: Any, y: Any) -> float:
+        """The fraction of rows whose class is predicted."""
+        x = self._queries("score", X)
+        codes = self._codes("score", y, len(x))
+        with exactly(x.device):
+            return float((self._labels(x).cpu() == codes).double().mean())
+
+    def _codes(self, verb: str, y: Any, rows: int) -> Tensor:
+        where = f"{type(self).__name__}.{verb}"
+        return _inputs.encode(where, _inputs.names(where, y, rows), self._names)

@@ -1,0 +1,62 @@
+"""Saving and loading for the estimators whose state is a few tensors and numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from semobridge_ext import _inputs
+from semobridge_ext.fewshot import estimator_file as _files
+from semobridge_ext.fewshot.estimator import FewShotEstimator, exactly
+
+
+class StoredEstimator(FewShotEstimator):
+    """``save``/``load`` of the attributes that a class names, beside its plain parameters."""
+
+    _tensors: tuple[str, ...] = ()  # attributes that fit makes; one may be None
+    _numbers: tuple[str, ...] = ()  # attributes of plain numbers
+
+    @classmethod
+    def _format(cls) -> str:
+        return f"semobridge-ext {cls.__name__} 1"
+
+    def save(self, path: Any) -> None:
+        """Writes a safetensors file with what prediction needs."""
+        self._check_fitted()
+        tensors = {name: getattr(self, name) for name in self._tensors}
+        numbers = {name: getattr(self, name) for name in self._numbers}
+        plain = (bool, int, float, str, type(None))
+        params = {n: v for n, v in self.get_params().items() if isinstance(v, plain)}
+        fields = {"names": self._names, "numbers": numbers, "params": params, "width": self.n_features_in_}
+        _files.save_estimator(
+            path, self._format(), {n: t for n, t in tensors.items() if t is not None}, fields
+        )
+
+    @classmethod
+    def load(cls, path: Any) -> Any:
+        """Reads what ``save`` wrote; a foreign or truncated file is named and refused (ValueError)."""
+        fields = ("names", "numbers", "params", "width")
+        tensors, values = _files.load_estimator(f"{cls.__name__}.load", path, cls._format(), (), fields)
+        known = {n: v for n, v in values["params"].items() if n not in ("text_features", "class_names")}
+        if "text_features" in cls._parameter_names():
+            known["text_features"] = tensors.get("_text_rows")
+        self = cls(**known)
+        if "class_names" in cls._parameter_names():
+            self.class_names = values["names"]  # type: ignore[attr-defined]
+        self._names, self.classes_ = values["names"], _inputs.as_array(values["names"])
+        self.n_features_in_ = values["width"]
+        for name in cls._tensors:
+            setattr(self, name, tensors.get(name))
+        for name, value in values["numbers"].items():
+            setattr(self, name, value)
+        return self
+
+    def predict_proba(self, X: Any) -> Any:  # [N, C]
+        """``softmax`` of the logits, which carry the model's own scale; not calibrated."""
+        x = self._queries("predict_proba", X)
+        with exactly(x.device):
+            logits = self._logits(x)
+            proba = torch.softmax(logits.double(), dim=1).to(logits.dtype)
+        return proba if isinstance(X, Tensor) else proba.cpu().numpy()

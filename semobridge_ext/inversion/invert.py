@@ -1,0 +1,318 @@
+"""OTI and OVI: inversion into a frozen CLIP tower (arXiv 2502.04263), exact and without waste.
+
+    v ~ N(0, 0.02²)      minimise  mean_B(1 − cos(tower(v), f))  with AdamW
+
+The tower is frozen and causal, so nearly all of a step is constant: nothing behind the EOT position
+matters, the keys and values before the first pseudo-token never change, the last layer needs one row.
+What is left (2 rows instead of 77 for "a photo of {}") runs forward and backward inside the core, on a
+CUDA device as launches that a graph repeats. The result is that of the plain program to rounding;
+docs/guides/inversion.md has the argument and the costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from semobridge_ext import _errors
+from semobridge_ext.clip.text_tower import text_tower
+from semobridge_ext.clip.vision_tower import vision_tower
+from semobridge_ext.inversion.descent import Chunk, Engine, Settings, catch_interrupt, make_engine, run_chunk
+from semobridge_ext.inversion.reference import Inversion
+from semobridge_ext.inversion.store import Store
+
+__all__ = ["Inversion", "oti", "ovi"]
+
+_WEIGHTS = (None, torch.float32, torch.bfloat16, torch.float16)
+_CHUNK = 256  # samples a chunk: Ctrl-C and the disk form lose at most this much
+
+
+def _check_count(function: str, name: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        kind = ValueError if isinstance(value, int) and not isinstance(value, bool) else TypeError
+        raise kind(
+            _errors.message(function, name, f"be an int of at least {least}", value, f"pass {name}={least}")
+        )
+    return value
+
+
+def _check_settings(
+    function: str,
+    steps: Any,
+    lr: float,
+    weight_decay: float,
+    record_steps: Sequence[int],
+    patience: int | None,
+    min_delta: float,
+    weights: torch.dtype | None,
+) -> Settings:
+    _check_count(function, "steps", steps, 0)
+    for name, number in (("lr", lr), ("weight_decay", weight_decay), ("min_delta", min_delta)):
+        if not 0 <= number < float("inf"):
+            raise ValueError(
+                _errors.message(function, name, "be a finite number ≥ 0", number, "leave it out")
+            )
+    wanted = tuple(sorted({_check_count(function, "record_steps", s, 0) for s in record_steps}))
+    if wanted and wanted[-1] > steps:
+        remedy = "ask for steps that are taken"
+        raise ValueError(_errors.message(function, "record_steps", f"be ≤ steps={steps}", wanted, remedy))
+    if patience is not None:
+        _check_count(function, "patience", patience, 1)
+    if weights not in _WEIGHTS:
+        remedy = "leave it None for the exact choice"
+        contract = "be None, torch.float32, torch.float16 or torch.bfloat16"
+        raise TypeError(_errors.message(function, "weights", contract, weights, remedy))
+    return Settings(steps, lr, weight_decay, wanted, patience, min_delta)
+
+
+def _targets(function: str, name: str, feats: Any, engine: Engine, device: torch.device) -> Tensor:
+    """[B, D] unit rows; a zero row stays zero and a NaN row NaN."""
+    feats = _errors.check_float_tensor(function, name, feats)
+    if feats.dim() != 2:
+        remedy = "pass one row per sample, feats[None] for one"
+        raise ValueError(_errors.message(function, name, "be 2-D", feats, remedy))
+    _errors.check_last_dim(function, name, feats, engine.dim, f"the tower's features are {engine.dim} wide")
+    _errors.check_same_device(function, name, feats, device)
+    rows = feats.detach().to(engine.compute)
+    norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    return torch.where(norm == 0, torch.zeros_like(rows), rows / norm)
+
+
+def _initial(
+    function: str, init: Tensor | None, generator: torch.Generator | None, batch: int, engine: Engine
+) -> Tensor:
+    """[B, R, T] on the CPU."""
+    shape = (batch, engine.vectors, engine.width)
+    if init is None:
+        device = torch.device("cpu") if generator is None else generator.device
+        return (torch.randn(shape, generator=generator, device=device) * 0.02).to("cpu", engine.compute)
+    _errors.check_float_tensor(function, "init", init)
+    if tuple(init.shape) not in (shape, shape[1:]):
+        contract = f"be [B, R, T] = {list(shape)} or {list(shape[1:])}"
+        raise ValueError(_errors.message(function, "init", contract, init, "leave it out for N(0, 0.02²)"))
+    return init.detach().to("cpu", engine.compute).expand(shape).clone()
+
+
+def _gather(chunks: list[Chunk], settings: Settings, interrupted: bool, device: torch.device) -> Inversion:
+    losses = torch.cat([c.losses for c in chunks], 1)
+    recorded = torch.cat([c.recorded for c in chunks], 1).to(device)
+    return Inversion(
+        tokens=torch.cat([c.tokens for c in chunks]).to(device),
+        features=torch.cat([c.features for c in chunks]).to(device),
+        losses=losses.nanmean(1).to(device),
+        recorded={s: recorded[i] for i, s in enumerate(settings.record_steps)},
+        steps_done=torch.cat([c.steps_done for c in chunks]),
+        interrupted=interrupted,
+    )
+
+
+def _invert(
+    function: str,
+    engine: Engine,
+    feats: Tensor,
+    name: str,
+    settings: Settings,
+    init: Tensor | None,
+    generator: torch.Generator | None,
+    batch_size: int | None,
+    progress: bool,
+    out: str | Path | None,
+    description: dict[str, Any],
+) -> Inversion:
+    targets = _targets(function, name, feats, engine, description["tower"].device)
+    batch = len(targets)
+    tokens = _initial(function, init, generator, batch, engine)
+    size = _CHUNK if batch_size is None else _check_count(function, "batch_size", batch_size, 1)
+    device = targets.device
+    store = None if out is None else Store(function, out, settings, description, targets, tokens, size)
+    if store is not None and (found := store.finished()) is not None:
+        return _gather([found], settings, False, feats.device)
+    chunks: list[Chunk] = []
+    bar = None
+    if progress:
+        from tqdm.auto import tqdm
+
+        bar = tqdm(total=batch * settings.steps, unit="step", unit_scale=True, desc=function)
+
+    def advance(count: int, losses: Tensor) -> None:
+        if bar is not None:
+            bar.update(count)
+            bar.set_postfix(loss=f"{float(losses.nanmean()):.4f}", refresh=False)
+
+    with catch_interrupt() as interrupt:
+        for begin in range(0, max(batch, 1), size):
+            chunk = None if store is None else store.load(begin // size)
+            if chunk is None:
+                rows = slice(begin, begin + size)
+                own = tokens[rows].to(device, copy=True)
+                # The mean over the whole batch, whatever the chunk: splitting changes nothing.
+                scale = 1.0 / max(batch, 1)
+                chunk = run_chunk(engine, own, targets[rows], settings, scale, interrupt, advance)
+                if store is not None:
+                    chunk = chunk.cpu()  # where chunks of an earlier run are read to
+                    if not interrupt.asked:
+                        store.save(begin // size, chunk)
+            else:
+                advance(chunk.losses.numel(), chunk.losses[-1:])
+            chunks.append(chunk)
+            if interrupt.asked:
+                break
+    if bar is not None:
+        bar.close()
+    if store is not None and not interrupt.asked:
+        store.finish(chunks)
+    return _gather(chunks, settings, interrupt.asked, feats.device)
+
+
+def oti(
+    model: Any,
+    img_feats: Tensor,  # [B, D]
+    *,
+    tokenizer: Any = None,
+    template: str = "a photo of {}",
+    num_tokens: int = 1,
+    steps: int = 150,
+    lr: float = 2e-2,
+    weight_decay: float = 0.01,
+    init: Tensor | None = None,  # [B, R, T] or [R, T]
+    generator: torch.Generator | None = None,
+    record_steps: Sequence[int] = (),
+    batch_size: int | None = None,
+    progress: bool = False,
+    patience: int | None = None,
+    min_delta: float = 1e-4,
+    weights: torch.dtype | None = None,
+    out: str | Path | None = None,
+) -> Inversion:
+    """Textual inversion: pseudo-words whose text feature points at each image feature.
+
+    ``min_v mean_B(1 − cos(text(template with v), f))``, AdamW, the text tower frozen.
+
+    Args:
+        model: open_clip ``CLIP`` or ``CustomTextCLIP``, OpenAI ``clip``, Hugging Face ``CLIPModel``.
+        img_feats: [B, D] image features, any length (normalised here), any float dtype.
+        tokenizer: the model's; CLIP's own where the vocabulary is CLIP's.
+        template: holds ``{}`` once; ``num_tokens`` pseudo-words take its place.
+        steps, lr, weight_decay: of AdamW (betas 0.9 and 0.999, eps 1e-8); the paper's by default.
+        init: [B, R, T] or [R, T] start values; default N(0, 0.02²) from ``generator``.
+        generator: of the start values; None takes torch's global one.
+        record_steps: also keep the features after these many steps (the best step comes early).
+        batch_size: samples a chunk (256). It does not change the result: samples do not meet, and the
+            1/B of the mean is that of the whole batch. A GPU is filled by some thousand.
+        progress: a bar on stderr, counting sample-steps.
+        patience, min_delta: a sample stops once its loss has not fallen by ``min_delta`` for this many steps,
+            looked at every 10 steps, and leaves the batch.
+        weights: dtype in which the packed weights are read. None is exact: float32, or float16 where
+            the weights are float16 numbers anyway. torch.bfloat16 halves the reading for a rounding of
+            2⁻⁹ per weight: worth it for one image at a time, not for batches. On a CUDA device this is the
+            type of activations and products (None: float32); what is learned, the statistics of norms and the
+            loss stay float32.
+        out: a file. Finished chunks go to ``<out>.parts`` at once, each whole or not at all; the same
+            call after a kill goes on where it stopped, and with other settings it is refused.
+
+    Returns:
+        :class:`Inversion`: tokens [B, R, T], features [B, D] (unit rows), losses [steps],
+        recorded {step: [B, D]}. Ctrl-C returns what is done, with ``interrupted`` set.
+
+    Raises:
+        TypeError: model or features of another kind. NotImplementedError: a tower that computes
+            something else (named). ValueError: widths, template, settings, or an ``out`` of another run.
+
+    Numerics: float32 (float64 for a float64 model), sums in a fixed order: a sample's result depends
+        neither on its chunk nor on the number of threads. NaN rows stay alone; a zero row has no
+        gradient and only decays. On a CUDA device float32 products follow torch's setting of TF32, and bits
+        may depend on the chunk, since cuBLAS chooses its kernels by shape.
+
+    Memory: twice the tower's matrices, kept while the model lives; about 0.25 MB a row of scratch for
+        ViT-B/32 and at most 112 rows a thread, whatever B; 3·R·T numbers a sample of a chunk. On a CUDA
+        device a copy of the matrices in ``weights`` unless that is their own type, and about 9·T numbers a
+        layer for each row of a chunk (twice that without the kernels of a build with CUDA).
+
+    Example:
+        >>> import torch, open_clip, semobridge_ext as sb
+        >>> vision = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16}
+        >>> text = {"context_length": 12, "width": 32, "heads": 2, "layers": 2}
+        >>> model = open_clip.CLIP(16, vision, text)
+        >>> inv = sb.oti(model, torch.randn(3, 16), steps=30, record_steps=(10,))
+        >>> inv.tokens.shape, inv.features.shape, bool(inv.losses[-1] < inv.losses[0])
+        (torch.Size([3, 1, 32]), torch.Size([3, 16]), True)
+
+    Paper: Mistretta et al., Cross the Gap, ICLR 2025 (arXiv 2502.04263), §3.
+    """
+    name = "oti"
+    settings = _check_settings(name, steps, lr, weight_decay, record_steps, patience, min_delta, weights)
+    _check_count(name, "num_tokens", num_tokens, 1)
+    tower, rows = text_tower(model, template, num_tokens=num_tokens, tokenizer=tokenizer)
+    engine = make_engine(name, model, tower, rows, weights)
+    description = {"template": template, "vectors": num_tokens, "weights": str(weights)}
+    return _invert(
+        name, engine, img_feats, "img_feats", settings, init, generator, batch_size, progress, out,
+        {**description, "tower": tower, "rows": rows},
+    )  # fmt: skip
+
+
+def ovi(
+    model: Any,
+    txt_feats: Tensor,  # [B, D]
+    *,
+    num_patches: int = 1,
+    steps: int = 1000,
+    lr: float = 2e-2,
+    weight_decay: float = 0.01,
+    init: Tensor | None = None,  # [B, P, V] or [P, V]
+    generator: torch.Generator | None = None,
+    record_steps: Sequence[int] = (),
+    batch_size: int | None = None,
+    progress: bool = False,
+    patience: int | None = None,
+    min_delta: float = 1e-4,
+    weights: torch.dtype | None = None,
+    out: str | Path | None = None,
+) -> Inversion:
+    """Visual inversion: pseudo-patches whose image feature points at each text feature.
+
+    ``min_v mean_B(1 − cos(image(v), t))``; patch u of U holds pseudo-patch ⌊u·P/U⌋ in place of the
+    patch embedding, before the positional embedding.
+
+    Args:
+        model: open_clip model with a ``VisionTransformer`` or a timm trunk (SigLIP), OpenAI ``clip``
+            with a ViT, Hugging Face ``CLIPModel``. ResNets are refused.
+        txt_feats: [B, D] text features, any length, any float dtype.
+        steps, lr, weight_decay: of AdamW, as in :func:`oti`.
+        num_patches: P; the paper uses 1 (B/32), 2 (OpenCLIP L/14), 4 (CLIP L/14, SigLIP B/16).
+        init, generator, record_steps, batch_size, progress, patience, min_delta, weights, out: as in
+            :func:`oti`.
+
+    Returns:
+        :class:`Inversion` with tokens [B, P, V].
+
+    Raises:
+        As :func:`oti`.
+
+    Numerics: as :func:`oti`.
+
+    Memory: as :func:`oti`; the scratch is that of at least one sample (all patches) a thread.
+
+    Example:
+        >>> import torch, open_clip, semobridge_ext as sb
+        >>> vision = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16}
+        >>> model = open_clip.CLIP(16, vision, {"width": 32, "heads": 2, "layers": 1})
+        >>> sb.ovi(model, torch.randn(2, 16), num_patches=2, steps=5).tokens.shape
+        torch.Size([2, 2, 32])
+
+    Paper: Mistretta et al., Cross the Gap, ICLR 2025 (arXiv 2502.04263), §3.
+    """
+    name = "ovi"
+    settings = _check_settings(name, steps, lr, weight_decay, record_steps, patience, min_delta, weights)
+    _check_count(name, "num_patches", num_patches, 1)
+    tower, rows = vision_tower(model, num_patches=num_patches)
+    engine = make_engine(name, model, tower, rows, weights)
+    size = batch_size if batch_size is not None else 32  # fifty rows a sample: the same work as 800
+    return _invert(
+        name, engine, txt_feats, "txt_feats", settings, init, generator, size, progress, out,
+        {"vectors": num_patches, "weights": str(weights), "tower": tower, "rows": rows},
+    )  # fmt: skip

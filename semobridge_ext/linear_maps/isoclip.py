@@ -1,0 +1,316 @@
+"""IsoCLIP: features compared within one modality, without the directions that serve the other one.
+
+    Ψ = A Wᵀ = U Σ Hᵀ          image: norm(x U_k U_kᵀ A)          text: norm(x H_k H_kᵀ W)
+
+on features x before the projections A [V, D] and W [T, D]; U_k, H_k keep the singular vectors from k_top
+on, without the k_bottom last of r = min(V, T, D). The singular values themselves are not used.
+
+Exact compression: with U_kᵀ A Aᵀ U_k = C Cᵀ the k-wide rows x U_k C have the inner products of the D-wide
+ones, so a gallery shrinks to k columns and ranks the same.
+
+A text and an image projected so lie in two unrelated subspaces: the operator that related them is what
+was cut. Comparing across modalities is refused; use the model's own features for that.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from semobridge_ext import _errors, _files, _inputs
+from semobridge_ext._ops.topk.op import TopK, topk
+from semobridge_ext.linear_maps.isoclip_cuts import SIDES, Cuts
+from semobridge_ext.linear_maps.linear_map import LinearMap
+from semobridge_ext.linear_maps.spectrum import UNPUBLISHED, factor_of, published_cuts
+
+_FORMAT = "semobridge-ext isoclip 1"
+_CUTS = ("k_top", "k_bottom", "text_k_top", "text_k_bottom")
+
+
+class IsoCLIP(Cuts):
+    """Intra-modal features of a CLIP model: its projections without the inter-modal directions.
+
+    Args:
+        image_projection: [V, D] the matrix A: an image feature is ``x·A`` with x before the projection.
+        text_projection: [T, D] the matrix W.
+        k_top, k_bottom: singular directions of ``A·Wᵀ`` cut at the top and at the bottom. None: not
+            chosen yet; ``fit`` or ``tune`` choose them on labelled data.
+        text_k_top, text_k_bottom: of the text side; None: as for images.
+        side: "image" or "text", what ``transform``, ``fit`` and ``topk`` are about.
+        compress: True gives k-wide features with the inner products of the D-wide ones.
+        normalize: False leaves the norm out, for means of un-normalised features.
+
+    Raises:
+        TypeError, ValueError: at first use, as scikit-learn has it: matrices that do not fit, cuts that
+            leave no direction, features of another width.
+
+    Numerics: SVD and factors in float64, application in float32 (float64 for float64 rows) by the fused
+        op. Differentiable in the features. Compressed and D-wide inner products agree to rounding.
+
+    Memory: the two matrices in float64 and one map per side and form in use.
+
+    Example:
+        >>> import torch, semobridge_ext as sb
+        >>> torch.manual_seed(0).seed() and None
+        >>> iso = sb.IsoCLIP(torch.randn(12, 8), torch.randn(10, 8), k_top=2, k_bottom=1)
+        >>> x = torch.randn(5, 12)  # image features before the projection
+        >>> wide, small = iso.image(x), iso.image(x, compress=True)
+        >>> wide.shape, small.shape, torch.allclose(wide @ wide.T, small @ small.T, atol=1e-5)
+        (torch.Size([5, 8]), torch.Size([5, 5]), True)
+
+    Paper: IsoCLIP, arXiv 2603.19862.
+    """
+
+    def __init__(
+        self,
+        image_projection: Tensor | None = None,  # [V, D]
+        text_projection: Tensor | None = None,  # [T, D]
+        *,
+        k_top: Any = None,
+        k_bottom: Any = None,
+        text_k_top: Any = None,
+        text_k_bottom: Any = None,
+        side: str = "image",
+        compress: bool = False,
+        normalize: bool = True,
+    ) -> None:
+        self.image_projection, self.text_projection = image_projection, text_projection
+        self.k_top, self.k_bottom = k_top, k_bottom
+        self.text_k_top, self.text_k_bottom = text_k_top, text_k_bottom
+        self.side, self.compress, self.normalize = side, compress, normalize
+
+    # -- construction and files ----------------------------------------------------------------------
+
+    @classmethod
+    def _made(cls, image: Tensor, text: Tensor, published: str | None, options: dict[str, Any]) -> IsoCLIP:
+        if published is not None:
+            given = [name for name in _CUTS if options.get(name) is not None]
+            if given:
+                remedy = "pass either, not both"
+                contract = f"stand alone, without {', '.join(given)}"
+                raise ValueError(_errors.message("IsoCLIP", "published", contract, published, remedy))
+            options = {**options, **dict(zip(_CUTS, published_cuts(published), strict=True))}
+        iso = cls(image.detach().clone(), text.detach().clone(), **options)
+        iso._spectrum()
+        for side in SIDES:
+            if iso._is_chosen(side) and UNPUBLISHED not in iso._given(side):
+                iso._cut(side)
+        return iso
+
+    @classmethod
+    def from_clip(cls, model: Any, *, published: str | None = None, **options: Any) -> IsoCLIP:
+        """IsoCLIP of a CLIP model: open_clip, OpenAI's ``clip``, Hugging Face ``CLIPModel``, timm towers.
+
+        Args:
+            model: with a linear projection behind both towers. SigLIP's image tower ends in attention
+                pooling, without a matrix to take apart: refused.
+            published: the model whose published cuts to use, such as "ViT-B/32" (see ``PUBLISHED``).
+            options: k_top, k_bottom and the other keywords of the class.
+
+        Raises:
+            TypeError: no linear projection; the message says what was found. ValueError: cuts that
+                leave no direction.
+        """
+        from semobridge_ext.clip import image_projection, text_projection
+
+        return cls._made(image_projection(model), text_projection(model), published, options)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: Any,
+        *,
+        published: str | None = None,
+        revision: str = "main",
+        cache_dir: Any = None,
+        refresh: bool = False,
+        **options: Any,
+    ) -> IsoCLIP:
+        """Reads the two projections alone from a safetensors checkpoint; see ``Bridge.from_pretrained``."""
+        from semobridge_ext.clip.checkpoints import read_projections
+
+        found = read_projections(
+            "IsoCLIP.from_pretrained", name_or_path, SIDES,
+            revision=revision, cache_dir=cache_dir, refresh=refresh,
+        )  # fmt: skip
+        return cls._made(found["image"], found["text"], published, options)
+
+    def save(self, path: Any) -> None:
+        """Writes a safetensors file (both matrices, cuts, options), atomically."""
+        import json
+
+        self._spectrum()
+        tensors = {"image_projection": self.image_projection, "text_projection": self.text_projection}
+        params = {n: v for n, v in self.get_params().items() if n not in tensors}
+        params |= {name: getattr(self, name) for name in ("k_top_", "k_bottom_") if hasattr(self, name)}
+        _files.save_tensors(path, tensors, {"format": _FORMAT, "params": json.dumps(params)})  # type: ignore[arg-type]
+
+    @classmethod
+    def load(cls, path: Any) -> IsoCLIP:
+        """Reads what ``save`` wrote; a foreign or truncated file is named and refused (ValueError)."""
+        import json
+
+        names = ("image_projection", "text_projection")
+        tensors, meta = _files.load_tensors("IsoCLIP.load", path, _FORMAT, names, ("params",))
+        try:
+            params = json.loads(meta["params"])
+            fitted = {name: params.pop(name) for name in ("k_top_", "k_bottom_") if name in params}
+            iso = cls(tensors["image_projection"], tensors["text_projection"], **params)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"IsoCLIP.load: {path} must hold the options of IsoCLIP, got {error!r}; save it again"
+            ) from error
+        for name, value in fitted.items():
+            setattr(iso, name, value)
+        return iso
+
+    def map(
+        self, side: str | None = None, *, compress: bool | None = None, normalize: bool | None = None
+    ) -> LinearMap:
+        """The side's projector as a LinearMap, ``U_k U_kᵀ A`` or, compressed, ``U_k C``."""
+        side = self._side("IsoCLIP.map", side)
+        compress = bool(self.compress if compress is None else compress)
+        normalize = bool(self.normalize if normalize is None else normalize)
+        spectrum, (top, bottom) = self._spectrum(), self._cut(side)
+        maps: dict[tuple, LinearMap] = self.__dict__["_kept"][2]
+        key = (side, top, bottom, compress, normalize)
+        if key not in maps:
+            basis = spectrum.bases[side][:, top : len(spectrum.singular) - bottom]
+            rows = basis.T @ spectrum.projections[side]  # [k, D]
+            maps[key] = LinearMap(basis @ (factor_of(rows) if compress else rows), normalize=normalize)
+        return maps[key]
+
+    def native_map(self, side: str | None = None, *, normalize: bool = True) -> LinearMap:
+        """The model's own projection of that side: ``norm(x A)`` or ``norm(x W)``."""
+        side = self._side("IsoCLIP.native_map", side)
+        return LinearMap(self._spectrum().projections[side], normalize=normalize)
+
+    # -- application ---------------------------------------------------------------------------------
+
+    def _features(self, function: str, side: str, x: Tensor, compress: bool | None) -> Tensor:
+        projections = self._spectrum().projections
+        _errors.check_float_tensor(function, "x", x)
+        width, joint = projections[side].shape
+        if x.dim() == 0 or x.shape[-1] != width:
+            other = "text" if side == "image" else "image"
+            remedy = f"take them with clip.encode_{side}(model, .., project=False)"
+            if x.dim() and x.shape[-1] == projections[other].shape[0]:
+                remedy = f"these look like {other} features, whose projector is .{other}(x)"
+            elif x.dim() and x.shape[-1] == joint:
+                remedy = f"these look projected already; {remedy}"
+            contract = f"be {side} features before the projection, width {width}"
+            raise ValueError(_errors.message(function, "x", contract, x, remedy))
+        return self.map(side, compress=compress)(x)
+
+    def image(self, x: Tensor, *, compress: bool | None = None) -> Tensor:  # [.., V] -> [.., D] or [.., k]
+        """Image features for comparison with images; x as ``clip.encode_image(.., project=False)`` has it.
+
+        Args:
+            x: [.., V] image features before the projection, any length, any float dtype.
+            compress: overrides the option of the class.
+
+        Returns:
+            [.., D] (compressed [.., k]) unit rows in the dtype of x.
+        """
+        return self._features("IsoCLIP.image", "image", x, compress)
+
+    def text(self, x: Tensor, *, compress: bool | None = None) -> Tensor:  # [.., T] -> [.., D] or [.., k]
+        """Text features for comparison with texts; x as ``clip.encode_text(.., project=False)`` has it."""
+        return self._features("IsoCLIP.text", "text", x, compress)
+
+    def topk(
+        self,
+        queries: Tensor,  # [N, V], or [N, T] for texts
+        gallery: Tensor,  # [G, V] or [G, T]
+        k: int,
+        *,
+        query_side: str | None = None,
+        gallery_side: str | None = None,
+        exclude: Tensor | None = None,
+    ) -> TopK:
+        """Exact search among features before the projection, compressed on the way; see ``sb.topk``.
+
+        Raises:
+            ValueError: query_side and gallery_side differ. The projectors of the two sides keep
+                different subspaces, so that their inner product means nothing.
+        """
+        ours = self._side("IsoCLIP.topk", query_side)
+        theirs = self._side("IsoCLIP.topk", gallery_side)
+        if ours != theirs:
+            contract = f"be {ours!r}, the queries' modality"
+            remedy = (
+                "IsoCLIP removes what relates images to texts, so comparing across modalities means nothing; "
+                "compare the model's own projected features"
+            )
+            raise ValueError(_errors.message("IsoCLIP.topk", "gallery_side", contract, repr(theirs), remedy))
+        rows = [self._features("IsoCLIP.topk", ours, x, True) for x in (queries, gallery)]
+        return topk(rows[0], rows[1], k, exclude=exclude)
+
+    def class_means(self, x: Tensor, labels: Any, *, compress: bool | None = None) -> tuple[Tensor, Any]:
+        """Prototypes of the nearest-class-mean rule: means of un-normalised features, projected, normalised.
+
+        Args:
+            x: [N, V] (or [N, T], by ``side``) features before the projection.
+            labels: N class names.
+            compress: as in ``image``; queries must take the same.
+
+        Returns:
+            Unit rows [C, D] or [C, k], and the C class names. ``NearestClassMean`` behind an IsoCLIP
+            with ``normalize=False`` is the same rule as a scikit-learn pipeline.
+        """
+        where = "IsoCLIP.class_means"
+        names = _inputs.names(where, labels, len(x))
+        classes = _inputs.ordered(names)
+        codes = _inputs.encode(where, names, classes).to(x.device)
+        sums = torch.zeros(len(classes), x.shape[1], dtype=torch.float64, device=x.device)
+        means = sums.index_add_(0, codes, x.double()) / torch.bincount(codes).unsqueeze(1)
+        rows = self._features(where, self._side(where, None), means, compress)
+        if not self.normalize:
+            rows = torch.nn.functional.normalize(rows, dim=1)
+        return rows.to(x.dtype), _inputs.as_array(classes)
+
+    # -- choosing the cuts ---------------------------------------------------------------------------
+
+    # -- scikit-learn's conventions -------------------------------------------------------------------
+
+    def transform(self, X: Any) -> Any:
+        """The features of ``side``: a tensor for a tensor, an array for an array."""
+        side = self._side("IsoCLIP.transform", None)
+        width = self._spectrum().projections[side].shape[0]
+        x = _inputs.features("IsoCLIP.transform", "X", X, width, allow_empty=True)
+        rows = self.map(side)(x)
+        return rows if isinstance(X, Tensor) else rows.cpu().numpy()
+
+    def fit_transform(self, X: Any, y: Any = None) -> Any:
+        """``fit`` and ``transform`` in one."""
+        return self.fit(X, y).transform(X)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return self.image_projection is not None and self._is_chosen(self.side)
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import InputTags, Tags, TargetTags, TransformerTags
+
+        return Tags(
+            estimator_type=None,
+            target_tags=TargetTags(required=self.k_top is None or self.k_bottom is None),
+            transformer_tags=TransformerTags(),
+            classifier_tags=None,
+            regressor_tags=None,
+            input_tags=InputTags(),
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies carry the matrices; what follows from them is computed anew where they arrive."""
+        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
+
+    def __repr__(self) -> str:
+        widths = [
+            f"{name}={list(m.shape)}"
+            for name, m in (("V, D", self.image_projection), ("T, D", self.text_projection))
+            if isinstance(m, Tensor)
+        ]
+        cuts = [f"{name}={value}" for name in _CUTS if (value := getattr(self, name)) is not None]
+        return f"IsoCLIP({', '.join([*widths, *cuts, f'side={self.side!r}'])})"

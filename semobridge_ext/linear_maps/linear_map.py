@@ -1,0 +1,366 @@
+"""One algebra for the maps of this family: a matrix, an offset, then the norm.
+
+    y = norm(x·M + b)          compose: y = norm(norm(x·M₁ + b₁)·M₂ + b₂) ..
+
+The closed-form bridge, IsoCLIP's projectors, PCA on texts, centring and whitening are all of this form.
+A norm in the middle cancels where everything behind it up to the next norm has no offset, since a
+positive factor passes through a matrix and a norm takes it out; and steps without a norm between them
+multiply out. `fold` does both, in float64: what is left is usually one matrix.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from semobridge_ext import _errors, _files
+from semobridge_ext._ops.project_normalize.op import project_normalize
+from semobridge_ext._ops.project_normalize.prepared import Projection, compute_dtype, is_direct
+
+FORMAT = "semobridge-ext linear map 1"
+
+
+class Step(NamedTuple):
+    """``x·matrix + offset``, normalised or not; float64 on the CPU."""
+
+    matrix: Tensor  # [K, M]
+    offset: Tensor | None  # [M]
+    normalize: bool
+
+
+def _mergeable(first: Step, second: Step) -> bool:
+    return not first.normalize or (second.offset is None and second.normalize)
+
+
+def _merged(first: Step, second: Step) -> Step:
+    offset = None if first.offset is None else first.offset @ second.matrix
+    if second.offset is not None:
+        offset = second.offset if offset is None else offset + second.offset
+    return Step(first.matrix @ second.matrix, offset, second.normalize)
+
+
+class LinearMap:
+    """A matrix, an offset, then the norm: ``y = norm(x·matrix + offset)``, or a chain of these.
+
+    Args:
+        matrix: [K, M], any float dtype; copied to float64.
+        offset: [M] or None; added before the norm.
+        normalize: False leaves the norm out.
+
+    Attributes:
+        steps: the chain, a tuple of ``(matrix, offset, normalize)``; one step unless composed.
+        in_features, out_features: K and M.
+
+    Raises:
+        TypeError: not float tensors. ValueError: not 2-D, shapes that do not fit, or not finite.
+
+    Numerics: folded in float64; applied by ``ops.project_normalize`` in float32 (float64 for float64
+        rows), each row independent of its batch. Differentiable in the rows. Immutable.
+
+    Memory: the matrices in float64, and a packed copy for each dtype in use.
+
+    Example:
+        >>> import torch, semobridge_ext as sb
+        >>> shift = sb.LinearMap.centering(torch.tensor([1.0, 0.0]))
+        >>> turn = sb.LinearMap(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+        >>> both = sb.LinearMap.compose(shift, turn).fold()
+        >>> len(both.steps), both(torch.tensor([[4.0, 4.0]]))
+        (1, tensor([[0.8000, 0.6000]]))
+    """
+
+    steps: tuple[Step, ...]
+    _plans: dict[Any, Any]
+
+    def __init__(
+        self,
+        matrix: Tensor,  # [K, M]
+        offset: Tensor | None = None,  # [M]
+        *,
+        normalize: bool = True,
+    ) -> None:
+        m = _errors.check_float_tensor("LinearMap", "matrix", matrix).detach()
+        if m.dim() != 2 or m.numel() == 0:
+            remedy = "pass a [K, M] matrix, torch.eye(K) for none"
+            raise ValueError(_errors.message("LinearMap", "matrix", "be 2-D and not empty", m, remedy))
+        _errors.check_finite("LinearMap", "matrix", m, "check what it was computed from")
+        b = None
+        if offset is not None:
+            b = _errors.check_float_tensor("LinearMap", "offset", offset).detach()
+            if b.shape != (m.shape[1],):
+                remedy = "pass one value per column of the matrix"
+                raise ValueError(_errors.message("LinearMap", "offset", f"be [{m.shape[1]}]", b, remedy))
+            _errors.check_finite("LinearMap", "offset", b, "check what it was computed from")
+            b = b.to("cpu", torch.float64, copy=True) if bool((b != 0).any()) else None
+        self._set((Step(m.to("cpu", torch.float64, copy=True).contiguous(), b, bool(normalize)),))
+
+    def _set(self, steps: Sequence[Step]) -> LinearMap:
+        self.steps, self._plans = tuple(steps), {}
+        return self
+
+    @classmethod
+    def _of(cls, steps: Sequence[Step]) -> LinearMap:
+        return cls.__new__(cls)._set(steps)
+
+    # -- the family ----------------------------------------------------------------------------------
+
+    @classmethod
+    def from_bridge(cls, bridge: Any) -> LinearMap:
+        """The normalised bridge as one D×D matrix, ``norm(f W⁺ W)``, whatever its inverse is now."""
+        return cls(bridge._fold().projector)
+
+    @classmethod
+    def centering(cls, mean: Tensor) -> LinearMap:  # mean [D]
+        """``norm(x − mean)``."""
+        _errors.check_float_tensor("LinearMap.centering", "mean", mean)
+        if mean.dim() != 1 or mean.numel() == 0:
+            remedy = "pass the mean row, features.mean(dim=0)"
+            raise ValueError(_errors.message("LinearMap.centering", "mean", "be [D]", mean, remedy))
+        return cls(torch.eye(len(mean), dtype=torch.float64), -mean)
+
+    @classmethod
+    def pca(cls, rows: Tensor, k: int, *, center: bool = False) -> LinearMap:
+        """``norm(x V_k)``, V_k the k first principal directions of the rows.
+
+        Args:
+            rows: [N, D], what the directions are taken from: for PCA on texts the unit text features.
+            k: 1..min(N − 1, D); its inner products are those of the D-wide ``x V_k V_kᵀ``.
+            center: True also subtracts the rows' mean from x: ``norm((x − μ) V_k)``. Sensible where x
+                is of the rows' own modality; another one lies around another mean.
+        """
+        mean, _, vectors = _principal("LinearMap.pca", rows)
+        most = min(len(rows) - 1, rows.shape[1])
+        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= most:
+            contract, remedy = f"be an int in 1..{most}", "N rows span N − 1 directions about their mean"
+            raise ValueError(_errors.message("LinearMap.pca", "k", contract, k, remedy))
+        v = vectors[:, :k]
+        return cls(v, -(mean @ v) if center else None)
+
+    @classmethod
+    def whitening(cls, rows: Tensor, *, k: int | None = None, shrinkage: float = 1e-3) -> LinearMap:
+        """``norm((x − μ) V_k (Λ_k + ρ·tr(Λ)/D)^−½)``: equal variance along every direction kept.
+
+        Args:
+            rows: [N, D], what mean and covariance are taken from.
+            k: directions kept, the largest first; None: all D.
+            shrinkage: ρ ≥ 0, against directions of almost no variance.
+        """
+        mean, values, vectors = _principal("LinearMap.whitening", rows)
+        width = rows.shape[1]
+        if k is not None and (isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= width):
+            remedy = "None keeps all"
+            raise ValueError(_errors.message("LinearMap.whitening", "k", f"lie in 1..{width}", k, remedy))
+        if not 0 <= shrinkage < float("inf"):
+            remedy = "1e-3 is a mild value"
+            raise ValueError(_errors.message("LinearMap.whitening", "shrinkage", "be ≥ 0", shrinkage, remedy))
+        loaded = values[:k] + shrinkage * float(values.sum()) / width
+        if bool((loaded <= 1e-14 * values[0]).any()):
+            got = f"{int((loaded <= 1e-14 * values[0]).sum())} directions without any"
+            remedy = "raise shrinkage, keep fewer with k, or pass more rows"
+            raise ValueError(
+                _errors.message("LinearMap.whitening", "rows", "have variance everywhere", got, remedy)
+            )
+        m = vectors[:, :k] / loaded.sqrt()
+        return cls(m, -(mean @ m))
+
+    # -- the algebra ---------------------------------------------------------------------------------
+
+    @staticmethod
+    def compose(*maps: LinearMap) -> LinearMap:
+        """The maps one after another, the first applied first; exact, nothing folded yet."""
+        if not maps:
+            raise ValueError("LinearMap.compose: maps must hold at least one map, got none; pass some")
+        for map_ in maps:
+            if not isinstance(map_, LinearMap):
+                remedy = "use LinearMap.from_bridge(bridge) or IsoCLIP.map()"
+                raise TypeError(_errors.message("LinearMap.compose", "maps", "be LinearMaps", map_, remedy))
+        for before, after in pairwise(maps):
+            if before.out_features != after.in_features:
+                contract = f"fit: a map to width {before.out_features} is followed"
+                got, remedy = f"one from width {after.in_features}", "compose maps of matching widths"
+                raise ValueError(_errors.message("LinearMap.compose", "maps", contract, got, remedy))
+        return LinearMap._of([step for map_ in maps for step in map_.steps])
+
+    def fold(self) -> LinearMap:
+        """The same map in the fewest steps: one, unless an offset stands behind a norm."""
+        done = [self.steps[-1]]
+        for step in reversed(self.steps[:-1]):
+            if _mergeable(step, done[0]):
+                done[0] = _merged(step, done[0])
+            else:
+                done.insert(0, step)
+        return self if len(done) == len(self.steps) else LinearMap._of(done)
+
+    def with_norm(self, normalize: bool) -> LinearMap:
+        """The same map with or without the last norm."""
+        return LinearMap._of([*self.steps[:-1], self.steps[-1]._replace(normalize=bool(normalize))])
+
+    @property
+    def in_features(self) -> int:
+        return self.steps[0].matrix.shape[0]
+
+    @property
+    def out_features(self) -> int:
+        return self.steps[-1].matrix.shape[1]
+
+    def _only(self, what: str) -> Step:
+        folded = self.fold()
+        if len(folded.steps) > 1:
+            raise ValueError(
+                f"LinearMap.{what}: the map must fold into one matrix, got {len(folded.steps)} steps: an "
+                "offset stands behind a norm, which does not multiply out; read .fold().steps"
+            )
+        return folded.steps[0]
+
+    @property
+    def matrix(self) -> Tensor:
+        """[K, M] float64: the one matrix that the map folds into (ValueError if it does not)."""
+        return self._only("matrix").matrix
+
+    @property
+    def offset(self) -> Tensor:
+        """[M] float64: the offset beside it."""
+        step = self._only("offset")
+        return step.matrix.new_zeros(step.matrix.shape[1]) if step.offset is None else step.offset
+
+    # -- application ---------------------------------------------------------------------------------
+
+    def _operands(self, index: int, device: torch.device, compute: torch.dtype) -> tuple[Tensor, Any]:
+        key = (index, device, compute)
+        if key not in self._plans:
+            step = self.steps[index]
+            offset = None if step.offset is None else step.offset.to(device, compute)
+            self._plans[key] = (step.matrix.to(device, compute), offset)
+        return self._plans[key]
+
+    def _apply(self, index: int, x: Tensor) -> Tensor:
+        step, compute = self.steps[index], compute_dtype(x.dtype)
+        if not is_direct(x, step.matrix):
+            matrix, offset = self._operands(index, x.device, compute)
+            return project_normalize(x, matrix, bias=offset, normalize=step.normalize)
+        plan = self._plans.get((index, compute))
+        if plan is None:
+            plan = Projection(step.matrix, compute=compute, normalize=step.normalize)
+            self._plans[index, compute] = plan
+        offset = None if step.offset is None else self._operands(index, x.device, compute)[1]
+        return plan(x, bias=offset)
+
+    def __call__(self, x: Tensor) -> Tensor:  # [.., K] -> [.., M]
+        """Maps rows [.., K] to [.., M], in the dtype of x; between steps in float32 or float64."""
+        _errors.check_float_tensor("LinearMap", "x", x)
+        _errors.check_last_dim("LinearMap", "x", x, self.in_features, "this map is for that width")
+        dtype = x.dtype
+        if len(self.steps) > 1:
+            x = x.to(compute_dtype(dtype))
+        for index in range(len(self.steps)):
+            x = self._apply(index, x)
+        return x.to(dtype)
+
+    def __repr__(self) -> str:
+        shown = [
+            f"{s.matrix.shape[0]}→{s.matrix.shape[1]}{' + offset' if s.offset is not None else ''}"
+            f"{', norm' if s.normalize else ''}"
+            for s in self.steps
+        ]
+        return f"LinearMap({'; '.join(shown)})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies carry the matrices; native operands are packed anew where they arrive."""
+        return {"steps": self.steps, "_plans": {}}
+
+    # -- files and other programs --------------------------------------------------------------------
+
+    def _layout(self) -> str:
+        return json.dumps([{"offset": s.offset is not None, "normalize": s.normalize} for s in self.steps])
+
+    def _tensors(self) -> dict[str, Tensor]:
+        found = {}
+        for i, step in enumerate(self.steps):
+            found[f"matrix_{i}"] = step.matrix
+            if step.offset is not None:
+                found[f"offset_{i}"] = step.offset
+        return found
+
+    @classmethod
+    def _restored(cls, function: str, path: Any, layout: str, tensors: dict[str, Tensor]) -> LinearMap:
+        try:
+            parts = [
+                cls(tensors[f"matrix_{i}"], tensors[f"offset_{i}"] if kind["offset"] else None,
+                    normalize=kind["normalize"])
+                for i, kind in enumerate(json.loads(layout))
+            ]  # fmt: skip
+            return cls.compose(*parts)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{function}: {path} must hold the steps of a map, got {error!r}; write it again"
+            ) from error
+
+    def save(self, path: Any) -> None:
+        """Writes a safetensors file, atomically; float64, so that ``load`` gives the very same map."""
+        _files.save_tensors(path, self._tensors(), {"format": FORMAT, "steps": self._layout()})
+
+    @classmethod
+    def load(cls, path: Any) -> LinearMap:
+        """Reads what ``save`` wrote; a foreign or truncated file is named and refused (ValueError)."""
+        where = "LinearMap.load"
+        _, meta = _files.load_tensors(where, path, FORMAT, (), ("steps",))
+        try:
+            layout = json.loads(meta["steps"])
+            names = [f"matrix_{i}" for i in range(len(layout))]
+            names += [f"offset_{i}" for i, kind in enumerate(layout) if kind["offset"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{where}: {path} must list its steps, got {error!r}; save it again") from error
+        tensors, _ = _files.load_tensors(where, path, FORMAT, tuple(names))
+        return cls._restored(where, path, meta["steps"], tensors)
+
+    def to_onnx(self, path: Any, *, dtype: torch.dtype = torch.float32) -> None:
+        """Writes the folded map as an ONNX graph ``x [rows, K] -> y [rows, M]``, atomically.
+
+        Args:
+            path: the file.
+            dtype: of the graph, float32 or float64. Rows of zeros stay zero.
+        """
+        from semobridge_ext.linear_maps.export import to_onnx
+
+        to_onnx(self.fold(), path, dtype)
+
+    @classmethod
+    def from_onnx(cls, path: Any) -> LinearMap:
+        """Reads what ``to_onnx`` wrote (another graph is refused, ValueError)."""
+        from semobridge_ext.linear_maps.export import from_onnx
+
+        return from_onnx(path)
+
+    def to_faiss(self) -> list[Any]:
+        """The folded map as FAISS transforms in order: LinearTransform, NormalizationTransform, ..
+
+        FAISS applies them in float32. Before an index, last first:
+        ``for t in reversed(map.to_faiss()): index = faiss.IndexPreTransform(t, index)``.
+        """
+        from semobridge_ext.linear_maps.export import to_faiss
+
+        return to_faiss(self.fold())
+
+    @classmethod
+    def from_faiss(cls, transforms: Sequence[Any]) -> LinearMap:
+        """A map from FAISS linear transforms (also PCA, OPQ, random rotations) and L2 normalisations."""
+        from semobridge_ext.linear_maps.export import from_faiss
+
+        return from_faiss(transforms)
+
+
+def _principal(function: str, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean [D], variances [D] descending, directions [D, D] of the rows, in float64."""
+    _errors.check_float_tensor(function, "rows", rows)
+    if rows.dim() != 2 or len(rows) < 2 or rows.shape[1] == 0:
+        raise ValueError(_errors.message(function, "rows", "be [N, D] with N ≥ 2", rows, "pass more rows"))
+    _errors.check_finite(function, "rows", rows, "drop the rows with NaN or inf")
+    wide = rows.detach().to("cpu", torch.float64)
+    mean = wide.mean(dim=0)
+    centred = wide - mean
+    values, vectors = torch.linalg.eigh(centred.T @ centred / (len(wide) - 1))
+    return mean, values.flip(0).clamp_min(0), vectors.flip(1)

@@ -1,0 +1,115 @@
+"""What IsoCLIP takes from the two projections: the spectrum of Ψ = A Wᵀ, and the search for its cuts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from semobridge_ext import _errors, _inputs
+from semobridge_ext.linear_maps.linear_map import LinearMap
+from semobridge_ext.retrieval.metrics import retrieval_metrics
+
+# k_top, k_bottom for images, then for texts, as arXiv 2603.19862 reports them.
+UNPUBLISHED = "unpublished"
+PUBLISHED: dict[str, tuple[int, int, Any, Any]] = {
+    "ViT-B/32": (150, 50, 20, 100),
+    "ViT-B/16": (200, 50, 10, 50),
+    "ViT-L/14": (250, 200, 10, 300),
+    "OpenCLIP ViT-B/32": (50, 50, UNPUBLISHED, UNPUBLISHED),
+    "OpenCLIP ViT-B/16": (100, 100, 2, 150),
+    "PE-Core-B/16": (300, 50, UNPUBLISHED, UNPUBLISHED),
+    "SigLIP2 ViT-B/16": (350, 50, UNPUBLISHED, UNPUBLISHED),
+}
+# Of the search, as shares of r.
+_GRID = (0.0, 0.01, 0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
+
+
+class Spectrum(NamedTuple):
+    """What follows from the two projections, in float64 on the CPU."""
+
+    bases: dict[str, Tensor]  # [V, r] and [T, r] singular vectors of Ψ
+    singular: Tensor  # [r]
+    projections: dict[str, Tensor]  # [V, D] and [T, D]
+
+
+def spectrum_of(image: Tensor, text: Tensor) -> Spectrum:
+    """The thin SVD of Ψ through the two QR factors: D×D instead of V×T, and no rank beyond D."""
+    a, w = (m.detach().to("cpu", torch.float64) for m in (image, text))
+    (qa, ra), (qw, rw) = torch.linalg.qr(a), torch.linalg.qr(w)
+    u, s, ht = torch.linalg.svd(ra @ rw.T, full_matrices=False)
+    return Spectrum({"image": qa @ u, "text": qw @ ht.T}, s, {"image": a, "text": w})
+
+
+def factor_of(rows: Tensor) -> Tensor:  # [k, D] -> [k, k]
+    """The lower triangular C with ``C Cᵀ = rows·rowsᵀ``.
+
+    It is Cholesky's factor, taken from the QR of the rows: their product would square the condition.
+    """
+    r = torch.linalg.qr(rows.T, mode="r").R
+    return (r * torch.where(r.diagonal() < 0, -1.0, 1.0).unsqueeze(1)).T
+
+
+def search_cuts(
+    function: str,
+    spectrum: Spectrum,
+    side: str,
+    X: Any,
+    y: Any,
+    tops: Sequence[int] | None,
+    bottoms: Sequence[int] | None,
+    metric: str,
+) -> tuple[int, int, list[tuple[int, int, float]]]:
+    """The best cuts of one side by leave-one-out retrieval on (X, y), and the score of every pair."""
+    x = _inputs.features(function, "X", X, spectrum.projections[side].shape[0])
+    names = _inputs.names(function, y, len(x))
+    codes = _inputs.encode(function, names, _inputs.ordered(names))
+    rank = len(spectrum.singular)
+    grid = [_grid(function, name, v, rank) for name, v in (("k_top", tops), ("k_bottom", bottoms))]
+    # Equal scores go to the smaller cut.
+    cuts = sorted(((a, b) for a in grid[0] for b in grid[1] if a + b < rank), key=lambda c: (sum(c), c[0]))
+    if not cuts:
+        got, remedy = f"{grid[0]} and {grid[1]}", f"the model has {rank} directions"
+        raise ValueError(_errors.message(function, "k_top", "leave a direction", got, remedy))
+    coordinates = (x.to("cpu", torch.float64) @ spectrum.bases[side]).float()  # [N, r], once
+    rows = spectrum.bases[side].T @ spectrum.projections[side]  # [r, D]
+    gram = rows @ rows.T
+    ks = (int(metric[7:]),) if metric.startswith("Recall@") and metric[7:].isdigit() else (1,)
+    results = []
+    for top, bottom in cuts:
+        kept = slice(top, rank - bottom)
+        factor, failed = torch.linalg.cholesky_ex(gram[kept, kept])
+        if bool(failed):  # a projection of lower rank: the D-wide form serves any
+            factor = rows[kept]
+        feats = LinearMap(factor)(coordinates[:, kept])
+        found = retrieval_metrics(feats, feats, codes, codes, same_set=True, recall_at=ks)
+        if metric not in found:
+            remedy = "pass 'mAP', 'mAP@R', 'R-Precision' or 'Recall@k'"
+            raise ValueError(_errors.message(function, "metric", "be one of them", metric, remedy))
+        results.append((top, bottom, found[metric]))
+    best = max(results, key=lambda row: row[2])  # the first of equals
+    return best[0], best[1], results
+
+
+def published_cuts(name: str) -> tuple[int, int, Any, Any]:
+    def plain(text: str) -> str:
+        return text.lower().replace("/", "-").replace(" ", "-").replace("_", "-")
+
+    for known, cuts in PUBLISHED.items():
+        if isinstance(name, str) and plain(known) == plain(name):
+            return cuts
+    contract = f"be one of {', '.join(PUBLISHED)}"
+    remedy = "the paper names no others; choose the cuts with tune(X, y)"
+    raise ValueError(_errors.message("IsoCLIP", "published", contract, name, remedy))
+
+
+def _grid(function: str, name: str, values: Any, rank: int) -> list[int]:
+    if values is None:
+        return sorted({round(share * rank) for share in _GRID})
+    found = list(values)
+    for value in found:
+        if isinstance(value, bool) or not hasattr(value, "__index__") or value < 0:
+            raise ValueError(_errors.message(function, name, "hold ints ≥ 0", value, "pass range(0, 60, 10)"))
+    return [int(value) for value in found]

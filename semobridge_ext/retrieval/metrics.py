@@ -1,0 +1,190 @@
+"""retrieval_metrics: mAP, mAP@R, R-precision and Recall@k by counting, not by sorting.
+
+A gallery item is relevant to a query when their labels are equal; R counts the relevant ones. With
+``prec(i)`` the share of relevant items among the first i of the ranking by inner product:
+
+    AP = (1/R) Σ_{i: relevant} prec(i)                AP@R = (1/R) Σ_{i ≤ R: relevant} prec(i)
+    R-precision = prec(R)                             Recall@k = [a relevant item is in the first k]
+
+Ties: items of equal score have no order, so every metric is its expected value over all orders of
+the tied items (McSherry and Najork, ECIR 2008): a tie of t items with m relevant ones below g others
+of which a are relevant adds Σ_{p=1..t} (m/t)·(a + 1 + (p−1)(m−1)/(t−1))/(g + p) to R·AP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from semobridge_ext import _errors
+from semobridge_ext._ops.rank_counts import reference
+from semobridge_ext._ops.rank_counts.op import Marked, RankCounts, blocks, rank_counts
+from semobridge_ext._ops.support_logits.op import unit_columns
+from semobridge_ext.runtime.backend import _C, resolve
+
+_NAME = "retrieval_metrics"
+
+
+def mark_by_label(query_labels: Tensor, gallery_labels: Tensor, same_set: bool) -> Marked:
+    """The gallery rows of each query's label, as ranges of one list in label order."""
+    ordered, rows = torch.sort(gallery_labels, stable=True)
+    begin = torch.searchsorted(ordered, query_labels)
+    end = torch.searchsorted(ordered, query_labels, right=True)
+    exclude = torch.arange(len(query_labels)) if same_set else None
+    return Marked(rows, begin, end, exclude)
+
+
+def metrics_from_counts(counts: RankCounts, recall_at: Sequence[int]) -> Tensor:
+    """[N, 3 + len(recall_at)] float64: AP, AP@R, R-precision, Recall@k..; NaN: nothing relevant."""
+    n = len(counts.offsets) - 1
+    ks = torch.tensor(list(recall_at), dtype=torch.int64)
+    out = torch.empty(n, 3 + len(ks), dtype=torch.float64)
+    _C.rank_metrics(
+        n, counts.offsets.data_ptr(), counts.greater.data_ptr(), counts.equal.data_ptr(),
+        ks.data_ptr(), len(ks), out.data_ptr(),
+    )  # fmt: skip
+    return out
+
+
+def _native(
+    query: Tensor,
+    gallery: Tensor,
+    query_labels: Tensor,
+    gallery_labels: Tensor,
+    same_set: bool,
+    recall_at: Sequence[int],
+) -> Tensor:
+    query, gallery = unit_columns(query), unit_columns(gallery)
+    marked = mark_by_label(query_labels, gallery_labels, same_set)
+    # Neighbours of one label share the scores of their relevant rows.
+    order = torch.argsort(query_labels, stable=True)
+    marked = Marked(marked.rows, marked.begin[order], marked.end[order], order if same_set else None)
+    out = torch.empty(len(order), 3 + len(recall_at), dtype=torch.float64)
+    for part in blocks(marked.sizes()):
+        rows = order[part]
+        exclude = None if marked.exclude is None else marked.exclude[part]
+        mine = Marked(marked.rows, marked.begin[part], marked.end[part], exclude)
+        counts = rank_counts(query, gallery, rows, mine)
+        out[rows] = metrics_from_counts(counts, recall_at)
+    return out
+
+
+def _check_labels(name: str, labels: Any, features: Tensor) -> None:
+    if not isinstance(labels, Tensor) or labels.dtype is not torch.int64:
+        remedy = "convert it with torch.as_tensor(labels).long()"
+        raise TypeError(_errors.message(_NAME, name, "be an int64 tensor", labels, remedy))
+    if labels.shape != features.shape[:1]:
+        contract = f"be [{features.shape[0]}]"
+        raise ValueError(_errors.message(_NAME, name, contract, labels, "pass one label per row"))
+    _errors.check_same_device(_NAME, name, labels, features.device)
+
+
+def _check(
+    query: Tensor,
+    gallery: Tensor,
+    query_labels: Tensor,
+    gallery_labels: Tensor,
+    same_set: bool,
+    recall_at: Sequence[int],
+) -> None:
+    check_features(_NAME, query, gallery)
+    _check_labels("query_labels", query_labels, query)
+    _check_labels("gallery_labels", gallery_labels, gallery)
+    if same_set and (query.shape != gallery.shape or not torch.equal(query_labels, gallery_labels)):
+        contract = f"be the gallery, {list(gallery.shape)} with the same labels, under same_set"
+        remedy = "pass the same features twice, or drop same_set"
+        raise ValueError(_errors.message(_NAME, "query", contract, query, remedy))
+    for k in recall_at:
+        if isinstance(k, bool) or not isinstance(k, int):
+            raise TypeError(_errors.message(_NAME, "recall_at", "hold ints", k, "pass (1, 5, 10)"))
+        if k < 1:
+            raise ValueError(_errors.message(_NAME, "recall_at", "be ≥ 1", k, "pass (1, 5, 10)"))
+
+
+def check_features(function: str, query: Tensor, gallery: Tensor) -> None:
+    for name, value in (("query", query), ("gallery", gallery)):
+        _errors.check_float_tensor(function, name, value)
+        if value.dim() != 2 or value.numel() == 0:
+            remedy = "pass one row per item"
+            raise ValueError(_errors.message(function, name, "be 2-D and not empty", value, remedy))
+    width = gallery.shape[1]
+    _errors.check_last_dim(function, "query", query, width, f"the gallery has width {width}")
+    _errors.check_same_device(function, "query", query, gallery.device)
+
+
+def retrieval_metrics(
+    query: Tensor,  # [N, D]
+    gallery: Tensor,  # [G, D]
+    query_labels: Tensor,  # [N] int64
+    gallery_labels: Tensor,  # [G] int64
+    *,
+    same_set: bool = False,
+    recall_at: Sequence[int] = (1, 5, 10),
+    per_query: bool = False,
+) -> dict[str, Any]:
+    """mAP, mAP@R, R-Precision and Recall@k of a ranking by inner product, as fractions.
+
+    Args:
+        query: [N, D] float32, float64, bfloat16 or float16; normalise for a cosine ranking.
+        gallery: [G, D], any of these dtypes; read tile by tile. May be memory-mapped.
+        query_labels: [N] int64, any values.
+        gallery_labels: [G] int64; items of the query's label are its relevant ones.
+        same_set: the query set is the gallery: row i of one is row i of the other. A query then
+            finds neither itself nor counts itself among its relevant items.
+        recall_at: the k of Recall@k.
+        per_query: adds ``"per_query"``.
+
+    Returns:
+        ``{"mAP", "mAP@R", "R-Precision", "Recall@k".., "queries", "without_relevant"}``: means over
+        the ``queries`` queries that have a relevant item; the ``without_relevant`` others are left
+        out. With ``per_query`` also ``{"AP", "AP@R", "R-Precision", "Recall@k".., "relevant"}``,
+        float64 tensors [N] with NaN for those, and R.
+
+    Raises:
+        TypeError: not a tensor, or not the dtype named above. ValueError: shapes, devices or labels
+            that do not fit; no query has a relevant item.
+
+    Numerics: scores in float32 (float64 if an input is), metrics in float64. Ties take their expected
+        value over all orders of the tied items. Scores may be negative; a NaN score ranks with −inf.
+        Deterministic, whatever the number of threads. Not differentiable.
+
+    Memory: O(block): 1024 queries and 2 million relevant items at a time, about 100 MiB at most.
+
+    Example:
+        >>> import torch, semobridge_ext as sb
+        >>> x = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.5, 0.8]])
+        >>> m = sb.retrieval_metrics(x, x, torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 1]),
+        ...                          same_set=True, recall_at=(1,))
+        >>> m["mAP"], m["Recall@1"], m["without_relevant"]
+        (1.0, 1.0, 0)
+    """
+    _check(query, gallery, query_labels, gallery_labels, same_set, recall_at)
+    query, gallery = query.detach(), gallery.detach()
+    ks = tuple(recall_at)
+    if resolve(_NAME, query.device) == "eager":
+        wide = torch.float64 if torch.float64 in (query.dtype, gallery.dtype) else torch.float32
+        values = reference.retrieval_metrics(
+            query.to(wide), gallery.to(wide), query_labels, gallery_labels,
+            same_set=same_set, recall_at=ks,
+        )  # fmt: skip
+    else:
+        values = _native(query, gallery, query_labels, gallery_labels, same_set, ks)
+    valid = ~torch.isnan(values[:, 0])
+    if not bool(valid.any()):
+        remedy = "check that both label vectors use the same numbering"
+        got = f"no common label for any of {len(values)} queries"
+        raise ValueError(_errors.message(_NAME, "gallery_labels", "hold relevant items", got, remedy))
+    names = ["AP", "AP@R", "R-Precision", *(f"Recall@{k}" for k in ks)]
+    result: dict[str, Any] = {
+        name if name[0] == "R" else f"m{name}": float(values[valid, i].mean()) for i, name in enumerate(names)
+    }
+    result["queries"] = int(valid.sum())
+    result["without_relevant"] = int((~valid).sum())
+    if per_query:
+        marked = mark_by_label(query_labels.cpu(), gallery_labels.cpu(), same_set)
+        result["per_query"] = {name: values[:, i].clone() for i, name in enumerate(names)}
+        result["per_query"]["relevant"] = marked.sizes()
+    return result

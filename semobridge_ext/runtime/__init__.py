@@ -1,0 +1,1 @@
+"""What every operator and engine runs on: backends, choices, views, graphs, calibration."""

@@ -1,0 +1,28 @@
+"""How tensors cross to the CUDA kernels: addresses, and where to run."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from semobridge_ext.runtime.backend import DTYPE_CODES
+
+View = tuple[int, int, int, int, int]  # address (0: none), dtype, rows, columns, row stride
+
+
+def view(matrix: Tensor) -> View:  # [N, M], unit column stride
+    return (matrix.data_ptr(), DTYPE_CODES[matrix.dtype], *matrix.shape, matrix.stride(0))
+
+
+def row_view(bias: Tensor | None) -> View:
+    """[M] for every row, [N, M], or none; contiguous: a copy made here would not outlive the view."""
+    if bias is None:
+        return (0, 0, 0, 0, 0)
+    return view(bias) if bias.dim() == 2 else (bias.data_ptr(), DTYPE_CODES[bias.dtype], 1, *bias.shape, 0)
+
+
+def place(tensor: Tensor) -> tuple[int, int]:
+    """The device and its current stream."""
+    if not tensor.is_cuda:
+        return 0, 0  # the emulation of tests/cuda_emulation
+    return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream

@@ -1,0 +1,115 @@
+"""clip/encode.py: features before the projection, against each model's own projected output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import open_clip
+import pytest
+import torch
+from torch import Tensor, nn
+
+from semobridge_ext.clip import encode_image, encode_text, image_projection, text_projection
+from tests.support.assertions import assert_row_relative
+from tests.support.towers import TEXT_CONFIG, VISION, D, _TimmVisual, custom_text_model, open_clip_model
+from tests.support.towers import TEXT_MODELS as TEXTS
+from tests.support.towers import VISION_MODELS as VISIONS
+
+IDS = torch.zeros(3, 16, dtype=torch.int64)
+for _row, _length in enumerate((5, 9, 16)):
+    IDS[_row, :_length] = torch.arange(100, 100 + _length) + 7 * _row
+    IDS[_row, 0], IDS[_row, _length - 1] = 49406, 49407
+IMAGES = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def timm_linear(bias: bool = False) -> nn.Module:
+    """CustomTextCLIP over a timm trunk with a class token, then dropout and a linear head."""
+    timm = pytest.importorskip("timm")
+    model = custom_text_model(dict(TEXT_CONFIG))
+    small = {"img_size": 32, "patch_size": 8, "embed_dim": VISION, "depth": 2, "num_heads": 2}
+    visual = _TimmVisual(timm.models.vision_transformer.VisionTransformer(**small, num_classes=0))
+    visual.head.add_module("drop", nn.Dropout(0.5))
+    visual.head.add_module("proj", nn.Linear(VISION, D, bias=bias))
+    model.visual = visual
+    return model.eval()
+
+
+def average_pooled() -> nn.Module:
+    return open_clip_model(vision={"pool_type": "avg"})
+
+
+IMAGE_MODELS: dict[str, Callable[[], nn.Module]] = {
+    **{name: make for name, make in VISIONS.items() if name != "SigLIP timm"},
+    "open_clip average": average_pooled,
+    "timm linear head": timm_linear,
+}
+TEXT_MODELS = {
+    name: make
+    for name, make in TEXTS.items()
+    if name not in ("CustomTextCLIP linear", "CustomTextCLIP no projection", "SigLIP text")
+}
+
+
+def own_image_features(model: nn.Module) -> Tensor:
+    if hasattr(model, "visual_projection"):
+        return model.visual_projection(model.vision_model(IMAGES).pooler_output)
+    return model.encode_image(IMAGES)
+
+
+def own_text_features(model: nn.Module) -> Tensor:
+    if hasattr(model, "text_model"):
+        return model.text_projection(model.text_model(IDS).pooler_output)
+    return model.encode_text(IDS)
+
+
+@pytest.mark.parametrize("name", IMAGE_MODELS)
+def test_images_before_the_projection(name: str):
+    model = IMAGE_MODELS[name]().train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    x = encode_image(model, IMAGES, project=False, batch_size=2)
+    assert x.shape == (5, VISION) if name != "OpenAI" else x.shape == (5, 64)
+    assert not x.requires_grad and model.training, "left as it was found"
+    model.eval()
+    with torch.no_grad():
+        want = own_image_features(model).double()
+    assert_row_relative(x.double() @ image_projection(model).double(), want, 1e-5, name)
+    assert_row_relative(encode_image(model, IMAGES), want, 1e-5, name)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("name", TEXT_MODELS)
+def test_texts_before_the_projection(name: str):
+    model = TEXT_MODELS[name]()
+    x = encode_text(model, IDS, project=False, batch_size=2)
+    assert x.shape == (3, text_projection(model).shape[0]) and not x.requires_grad
+    with torch.no_grad():
+        want = own_text_features(model).double()
+    assert_row_relative(x.double() @ text_projection(model).double(), want, 1e-5, name)
+    assert_row_relative(encode_text(model, IDS), want, 1e-5, name)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_hugging_face_batches():
+    model = TEXT_MODELS["Hugging Face"]()
+    batch = {"input_ids": IDS, "attention_mask": (IDS > 0).long()}
+    for project in (True, False):
+        got = encode_text(model, batch, project=project, batch_size=2)
+        torch.testing.assert_close(got, encode_text(model, IDS, project=project), rtol=1e-4, atol=1e-4)
+
+
+def test_towers_without_a_linear_projection_are_refused():
+    siglip = VISIONS["SigLIP timm"]()
+    with pytest.raises(TypeError, match=r"image_projection: .* without one .*SigLIP.*; use a model"):
+        encode_image(siglip, IMAGES, project=False)
+    assert encode_image(siglip, IMAGES).shape == (5, VISION), "projected features need no matrix"
+    with pytest.raises(TypeError, match=r"text_projection: .*text\.text_projection .*with a bias; .*IsoCLIP"):
+        encode_text(siglip, IDS, project=False)
+    with pytest.raises(TypeError, match=r"image_projection: .*visual\.head\.proj .*with a bias"):
+        encode_image(timm_linear(bias=True), IMAGES, project=False)
+    vision = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16, "head_width": 16}
+    resnet = open_clip.CLIP(D, vision, dict(TEXT_CONFIG))
+    with pytest.raises(TypeError, match=r"CLIP with a ModifiedResNet without one"):
+        image_projection(resnet)
+    with pytest.raises(TypeError, match=r"must be a CLIP model"):
+        image_projection("ViT-B-32")

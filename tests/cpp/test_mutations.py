@@ -1,0 +1,170 @@
+"""Broken on purpose, the kernels must turn the C++ test red: proof that it can fail.
+
+Each mutation replaces one exact piece of source text, which must exist once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.source_tree import PORTABLE_ONLY, compile_all, configure, copy_core, run
+
+pytestmark = pytest.mark.slow
+
+# name: file, text, what stands there instead
+MUTATIONS = {
+    "residual with a flipped sign": (
+        "csrc/project_normalize/project_rows.h",
+        "row[i] = line[i] - row[i];",
+        "row[i] = line[i] + row[i];",
+    ),
+    "norm dropped": (
+        "csrc/project_normalize/project_rows.h",
+        "return {norm, T(1) / norm};",
+        "return {norm, T(1)};",
+    ),
+    "no guard for a zero row": (
+        "csrc/project_normalize/project_rows.h",
+        "if (largest == 0) return {T(0), T(0)};",
+        "",
+    ),
+    "no guard for overflowing squares": (
+        "csrc/project_normalize/project_rows.h",
+        "if (squares > tiny && squares < huge) {",
+        "if (squares > tiny) {",
+    ),
+    "no guard for underflowing squares": (
+        "csrc/project_normalize/project_rows.h",
+        "if (squares > tiny && squares < huge) {",
+        "if (squares == squares && squares < huge) {",
+    ),
+    "norms of the wrong row": (
+        "csrc/project_normalize/project_rows.h",
+        "(norms)[row0 + r] = measured.norm;",
+        "(norms)[r] = measured.norm;",
+    ),
+    "bias of the block's first row": (
+        "csrc/project_normalize/project_rows.h",
+        "+ (row0 + r) * stage.bias.row_stride;",
+        "+ row0 * stage.bias.row_stride;",
+    ),
+    "bias skips its last column": (
+        "csrc/project_normalize/project_rows.h",
+        "i < stage.matrix.cols; ++i) row[i] += bias[i];",
+        "i + 1 < stage.matrix.cols; ++i) row[i] += bias[i];",
+    ),
+    "scale forgotten behind a norm": (
+        "csrc/project_normalize/project_rows.h",
+        "factor = measured.inverse * scale;",
+        "factor = measured.inverse;",
+    ),
+    "last panel of the norm skipped": (
+        "csrc/project_normalize/project_rows.h",
+        "p < panels; ++p) {",
+        "p < panels - (panels > 1); ++p) {",
+    ),
+    "last panel of columns skipped": (
+        "csrc/project_normalize/project_rows.h",
+        "for (int64_t p = 0; p < panels_of(m.cols); ++p) {",
+        "for (int64_t p = 0; p < m.cols / kPanel; ++p) {",
+    ),
+    "one column too many written": (
+        "csrc/project_normalize/project_rows.h",
+        "narrow(y + r * ld, T(1), out.cols,",
+        "narrow(y + r * ld, T(1), out.cols + 1,",
+    ),
+    "output rows without their stride": (
+        "csrc/project_normalize/project_rows.h",
+        "(row0 + r) * out.row_stride * bytes);",
+        "(row0 + r) * out.cols * bytes);",
+    ),
+    "products miss their last term": (
+        "csrc/core/tile.h",
+        "    const T* b = panel + col;\n    for (int64_t k = 0; k < k_size; ++k) {",
+        "    const T* b = panel + col;\n    for (int64_t k = 0; k < k_size - (k_size > 1); ++k) {",
+    ),
+    "one row alone misses its last term": (
+        "csrc/core/tile.h",
+        "for (int64_t k = 0; k < k_size; ++k) {\n        const T left = a[k];",
+        "for (int64_t k = 0; k + 1 < k_size; ++k) {\n        const T left = a[k];",
+    ),
+    "one row alone sums in another order": (
+        "csrc/core/tile.h",
+        "for (int64_t k = 0; k < k_size; ++k) {\n        const T left = a[k];",
+        "for (int64_t k = k_size - 1; k >= 0; --k) {\n        const T left = a[k];",
+    ),
+    "input rows without their stride": (
+        "csrc/core/tile.h",
+        "row * x.row_stride * bytes;",
+        "row * x.cols * bytes;",
+    ),
+    "padding columns hold NaN": (
+        "csrc/project_normalize/cpu_kernel.cpp",
+        "++i) dst[i] = T(0);",
+        '++i) dst[i] = T(__builtin_nan(""));',
+    ),
+    "first norm of two skipped": (
+        "csrc/project_normalize/cpu_kernel.cpp",
+        "finish_stage(a.first, 0, n, mid, mid_ld, nullptr);",
+        ";",
+    ),
+    "second thread skips a panel": (
+        "csrc/project_normalize/cpu_kernel.cpp",
+        "stage_columns(a.second, mid_view, plan.out_panels * me / all,",
+        "stage_columns(a.second, mid_view, plan.out_panels * me / all + (me == 1),",
+    ),
+    "bfloat16 truncated": ("csrc/core/simd.h", "(u + 0x7fffu + ((u >> 16) & 1u)) >> 16", "u >> 16"),
+    "bfloat16 ties go up": (
+        "csrc/core/simd.h",
+        "(u + 0x7fffu + ((u >> 16) & 1u)) >> 16",
+        "(u + 0x8000u) >> 16",
+    ),
+    "bfloat16 NaN rounds to infinity": (
+        "csrc/core/simd.h",
+        "const bool nan = (u & 0x7fffffffu) > 0x7f800000u;",
+        "const bool nan = false;",
+    ),
+    "float16 subnormals flushed": (
+        "csrc/core/simd.h",
+        "float_to_bits(bits_to_float(a) + 0.5f) - 0x3f000000u",
+        "0u",
+    ),
+    "float16 overflow boundary one step off": ("csrc/core/simd.h", "a >= 0x477ff000u", "a >= 0x48800000u"),
+    "width of x not checked": (
+        "csrc/project_normalize/cpu.cpp",
+        "require(stage.matrix.rows == k,",
+        "require(k > 0,",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
+    """A copy of the core, built once for the portable set; each mutation rebuilds what it touched."""
+    source = copy_core(tmp_path_factory.mktemp("mutated") / "core")
+    build = source / "build"
+    configure(source, build, *PORTABLE_ONLY, "-DCMAKE_CXX_FLAGS_RELEASE=-O1")
+    done = compile_all(build)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert run(build / "test_core").returncode == 0, "the test must be green before anything is broken"
+    yield source, build
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_mutation_is_caught(name: str, tree: tuple[Path, Path]):
+    source, build = tree
+    file, text, replacement = MUTATIONS[name]
+    path = source / file
+    original = path.read_text()
+    assert original.count(text) == 1, f"{file} holds {original.count(text)} times: {text!r}"
+    try:
+        path.write_text(original.replace(text, replacement))
+        done = compile_all(build)
+        assert done.returncode == 0, f"the mutation does not compile:\n{done.stdout}{done.stderr}"
+        result = run(build / "test_core", "--stop-at-first", timeout=120)
+        assert result.returncode != 0, "the kernel is broken and the test is green"
+    finally:
+        path.write_text(original)

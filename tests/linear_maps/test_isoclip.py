@@ -1,0 +1,397 @@
+"""spectral.py: IsoCLIP against the paper's formula in float64, its compression, its search, its refusals."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import semobridge_ext as sb
+from semobridge_ext.clip import encode_image, encode_text
+from semobridge_ext.linear_maps.spectrum import PUBLISHED
+from tests.clip.test_encode import timm_linear
+from tests.support.assertions import assert_close, assert_row_relative, assert_same_bits
+from tests.support.tolerances import DTYPES
+from tests.support.towers import (
+    TEXT_MODELS,
+    VISION_MODELS,
+    D,
+    hugging_face_model,
+    open_clip_model,
+    openai_model,
+)
+
+F64 = torch.float64
+V, T, WIDTH = 20, 14, 12
+
+
+def unit(x: Tensor) -> Tensor:
+    return x / x.square().sum(-1, keepdim=True).sqrt()
+
+
+def paper(x: Tensor, a: Tensor, w: Tensor, top: int, bottom: int, side: str) -> Tensor:
+    """norm(x P A) with the projector from the full SVD of A Wᵀ, in float64."""
+    a, w = a.double(), w.double()
+    u, _, ht = torch.linalg.svd(a @ w.T)
+    rank = min(*a.shape, *w.shape)
+    basis, matrix = (u, a) if side == "image" else (ht.T, w)
+    kept = basis[:, top : rank - bottom]
+    return unit(x.double() @ kept @ kept.T @ matrix)
+
+
+@pytest.fixture
+def matrices() -> tuple[Tensor, Tensor]:
+    return torch.randn(V, WIDTH), torch.randn(T, WIDTH)
+
+
+# -- the formula -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", ["image", "text"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_formula(matrices, dtype: torch.dtype, side: str):
+    iso = sb.IsoCLIP(*matrices, k_top=3, k_bottom=2, text_k_top=1, text_k_bottom=4)
+    x = torch.randn(4, 6, V if side == "image" else T).to(dtype)
+    cut = (3, 2) if side == "image" else (1, 4)
+    got = getattr(iso, side)(x)
+    assert got.dtype is dtype
+    assert_close(got, paper(x, *matrices, *cut, side), "op")
+
+
+@pytest.mark.parametrize("shape", [(20, 14, 12), (12, 20, 12), (9, 20, 12), (20, 8, 12), (12, 12, 12)])
+def test_any_shape_of_model(shape):
+    v, t, d = shape
+    a, w = torch.randn(v, d), torch.randn(t, d)
+    x = torch.randn(7, v, dtype=F64)
+    iso = sb.IsoCLIP(a, w, k_top=2, k_bottom=1)
+    rank = min(shape)
+    assert iso.singular_values.shape == (rank,)
+    torch.testing.assert_close(
+        iso.singular_values, torch.linalg.svdvals(a.double() @ w.double().T)[:rank], atol=1e-10, rtol=1e-10
+    )
+    assert_row_relative(iso.image(x), paper(x, a, w, 2, 1, "image"), 1e-10, "wide")
+    assert iso.image(x, compress=True).shape == (7, rank - 3)
+
+
+def test_text_side_takes_the_image_cut_where_it_has_none(matrices):
+    iso, x = sb.IsoCLIP(*matrices, k_top=3, k_bottom=2), torch.randn(5, T)
+    assert_close(iso.text(x), paper(x, *matrices, 3, 2, "text"), "op")
+
+
+def test_no_cut_is_native(matrices):
+    iso, x = sb.IsoCLIP(*matrices, k_top=0, k_bottom=0), torch.randn(5, V, dtype=F64)
+    want = unit(x @ matrices[0].double())
+    assert_row_relative(iso.image(x), want, 1e-10, "nothing cut")
+    assert_row_relative(iso.native_map("image")(x), want, 1e-12, "native")
+
+
+def test_gradient(matrices):
+    iso = sb.IsoCLIP(*matrices, k_top=3, k_bottom=2)
+    x = torch.randn(2, V, dtype=F64, requires_grad=True)
+    assert torch.autograd.gradcheck(iso.image, (x,))
+    assert torch.autograd.gradcheck(lambda x: iso.image(x, compress=True), (x,))
+
+
+# -- compression -------------------------------------------------------------------------------------
+
+
+def test_compression_is_exact(matrices):
+    iso = sb.IsoCLIP(*matrices, k_top=3, k_bottom=2)
+    x = torch.randn(300, V, dtype=F64)
+    want, small = paper(x, *matrices, 3, 2, "image"), iso.image(x, compress=True)
+    assert small.shape == (300, WIDTH - 5)
+    torch.testing.assert_close(small @ small.T, want @ want.T, atol=1e-12, rtol=0)
+    # The factor is Cholesky's.
+    u = torch.linalg.svd(matrices[0].double() @ matrices[1].double().T)[0][:, 3 : WIDTH - 2]
+    rows = u.T @ matrices[0].double()
+    c = torch.linalg.cholesky(rows @ rows.T)
+    torch.testing.assert_close(small @ small.T, unit(x @ u @ c) @ unit(x @ u @ c).T, atol=1e-12, rtol=0)
+    torch.testing.assert_close(iso.map(compress=True).matrix.abs(), (u @ c).abs(), atol=1e-10, rtol=0)
+
+
+def test_compression_ranks_the_same(matrices):
+    iso = sb.IsoCLIP(*matrices, k_top=3, k_bottom=2)
+    x = torch.randn(500, V, dtype=F64)  # float32 would swap neighbours that are level to its rounding
+    wide, small = iso.image(x), iso.image(x, compress=True)
+    want = (wide @ wide.T).argsort(dim=1, descending=True)
+    assert torch.equal((small @ small.T).argsort(dim=1, descending=True), want)
+    found = iso.topk(x, x, 20)
+    assert torch.equal(found.indices, want[:, :20])
+    assert torch.equal(found.indices[:, 0], torch.arange(500))
+    excluded = iso.topk(x, x, 20, exclude=torch.arange(500))
+    assert torch.equal(excluded.indices[:, :19], found.indices[:, 1:])
+
+
+def test_published_widths():
+    """The compressed widths that follow from the published cuts: 312, 262 and 318."""
+    for name, (v, t, d), width in (
+        ("ViT-B/32", (768, 512, 512), 312),
+        ("vit-b-16", (768, 512, 512), 262),
+        ("ViT-L-14", (1024, 768, 768), 318),
+    ):
+        generator = torch.Generator().manual_seed(0)
+        a, w = torch.randn(v, d, generator=generator), torch.randn(t, d, generator=generator)
+        iso = sb.IsoCLIP._made(a, w, name, {"compress": True})
+        assert iso.map("image").out_features == width
+        assert iso.map("text").in_features == t
+    assert set(PUBLISHED) >= {"ViT-B/32", "OpenCLIP ViT-B/16"}
+
+
+# -- models ------------------------------------------------------------------------------------------
+
+IMAGES = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+IDS = torch.tensor([[49406, 5, 9, 49407] + [0] * 12, [49406, 7, 3, 11, 49407] + [0] * 11])
+MODELS = {
+    "open_clip": open_clip_model,
+    "OpenAI": openai_model,
+    "Hugging Face": hugging_face_model,
+    "timm": timm_linear,
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_from_clip(name: str):
+    model = MODELS[name]()
+    iso = sb.IsoCLIP.from_clip(model, k_top=2, k_bottom=3)
+    x, t = encode_image(model, IMAGES, project=False), encode_text(model, IDS, project=False)
+    a, w = iso.image_projection, iso.text_projection
+    assert_close(iso.image(x), paper(x, a, w, 2, 3, "image"), "op")
+    assert_close(iso.text(t), paper(t, a, w, 2, 3, "text"), "op")
+    with torch.no_grad():
+        native = unit(encode_image(model, IMAGES).double())
+        assert_row_relative(iso.native_map("image")(x), native, 1e-5, "native")
+        kept = iso.image(x)
+        for p in model.parameters():
+            p.zero_()
+    assert_same_bits(iso.image(x), kept)
+    assert a.shape[1] == D
+
+
+def test_siglip_is_refused_with_the_reason():
+    with pytest.raises(TypeError, match=r"without one \(SigLIP's attention pooling .*linear projector"):
+        sb.IsoCLIP.from_clip(VISION_MODELS["SigLIP timm"]())
+    with pytest.raises(TypeError, match=r"text_projection: .*with a bias; the algebra .* no place"):
+        sb.IsoCLIP.from_clip(TEXT_MODELS["SigLIP text"]())
+
+
+def test_embedded_model():
+    model, _, _ = sb.load_picto_clip()
+    iso = sb.IsoCLIP.from_clip(model, k_top=20, k_bottom=20)
+    data = sb.load_picto("flags")
+    x = encode_image(model, sb.picto_transform(data.images[:8]), project=False)
+    assert_close(iso.image(x), paper(x, model.visual.proj, model.text_projection, 20, 20, "image"), "op")
+    with pytest.raises(ValueError, match=r"leave one of the 192 directions with k_bottom, got 150 and 50"):
+        sb.IsoCLIP.from_clip(model, published="ViT-B/32")
+
+
+# -- choosing the cuts -------------------------------------------------------------------------------
+
+
+def problem(a: Tensor, w: Tensor, noisy: int) -> tuple[Tensor, Tensor]:
+    """Classes that the `noisy` top directions of A Wᵀ hide under noise."""
+    u = torch.linalg.svd(a.double() @ w.double().T)[0][:, :WIDTH]
+    labels = torch.arange(60) % 6
+    centres = torch.randn(6, WIDTH, dtype=F64)
+    coordinates = centres[labels] + 0.3 * torch.randn(60, WIDTH, dtype=F64)
+    coordinates[:, :noisy] = 30 * torch.randn(60, noisy, dtype=F64)
+    return (coordinates @ u.T).float(), labels
+
+
+def test_tune_finds_what_an_exhaustive_search_finds(matrices):
+    a, w = matrices
+    x, y = problem(a, w, 3)
+    iso = sb.IsoCLIP(a, w)
+    assert iso.tune(x, y, k_top=range(6), k_bottom=range(4)) is iso
+    table = {}
+    for top in range(6):
+        for bottom in range(4):
+            f = paper(x, a, w, top, bottom, "image")
+            table[top, bottom] = sb.reference.retrieval_metrics(f, f, y, y, same_set=True)[:, 0].mean().item()
+    assert len(iso.search_) == len(table)
+    for top, bottom, score in iso.search_:
+        assert score == pytest.approx(table[top, bottom], abs=1e-4)
+    assert table[iso.k_top, iso.k_bottom] == pytest.approx(max(table.values()), abs=1e-4)
+    assert iso.k_top >= 3 and table[iso.k_top, iso.k_bottom] > table[0, 0] + 0.1
+    names = [f"class {i}" for i in y.tolist()]
+    assert sb.IsoCLIP(a, w).tune(x, names, metric="Recall@5").k_top >= 3, (
+        "default grid, names, another metric"
+    )
+
+
+def test_tune_of_the_text_side_leaves_the_image_side(matrices):
+    x, y = torch.randn(30, T), torch.arange(30) % 5
+    iso = sb.IsoCLIP(*matrices, k_top=3, k_bottom=2).tune(x, y, side="text", k_top=(0, 1), k_bottom=(0,))
+    assert (iso.k_top, iso.k_bottom, iso.text_k_bottom) == (3, 2, 0) and iso.text_k_top in (0, 1)
+    assert_close(iso.text(x), paper(x, *matrices, iso.text_k_top, 0, "text"), "op")
+
+
+def test_equal_scores_take_the_smaller_cut(matrices):
+    u = torch.linalg.svd(matrices[0].double() @ matrices[1].double().T)[0][:, :WIDTH]
+    y = torch.arange(8) % 2  # two directions in the middle tell the classes apart, whatever is cut beside
+    x = torch.stack([u[:, 5] if label else u[:, 6] for label in y.tolist()]).float()
+    iso = sb.IsoCLIP(*matrices).tune(x, y, k_top=(4, 2, 0), k_bottom=(3, 0))
+    assert (iso.k_top, iso.k_bottom) == (0, 0)
+
+
+def test_search_with_a_singular_projection():
+    a = torch.randn(V, WIDTH)
+    a[:, -3:] = a[:, :3]
+    iso = sb.IsoCLIP(a, torch.randn(T, WIDTH)).tune(torch.randn(30, V), torch.arange(30) % 5)
+    assert all(np.isfinite(score) for _, _, score in iso.search_)
+
+
+# -- nearest class mean and scikit-learn ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_class_means(matrices, compress: bool):
+    a, w = matrices
+    x, y = problem(a, w, 2)
+    iso = sb.IsoCLIP(a, w, k_top=2, k_bottom=1, compress=compress)
+    means, classes = iso.class_means(x, y)
+    want = paper(torch.stack([x[y == c].double().mean(0) for c in range(6)]), a, w, 2, 1, "image")
+    assert classes.tolist() == list(range(6))
+    if compress:
+        f = paper(x, a, w, 2, 1, "image")
+        assert_row_relative((iso.image(x) @ means.T), f @ want.T, 1e-5, "cosines")
+    else:
+        assert_row_relative(means, want, 1e-5, "prototypes")
+
+
+def test_pipeline_is_the_nearest_class_mean_of_the_paper(matrices):
+    pipeline = pytest.importorskip("sklearn.pipeline", reason="scikit-learn is not installed")
+    a, w = matrices
+    x, y = problem(a, w, 2)
+    iso = sb.IsoCLIP(a, w, k_top=2, k_bottom=1, compress=True, normalize=False)
+    fitted = pipeline.make_pipeline(iso, sb.NearestClassMean()).fit(x[:30].numpy(), y[:30].numpy())
+    means, classes = iso.class_means(x[:30], y[:30])
+    direct = sb.IsoCLIP(a, w, k_top=2, k_bottom=1, compress=True).image(x[30:]) @ means.T
+    assert np.array_equal(fitted.predict(x[30:].numpy()), classes[direct.argmax(1).numpy()])
+    assert fitted.score(x[30:].numpy(), y[30:].numpy()) > 0.5
+
+
+def test_scikit_learn_conventions(matrices):
+    base = pytest.importorskip("sklearn.base", reason="scikit-learn is not installed")
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.utils.validation import check_is_fitted
+
+    a, w = matrices
+    x, y = problem(a, w, 3)
+    iso = sb.IsoCLIP(a, w, k_top=1, k_bottom=2)
+    twin = base.clone(iso)
+    assert twin is not iso and torch.equal(twin.image_projection, a)
+    assert twin.get_params().keys() == iso.get_params().keys() and twin.k_top == 1
+    twin.set_params(k_top=4, compress=True)
+    assert_close(twin.image(x) @ twin.image(x).T, _gram(x, a, w, 4, 2), "op")
+    with pytest.raises(ValueError, match="Invalid parameter 'k' for estimator IsoCLIP"):
+        twin.set_params(k=3)
+    check_is_fitted(iso)
+    got = iso.fit_transform(x.numpy())
+    assert isinstance(got, np.ndarray) and iso.n_features_in_ == V
+    assert np.array_equal(got, iso.transform(x).numpy())
+    chosen = sb.IsoCLIP(a, w).fit(x, y)
+    assert chosen.k_top_ >= 3 and chosen.k_top is None
+    assert_close(chosen.transform(x), paper(x, a, w, chosen.k_top_, chosen.k_bottom_, "image"), "op")
+    assert "k_top" in repr(iso) and "[20, 12]" in repr(iso)
+    search = GridSearchCV(
+        make_pipeline(iso, sb.NearestClassMean()), {"isoclip__k_top": [0, 3]}, cv=3, error_score="raise"
+    ).fit(x.numpy(), y.numpy())
+    assert search.best_params_["isoclip__k_top"] == 3
+
+
+def _gram(x: Tensor, a: Tensor, w: Tensor, top: int, bottom: int) -> Tensor:
+    f = paper(x, a, w, top, bottom, "image")
+    return f @ f.T
+
+
+# -- state -------------------------------------------------------------------------------------------
+
+
+def test_copies_and_files(matrices, tmp_path: Path):
+    iso, x = sb.IsoCLIP(*matrices, k_top=3, k_bottom=2, text_k_top=1, compress=True), torch.randn(6, V)
+    want = iso.image(x)
+    for twin in (copy.deepcopy(iso), pickle.loads(pickle.dumps(iso))):
+        assert_same_bits(twin.image(x), want)
+    iso.save(tmp_path / "iso")
+    loaded = sb.IsoCLIP.load(tmp_path / "iso")
+    assert_same_bits(loaded.image(x), want)
+    assert {n: v for n, v in loaded.get_params().items() if "proj" not in n} == {
+        n: v for n, v in iso.get_params().items() if "proj" not in n
+    }
+    chosen = sb.IsoCLIP(*matrices).fit(x.repeat(5, 1), [0, 1] * 15)
+    chosen.save(tmp_path / "fitted")
+    assert_same_bits(sb.IsoCLIP.load(tmp_path / "fitted").transform(x), chosen.transform(x))
+    (tmp_path / "cut").write_bytes((tmp_path / "iso").read_bytes()[:-5])
+    with pytest.raises(ValueError, match=r"IsoCLIP.load: .*cut must be a whole safetensors file"):
+        sb.IsoCLIP.load(tmp_path / "cut")
+
+
+def test_changed_matrices_are_seen(matrices):
+    iso, x = sb.IsoCLIP(*matrices, k_top=3, k_bottom=2), torch.randn(6, V)
+    iso.image(x)
+    matrices[0].mul_(torch.randn(V, 1))
+    assert_close(iso.image(x), paper(x, *matrices, 3, 2, "image"), "op")
+    iso.image_projection = torch.randn(V, WIDTH)
+    assert_close(iso.image(x), paper(x, iso.image_projection, matrices[1], 3, 2, "image"), "op")
+
+
+# -- refusals ----------------------------------------------------------------------------------------
+
+
+def make(**options) -> sb.IsoCLIP:
+    options = {"k_top": 3, "k_bottom": 2, **options}
+    return sb.IsoCLIP(torch.randn(V, WIDTH), torch.randn(T, WIDTH), **options)
+
+
+X = torch.ones(4, V)
+BAD = [
+    (
+        lambda: make().topk(X, torch.ones(4, T), 1, gallery_side="text"),
+        ValueError,
+        r"IsoCLIP.topk: gallery_side must be 'image', .* comparing across modalities means nothing",
+    ),
+    (lambda: make().image(torch.ones(2, T)), ValueError, r"like text features, whose projector is \.text"),
+    (lambda: make().text(X), ValueError, r"look like image features, whose projector is \.image"),
+    (lambda: make().image(torch.ones(2, WIDTH)), ValueError, r"look projected already; take them with clip"),
+    (lambda: make().image(torch.ones(2, 3)), ValueError, r"width 20, got .*project=False"),
+    (lambda: make().image(X.long()), TypeError, "x must be float32"),
+    (lambda: make(k_top=None).image(X), ValueError, r"be chosen before use, got none; .*published"),
+    (lambda: make(k_top=-1).image(X), ValueError, "k_top must be ≥ 0"),
+    (lambda: make(k_top=1.5).image(X), TypeError, "k_top must be an int"),
+    (lambda: make(k_top=10).image(X), ValueError, r"leave one of the 12 directions .*, got 10 and 2"),
+    (
+        lambda: make(text_k_top="unpublished").text(torch.ones(1, T)),
+        ValueError,
+        r"text_k_top must be chosen before use, got no published value; pass text_k_top",
+    ),
+    (lambda: make(side="audio").transform(X), ValueError, "side must be 'image' or 'text'"),
+    (lambda: sb.IsoCLIP(torch.eye(3), torch.eye(4)).fit(X), ValueError, r"text_projection must be \[T, 3\]"),
+    (lambda: sb.IsoCLIP(k_top=0, k_bottom=0).image(X), TypeError, "image_projection must be a torch.Tensor"),
+    (lambda: make(k_top=None).fit(X), ValueError, "y must be given to choose the cuts"),
+    (lambda: make().tune(X, [0, 0, 1, 1], k_top=[40]), ValueError, "k_top must leave a direction"),
+    (lambda: make().tune(X, [0, 0, 1, 1], k_top=[-1]), ValueError, "k_top must hold ints ≥ 0"),
+    (lambda: make().tune(X, [0, 0, 1, 1], metric="AUC"), ValueError, "metric must be one of them, got .*AUC"),
+    (lambda: make().fit(torch.ones(2, 5)), ValueError, "X has 5 features, but it is expecting 20"),
+    (
+        lambda: sb.IsoCLIP._made(torch.eye(3), torch.eye(3), "ViT-H", {}),
+        ValueError,
+        r"published must be one of ViT-B/32.*tune",
+    ),
+    (
+        lambda: sb.IsoCLIP._made(torch.eye(3), torch.eye(3), "ViT-B/32", {"k_top": 3}),
+        ValueError,
+        "published must stand alone, without k_top",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("call,kind,text", BAD, ids=[text[:40] for _, _, text in BAD])
+def test_refused(call, kind, text):
+    with pytest.raises(kind, match=text):
+        call()

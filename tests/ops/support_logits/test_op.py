@@ -1,0 +1,350 @@
+"""ops/support_logits: oracle, range of the exponential, gradients, operator contract, invariances."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import semobridge_ext as sb
+from semobridge_ext.ops import support_logits
+from semobridge_ext.runtime import backend as _backend
+from tests.support.assertions import assert_close, assert_same_bits
+from tests.support.tolerances import DTYPES
+
+CHUNK = 1024  # kSupportChunk of csrc/support_logits/support_logits.h
+# N, S, C, D: one row, uneven tiles and panels, classes over several chunks, more classes than keys,
+# several query blocks, groups of many and of few panels.
+SHAPES = [
+    (1, 1, 1, 1),
+    (1, 700, 5, 96),
+    (2, 33, 4, 17),
+    (15, 1024, 1, 40),
+    (29, 3 * CHUNK + 5, 2, 24),
+    (57, 2 * CHUNK + 77, 300, 33),
+    (13, 500, 2000, 64),
+    (1100, 70, 7, 16),
+    (5, 40, 3, 2500),
+]
+
+
+def unit(n: int, d: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.nn.functional.normalize(torch.randn(n, d, dtype=torch.float64), dim=1).to(dtype)
+
+
+def oracle(q: Tensor, k: Tensor, labels: Tensor, c: int, beta: float, w: Tensor | None = None) -> Tensor:
+    """float64, class by class: independent of reference/, which multiplies by a one-hot matrix."""
+    terms = torch.exp(-beta * (1 - torch.einsum("nd,sd->ns", q.double(), k.double())))
+    if w is not None:
+        terms = terms * w.double()
+    return torch.stack([terms[:, labels == i].sum(1) for i in range(c)], dim=1)
+
+
+def problem(n: int, s: int, c: int, d: int, dtype=torch.float32, key_dtype=None):
+    labels = torch.randint(0, c, (s,))
+    return unit(n, d, dtype), unit(s, d, key_dtype or dtype), labels, torch.rand(s) + 0.1
+
+
+def touched(labels: Tensor, c: int) -> Tensor:
+    return torch.bincount(labels, minlength=c) > 0
+
+
+# -- forward -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_forward_matches_oracle(shape, weighted: bool, isa: str):
+    q, k, labels, w = problem(*shape)
+    w = w if weighted else None
+    copies = [t.clone() for t in (q, k, labels)]
+    got = support_logits(q, k, labels, shape[2], beta=5.5, weights=w)
+    want = oracle(q, k, labels, shape[2], 5.5, w)
+    full = touched(labels, shape[2])
+    assert_close(got[:, full], want[:, full], "op", context=f"{shape} {isa}")
+    assert not got[:, ~full].any(), "a class without keys must be 0"
+    for before, after in zip(copies, (q, k, labels), strict=True):
+        assert torch.equal(before, after), "an input was modified"
+
+
+@pytest.mark.parametrize("key_dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_pair_of_dtypes(dtype: torch.dtype, key_dtype: torch.dtype, isa: str):
+    q, k, labels, w = problem(21, 1500, 6, 45, dtype, key_dtype)
+    got = support_logits(q, k, labels, 6, beta=3.0, weights=w.to(key_dtype))
+    assert got.dtype is dtype
+    assert_close(got, oracle(q, k, labels, 6, 3.0, w.to(key_dtype)), "op", context=isa)
+
+
+@pytest.mark.parametrize("layout", ["strided", "transposed", "sliced", "expanded"])
+def test_any_layout(layout: str):
+    q, k, labels, _ = problem(6, 90, 4, 20)
+    laid = {
+        "strided": lambda x: torch.stack([x, x], -1).flatten(1)[:, ::2],
+        "transposed": lambda x: x.T.contiguous().T,
+        "sliced": lambda x: torch.cat([x, x], 1)[:, 20:],
+        "expanded": lambda x: x[:1].expand(*x.shape),
+    }[layout]
+    got = support_logits(laid(q), laid(k), labels, 4, beta=2.0)
+    assert_close(got, oracle(laid(q), laid(k), labels, 4, 2.0), "op", context=layout)
+
+
+def test_eager_backend_and_reference_match_oracle():
+    q, k, labels, w = problem(300, 900, 7, 40, torch.float64)
+    want = oracle(q, k, labels, 7, 5.5, w)
+    assert_close(sb.reference.support_logits(q, k, labels, 7, beta=5.5, weights=w), want, "op")
+    with sb.backend("eager"):
+        assert_close(support_logits(q, k, labels, 7, beta=5.5, weights=w), want, "op")
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 3, 4), (5, 0, 3, 4), (0, 0, 1, 1)], ids=str)
+def test_empty(shape):
+    q, k, labels, _ = problem(*shape)
+    got = support_logits(q, k, labels, shape[2])
+    assert got.shape == (shape[0], shape[2]) and not got.any()
+
+
+# -- range of the exponential ------------------------------------------------------------------------
+
+
+def exponential(x: Tensor) -> Tensor:
+    """exp of float32 values through the op: a query of 1, keys x + 1 (exact), a class for each."""
+    keys = (x.double() + 1).to(x.dtype)
+    assert torch.equal(keys.double() - 1, x.double())
+    one = torch.ones(1, 1, dtype=x.dtype)
+    return support_logits(one, keys[:, None], torch.arange(len(x)), len(x))[0]
+
+
+def test_exponential_is_good_to_an_ulp(isa: str):
+    x = torch.arange(-87 * 1024, 88 * 1024, 7, dtype=torch.float32) / 1024
+    want = torch.exp(x.double())
+    error = (exponential(x).double() - want).abs() / want
+    assert float(error.max()) < 1.2e-7, f"{float(error.max()):.3g} {isa}"  # one ulp at most
+    wide = x.double() * 8
+    want = torch.exp(wide)
+    error = (exponential(wide).double() - want).abs() / want
+    assert float(error.max()) < 2.3e-16, f"{float(error.max()):.3g} {isa}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_range_is_as_stated(dtype: torch.dtype, isa: str):
+    low, high = (-87.68, 88.37) if dtype is torch.float32 else (-708.74, 709.43)
+    inside = torch.tensor([math.ceil(low), math.floor(high)], dtype=dtype)
+    got = exponential(inside)
+    assert bool((got > 0).all()) and bool(torch.isfinite(got).all())
+    assert float(exponential(torch.tensor([math.floor(low)], dtype=dtype))) == 0
+    with pytest.raises(ValueError, match=r"query 0, class 0; normalise .* lower beta"):
+        exponential(torch.tensor([math.ceil(high)], dtype=dtype))
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1, 50.0, 400.0])
+def test_unit_rows_never_overflow(beta: float, isa: str):
+    k = unit(400, 32)
+    labels = torch.arange(400) % 5
+    got = support_logits(k, k, labels, 5, beta=beta)
+    assert torch.isfinite(got).all()
+    want = oracle(k, k, labels, 5, beta)
+    # The float32 score is off by about 1e-7, which beta multiplies in the exponent.
+    torch.testing.assert_close(got.double(), want, rtol=3e-6 + beta * 3e-7, atol=1e-30)
+
+
+def test_overflow_is_refused_and_named(isa: str):
+    q, k = unit(4, 8), unit(30, 8)
+    q[2], k[7] = 40 * k[7], 5 * k[7]
+    labels = torch.arange(30) % 3
+    with pytest.raises(ValueError, match="query 2, class 1"):
+        support_logits(q, k, labels, 3)
+    half = torch.ones(1, 4, dtype=torch.float16)
+    with pytest.raises(ValueError, match="float16"):
+        support_logits(half, half.expand(70000, 4) / 4, torch.zeros(70000).long(), 1)
+
+
+def test_nan_and_infinity_stay_in_their_row_and_class(isa: str):
+    q, k, labels, _ = problem(20, 300, 5, 24)
+    clean = support_logits(q, k, labels, 5)
+    bad_q, bad_k = q.clone(), k.clone()
+    bad_q[3], bad_q[17, 0] = float("nan"), float("inf")
+    got = support_logits(bad_q, k, labels, 5)
+    keep = torch.ones(20, dtype=torch.bool)
+    keep[[3, 17]] = False
+    assert_same_bits(got[keep], clean[keep])
+    assert got[3].isnan().all() and not torch.isfinite(got[17]).all()
+    bad_k[11] = float("nan")
+    got = support_logits(q, bad_k, labels, 5)
+    keep = torch.arange(5) != labels[11]
+    assert_same_bits(got[:, keep], clean[:, keep])
+    assert got[:, ~keep].isnan().all()
+
+
+# -- gradients ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(3, 50, 4, 12), (700, 2500, 9, 16)], ids=str)
+def test_gradients_match_autograd_of_the_formula(shape, dtype: torch.dtype):
+    q, k, labels, w = problem(*shape, dtype)
+    grad = torch.randn(shape[0], shape[2]).to(dtype)
+    mine = [t.to(dtype).requires_grad_() for t in (q, k, w)]
+    theirs = [t.detach().double().requires_grad_() for t in mine]
+    support_logits(mine[0], mine[1], labels, shape[2], beta=4.0, weights=mine[2]).backward(grad)
+    oracle(theirs[0], theirs[1], labels, shape[2], 4.0, theirs[2]).backward(grad.double())
+    for a, b, name in zip(mine, theirs, ("queries", "keys", "weights"), strict=True):
+        assert a.grad.dtype is dtype
+        assert_close(a.grad, b.grad, "op_grad", context=name)
+
+
+def test_gradcheck():
+    q, k, labels, w = problem(3, 7, 3, 5, torch.float64)
+    inputs = tuple(t.double().requires_grad_() for t in (q, k, w))
+    assert torch.autograd.gradcheck(
+        lambda q, k, w: support_logits(q, k, labels, 3, beta=2.0, weights=w), inputs
+    )
+    assert torch.autograd.gradcheck(lambda q, k: support_logits(q, k, labels, 3, beta=2.0), inputs[:2])
+
+
+def test_only_wanted_gradients_are_made():
+    q, k, labels, _ = problem(4, 20, 3, 6)
+    support_logits(q, k.requires_grad_(), labels, 3).sum().backward()
+    assert q.grad is None and k.grad is not None and k.grad.any()
+    with torch.no_grad():
+        assert not support_logits(q, k, labels, 3).requires_grad
+
+
+def test_gradient_ignores_autocast():
+    q, k, labels, _ = problem(8, 64, 3, 16)
+    grads = []
+    for enabled in (False, True):
+        x = q.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            out = support_logits(x, k, labels, 3, beta=2.0)
+            out.square().sum().backward()
+        grads.append(x.grad)
+    assert_same_bits(grads[1], grads[0])
+
+
+def test_function_transforms():
+    q, k, labels, _ = problem(5, 30, 3, 8, torch.float64)
+    got = torch.func.jacrev(lambda x: support_logits(x, k, labels, 3).sum(0))(q)
+    want = torch.func.jacrev(lambda x: sb.reference.support_logits(x, k, labels, 3).sum(0))(q)
+    torch.testing.assert_close(got, want)
+
+
+# -- operator contract -------------------------------------------------------------------------------
+
+
+# opcheck itself reads .grad of its own views; ends when torch stops doing so.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_opcheck(dtype: torch.dtype, weighted: bool):
+    q, k, labels, w = problem(5, 40, 3, 8, dtype)
+    w = w.requires_grad_() if weighted else None
+    arguments = (q.requires_grad_(), k.requires_grad_(), labels, w, None, None, 3, 1.5)
+    torch.library.opcheck(torch.ops.semobridge.support_logits.default, arguments)
+
+
+def test_compile_fullgraph():
+    q, k, labels, w = problem(9, 100, 4, 16)
+    torch._dynamo.reset()
+    program = torch.compile(support_logits, fullgraph=True, backend="aot_eager")
+    got = program(q, k, labels, 4, beta=2.0, weights=w)
+    assert_same_bits(got, support_logits(q, k, labels, 4, beta=2.0, weights=w))
+
+
+# -- properties --------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 40), st.integers(1, 2100), st.integers(1, 40), st.integers(1, 40), st.integers(0, 9))
+def test_shapes_and_chunks_of_queries(n: int, s: int, c: int, d: int, seed: int):
+    torch.manual_seed(seed)
+    q, k, labels, w = problem(n, s, c, d)
+    whole = support_logits(q, k, labels, c, beta=2.0, weights=w)
+    full = touched(labels, c)
+    assert_close(whole[:, full], oracle(q, k, labels, c, 2.0, w)[:, full], "op")
+    cut = n // 3
+    parts = [support_logits(part, k, labels, c, beta=2.0, weights=w) for part in (q[:cut], q[cut:])]
+    assert torch.equal(torch.cat(parts), whole), "a query's result depends on its neighbours"
+
+
+def test_permuting_keys_and_duplicating_them(isa: str):
+    q, k, labels, w = problem(30, 2500, 11, 32)
+    want = oracle(q, k, labels, 11, 5.5, w)
+    order = torch.randperm(2500)
+    assert_close(support_logits(q, k[order], labels[order], 11, beta=5.5, weights=w[order]), want, "op")
+    twice = support_logits(
+        q, torch.cat([k, k]), torch.cat([labels, labels]), 11, beta=5.5, weights=w.repeat(2)
+    )
+    assert_close(twice, 2 * want, "op")
+
+
+@pytest.mark.parametrize("n", [1, 40, 1500])
+def test_threads_do_not_matter(n: int, isa: str):
+    q, k, labels, w = problem(n, 5000, 3, 64)
+    results = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        results.append(support_logits(q, k, labels, 3, beta=5.5, weights=w))
+    assert_same_bits(results[1], results[0])
+    assert_same_bits(results[2], results[0])
+
+
+def test_one_class_of_many_keys_keeps_its_digits(isa: str):
+    """200 000 equal terms in one class: a plain float32 chain would lose three digits."""
+    q = torch.ones(1, 1)
+    got = support_logits(q, torch.full((200_000, 1), 0.9), torch.zeros(200_000).long(), 1)
+    want = 200_000 * math.exp(float(torch.tensor(0.9)) - 1)
+    assert abs(float(got) - want) / want < 1e-5
+
+
+# -- errors ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("position", [0, 3, 39])
+@pytest.mark.parametrize("label", [-1, 4, 2**40])
+@pytest.mark.parametrize("backend", ["native", "eager"])
+def test_first_bad_label_is_named(position: int, label: int, backend: str):
+    q, k, labels, _ = problem(2, 40, 4, 6)
+    labels[position] = label
+    labels[39] = label
+    text = rf"support_logits: labels must lie in 0\.\.3, got {label} at position {position};"
+    with sb.backend(backend), pytest.raises(ValueError, match=text):
+        support_logits(q, k, labels, 4)
+
+
+Q, K, Y = torch.ones(2, 3), torch.ones(4, 3), torch.zeros(4, dtype=torch.int64)
+BAD = [
+    ({"queries": [1.0]}, TypeError, "queries must be a torch.Tensor"),
+    ({"queries": torch.ones(2, 3).int()}, TypeError, "queries must be float32"),
+    ({"queries": torch.ones(2, 4)}, ValueError, "queries must have width 3"),
+    ({"queries": torch.ones(3)}, ValueError, r"queries must be \[N, D\]"),
+    ({"keys": torch.ones(4, 3).to_sparse()}, TypeError, "keys must be a dense tensor"),
+    ({"keys": torch.ones(4)}, ValueError, r"keys must be \[S, D\]"),
+    ({"keys": torch.ones(4, 0)}, ValueError, r"keys must be \[S, D\]"),
+    ({"labels": Y.int()}, TypeError, "labels must be an int64 tensor"),
+    ({"labels": [0, 0, 0, 0]}, TypeError, "labels must be an int64 tensor"),
+    ({"labels": Y[:3]}, ValueError, r"labels must be \[4\]"),
+    ({"labels": Y.to("meta")}, ValueError, "labels must be on cpu"),
+    ({"num_classes": 0}, ValueError, "num_classes must be ≥ 1"),
+    ({"num_classes": 2.0}, TypeError, "num_classes must be an int"),
+    ({"beta": -1.0}, ValueError, "beta must be ≥ 0 and finite"),
+    ({"beta": float("inf")}, ValueError, "beta must be ≥ 0 and finite"),
+    ({"beta": torch.tensor(1.0)}, TypeError, "beta must be a number"),
+    ({"weights": torch.ones(3)}, ValueError, r"weights must be \[4\]"),
+    ({"weights": torch.ones(4).long()}, TypeError, "weights must be float32"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "text"), BAD, ids=[b[2] for b in BAD])
+def test_bad_inputs(change: dict, error: type[Exception], text: str):
+    arguments = {"queries": Q, "keys": K, "labels": Y, "num_classes": 2, **change}
+    with pytest.raises(error, match=text) as caught:
+        support_logits(**arguments)
+    assert str(caught.value).startswith("support_logits: ") and ";" in str(caught.value)
+
+
+def test_the_kernel_ran(isa: str):
+    assert _backend._C.active_isa() == isa

@@ -1,0 +1,181 @@
+"""What `auto` takes on a GPU: measured choices, their file, and the command, over stand-ins for the GPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import semobridge_ext as sb
+from semobridge_ext import cli
+from semobridge_ext.runtime import backend as _backend
+from semobridge_ext.runtime import calibration
+from semobridge_ext.runtime import thresholds as _thresholds
+from semobridge_ext.runtime.calibration import Case, Measured, measure, thresholds
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+F32, F16 = torch.float32, torch.float16
+
+
+@pytest.fixture(autouse=True)
+def own_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.delenv("SEMOBRIDGE_THRESHOLDS", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(_thresholds, "_name", lambda device: "Test GPU")
+    _thresholds.measured.cache_clear()
+    yield
+    _thresholds.measured.cache_clear()
+
+
+def stored(calls: dict, version: str = sb.__version__) -> Path:
+    _thresholds.write(_thresholds.path(), "Test GPU", version, calls)
+    return _thresholds.path()
+
+
+def test_nothing_measured_means_plain_pytorch():
+    assert _thresholds.choose("topk", CUDA, F32, 10**9) == "eager"
+
+
+def test_a_size_takes_the_choice_of_the_next_smaller_measured_one():
+    stored({"topk float32": [(10, "native"), (1000, "triton"), (5000, "eager")]})
+    for size, want in ((1, "eager"), (10, "native"), (999, "native"), (1000, "triton"), (10**9, "eager")):
+        assert _thresholds.choose("topk", CUDA, F32, size) == want
+    assert _thresholds.choose("topk", CUDA, F16, 50) == "eager"
+    stored({"predict float32": [(1, "native")]})
+    assert _thresholds.choose("decision_function", CUDA, F32, 5) == "native"
+    assert _thresholds.choose("topk", CUDA, F32, 50) == "eager", "a device's section is replaced as a whole"
+
+
+def test_other_kernels_were_not_measured():
+    stored({"topk float32": [(1, "native")]}, version="0.0.0")
+    assert _thresholds.choose("topk", CUDA, F32, 5) == "eager"
+
+
+def test_other_devices_are_kept(monkeypatch: pytest.MonkeyPatch):
+    stored({"topk float32": [(1, "native")]})
+    _thresholds.write(_thresholds.path(), "Other GPU", sb.__version__, {})
+    assert _thresholds.choose("topk", CUDA, F32, 5) == "native"
+    monkeypatch.setattr(_thresholds, "_name", lambda device: "Other GPU")
+    assert _thresholds.choose("topk", CUDA, F32, 5) == "eager"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"format": "x", "devices": {}}',
+             json.dumps({"format": _thresholds.FORMAT, "devices": {"T": {"calls": {"a": [["b", 1]]}}}})]
+)  # fmt: skip
+def test_a_foreign_file(text: str, monkeypatch: pytest.MonkeyPatch):
+    _thresholds.path().parent.mkdir(parents=True)
+    _thresholds.path().write_text(text)
+    with pytest.warns(RuntimeWarning, match=r"must be a .* file, got .*; remove it, or write it again"):
+        assert _thresholds.choose("topk", CUDA, F32, 5) == "eager"
+    monkeypatch.setenv("SEMOBRIDGE_THRESHOLDS", str(_thresholds.path()))
+    _thresholds.measured.cache_clear()
+    with pytest.raises(ValueError, match="must be a 'semobridge-ext thresholds 1' file"):
+        _thresholds.choose("topk", CUDA, F32, 5)
+
+
+def test_a_named_file_must_exist(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("SEMOBRIDGE_THRESHOLDS", str(tmp_path / "none.json"))
+    with pytest.raises(ValueError, match=r"none\.json must be"):
+        _thresholds.choose("topk", CUDA, F32, 5)
+
+
+def test_auto_takes_what_was_measured_and_can_be_had(monkeypatch: pytest.MonkeyPatch):
+    stored({"topk float32": [(10, "native"), (1000, "triton")]})
+    monkeypatch.setattr(_backend, "HAS_CUDA", True)
+
+    def choice(size: int, **kernels: bool) -> str:
+        return _backend.resolve("topk", CUDA, work=(F32, size), **kernels)
+
+    assert choice(5, cuda=True, triton=True) == "eager"
+    assert choice(10, cuda=True, triton=True) == "native" and choice(10, triton=True) == "eager"
+    assert choice(1000, cuda=True, triton=True) == "triton" and choice(1000, cuda=True) == "eager"
+    assert _backend.resolve("topk", CUDA, cuda=True) == "eager", "no size, no choice"
+    with sb.backend("eager"):
+        assert choice(10, cuda=True, triton=True) == "eager"
+    monkeypatch.setattr(_backend, "HAS_CUDA", False)
+    assert choice(10, cuda=True, triton=True) == "eager"
+
+
+def case(results: dict[str, torch.Tensor | Exception]) -> Case:
+    def call() -> torch.Tensor:
+        found = results[_backend.requested()]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    return Case("topk", F32, 7, call)
+
+
+def clock(**times: float):
+    return lambda call, device: times[_backend.requested()]
+
+
+def test_the_fastest_right_backend_wins():
+    x = torch.tensor([1.0, -2.0])
+    same = {"eager": x, "native": x + 1e-4, "triton": x}
+    m = measure(case(same), CPU, clock(eager=3.0, native=1.0, triton=2.0))
+    assert m.choice == "native" and m.seconds == {"eager": 3.0, "native": 1.0, "triton": 2.0}
+    assert measure(case(same), CPU, clock(eager=1.0, native=0.97, triton=2.0)).choice == "eager", "no gain"
+    wrong = same | {"native": x + 0.1}
+    m = measure(case(wrong), CPU, clock(eager=3.0, native=1.0, triton=2.0))
+    assert m.choice == "triton" and "differs from plain PyTorch by 5.0e-02" in m.refused["native"]
+    m = measure(case(same | {"triton": x * float("nan")}), CPU, clock(eager=3.0, native=4.0, triton=1.0))
+    assert m.choice == "eager" and "triton" in m.refused
+    missing = same | {"native": NotImplementedError("no kernel"), "triton": RuntimeError("not built")}
+    m = measure(case(missing), CPU, clock(eager=3.0))
+    assert m.choice == "eager" and m.refused == {"native": "no kernel", "triton": "not built"}
+
+
+def test_a_device_on_which_pytorch_fails_is_not_measured():
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        measure(case({"eager": RuntimeError("illegal memory access")}), CPU, clock())
+
+
+def test_choices_are_joined_by_size():
+    def at(size: int, choice: str) -> Measured:
+        return Measured(Case("topk", F32, size, torch.empty), {}, {}, choice)
+
+    found = [at(100, "native"), at(1, "eager"), at(1000, "native"), at(10**4, "triton")]
+    assert thresholds(found) == {"topk float32": [(1, "eager"), (100, "native"), (10**4, "triton")]}
+
+
+def test_every_case_runs_and_agrees(monkeypatch: pytest.MonkeyPatch):
+    """On the CPU, where native kernels exist for all of them; nothing is timed."""
+    monkeypatch.setattr(calibration, "WIDTH", 64)
+    seen = set()
+    for c in calibration.cases(CPU, sizes=(1, 40)):
+        m = measure(c, CPU, lambda call, device: 1.0)
+        assert {"eager", "native"} == set(m.seconds), (c, m.refused)
+        seen.add((c.function, c.dtype))
+    assert len(seen) == 15
+
+
+def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path):
+    monkeypatch.setattr(calibration, "WIDTH", 32)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Test GPU")
+    every = calibration.cases
+    monkeypatch.setattr(calibration, "cases", lambda device: every(CPU, sizes=(2,)))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    out = tmp_path / "new" / "own.json"
+    assert cli.main(["calibrate", "--out", str(out)]) == 0
+    told = capsys.readouterr()
+    assert f"written to {out}" in told.out and "topk float16" in told.out
+    assert "topk, triton: " in told.err and told.err.count("topk, triton") == 1
+    calls = _thresholds.read(out)["Test GPU"]["calls"]
+    assert len(calls) == 15 and all(steps[0][0] in (2, 256 * 16) for steps in calls.values())
+    out.write_text("{}")
+    assert cli.main(["calibrate", "--out", str(out)]) == 2
+    assert "remove it, or write it again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words,told", [((), "needs a GPU that PyTorch can use, got none"), (("--device", "cpu"), "must be cuda")]
+)
+def test_the_command_refuses(words, told: str, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cli.main(["calibrate", *words]) == 2
+    assert told in capsys.readouterr().err

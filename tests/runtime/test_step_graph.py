@@ -1,0 +1,151 @@
+"""Steps that are captured once and replayed, over the recorder of tests/support/graph_recorder.py."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, nullcontext
+
+import pytest
+import torch
+
+from semobridge_ext.runtime import step_graph as _step_graph
+from semobridge_ext.runtime.step_graph import WARM_UP, repeatable
+from tests.support.graph_recorder import Recorder
+
+CPU = torch.device("cpu")
+
+
+def test_replays_take_the_steps_and_the_warm_up_leaves_no_trace():
+    x, count = torch.tensor([1.0, 2.0]), torch.zeros(())
+
+    def step() -> None:
+        count.add_(1)
+        x.mul_(count)
+
+    recorder = Recorder()
+    replay = repeatable(step, [x, count], CPU, capture=recorder.capture)
+    assert x.tolist() == [1, 2] and count == 0 and recorder.launches == ["add_", "mul_"]
+    for _ in range(4):
+        replay()
+    assert x.tolist() == [24, 48] and recorder.replays == 4
+
+
+def test_without_a_graph_the_step_itself_is_called():
+    def step() -> None:
+        raise AssertionError("nothing is warmed up on a CPU")
+
+    assert repeatable(step, [], CPU) is step
+
+
+def test_a_number_of_the_host_is_frozen():
+    x, taken = torch.zeros(()), [0]
+
+    def step() -> None:
+        taken[0] += 1
+        x.add_(taken[0])
+
+    replay = repeatable(step, [x], CPU, capture=Recorder().capture)
+    replay()
+    replay()
+    assert taken == [WARM_UP + 1] and x == 2 * (WARM_UP + 1), "as a graph would, wrong and visibly so"
+
+
+@pytest.mark.parametrize("fault", ["reads", "allocates"])
+def test_what_no_graph_may_hold_is_refused(fault: str):
+    x = torch.ones(3)
+
+    def step() -> None:
+        x.mul_(float(x[0]) if fault == "reads" else x + 1)
+
+    with pytest.raises(AssertionError, match=fault):
+        repeatable(step, [x], CPU, capture=Recorder().capture)
+    if fault == "allocates":
+        replay = repeatable(step, [x], CPU, capture=Recorder(no_allocation=False).capture)
+        x.fill_(1)
+        replay()
+        assert x.tolist() == [2, 2, 2]
+
+
+def test_a_failed_capture_is_said_and_the_steps_go_on():
+    x = torch.ones(())
+
+    def refuse(*_: object):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.warns(RuntimeWarning, match=r"without a CUDA graph.*not permitted"):
+        step = repeatable(lambda: x.mul_(3) and None, [x], CPU, capture=refuse)
+    assert x == 1
+    step()
+    assert x == 3
+
+
+class FakeCuda:
+    """PyTorch's streams and captures as far as the order of calls goes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+        self.current, self.log, self.fails = "user's", [], fails
+        names = ("Stream", "current_stream", "stream", "graph", "CUDAGraph", "is_current_stream_capturing")
+        for name in names:
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+        monkeypatch.setattr(_step_graph, "_side_stream", self.Stream)
+
+    def Stream(self, device: torch.device) -> FakeStream:
+        return FakeStream(f"side of {device}", self)
+
+    def current_stream(self) -> FakeStream:
+        return FakeStream(self.current, self)
+
+    def is_current_stream_capturing(self) -> bool:
+        return False
+
+    def CUDAGraph(self) -> FakeCuda:
+        return self
+
+    def replay(self) -> None:
+        self.log.append("replayed")
+
+    @contextmanager
+    def stream(self, stream: FakeStream):
+        before, self.current = self.current, stream.name
+        try:
+            yield
+        finally:
+            self.current = before
+
+    @contextmanager
+    def graph(self, graph: FakeCuda, *, stream: FakeStream, capture_error_mode: str):
+        self.current = stream.name
+        yield
+        if self.fails:  # as PyTorch: the stream stays where it is
+            raise RuntimeError("operation failed due to a previous error during capture")
+        self.log.append(f"captured on the {self.current}")
+
+
+class FakeStream:
+    def __init__(self, name: str, cuda: FakeCuda) -> None:
+        self.name, self.cuda = name, cuda
+
+    def wait_stream(self, other: FakeStream) -> None:
+        self.cuda.log.append(f"{self.name} waits for {other.name}")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_users_stream_comes_back(fails: bool, monkeypatch: pytest.MonkeyPatch):
+    fake, x = FakeCuda(monkeypatch, fails), torch.ones(())
+    places = []
+
+    def step() -> None:
+        places.append(fake.current)
+        x.mul_(3)
+
+    expected = pytest.warns(RuntimeWarning, match="during capture") if fails else nullcontext()
+    with expected:
+        once = repeatable(step, [x], torch.device("cuda", 1))
+    assert fake.current == "user's" and x == 1
+    assert places == ["side of cuda:1"] * (WARM_UP + 1), "warm-up and capture share a stream of the device"
+    assert "side of cuda:1 waits for user's" in fake.log and "user's waits for side of cuda:1" in fake.log
+    once()
+    if fails:
+        assert x == 3 and places[-1] == "user's"
+    else:
+        assert fake.log[-1] == "replayed" and "captured on the side of cuda:1" in fake.log

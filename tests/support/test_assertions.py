@@ -1,0 +1,99 @@
+"""The asserters themselves: each must refuse what it is there to refuse."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.support.assertions import WORST, assert_close, assert_row_relative, assert_same_bits, ulp
+from tests.support.tolerances import DTYPES, TABLE
+
+
+@pytest.fixture(autouse=True)
+def _keep_worst():
+    before = dict(WORST)
+    yield
+    WORST.clear()
+    WORST.update(before)
+
+
+@pytest.fixture
+def want() -> torch.Tensor:
+    return torch.randn(40, 20, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_ulp_is_the_distance_to_the_next_value(dtype: torch.dtype):
+    for value in (1.0, 1.5, -3.0, 0.1, 1e-3, 60000.0, 0.0):
+        here = torch.tensor(abs(value), dtype=torch.float64).to(dtype)
+        step = torch.nextafter(here, torch.tensor(float("inf"), dtype=dtype)).double() - here.double()
+        assert float(ulp(here.double(), dtype)) == float(step)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rounded_oracle_passes_and_truncated_fails(want: torch.Tensor, dtype: torch.dtype):
+    assert_close(want.to(dtype), want, "op")
+    if torch.finfo(dtype).bits == 16:
+        steps = (want / ulp(want, dtype)).trunc() * ulp(want, dtype)
+        with pytest.raises(AssertionError, match="times the bound"):
+            assert_close(steps.to(dtype), want, "op")
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_nan_and_infinity_are_named_first(want: torch.Tensor, poison: float):
+    got = want.clone()
+    got[3, 4] = poison
+    for check in (lambda: assert_close(got, want, "op"), lambda: assert_row_relative(got, want, 1.0)):
+        with pytest.raises(AssertionError, match="NaN or inf"):
+            check()
+    with pytest.raises(AssertionError, match="oracle is not finite"):
+        assert_close(want, got, "op")
+
+
+def test_worst_index_is_printed(want: torch.Tensor):
+    got = want.clone()
+    got[7, 11] += 1e-3
+    with pytest.raises(AssertionError, match=r"worst at \(7, 11\)"):
+        assert_close(got, want, "op")
+
+
+def test_oracle_without_signal_is_refused():
+    zero = torch.zeros(4, 4, dtype=torch.float64)
+    with pytest.raises(AssertionError, match="zero in 100%"):
+        assert_close(zero, zero, "op")
+    with pytest.raises(AssertionError, match="no signal"):
+        assert_same_bits(zero, zero)
+    with pytest.raises(AssertionError, match="nothing to compare"):
+        assert_close(zero[:0], zero[:0], "op")
+    with pytest.raises(AssertionError, match="zero row"):
+        assert_row_relative(zero, zero, 1.0)
+
+
+def test_lean_is_refused(want: torch.Tensor):
+    scale = want.abs().amax(-1, keepdim=True)
+    got = want + 0.3e-13 * scale * want.sign()  # within every element's bound, all in one direction
+    with pytest.raises(AssertionError, match="lean away from zero"):
+        assert_close(got, want, "op")
+
+
+def test_shape_and_oracle_dtype(want: torch.Tensor):
+    with pytest.raises(AssertionError, match="shape"):
+        assert_close(want[:3], want, "op")
+    with pytest.raises(AssertionError, match="must be float64"):
+        assert_close(want.float(), want.float(), "op")
+
+
+def test_same_bits(want: torch.Tensor):
+    assert_same_bits(want, want.clone())
+    other = want.clone()
+    other[2, 3] = torch.nextafter(other[2, 3], torch.tensor(9.0, dtype=torch.float64))
+    with pytest.raises(AssertionError, match=r"1 of 800 values differ, first at \(2, 3\)"):
+        assert_same_bits(other, want)
+
+
+def test_table_is_stated_in_full():
+    for family in {family for family, _ in TABLE}:
+        for dtype in DTYPES:
+            limit = TABLE[family, dtype]
+            allowed = limit.ulps or limit.relative
+            assert 0 < limit.seen <= allowed, f"{family}/{dtype}: seen {limit.seen}, allowed {allowed}"
