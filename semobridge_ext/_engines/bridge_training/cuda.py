@@ -1,4 +1,4 @@
-"""The pieces of a SeMoBridge-T step as CUDA kernels (csrc/cuda/train_*.cu), float32."""
+"""The pieces of a SeMoBridge-T step as CUDA kernels (csrc/bridge_training/cuda.h), float32."""
 
 from __future__ import annotations
 

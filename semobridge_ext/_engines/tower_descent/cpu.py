@@ -19,6 +19,7 @@ from torch import Tensor
 
 from semobridge_ext._engines.tower_descent.spec import ACTIVATIONS, LearnedRows, Linear, Norm, Tower, slots_of
 from semobridge_ext.runtime.backend import _C, DTYPE_CODES
+from semobridge_ext.runtime.views import view
 
 STORED = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -87,10 +88,7 @@ class PackedTower:
         matrix = matrix.contiguous()
         rows, cols = matrix.shape
         address = self._next
-        _C.pack_stored(
-            matrix.data_ptr(), DTYPE_CODES[matrix.dtype], rows, cols, cols, DTYPE_CODES[self.stored],
-            address,
-        )  # fmt: skip
+        _C.pack_matrix(view(matrix), DTYPE_CODES[self.stored], address)
         self._next += _C.packed_elements(rows, cols) * self._arena.element_size()
         return address
 

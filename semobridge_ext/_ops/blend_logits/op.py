@@ -101,14 +101,14 @@ class BlendOperand:
             weights = torch.ones(-(-self.classes // _C.PANEL) * _C.PANEL, dtype=compute)
             weights[: self.classes] = torch.exp(params.s * self.exponents)
         addresses = [0 if t is None else t.data_ptr() for t in (labels, logits, *(blocks or (None,) * 3))]
-        _C.blend(
+        _C.blend_logits(
             x.data_ptr(), DTYPE_CODES[x.dtype], *x.shape, x.stride(0), right.data_ptr(), cols, self.classes,
             self.projector is not None, 0 if weights is None else weights.data_ptr(), *params[1:],
             *addresses, torch.get_num_threads(),
         )  # fmt: skip
 
     def _run_cuda(self, x: Tensor, params: BlendParams, labels=None, logits=None) -> None:
-        """One product by cuBLAS and its epilogue (blend_cuda.h) per block of rows."""
+        """One product by cuBLAS and its epilogue (csrc/blend_logits/cuda.h) per block of rows."""
         rank = 0 if self.factor is None else self.factor.shape[1]
         if x.device not in self._cuda:
             raw = self.raw if self.projector is None else self.raw @ self.projector.T
@@ -126,7 +126,7 @@ class BlendOperand:
             rows = x[i : i + step]
             with torch.autocast(x.device.type, enabled=False):  # the kernel reads float32
                 z = rows.to(torch.float32) @ right
-            _C.blend_cuda(
+            _C.blend_logits_cuda(
                 view(rows), view(z), self.classes, rank, 0 if weights is None else weights.data_ptr(),
                 *params[1:], *(0 if t is None else t[i:].data_ptr() for t in (labels, logits)), *place(x),
             )  # fmt: skip

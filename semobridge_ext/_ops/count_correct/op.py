@@ -50,7 +50,7 @@ class SearchObjective:
         return list(zip(self._x.split(step), self._labels.split(step), strict=True))
 
     def _build(self) -> None:
-        pad, threads = _C.SEARCH_PAD, torch.get_num_threads()
+        pad, threads = _C.CANDIDATE_PAD, torch.get_num_threads()
         d = self._operand.exponents.contiguous()
         counts, indices, cosines, own = [], [], [], []
         for x, labels in self._chunks():

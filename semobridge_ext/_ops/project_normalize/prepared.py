@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from semobridge_ext.runtime.backend import _C, DTYPE_CODES, is_native
+from semobridge_ext.runtime.views import view
 
 _get_num_threads = torch.get_num_threads
 
@@ -21,8 +22,7 @@ def _pack(matrix: Tensor, compute: torch.dtype) -> Tensor:
         matrix = matrix.contiguous()
     rows, cols = matrix.shape
     packed = torch.empty(_C.packed_elements(rows, cols), dtype=compute)
-    codes = DTYPE_CODES[matrix.dtype], DTYPE_CODES[compute]
-    _C.pack_matrix(matrix.data_ptr(), codes[0], rows, cols, matrix.stride(0), codes[1], packed.data_ptr())
+    _C.pack_matrix(view(matrix), DTYPE_CODES[compute], packed.data_ptr())
     return packed
 
 
