@@ -20,7 +20,8 @@ from torch import Tensor
 from semobridge_ext import _errors, _files, _inputs
 from semobridge_ext._engines.bridge_training.reference import LossWeights
 from semobridge_ext._engines.bridge_training.step import BridgeTrainer
-from semobridge_ext._ops.blend_logits.op import BlendOperand, class_exponents
+from semobridge_ext._ops.blend_logits.eager import class_exponents
+from semobridge_ext._ops.blend_logits.op import BlendOperand
 from semobridge_ext.bridging.closed_form import Bridge
 from semobridge_ext.fewshot.classifier import SeMoBridgeClassifier
 from semobridge_ext.fewshot.estimator import exactly
