@@ -11,7 +11,8 @@ from semobridge_ext._ops.rank_counts.reference import retrieval_metrics
 from semobridge_ext._ops.support_logits.reference import support_logits
 from semobridge_ext._ops.topk.reference import topk
 from semobridge_ext.bridging.reference import bridge, pinv
-from semobridge_ext.inversion.reference import Inversion, oti, ovi
+from semobridge_ext.inversion.reference import oti, ovi
+from semobridge_ext.inversion.result import Inversion
 
 __all__ = [
     "Inversion",
