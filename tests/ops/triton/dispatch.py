@@ -120,7 +120,8 @@ def check_topk() -> None:
 
 def check_training() -> None:
     """Steps of SeMoBridge-T whose wide losses are streamed, against autograd in float64."""
-    from semobridge_ext._engines.bridge_training.reference import LossWeights, semobridge_t_loss
+    from semobridge_ext._engines.bridge_training.reference import semobridge_t_loss
+    from semobridge_ext._engines.bridge_training.spec import LossWeights
     from semobridge_ext._engines.bridge_training.step import BridgeTrainer
     from tests.support.graph_recorder import Recorder
 
