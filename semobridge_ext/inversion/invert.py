@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _errors
-from semobridge_ext.clip.text_tower import text_tower
-from semobridge_ext.clip.vision_tower import vision_tower
+from semobridge_ext.clip.towers import text_tower, vision_tower
 from semobridge_ext.inversion.descent import Chunk, Engine, Settings, catch_interrupt, make_engine, run_chunk
 from semobridge_ext.inversion.reference import Inversion
 from semobridge_ext.inversion.store import Store
@@ -193,7 +192,7 @@ def oti(
     ``min_v mean_B(1 − cos(text(template with v), f))``, AdamW, the text tower frozen.
 
     Args:
-        model: open_clip ``CLIP`` or ``CustomTextCLIP``, OpenAI ``clip``, Hugging Face ``CLIPModel``.
+        model: a CLIP model of a family that ``semobridge_ext.clip`` lists.
         img_feats: [B, D] image features, any length (normalised here), any float dtype.
         tokenizer: the model's; CLIP's own where the vocabulary is CLIP's.
         template: holds ``{}`` once; ``num_tokens`` pseudo-words take its place.
@@ -279,8 +278,8 @@ def ovi(
     patch embedding, before the positional embedding.
 
     Args:
-        model: open_clip model with a ``VisionTransformer`` or a timm trunk (SigLIP), OpenAI ``clip``
-            with a ViT, Hugging Face ``CLIPModel``. ResNets are refused.
+        model: a CLIP model of a family that ``semobridge_ext.clip`` lists, with a vision transformer.
+            ResNets are refused.
         txt_feats: [B, D] text features, any length, any float dtype.
         steps, lr, weight_decay: of AdamW, as in :func:`oti`.
         num_patches: P; the paper uses 1 (B/32), 2 (OpenCLIP L/14), 4 (CLIP L/14, SigLIP B/16).
