@@ -21,8 +21,7 @@ from torch import Tensor
 from semobridge_ext import _errors
 from semobridge_ext._engines.tower_descent.choice import make_engine
 from semobridge_ext._engines.tower_descent.engine import TowerEngine
-from semobridge_ext.clip.text_tower import text_tower
-from semobridge_ext.clip.vision_tower import vision_tower
+from semobridge_ext.clip.towers import text_tower, vision_tower
 from semobridge_ext.inversion.descent import Chunk, catch_interrupt, run_chunk
 from semobridge_ext.inversion.result import Inversion
 from semobridge_ext.inversion.settings import Settings, check_count, check_settings
@@ -157,7 +156,7 @@ def oti(
     ``min_v mean_B(1 − cos(text(template with v), f))``, AdamW, the text tower frozen.
 
     Args:
-        model: open_clip ``CLIP`` or ``CustomTextCLIP``, OpenAI ``clip``, Hugging Face ``CLIPModel``.
+        model: a CLIP model of a family that ``semobridge_ext.clip`` lists.
         img_feats: [B, D] image features, any length (normalised here), any float dtype.
         tokenizer: the model's; CLIP's own where the vocabulary is CLIP's.
         template: holds ``{}`` once; ``num_tokens`` pseudo-words take its place.
@@ -243,8 +242,8 @@ def ovi(
     patch embedding, before the positional embedding.
 
     Args:
-        model: open_clip model with a ``VisionTransformer`` or a timm trunk (SigLIP), OpenAI ``clip``
-            with a ViT, Hugging Face ``CLIPModel``. ResNets are refused.
+        model: a CLIP model of a family that ``semobridge_ext.clip`` lists, with a vision transformer.
+            ResNets are refused.
         txt_feats: [B, D] text features, any length, any float dtype.
         steps, lr, weight_decay: of AdamW, as in :func:`oti`.
         num_patches: P; the paper uses 1 (B/32), 2 (OpenCLIP L/14), 4 (CLIP L/14, SigLIP B/16).
