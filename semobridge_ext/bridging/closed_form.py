@@ -20,10 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from semobridge_ext import _errors, _files
+from semobridge_ext._ops.project_normalize.cpu import Projection
 from semobridge_ext._ops.project_normalize.cuda import CudaProjection, direct_kernels
 from semobridge_ext._ops.project_normalize.op import project_normalize
-from semobridge_ext._ops.project_normalize.prepared import Projection, compute_dtype, is_direct
 from semobridge_ext._ops.project_normalize.prepared_triton import TritonProjection
+from semobridge_ext.runtime.choice import is_direct
+from semobridge_ext.runtime.rows import compute_dtype
 
 _FORMAT = "semobridge-ext bridge 1"
 _log = logging.getLogger("semobridge_ext")

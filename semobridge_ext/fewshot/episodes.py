@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from semobridge_ext._ops.blend_logits.reference import blend_logits, prototypes
+from semobridge_ext._ops.blend_logits.eager import blend_logits, prototypes
+from semobridge_ext._ops.blend_logits.spec import BlendParams, Similarities
 from semobridge_ext.bridging.closed_form import Bridge
 from semobridge_ext.clip.families import adapter_of
 
@@ -158,8 +159,8 @@ def run_episodes(
             "direct": direct,
             "bridged_prototypes": z2,
             "bridged_queries": z3,
-            "blend": blend_logits(z_text, z2, z3),
-            "blend_unbridged": blend_logits(z_text, direct, direct),
+            "blend": blend_logits(Similarities(z_text, z2, z3), BlendParams()),
+            "blend_unbridged": blend_logits(Similarities(z_text, direct, direct), BlendParams()),
         }
         for name, values in logits.items():
             right[name][i, j] = values.argmax(dim=1) == problem.query_labels
