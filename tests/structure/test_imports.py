@@ -6,6 +6,7 @@ Read from the source, those inside functions too; what stands under TYPE_CHECKIN
 from __future__ import annotations
 
 import ast
+import itertools
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,7 +137,7 @@ def circles(root: Path) -> list[str]:
         for target in below[name]:
             if state.get(target) == 1:
                 loop = [*trail[trail.index(target) :], target]
-                steps = [f"{a} → {b} ({below[a][b]})" for a, b in zip(loop, loop[1:], strict=False)]
+                steps = [f"{a} → {b} ({below[a][b]})" for a, b in itertools.pairwise(loop)]
                 wrong.append("; ".join(steps))
             elif target not in state:
                 visit(target)

@@ -30,7 +30,9 @@ def lacking(root: Path) -> list[str]:
                 f"{room}/{head}": (f"{room}/{head}",),
                 f"{room}/reference.py, the oracle": (f"{room}/reference.py",),
                 f"csrc/{name}/{name}.h": (f"csrc/{name}/{name}.h",),
-                f"csrc/{name}/cpu.cpp or cpu_kernel.cpp": (f"csrc/{name}/cpu.cpp", f"csrc/{name}/cpu_kernel.cpp"),
+                f"csrc/{name}/cpu.cpp or cpu_kernel.cpp": (
+                    f"csrc/{name}/cpu.cpp", f"csrc/{name}/cpu_kernel.cpp",
+                ),
                 f"csrc/{name}/bind.cpp": (f"csrc/{name}/bind.cpp",),
                 f"tests/{kind}/{name}/test_*.py": (f"tests/{kind}/{name}/test_*.py",),
                 f"bench/{kind}/bench_{name}.py": (f"bench/{kind}/bench_{name}.py",),

@@ -73,7 +73,7 @@ def at_o1(target: Path) -> Path:
 
 
 def core_test(*options: str, fast: bool = False, compiler: str = "c++") -> Path:
-    """The folder of the built C++ test, kept by content: `build/test_core`, and the compiler's words in `log`.
+    """The folder of the built C++ test, kept by content: `build/test_core`; the compiler's words in `log`.
 
     `fast`: from a copy at -O1, beside it in `source`.
     """
