@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from semobridge_ext import reference
 from semobridge_ext.bridging.closed_form import Bridge
+from semobridge_ext.clip.class_text import class_text_features
 from semobridge_ext.fewshot import episodes
 
 # ours, what it is held against
@@ -58,9 +59,9 @@ def load_problem(
     train, test = _parts(dataset)
     images, labels = dataset.images[torch.cat([train, test])], dataset.labels
     features = episodes.encode_images(clip.model, clip.preprocess, images, progress=progress)
-    text, length = episodes.class_text_features(clip.model, clip.tokenizer, dataset.class_names, templates)
+    text = class_text_features(clip.model, dataset.class_names, templates, tokenizer=clip.tokenizer)
     support, queries = features.split([len(train), len(test)])
-    return episodes.Problem(support, labels[train], queries, labels[test], text), length
+    return episodes.Problem(support, labels[train], queries, labels[test], text.projected), text.length
 
 
 def accuracy_figures(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from semobridge_ext._ops.blend_logits.reference import prototypes
+from semobridge_ext._ops.blend_logits.eager import prototypes
 from semobridge_ext.fewshot.stored_estimator import StoredEstimator
 
 

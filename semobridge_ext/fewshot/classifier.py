@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from semobridge_ext import _inputs
-from semobridge_ext._ops.blend_logits.op import BlendOperand, BlendParams, Similarities, class_exponents
+from semobridge_ext._ops.blend_logits.eager import class_exponents
+from semobridge_ext._ops.blend_logits.op import BlendOperand
+from semobridge_ext._ops.blend_logits.spec import BlendParams, Similarities
 from semobridge_ext.bridging import closed_form as bridging
 from semobridge_ext.bridging.closed_form import Bridge
 from semobridge_ext.fewshot import estimator_file as _files

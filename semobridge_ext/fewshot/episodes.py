@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from semobridge_ext import _errors
-from semobridge_ext._ops.blend_logits.reference import blend_logits, prototypes
+from semobridge_ext._ops.blend_logits.eager import blend_logits, prototypes
+from semobridge_ext._ops.blend_logits.spec import BlendParams, Similarities
 from semobridge_ext.bridging.closed_form import Bridge
+from semobridge_ext.clip.families import adapter_of
 
 METHODS = (
     "text",
@@ -59,59 +60,6 @@ class Difference(NamedTuple):
 
 
 @torch.inference_mode()
-def class_text_features(
-    model: Any,
-    tokenizer: Callable[[list[str]], Tensor],
-    class_names: Sequence[str],
-    templates: Sequence[str] = ("{}",),
-) -> tuple[Tensor, float]:  # [C, D], ℓ
-    """Class text features ``t_c = norm(mean_p norm(prompt_p))`` and the text length ℓ.
-
-    Args:
-        model: open_clip ``CLIP`` or ``CustomTextCLIP`` whose text tower pools at the end-of-text token.
-        tokenizer: its tokenizer, a list of strings to [B, L] ids.
-        class_names: C names, put in place of ``{}``.
-        templates: one or more prompts.
-
-    Returns:
-        [C, D] unit rows in the model's dtype, and ℓ, the mean length of the un-projected features of
-        all prompts (METHODS §1).
-
-    Raises:
-        ValueError: a template without ``{}``, or none. NotImplementedError: another kind of tower.
-    """
-    for template in templates:
-        if "{}" not in template:
-            message = _errors.message(
-                "class_text_features", "template", "contain {}", template, "as in 'an icon of {}'"
-            )
-            raise ValueError(message)
-    if not templates:
-        raise ValueError("class_text_features: templates must not be empty, got none; pass ('{}',)")
-    tower = getattr(model, "text", model)
-    if not hasattr(tower, "ln_final") or getattr(tower, "text_pool_type", "argmax") != "argmax":
-        raise NotImplementedError(
-            "class_text_features: model must pool text at the end-of-text token (open_clip CLIP), got "
-            f"{type(model).__name__}; compute its text features yourself"
-        )
-    hidden: list[Tensor] = []
-    hook = tower.ln_final.register_forward_hook(lambda module, inputs, output: hidden.append(output))
-    total, length = None, 0.0
-    try:
-        for template in templates:
-            tokens = tokenizer([template.format(name) for name in class_names])
-            features = F.normalize(model.encode_text(tokens), dim=-1)
-            total = features if total is None else total + features
-            x = hidden.pop()
-            pooled = x[torch.arange(len(x)), tokens.argmax(dim=-1)]
-            length += float(pooled.float().norm(dim=-1).mean()) / len(templates)
-    finally:
-        hook.remove()
-    assert total is not None
-    return F.normalize(total, dim=-1), length
-
-
-@torch.inference_mode()
 def encode_images(
     model: Any,
     preprocess: Callable[[Any], Tensor],
@@ -125,10 +73,8 @@ def encode_images(
     Drawings that already have the model's size are only scaled and shifted, which is all that
     ``preprocess`` does to them; others go through it one by one.
     """
-    images = torch.as_tensor(images)
-    size = getattr(model.visual, "image_size", None)
-    size = (size, size) if isinstance(size, int) else tuple(size) if size is not None else None
-    mean, std = (getattr(model.visual, f"image_{n}", None) for n in ("mean", "std"))
+    images, adapter = torch.as_tensor(images), adapter_of("encode_images", model)
+    size, mean, std = adapter.image_format
     fits = images.shape[1:3] == size and mean is not None and std is not None
     if fits:
         shift, factor = (torch.tensor(v).view(1, 3, 1, 1) for v in (mean, std))
@@ -144,7 +90,7 @@ def encode_images(
             from PIL import Image
 
             batch = torch.stack([preprocess(Image.fromarray(image.numpy())) for image in chunk])
-        parts.append(model.encode_image(batch))
+        parts.append(adapter.encode_image(batch))
     if not parts:
         raise ValueError("encode_images: images must not be empty, got none; choose another set")
     return torch.cat(parts)
@@ -213,8 +159,8 @@ def run_episodes(
             "direct": direct,
             "bridged_prototypes": z2,
             "bridged_queries": z3,
-            "blend": blend_logits(z_text, z2, z3),
-            "blend_unbridged": blend_logits(z_text, direct, direct),
+            "blend": blend_logits(Similarities(z_text, z2, z3), BlendParams()),
+            "blend_unbridged": blend_logits(Similarities(z_text, direct, direct), BlendParams()),
         }
         for name, values in logits.items():
             right[name][i, j] = values.argmax(dim=1) == problem.query_labels

@@ -212,32 +212,6 @@ def tiny_clip():
     return model, preprocess, open_clip.SimpleTokenizer(context_length=8)
 
 
-def test_text_features_and_length(tiny_clip):
-    model, _, tokenizer = tiny_clip
-    names, templates = ["cat", "alarm clock"], ("{}", "a photo of a {}")
-    got, length = episodes.class_text_features(model, tokenizer, names, templates)
-    with torch.no_grad():
-        projected = torch.stack(
-            [model.encode_text(tokenizer([t.format(n) for n in names])) for t in templates]
-        )
-        projection, model.text_projection = model.text_projection, None
-        try:  # open_clip leaves out a missing projection
-            lengths = [model.encode_text(tokenizer([t.format(n)])).norm() for t in templates for n in names]
-        finally:
-            model.text_projection = projection
-    unit = projected / projected.norm(dim=-1, keepdim=True)
-    mean = unit.mean(dim=0)
-    torch.testing.assert_close(got, mean / mean.norm(dim=-1, keepdim=True))
-    assert length == pytest.approx(float(torch.stack(lengths).mean()), rel=1e-5)
-    assert not tiny_clip[0].ln_final._forward_hooks
-
-
-def test_a_prompt_without_a_place_for_the_name_is_refused(tiny_clip):
-    model, _, tokenizer = tiny_clip
-    with pytest.raises(ValueError, match=r"template must contain \{\}"):
-        episodes.class_text_features(model, tokenizer, ["cat"], ["a photo"])
-
-
 @pytest.mark.parametrize("side", [16, 20], ids=["model's size", "other size"])
 def test_images_are_encoded_as_the_preprocessing_says(tiny_clip, side):
     model, preprocess, _ = tiny_clip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import textwrap
@@ -18,6 +17,7 @@ from semobridge_ext.cli import demo_measure as measure
 from semobridge_ext.cli import demo_plot as plot
 from semobridge_ext.cli import demo_text as text
 from semobridge_ext.cli.arguments import count
+from semobridge_ext.cli.output import has_matplotlib, write_json
 
 SCHEMA = "semobridge-ext demo 1"
 TEMPLATES = ("{}", "an icon of {}", "a drawing of {}")
@@ -178,15 +178,6 @@ def _print_findings(sentences: Sequence[str]) -> None:
         print(textwrap.fill(sentence, 98, initial_indent="- ", subsequent_indent="  "))
 
 
-def _write_json(path: Path, figures: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def run(args: argparse.Namespace) -> int:
     began = time.perf_counter()
     draw = not args.no_plot
@@ -213,9 +204,9 @@ def run(args: argparse.Namespace) -> int:
             "speed": speed,
             "environment": build_info(),
         }
-        _write_json(args.json, record)
+        write_json(args.json, record)
         print(f"\nfigures: {args.json}")
-    if draw and plot.available():
+    if draw and has_matplotlib():
         plot.save(args.out, results)
         print(f"\npicture: {args.out}")
     elif draw:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from semobridge_ext import _files
 from semobridge_ext.cli import fewshot_output as output
 from semobridge_ext.cli.arguments import count
 from semobridge_ext.fewshot.study import METHODS, Options, StudyProblem, run_episode
@@ -194,12 +194,6 @@ def _finished(store: Path) -> dict[str, Any]:
     return done
 
 
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def run(args: argparse.Namespace) -> int:
     options = Options(args.trials, args.sampler, args.preset, args.steps)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -227,8 +221,8 @@ def run(args: argparse.Namespace) -> int:
         + settings, "", *notes, "", *explained, "", "## Findings", "", *(f"- {s}" for s in told), "",
         "## Tables", "", output.as_markdown(rows),
     ])  # fmt: skip
-    _write(args.out / "fewshot.md", text)
-    _write(args.out / "fewshot.csv", output.as_csv(rows))
+    _files.write_text(args.out / "fewshot.md", text)
+    _files.write_text(args.out / "fewshot.csv", output.as_csv(rows))
     print(output.as_markdown(rows))
     print("\n".join(f"- {s}" for s in told))
     if not args.no_plot:
