@@ -19,8 +19,9 @@ from torch.nn.functional import normalize
 import semobridge_ext as sb
 from semobridge_ext._engines.bridge_training.reference import semobridge_t_loss
 from semobridge_ext._engines.bridge_training.step import BridgeTrainer
-from semobridge_ext._ops.blend_logits.op import BlendParams, blend_of
-from semobridge_ext._ops.count_correct.op import SearchObjective
+from semobridge_ext._ops.blend_logits.eager import blend_logits
+from semobridge_ext._ops.blend_logits.spec import BlendParams
+from semobridge_ext._ops.count_correct.op import CorrectCounter
 from semobridge_ext.cli.commands.fewshot import _picto_problems
 from semobridge_ext.fewshot.draws import sample_support
 from semobridge_ext.fewshot.study import Problem
@@ -86,9 +87,9 @@ def search_counts(problem: Problem, count: int, trials: int) -> None:
     top = torch.tensor([1.5, 10, 10, 10, 1, 1, 1], dtype=torch.float64)
     table = torch.rand(trials, 7, generator=generator, dtype=torch.float64) * top
     params = [BlendParams(*row) for row in table.tolist()]
-    counts = SearchObjective(clf._operand, x, targets).correct(params)
+    counts = CorrectCounter(clf._operand, x, targets).correct(params)
     blocks = type(clf.similarities(x))(*(b.double() for b in clf.similarities(x)))
-    plain = [int((blend_of(blocks, p, clf.exponents_).argmax(1) == targets).sum()) for p in params]
+    plain = [int((blend_logits(blocks, p, clf.exponents_).argmax(1) == targets).sum()) for p in params]
     equal = sum(a == b for a, b in zip(counts, plain, strict=True))
     print(
         f"{problem.name}: {equal} of {trials} trials count as the plain float64 program does, on "

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from semobridge_ext.clip.families import adapter_of
 from semobridge_ext.fewshot.study import Progress
 
 TEMPLATES = ("{}", "an icon of {}", "a drawing of {}")
@@ -42,10 +43,8 @@ def encode_drawings(
     Drawings that already have the model's size are scaled and shifted as a batch, which is all that
     ``preprocess`` does to them; others go through it one by one.
     """
-    images = torch.as_tensor(images)
-    size = getattr(model.visual, "image_size", None)
-    size = (size, size) if isinstance(size, int) else tuple(size) if size is not None else None
-    mean, std = (getattr(model.visual, f"image_{n}", None) for n in ("mean", "std"))
+    images, adapter = torch.as_tensor(images), adapter_of("encode_drawings", model)
+    size, mean, std = adapter.image_format
     fits = images.shape[1:3] == size and mean is not None and std is not None
     if fits:
         shift, factor = (torch.tensor(v).view(1, 3, 1, 1) for v in (mean, std))
@@ -61,7 +60,7 @@ def encode_drawings(
             from PIL import Image
 
             batch = torch.stack([preprocess(Image.fromarray(image.numpy())) for image in chunk])
-        parts.append(model.encode_image(batch))
+        parts.append(adapter.encode_image(batch))
     if not parts:
         raise ValueError("encode_drawings: images must not be empty, got none; choose another set")
     return torch.cat(parts)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from semobridge_ext.fewshot.estimator import compute_rows
-from semobridge_ext.fewshot.prototypes import prototypes
+from semobridge_ext._ops.blend_logits.eager import prototypes
 from semobridge_ext.fewshot.stored_estimator import StoredEstimator
+from semobridge_ext.runtime.rows import compute_dtype
 
 
 class ZeroShot(StoredEstimator):
@@ -51,7 +51,7 @@ class ZeroShot(StoredEstimator):
         return self
 
     def _logits(self, x: Tensor) -> Tensor:
-        x = compute_rows(x)
+        x = x.to(compute_dtype(x.dtype))
         return float(self.logit_scale) * normalize(x, dim=1) @ self._text_rows.to(x.device, x.dtype).T
 
 
@@ -84,7 +84,7 @@ class NearestClassMean(StoredEstimator):
         return self
 
     def _logits(self, x: Tensor) -> Tensor:
-        x = compute_rows(x)
+        x = x.to(compute_dtype(x.dtype))
         return float(self.logit_scale) * normalize(x, dim=1) @ self.prototypes_.to(x.device, x.dtype).T
 
 
@@ -164,5 +164,5 @@ class LDA(StoredEstimator):
         return self
 
     def _logits(self, x: Tensor) -> Tensor:
-        unit = normalize(compute_rows(x), dim=1)
+        unit = normalize(x.to(compute_dtype(x.dtype)), dim=1)
         return unit @ self.coef_.to(x.device, unit.dtype).T + self.intercept_.to(x.device, unit.dtype)

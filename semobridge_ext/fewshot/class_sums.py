@@ -14,10 +14,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from semobridge_ext import _inputs
-from semobridge_ext._ops.blend_logits.op import BlendOperand, class_exponents
+from semobridge_ext._ops.blend_logits.eager import class_exponents
+from semobridge_ext._ops.blend_logits.op import BlendOperand
 from semobridge_ext.bridging import closed_form as bridging
 from semobridge_ext.bridging.closed_form import Bridge
-from semobridge_ext.fewshot.estimator import FewShotEstimator, compute_rows, exactly
+from semobridge_ext.fewshot.estimator import FewShotEstimator, exactly
+from semobridge_ext.runtime.rows import compute_dtype
 
 
 class ClassSums(FewShotEstimator):
@@ -69,7 +71,7 @@ class ClassSums(FewShotEstimator):
     def _add(self, x: Tensor, codes: Tensor) -> None:
         """Adds shots to the sums of their classes and derives what prediction needs."""
         codes = codes.to(x.device)
-        wide = compute_rows(x)
+        wide = x.to(compute_dtype(x.dtype))
         with exactly(x.device):
             bridged = self._bridge_shots(wide, codes)
         self.counts_ += torch.bincount(codes.cpu(), minlength=len(self._names))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _inputs
-from semobridge_ext._ops.blend_logits.op import BlendParams, Similarities
+from semobridge_ext._ops.blend_logits.spec import BlendParams, Similarities
 from semobridge_ext.bridging.closed_form import Bridge
 from semobridge_ext.fewshot.class_sums import ClassSums
 from semobridge_ext.fewshot.estimator import CHUNK, exactly

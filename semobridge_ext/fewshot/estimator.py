@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 from semobridge_ext import _errors, _inputs
 from semobridge_ext._parameters import Parameters
 from semobridge_ext.fewshot.draws import sample_support
+from semobridge_ext.runtime.rows import compute_dtype
 
 
 class NotFittedError(ValueError, AttributeError):
@@ -36,11 +37,6 @@ def exactly(device: torch.device) -> Iterator[None]:
 
 
 CHUNK = 4096  # rows whose [N, C] intermediates exist at once
-
-
-def compute_rows(x: Tensor) -> Tensor:
-    """The rows in float32, or in float64 where they are; half precision is widened."""
-    return x if x.dtype is torch.float64 else x.float()
 
 
 class FewShotEstimator(Parameters):
@@ -103,7 +99,7 @@ class FewShotEstimator(Parameters):
         text = self._text(verb, self.text_features, x.shape[1])
         codes = self._set_classes(verb, labels, self.class_names, len(text))
         self._text_rows, self.n_features_in_ = text, x.shape[1]
-        return normalize(compute_rows(x), dim=1), codes
+        return normalize(x.to(compute_dtype(x.dtype)), dim=1), codes
 
     def _set_classes(self, verb: str, labels: list[Hashable], class_names: Any, rows: int | None) -> Tensor:
         """Fixes ``classes_`` and returns the encoded labels; every class must have a shot.

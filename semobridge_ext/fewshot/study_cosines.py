@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from semobridge_ext._ops.blend_logits.op import BlendParams, Similarities, blend_of
+from semobridge_ext._ops.blend_logits.eager import blend_logits, prototypes
+from semobridge_ext._ops.blend_logits.spec import BlendParams, Similarities
 from semobridge_ext.bridging.closed_form import Bridge
-from semobridge_ext.fewshot.prototypes import prototypes
 from semobridge_ext.fewshot.study import Outcome, Problem
 
 METHODS = (
@@ -74,5 +74,4 @@ class CosineMethods:
         return {name: Outcome(values.argmax(dim=1) == self._targets) for name, values in logits.items()}
 
     def _blend(self, z2: Tensor, z3: Tensor) -> Tensor:  # [N, C] each
-        no_weights = z2.new_zeros(self._classes)
-        return blend_of(Similarities(self._text, z2, z3), BlendParams(), no_weights)
+        return blend_logits(Similarities(self._text, z2, z3), BlendParams())

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _errors, _files, _inputs
-from semobridge_ext._engines.bridge_training.reference import LossWeights
+from semobridge_ext._engines.bridge_training.spec import LossWeights
 from semobridge_ext._engines.bridge_training.step import BridgeTrainer
-from semobridge_ext._ops.blend_logits.op import BlendOperand, class_exponents
+from semobridge_ext._ops.blend_logits.eager import class_exponents
+from semobridge_ext._ops.blend_logits.op import BlendOperand
 from semobridge_ext.bridging.closed_form import Bridge
 from semobridge_ext.fewshot.classifier import SeMoBridgeClassifier
 from semobridge_ext.fewshot.estimator import exactly
@@ -233,6 +234,7 @@ class SeMoBridgeT(SeMoBridgeClassifier):
             bridge.inverse.detach().to(x.device, dtype), bridge.text_projection.to(x.device, dtype),
             x[order.to(x.device)].to(dtype), codes[order].to(x.device), self._text_rows.to(x.device, dtype),
             hidden, class_bias=self.class_bias, logit_scale=float(self.logit_scale), weights=weights,
+            function="SeMoBridgeT",
         )  # fmt: skip
 
     def _bridge_of(self, inverse: Tensor) -> Bridge:

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from semobridge_ext._ops.blend_logits.op import BlendOperand, BlendParams
-from semobridge_ext._ops.count_correct.op import SearchObjective
+from semobridge_ext._ops.blend_logits.op import BlendOperand
+from semobridge_ext._ops.blend_logits.spec import BlendParams
+from semobridge_ext._ops.count_correct.op import CorrectCounter
 
 RANGES = {
     "s": (0.0, 1.5),
@@ -141,7 +142,7 @@ def tune_blend(
             f"tune: sampler must be 'optuna', 'random' or an Optuna sampler, got {sampler!r}; choose"
         )
     source: Any = _Random(space, seed) if sampler == "random" else _Optuna(space, seed, sampler)
-    objective = SearchObjective(operand, x, labels)
+    objective = CorrectCounter(operand, x, labels)
     history: list[tuple[BlendParams, float]] = []
     best = -1
     with _bar(n_trials, progress) as bar:

@@ -208,3 +208,18 @@ def test_a_local_checkpoint(tmp_path: Path) -> None:
         pixels = torch.stack([preprocess(Image.open(p)) for p in paths])
         want = model.eval().encode_image(pixels).numpy()
     np.testing.assert_allclose(read(tmp_path / "out")[0], want, rtol=1e-3, atol=1e-4)
+
+
+def test_before_the_projection() -> None:
+    """The rows that `encode_image(project=False)` gives; the model keeps its projection."""
+    from semobridge_ext.clip import encode_image
+    from tests.support.towers import open_clip_model
+
+    model, pixels = open_clip_model(), torch.randn(3, 3, 32, 32)
+    encoder = models.Encoder(model, None, None)
+    hidden = encoder.before_projection("extract")
+    assert torch.equal(hidden.images(pixels), encode_image(model, pixels, project=False))
+    assert torch.equal(encoder.images(pixels), encode_image(model, pixels)) and model.visual.proj is not None
+    resnet = open_clip_model(vision={"layers": (1, 1, 1, 1), "width": 16})
+    with pytest.raises(NotImplementedError, match=r"^extract: --before-proj.* got ModifiedResNet; leave"):
+        models.Encoder(resnet, None, None).before_projection("extract")

@@ -10,7 +10,7 @@ def _faults(
 ) -> dict[str, tuple[str, str, str, str, str]]:
     """name: text, what stands there instead, and an order other than ascending."""
     return {
-        name: (f"{stem}.cu", text, instead, stem, order[0] if order else "ascending")
+        name: (f"bridge_training/cuda_{stem}.cu", text, instead, stem, order[0] if order else "ascending")
         for name, (text, instead, *order) in faults.items()
     }
 

@@ -7,7 +7,8 @@ import torch
 from torch.nn.functional import normalize
 
 import semobridge_ext as sb
-from semobridge_ext._engines.bridge_training.reference import LossWeights, bias_loss, semobridge_t_loss
+from semobridge_ext._engines.bridge_training.reference import bias_loss, semobridge_t_loss
+from semobridge_ext._engines.bridge_training.spec import LossWeights
 from semobridge_ext._engines.bridge_training.step import BridgeTrainer
 from semobridge_ext.fewshot.training import PRESETS, Schedule
 from tests.support.problems import Problem, make
@@ -96,7 +97,7 @@ def test_gradients_in_float32_on_every_instruction_set(isa):
 def test_several_chunks_give_the_same(monkeypatch):
     p = make(30, 3, 2, dtype=torch.float64)
     whole = trainer_of(p, LossWeights())
-    monkeypatch.setattr("semobridge_ext._engines.bridge_training.step._CHUNK_VALUES", 1)
+    monkeypatch.setattr("semobridge_ext._engines.bridge_training.torch.CHUNK_VALUES", 1)
     cut = trainer_of(p, LossWeights())
     assert len(whole._chunks) == 1 and len(cut._chunks) > 1
     a, b = whole.loss_and_gradients(), cut.loss_and_gradients()

@@ -120,11 +120,7 @@ def test_build_info():
 def modules() -> list[str]:
     found = [m.name for m in pkgutil.walk_packages(sb.__path__, "semobridge_ext.")]
     if importlib.util.find_spec("triton") is None:  # only kernel files need it
-        found = [
-            m
-            for m in found
-            if not m.endswith((".triton", ".triton_backward", ".triton_tuning", "triton_operators"))
-        ]
+        found = [m for m in found if not m.endswith((".triton", ".triton_backward", ".triton_tuning"))]
     return ["semobridge_ext", *(m for m in found if not m.endswith(("._C", ".__main__")))]
 
 

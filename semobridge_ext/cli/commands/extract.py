@@ -144,9 +144,7 @@ def _bar(args: argparse.Namespace, total: int | None, start: int) -> Any:
 def _encode(encoder: models.Encoder, pixels: torch.Tensor | None, device: str) -> np.ndarray:
     if pixels is None:
         return np.empty((0, 0), np.float32)
-    with torch.inference_mode():
-        images = pixels.to(device, non_blocking=True)
-        return encoder.model.encode_image(images).float().cpu().numpy()
+    return encoder.images(pixels.to(device, non_blocking=True)).numpy()
 
 
 def _collect(folder: Folder) -> tuple[int, int]:
@@ -194,7 +192,7 @@ def run(args: argparse.Namespace) -> int:
     encoder = models.load("extract", *names, args.device)
     settings = _settings(args, source, encoder, names)
     if args.before_projection:
-        models.cut_projection("extract", encoder.model)
+        encoder = encoder.before_projection("extract")
     folder, began = Folder("extract", args.out), time.perf_counter()
     with folder.claim(settings) as first:
         if folder.summary():

@@ -84,8 +84,7 @@ def _encode_images(encoder: models.Encoder, names: list[str], device: str) -> Te
                 pixels.append(encoder.preprocess(image))
         except (OSError, SyntaxError, ValueError) as error:
             raise ValueError(f"search: --image must be a readable image, got {name} ({error})") from error
-    with torch.inference_mode():
-        return encoder.model.encode_image(torch.stack(pixels).to(device)).float().cpu().clone()
+    return encoder.images(torch.stack(pixels).to(device)).clone()
 
 
 def _queries(args: argparse.Namespace, settings: dict[str, Any]) -> Tensor:  # [N, D] unit rows
@@ -107,7 +106,7 @@ def _queries(args: argparse.Namespace, settings: dict[str, Any]) -> Tensor:  # [
         )
     if args.image:
         if mappings.HIDDEN in (settings.get("features"), settings.get("takes")):
-            models.cut_projection("search", encoder.model)
+            encoder = encoder.before_projection("search")
         images = _encode_images(encoder, args.image, args.device)
         parts.append(normalize(images if mapping is None else mapping.apply(images), dim=1))
     return torch.cat(parts)

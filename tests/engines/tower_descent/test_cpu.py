@@ -258,7 +258,7 @@ def test_core_refuses_what_its_kernels_would_misread() -> None:
     native = engine._native
     with pytest.raises(ValueError, match="one list per slot"):
         native.set_slots([0, -1], [[0]], 0, 0, 0, 0)
-    native.set_slots([5, -1], [[0], [1]], 0, engine._base.data_ptr(), 40, 0)
+    native.set_slots([5, -1], [[0], [1]], 0, engine._rows.base.data_ptr(), 40, 0)
     with pytest.raises(ValueError, match="source must name a vector"):
         native.evaluate(1, 1, 0, False, 0, 0, 1, 1)
     assert _backend._C.active_isa() in ("avx512", "avx2", "portable")

@@ -120,7 +120,8 @@ def check_topk() -> None:
 
 def check_training() -> None:
     """Steps of SeMoBridge-T whose wide losses are streamed, against autograd in float64."""
-    from semobridge_ext._engines.bridge_training.reference import LossWeights, semobridge_t_loss
+    from semobridge_ext._engines.bridge_training.reference import semobridge_t_loss
+    from semobridge_ext._engines.bridge_training.spec import LossWeights
     from semobridge_ext._engines.bridge_training.step import BridgeTrainer
     from tests.support.graph_recorder import Recorder
 
@@ -165,21 +166,24 @@ def check_training() -> None:
 
 def check_operators() -> None:
     """opcheck: schema, fake tensors, gradients' registration; tests/ops/test_fake_cuda.py compiles."""
-    from semobridge_ext._ops import triton_operators as operators
+    from semobridge_ext._ops.project_normalize import triton as project_triton
+    from semobridge_ext._ops.support_logits import triton as support_triton
+    from semobridge_ext._ops.support_logits import triton_backward as support_bwd_triton
+    from semobridge_ext._ops.topk import triton as topk_triton
 
     q, k, labels = unit(6, 10).float(), unit(30, 10).half(), torch.randint(0, 4, (30,))
     order, offsets = torch.argsort(labels), torch.tensor([0, 7, 15, 22, 30])
     w, grad = torch.rand(30), torch.randn(6, 4)
     plain = ("test_schema", "test_faketensor")
     torch.library.opcheck(
-        operators.project_normalize, (q, torch.randn(10, 7), torch.randn(7), 2.0, True), test_utils=plain
+        project_triton.project_normalize, (q, torch.randn(10, 7), torch.randn(7), 2.0, True), test_utils=plain
     )
-    torch.library.opcheck(operators.support_logits, (q, k, order, offsets, 2.0, w), test_utils=plain)
+    torch.library.opcheck(support_triton.support_logits_fwd, (q, k, order, offsets, 2.0, w), test_utils=plain)
     needs = (True, False, True)
     torch.library.opcheck(
-        operators.support_logits_bwd, (grad, q, k, labels, 2.0, w, *needs), test_utils=plain
+        support_bwd_triton.support_logits_bwd_launch, (grad, q, k, labels, 2.0, w, *needs), test_utils=plain
     )
-    torch.library.opcheck(operators.topk, (q, k, 3, torch.arange(6)), test_utils=plain)
+    torch.library.opcheck(topk_triton.topk, (q, k, 3, torch.arange(6)), test_utils=plain)
     checked = (*plain, "test_autograd_registration")
     with sb.backend("triton"):
         ops = torch.ops.semobridge

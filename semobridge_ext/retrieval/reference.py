@@ -1,4 +1,4 @@
-"""Reference of retrieval/metrics.py: one sorted ranking per query (METHODS §7)."""
+"""The oracle of retrieval_metrics: one sorted ranking per query (docs/methods.md §7)."""
 
 from __future__ import annotations
 

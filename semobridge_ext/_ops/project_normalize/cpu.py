@@ -1,21 +1,18 @@
-"""Prepared operands of the fused projection: packed once, applied many times."""
+"""project_normalize on the CPU: the fused core, over matrices packed once."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from semobridge_ext.runtime.backend import _C, DTYPE_CODES, is_native
+from semobridge_ext.runtime.backend import _C, DTYPE_CODES
+from semobridge_ext.runtime.rows import compute_dtype
 
 _get_num_threads = torch.get_num_threads
 
 
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 rows are computed in float64, everything else in float32."""
-    return torch.float64 if dtype is torch.float64 else torch.float32
-
-
-def _pack(matrix: Tensor, compute: torch.dtype) -> Tensor:
+def pack_matrix(matrix: Tensor, compute: torch.dtype) -> Tensor:  # [K, M] -> panels of columns
+    """The matrix as the core reads it, in the dtype of the sums."""
     matrix = matrix.detach()
     if matrix.stride(1) != 1:
         matrix = matrix.contiguous()
@@ -24,26 +21,6 @@ def _pack(matrix: Tensor, compute: torch.dtype) -> Tensor:
     codes = DTYPE_CODES[matrix.dtype], DTYPE_CODES[compute]
     _C.pack_matrix(matrix.data_ptr(), codes[0], rows, cols, matrix.stride(0), codes[1], packed.data_ptr())
     return packed
-
-
-def is_direct(x: Tensor, frozen: Tensor) -> bool:
-    """True where a call may go straight to the native core, past the registered operator.
-
-    That is a plain CPU tensor with no gradient wanted of it or of `frozen`, outside of tracing and of
-    function transforms. The dispatcher would cost more than one image's whole bridge.
-    """
-    return (
-        type(x) is Tensor
-        and x.is_cpu
-        and x.dtype in DTYPE_CODES
-        and x.layout is torch.strided
-        and not torch.compiler.is_compiling()
-        and not x.is_neg()
-        and not ((x.requires_grad or frozen.requires_grad) and torch.is_grad_enabled())
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and frozen.is_cpu
-        and is_native()
-    )
 
 
 class Projection:
@@ -101,7 +78,7 @@ class Projection:
             )
         self.compute = compute
         self.rows, mid = first.shape
-        packed = [_pack(first, compute)]
+        packed = [pack_matrix(first, compute)]
         if second is None:
             self.cols = mid
             native = _C.Projection(
@@ -109,7 +86,7 @@ class Projection:
             )
         else:
             self.cols = second.shape[1]
-            packed.append(_pack(second, compute))
+            packed.append(pack_matrix(second, compute))
             native = _C.Projection(
                 DTYPE_CODES[compute], packed[0].data_ptr(), self.rows, mid,
                 normalize_first, scale_first,
@@ -150,3 +127,17 @@ class Projection:
             bias_ptr, bias_stride, 0 if norms is None else norms.data_ptr(), _get_num_threads(),
         )  # fmt: skip
         return out
+
+
+def project_normalize(
+    x: Tensor,  # [N, K]
+    matrix: Tensor,  # [K, M]
+    bias: Tensor | None,  # [M] or [N, M] compute dtype
+    scale: float,
+    normalize: bool,
+) -> tuple[Tensor, Tensor]:  # [N, M], [N] compute dtype, zeros without `normalize`
+    """One call, with a matrix packed for it alone."""
+    compute = compute_dtype(x.dtype)
+    norms = (torch.empty if normalize else torch.zeros)(x.shape[0], dtype=compute)
+    plan = Projection(matrix, compute=compute, normalize=normalize, scale=scale)
+    return plan(x, bias=bias, norms=norms if normalize else None), norms

@@ -1,11 +1,10 @@
-"""One step of an inversion as a sequence of launches over tensors that stay where they are.
+"""The tensors of an inversion step for some number of samples; they stay where they are.
 
-The algorithm is that of csrc/tower_descent/tower_descent.h: rows are slot-major ([n, S, T]), slot 0 the
-pooled one; the prefix is a constant per layer; the first layer works on the learned slots alone, whose
-rows are the only ones that change, and the last layer goes on for slot 0 alone. The residual sum in front
-of a norm and the norm are one piece.
+Rows are slot-major ([n, S, T]), slot 0 the pooled one; the prefix is a constant per layer. The first layer
+works on the learned slots alone, whose rows are the only ones that change; the last layer continues with
+slot 0 alone.
 
-Letters as in _engines/tower_descent/torch.py.
+Letters as in torch.py.
 """
 
 from __future__ import annotations
@@ -17,17 +16,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from semobridge_ext._engines.tower_descent.rows import SlotRows
 from semobridge_ext._engines.tower_descent.spec import Norm
-from semobridge_ext._engines.tower_descent.torch import Ends, TorchPieces
-from semobridge_ext._engines.tower_descent.torch_attention import Heads, Scratch
-from semobridge_ext._engines.tower_descent.weights import LaunchedLayer, LaunchedRows, LaunchedWeights
+from semobridge_ext._engines.tower_descent.tensors import Ends, Heads
+from semobridge_ext._engines.tower_descent.torch import TorchTowerPieces
+from semobridge_ext._engines.tower_descent.weights import LaunchedLayer, LaunchedWeights
+from semobridge_ext.runtime.scratch import Scratch
 
 TABLE = 64  # steps whose rates and losses are held at once
 
 
 @dataclass
-class _Pass:
-    """A layer's tensors between the way there and the way back."""
+class Pass:
+    """A layer's tensors between forward and backward."""
 
     layer: LaunchedLayer
     rows: slice  # that the layer norms and projects
@@ -47,8 +48,8 @@ class _Pass:
         return slice(None if self.layer.query is None else self.x.shape[1], None)
 
 
-class Plan:
-    """Buffers for some number of samples, and the steps over them.
+class Buffers:
+    """What step.py's sequence reads and writes.
 
     Args:
         weights, rows: on the device.
@@ -57,7 +58,7 @@ class Plan:
     """
 
     def __init__(
-        self, weights: LaunchedWeights, rows: LaunchedRows, samples: int, pieces: type[TorchPieces]
+        self, weights: LaunchedWeights, rows: SlotRows, samples: int, pieces: type[TorchTowerPieces]
     ) -> None:
         self.weights, self.rows, self.samples = weights, rows, samples
         self.device, self.stored, self.compute = rows.base.device, weights.stored, weights.compute
@@ -85,7 +86,7 @@ class Plan:
     def _new(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=self.stored, device=self.device)
 
-    def _pass(self, index: int) -> _Pass:
+    def _pass(self, index: int) -> Pass:
         layer, last = self.weights.layers[index], index == len(self.weights.layers) - 1
         slots = len(self.rows.source)
         rows = self.learned if index == 0 else slice(0, self.all_rows)
@@ -104,7 +105,7 @@ class Plan:
                 self._new(self.all_rows, self.width) if last else self._take("dm", self.all_rows, self.width)
             )
         count = len(range(*rows.indices(self.all_rows)))
-        return _Pass(
+        return Pass(
             layer, rows, out_rows, self.x0 if index == 0 else self._new(self.all_rows, self.width), qkv,
             self._new(out_rows, self.width), self._new(out_rows, layer.fc.weight.shape[1]),
             residual,
@@ -156,89 +157,3 @@ class Plan:
 
     def _take(self, name: str, rows: int, width: int) -> Tensor:
         return self.scratch.take(name, (rows, width), self.stored)
-
-    # -- the way there -------------------------------------------------------------------------------
-
-    def forward(self) -> None:
-        """inputs → features."""
-        p, w = self.pieces, self.weights
-        if w.norm_pre is not None:
-            p.norm(self.raw, None, None, w.norm_pre, self.x0[self.learned], self.pre)
-        before: _Pass | None = None
-        for now in self.passes:
-            self._forward_layer(now, before)
-            before = now
-        assert before is not None
-        delta = self._take("delta", self.samples, self.width)
-        if w.norm_final is None:
-            p.add(before.middle, delta, self.last)
-        else:
-            p.norm(before.middle, delta, self.last, w.norm_final, self.normed, self.final)
-        if w.projection is not None:
-            p.product(self.normed, w.projection, self.ends.features)
-
-    def _forward_layer(self, now: _Pass, before: _Pass | None) -> None:
-        p, layer, out = self.pieces, now.layer, now.out_rows
-        y = self._take("y", self.all_rows, self.width)
-        o = self._take("o", out, self.width)
-        delta = self._take("delta", out, self.width)
-        if before is None:
-            p.norm(now.x[now.rows], None, None, layer.norm1, y[now.rows], now.norm1)
-        else:
-            moved = self._take("delta", self.all_rows, self.width)
-            p.norm(before.middle, moved, now.x, layer.norm1, y, now.norm1)
-        p.product(y[now.rows], layer.qkv, now.qkv[now.rows, now.projected])
-        p.attention(now.attention, o)
-        if layer.query is None:
-            p.product(o, layer.out, delta)
-            p.norm(now.x[:out], delta, now.middle, layer.norm2, y[:out], now.norm2)
-        else:
-            p.product(o, layer.out, now.middle)
-            p.norm(now.middle, None, None, layer.norm2, y[:out], now.norm2)
-        p.product(y[:out], layer.fc, now.h)
-        hidden = self._take("hidden", *now.h.shape)
-        p.activate(now.h, hidden)
-        p.product(hidden, layer.proj, delta)
-
-    # -- the way back --------------------------------------------------------------------------------
-
-    def backward(self) -> None:
-        """grad_features → grad of the inputs."""
-        p, w, e = self.pieces, self.weights, self.ends
-        grad = e.grad_features
-        if w.projection is not None:
-            grad = self._take("grad", self.samples, self.width)
-            p.product_grad(e.grad_features, w.projection, grad)
-        if w.norm_final is not None:
-            p.norm_grad(grad, None, w.norm_final, self.final, self.last, self.dx[: self.samples])
-            grad = self.dx[: self.samples]
-        for now in reversed(self.passes):
-            self._backward_layer(now, grad)
-            grad = self.dx
-        if w.norm_pre is not None:
-            p.norm_grad(self.dx[self.learned], None, w.norm_pre, self.pre, self.raw, self.grad_raw)
-
-    def _backward_layer(self, now: _Pass, grad: Tensor) -> None:
-        p, layer, out = self.pieces, now.layer, now.out_rows
-        hidden = self._take("hidden", *now.h.shape)
-        da = self._take("da", self.all_rows, self.width)
-        dqkv = self._take("dqkv", self.all_rows, 3 * self.width)
-        middle = self._take("pooled dm", out, self.width) if now.residual is None else now.residual[:out]
-        p.product_grad(grad, layer.proj, hidden)
-        p.activate_grad(hidden, now.h)
-        p.product_grad(hidden, layer.fc, da[:out])
-        p.norm_grad(da[:out], grad, layer.norm2, now.norm2, now.middle, middle)
-        p.product_grad(middle, layer.out, da[:out])
-        p.attention_grad(now.attention, da[:out], dqkv)
-        p.product_grad(dqkv[now.rows, now.projected], layer.qkv, da[now.rows])
-        residual = None if now.residual is None else now.residual[now.rows]
-        p.norm_grad(da[now.rows], residual, layer.norm1, now.norm1, now.x[now.rows], self.dx[now.rows])
-
-    # -- the step ------------------------------------------------------------------------------------
-
-    def step(self) -> None:
-        """Loss and gradient of the inputs as they are, AdamW, the inputs of the next step."""
-        self.forward()
-        self.pieces.cosine_loss(self.ends)
-        self.backward()
-        self.pieces.adamw(self.ends)
