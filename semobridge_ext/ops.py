@@ -3,8 +3,8 @@
 from semobridge_ext._engines.tower_descent.cpu import FrozenTower, PackedTower
 from semobridge_ext._engines.tower_descent.step import LaunchedTower
 from semobridge_ext._engines.tower_descent.weights import LaunchedWeights
+from semobridge_ext._ops.project_normalize.cpu import Projection
 from semobridge_ext._ops.project_normalize.op import project_normalize
-from semobridge_ext._ops.project_normalize.prepared import Projection
 from semobridge_ext._ops.support_logits.op import support_logits
 from semobridge_ext._ops.topk.op import TopK, topk
 from semobridge_ext.retrieval.metrics import retrieval_metrics

@@ -7,11 +7,12 @@ for an oracle.
 from semobridge_ext._engines.tower_descent.reference import tower_features
 from semobridge_ext._ops.blend_logits.reference import blend_logits, class_weights, prototypes
 from semobridge_ext._ops.project_normalize.reference import project_normalize, scale_rows
-from semobridge_ext._ops.rank_counts.reference import retrieval_metrics
 from semobridge_ext._ops.support_logits.reference import support_logits
 from semobridge_ext._ops.topk.reference import topk
 from semobridge_ext.bridging.reference import bridge, pinv
-from semobridge_ext.inversion.reference import Inversion, oti, ovi
+from semobridge_ext.inversion.reference import oti, ovi
+from semobridge_ext.inversion.result import Inversion
+from semobridge_ext.retrieval.reference import retrieval_metrics
 
 __all__ = [
     "Inversion",

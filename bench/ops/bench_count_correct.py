@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 import semobridge_ext as sb
-from semobridge_ext._ops.blend_logits.op import BlendParams, Similarities, blend_of
-from semobridge_ext._ops.count_correct.op import SearchObjective
+from semobridge_ext._ops.blend_logits.eager import blend_logits
+from semobridge_ext._ops.blend_logits.spec import BlendParams, Similarities
+from semobridge_ext._ops.count_correct.op import CorrectCounter
 
 SIZES = ((10000, 1000), (3970, 397))  # validation rows, classes
 WIDTH, TRIALS = 512, 1000
@@ -58,7 +59,7 @@ def exact(rows: int, classes: int) -> Tensor:
     right = 0
     for start in range(0, rows, 1000):
         z = Similarities(*(b[start : start + 1000].double() for b in blocks(rows, classes)))
-        best = blend_of(z, ONE, clf.exponents_).argmax(dim=1)
+        best = blend_logits(z, ONE, clf.exponents_).argmax(dim=1)
         right += int((best == targets[start : start + 1000]).sum())
     return torch.tensor([[float(right)]], dtype=torch.float64)
 
@@ -77,13 +78,13 @@ def eager_trial(size: tuple[int, int]) -> Tensor:
 
 def scaled_trial(size: tuple[int, int]) -> Tensor:
     clf, _, targets = problem(*size)
-    return count(blend_of(blocks(*size), ONE, clf.exponents_), targets)
+    return count(blend_logits(blocks(*size), ONE, clf.exponents_), targets)
 
 
 @lru_cache(maxsize=1)
-def objective(rows: int, classes: int) -> SearchObjective:
+def objective(rows: int, classes: int) -> CorrectCounter:
     clf, x, targets = problem(rows, classes)
-    return SearchObjective(clf._operand, x, targets)
+    return CorrectCounter(clf._operand, x, targets)
 
 
 @cache
@@ -119,7 +120,7 @@ def test_search(timed, size: tuple[int, int], member: str) -> None:
 
     def prepared() -> Tensor:
         clf, x, targets = problem(*size)
-        fresh = SearchObjective(clf._operand, x, targets)
+        fresh = CorrectCounter(clf._operand, x, targets)
         return torch.tensor([[fresh.correct([t])[0] for t in trials()][:1]], dtype=torch.float64)
 
     values = 3.0 * size[0] * size[1] * TRIALS

@@ -19,15 +19,16 @@ from torch.nn.functional import normalize
 import semobridge_ext as sb
 from semobridge_ext._engines.bridge_training.reference import semobridge_t_loss
 from semobridge_ext._engines.bridge_training.step import BridgeTrainer
-from semobridge_ext._ops.blend_logits.op import BlendParams, blend_of
-from semobridge_ext._ops.count_correct.op import SearchObjective
+from semobridge_ext._ops.blend_logits.eager import blend_logits
+from semobridge_ext._ops.blend_logits.spec import BlendParams
+from semobridge_ext._ops.count_correct.op import CorrectCounter
 from semobridge_ext.cli.commands.fewshot import _picto_problems
-from semobridge_ext.fewshot.episodes import sample_support
-from semobridge_ext.fewshot.study import StudyProblem
-from semobridge_ext.fewshot.training import PRESETS
+from semobridge_ext.fewshot.draws import sample_support
+from semobridge_ext.fewshot.study import Problem
+from semobridge_ext.fewshot.training_schedule import PRESETS
 
 
-def accuracy(problem: StudyProblem, inverse: Tensor, tau: Tensor, shots: Tensor, labels: Tensor) -> float:
+def accuracy(problem: Problem, inverse: Tensor, tau: Tensor, shots: Tensor, labels: Tensor) -> float:
     """Of the trained bridge's prototypes alone on the test part, in float64, by the definition."""
     w = problem.text_projection.double()
     e = normalize(shots.double() @ inverse.double() + tau.double()[labels], dim=1)
@@ -37,7 +38,7 @@ def accuracy(problem: StudyProblem, inverse: Tensor, tau: Tensor, shots: Tensor,
     return float((logits.argmax(1) == problem.test[1]).double().mean())
 
 
-def train_both(problem: StudyProblem, count: int, steps: int) -> None:
+def train_both(problem: Problem, count: int, steps: int) -> None:
     chosen = sample_support(problem.train[1], count, 0)
     order = torch.argsort(problem.train[1][chosen], stable=True)
     shots, labels = problem.train[0][chosen][order], problem.train[1][chosen][order]
@@ -77,7 +78,7 @@ def train_both(problem: StudyProblem, count: int, steps: int) -> None:
     )
 
 
-def search_counts(problem: StudyProblem, count: int, trials: int) -> None:
+def search_counts(problem: Problem, count: int, trials: int) -> None:
     chosen = sample_support(problem.train[1], count, 0)
     clf = sb.SeMoBridgeClassifier(sb.Bridge(problem.text_projection), problem.text)
     clf.fit(problem.train[0][chosen], problem.train[1][chosen])
@@ -86,9 +87,9 @@ def search_counts(problem: StudyProblem, count: int, trials: int) -> None:
     top = torch.tensor([1.5, 10, 10, 10, 1, 1, 1], dtype=torch.float64)
     table = torch.rand(trials, 7, generator=generator, dtype=torch.float64) * top
     params = [BlendParams(*row) for row in table.tolist()]
-    counts = SearchObjective(clf._operand, x, targets).correct(params)
+    counts = CorrectCounter(clf._operand, x, targets).correct(params)
     blocks = type(clf.similarities(x))(*(b.double() for b in clf.similarities(x)))
-    plain = [int((blend_of(blocks, p, clf.exponents_).argmax(1) == targets).sum()) for p in params]
+    plain = [int((blend_logits(blocks, p, clf.exponents_).argmax(1) == targets).sum()) for p in params]
     equal = sum(a == b for a, b in zip(counts, plain, strict=True))
     print(
         f"{problem.name}: {equal} of {trials} trials count as the plain float64 program does, on "

@@ -20,10 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from semobridge_ext import _errors, _files
+from semobridge_ext._ops.project_normalize.cpu import Projection
 from semobridge_ext._ops.project_normalize.cuda import CudaProjection, direct_kernels
 from semobridge_ext._ops.project_normalize.op import project_normalize
-from semobridge_ext._ops.project_normalize.prepared import Projection, compute_dtype, is_direct
 from semobridge_ext._ops.project_normalize.prepared_triton import TritonProjection
+from semobridge_ext.runtime.choice import is_direct
+from semobridge_ext.runtime.rows import compute_dtype
 
 _FORMAT = "semobridge-ext bridge 1"
 _log = logging.getLogger("semobridge_ext")
@@ -129,10 +131,13 @@ class Bridge(nn.Module):
 
     @classmethod
     def from_clip(cls, model: Any, *, atol: float = 0.3, text_length: float = 1.0) -> Bridge:
-        """The bridge of a CLIP model: open_clip, OpenAI's ``clip``, or Hugging Face ``CLIPModel``.
+        """The bridge of a CLIP model of a family that ``semobridge_ext.clip`` lists.
 
         Raises:
-            TypeError: the model has no linear text projection; the message says what was found.
+            TypeError: not a CLIP model, or one without a linear text projection; the message says what
+                was found. A projection with a bias, as SigLIP's, is refused: ``t = x·W + b`` is inverted
+                by ``(t − b)·W⁺``, and an image feature, whose length carries no meaning, has no scale
+                at which b could be subtracted. ``Bridge(W)`` leaves the bias out on purpose.
         """
         from semobridge_ext.clip import text_projection
 

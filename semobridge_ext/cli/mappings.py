@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 import semobridge_ext
 from semobridge_ext import _files
-from semobridge_ext.cli import models as _models
+from semobridge_ext.cli import models
 from semobridge_ext.cli.shards import Folder
 
 PCA_FORMAT = "semobridge-ext pca 1"
@@ -91,7 +91,7 @@ def _class(name: str) -> Any:
     return found
 
 
-def _make_bridge(args: argparse.Namespace, folder: Folder, encoder: _models.Encoder) -> Mapping:
+def _make_bridge(args: argparse.Namespace, folder: Folder, encoder: models.Encoder) -> Mapping:
     return _of_bridge(semobridge_ext.Bridge.from_clip(encoder.model, atol=args.atol))
 
 
@@ -108,7 +108,7 @@ def prompts(names: list[str], template: str) -> list[str]:
     return [template.replace("{}", name.replace("_", " ")) for name in names]
 
 
-def _make_pca(args: argparse.Namespace, folder: Folder, encoder: _models.Encoder) -> Mapping:
+def _make_pca(args: argparse.Namespace, folder: Folder, encoder: models.Encoder) -> Mapping:
     if args.texts is not None:
         lines = Path(args.texts).read_text(encoding="utf-8").splitlines()
         texts = [line for line in lines if line.strip()]
@@ -131,7 +131,7 @@ def _make_pca(args: argparse.Namespace, folder: Folder, encoder: _models.Encoder
     return _of_pca(Pca.of_texts(features, k))
 
 
-def _make_isoclip(args: argparse.Namespace, folder: Folder, encoder: _models.Encoder) -> Mapping:
+def _make_isoclip(args: argparse.Namespace, folder: Folder, encoder: models.Encoder) -> Mapping:
     options: dict[str, Any] = {"compress": args.compress}
     if args.published is not None:
         options["published"] = args.published
@@ -146,7 +146,7 @@ def _make_isoclip(args: argparse.Namespace, folder: Folder, encoder: _models.Enc
     return _of_isoclip(_class("IsoCLIP").from_clip(encoder.model, **options))
 
 
-MAKERS: dict[str, Callable[[argparse.Namespace, Folder, _models.Encoder], Mapping]] = {
+MAKERS: dict[str, Callable[[argparse.Namespace, Folder, models.Encoder], Mapping]] = {
     "bridge": _make_bridge, "isoclip": _make_isoclip, "pca": _make_pca,
 }  # fmt: skip
 
@@ -164,8 +164,8 @@ def make(name: str, args: argparse.Namespace, folder: Folder) -> Mapping:
         )
     if name == "isoclip":
         _class("IsoCLIP")
-    encoder = _models.load("map", settings["model"], settings["pretrained"])
-    if _models.weights_digest(encoder.model) != settings["weights_sha256"]:
+    encoder = models.load("map", settings["model"], settings["pretrained"])
+    if models.weights_digest(encoder.model) != settings["weights_sha256"]:
         raise ValueError(
             f"map: the model must be the one that made {folder.path}, got other weights under the name "
             f"{settings['model']}; extract again"

@@ -1,5 +1,4 @@
-"""Models by name: the embedded one, open_clip's list, Hugging Face, local files; near matches "
-"for mistakes."""
+"""Models by name: embedded, from open_clip's list, Hugging Face or local files; mistakes get near matches."""
 
 from __future__ import annotations
 
@@ -13,6 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from semobridge_ext.clip import image_projection
+from semobridge_ext.clip.families import adapter_of
+
 
 class Encoder(NamedTuple):
     """A CLIP model with its preprocessing and tokenizer."""
@@ -20,15 +22,34 @@ class Encoder(NamedTuple):
     model: Any
     preprocess: Any
     tokenizer: Any
+    project: bool = True  # False: image features before their projection
 
     def texts(self, texts: Sequence[str], batch: int = 256) -> Tensor:  # [N, D] float32, raw
-        device = next(self.model.parameters()).device
+        device, adapter = next(self.model.parameters()).device, adapter_of("encode_text", self.model)
         rows = []
         with torch.inference_mode():
             for i in range(0, len(texts), batch):
                 tokens = self.tokenizer(list(texts[i : i + batch])).to(device)
-                rows.append(self.model.encode_text(tokens).float().cpu())
+                rows.append(adapter.encode_text(tokens).float().cpu())
         return torch.cat(rows).clone()
+
+    def images(self, pixels: Tensor) -> Tensor:  # [B, 3, H, W] on its device -> [B, D or V] float32, raw
+        adapter = adapter_of("encode_image", self.model)
+        encode = adapter.encode_image if self.project else adapter.encode_image_hidden
+        with torch.inference_mode():
+            return encode(pixels).float().cpu()
+
+    def before_projection(self, function: str) -> Encoder:
+        """The same encoder, whose images stop before a linear projection; refused where there is none."""
+        try:
+            image_projection(self.model)
+        except TypeError as error:
+            got = adapter_of(function, self.model).vision_kind or type(self.model).__name__
+            raise NotImplementedError(
+                f"{function}: --before-projection must meet a model with a linear image projection, got "
+                f"{got}; leave the option out"
+            ) from error
+        return self._replace(project=False)
 
 
 def add_arguments(parser: Any) -> None:
@@ -131,14 +152,3 @@ def weights_digest(model: Any) -> str:
         digest.update(f"{key}{value.dtype}{list(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def cut_projection(function: str, model: Any) -> None:
-    """Makes `encode_image` of an open_clip model stop before its image projection."""
-    visual = getattr(model, "visual", None)
-    if not isinstance(getattr(visual, "proj", None), Tensor):
-        raise NotImplementedError(
-            f"{function}: --before-projection must meet an open_clip model with a projection matrix, got "
-            f"{type(visual).__name__}; leave the option out"
-        )
-    visual.proj = None  # type: ignore[union-attr]

@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _errors, _files
+from semobridge_ext._ops.project_normalize.cpu import Projection
 from semobridge_ext._ops.project_normalize.op import project_normalize
-from semobridge_ext._ops.project_normalize.prepared import Projection, compute_dtype, is_direct
+from semobridge_ext.runtime.choice import is_direct
+from semobridge_ext.runtime.rows import compute_dtype
 
 FORMAT = "semobridge-ext linear map 1"
 

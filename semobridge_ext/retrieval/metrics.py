@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _errors
-from semobridge_ext._ops.rank_counts import reference
+from semobridge_ext._ops.rank_counts import cpu
 from semobridge_ext._ops.rank_counts.op import Marked, RankCounts, blocks, rank_counts
-from semobridge_ext._ops.support_logits.op import unit_columns
-from semobridge_ext.runtime.backend import _C, resolve
+from semobridge_ext.retrieval import eager
+from semobridge_ext.runtime.backend import resolve
+from semobridge_ext.runtime.rows import unit_columns
 
 _NAME = "retrieval_metrics"
 
@@ -39,14 +40,7 @@ def mark_by_label(query_labels: Tensor, gallery_labels: Tensor, same_set: bool) 
 
 def metrics_from_counts(counts: RankCounts, recall_at: Sequence[int]) -> Tensor:
     """[N, 3 + len(recall_at)] float64: AP, AP@R, R-precision, Recall@k..; NaN: nothing relevant."""
-    n = len(counts.offsets) - 1
-    ks = torch.tensor(list(recall_at), dtype=torch.int64)
-    out = torch.empty(n, 3 + len(ks), dtype=torch.float64)
-    _C.rank_metrics(
-        n, counts.offsets.data_ptr(), counts.greater.data_ptr(), counts.equal.data_ptr(),
-        ks.data_ptr(), len(ks), out.data_ptr(),
-    )  # fmt: skip
-    return out
+    return cpu.rank_metrics(counts.offsets, counts.greater, counts.equal, recall_at)
 
 
 def _native(
@@ -165,11 +159,7 @@ def retrieval_metrics(
     query, gallery = query.detach(), gallery.detach()
     ks = tuple(recall_at)
     if resolve(_NAME, query.device) == "eager":
-        wide = torch.float64 if torch.float64 in (query.dtype, gallery.dtype) else torch.float32
-        values = reference.retrieval_metrics(
-            query.to(wide), gallery.to(wide), query_labels, gallery_labels,
-            same_set=same_set, recall_at=ks,
-        )  # fmt: skip
+        values = eager.retrieval_metrics(query, gallery, query_labels, gallery_labels, same_set, ks)
     else:
         values = _native(query, gallery, query_labels, gallery_labels, same_set, ks)
     valid = ~torch.isnan(values[:, 0])

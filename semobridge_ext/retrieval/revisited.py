@@ -23,9 +23,9 @@ from torch import Tensor
 
 from semobridge_ext import _errors
 from semobridge_ext._ops.rank_counts.op import Marked, RankCounts, blocks, rank_counts
-from semobridge_ext._ops.support_logits.op import unit_columns
 from semobridge_ext.retrieval.metrics import check_features
-from semobridge_ext.runtime.backend import _C, resolve
+from semobridge_ext.runtime.backend import resolve
+from semobridge_ext.runtime.rows import unit_columns
 
 _NAME = "revisited_metrics"
 # protocol: (positive lists, removed lists)
@@ -147,7 +147,7 @@ def revisited_metrics(
         (1.0, 1.0, 1.0)
     """
     check_features(_NAME, query, gallery)
-    if resolve(_NAME, query.device) != "native" or _C is None:
+    if resolve(_NAME, query.device) != "native":
         remedy = "move the features to the CPU and use backend('auto')"
         raise NotImplementedError(
             _errors.message(_NAME, "query", "be on the CPU, for backend 'native'", query, remedy)

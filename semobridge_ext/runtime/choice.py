@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semobridge_ext.runtime.backend import requested
+from semobridge_ext.runtime.backend import DTYPE_CODES, is_native, requested
 from semobridge_ext.runtime.triton_operands import MAX_COLUMNS, MAX_LIST
 
 Answer = bool | str  # True, or in words what has no kernel
@@ -56,3 +56,28 @@ def see_through(op: Any, takes: Callable[..., Answer], implementation: Callable[
             return implementation(*args, **(kwargs or {}))
 
     op.register_torch_dispatch(FunctionalTensorMode, decompose)
+
+
+def in_transform() -> bool:
+    """Inside torch.func: registered operators do not pass through it, the formula does."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def is_direct(x: Tensor, frozen: Tensor) -> bool:
+    """True where a call may go straight to the native core, past the registered operator.
+
+    That is a plain CPU tensor with no gradient wanted of it or of `frozen`, outside of tracing and of
+    function transforms. The dispatcher would cost more than one image's whole bridge.
+    """
+    return (
+        type(x) is Tensor
+        and x.is_cpu
+        and x.dtype in DTYPE_CODES
+        and x.layout is torch.strided
+        and not torch.compiler.is_compiling()
+        and not x.is_neg()
+        and not ((x.requires_grad or frozen.requires_grad) and torch.is_grad_enabled())
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and frozen.is_cpu
+        and is_native()
+    )

@@ -5,14 +5,14 @@ The emulated module takes CPU tensors where the real one takes CUDA tensors; eve
 
 from __future__ import annotations
 
-import importlib
-import sys
-
 import pytest
 import torch
 
 import semobridge_ext as sb
-from semobridge_ext._ops.blend_logits import op as blend
+from semobridge_ext._ops.blend_logits import cuda as blend_cuda
+from semobridge_ext._ops.blend_logits import eager as blend_eager
+from semobridge_ext._ops.blend_logits.op import BlendOperand
+from semobridge_ext._ops.blend_logits.spec import BlendParams
 from semobridge_ext._ops.project_normalize import cuda as cuda_projection
 from semobridge_ext._ops.topk import cuda as topk_cuda
 from semobridge_ext.runtime import backend as _backend
@@ -31,8 +31,7 @@ def emulated(emulation: Emulation):
 
 @pytest.fixture(autouse=True)
 def in_place_of_the_gpu(emulated, monkeypatch: pytest.MonkeyPatch) -> None:
-    op = sys.modules["semobridge_ext._ops.project_normalize.op"]  # its function hides it in the package
-    for module in (blend, cuda_projection, topk_cuda, op):
+    for module in (blend_cuda, cuda_projection, topk_cuda):
         monkeypatch.setattr(module, "_C", emulated)
 
 
@@ -77,12 +76,10 @@ def test_bridge_takes_its_folded_projector():
 
 @pytest.mark.parametrize("rows", ["none", "one", "all"])
 def test_epilogue_behind_a_product(rows: str):
-    op = importlib.import_module("semobridge_ext._ops.project_normalize.op")
-    launch = sys.modules[op.__name__]._normalize_rows_cuda
     n, norms = torch.randn(6, 9), torch.empty(6)
     bias = {"none": None, "one": torch.randn(9), "all": torch.randn(9, 6).T}[rows]
     want = n.double() if bias is None else n.double() + bias.double()
-    got = launch(torch.empty(6, 1, dtype=torch.bfloat16), n, bias, 0.5, True, norms)
+    got = cuda_projection.normalize_rows(torch.empty(6, 1, dtype=torch.bfloat16), n, bias, 0.5, True, norms)
     assert_near(got, 0.5 * torch.nn.functional.normalize(want, dim=1), torch.bfloat16)
     assert_near(norms, want.norm(dim=1), torch.float32)
 
@@ -96,10 +93,10 @@ def test_topk(k: int, chunk: int, monkeypatch: pytest.MonkeyPatch):
     exclude = torch.arange(9) * 7
     monkeypatch.setattr(topk_cuda, "_SCORES", chunk * 9)
     for excluded in (None, exclude):
-        scores, indices = topk_cuda.search(q, gallery, k, excluded)
+        scores, indices = topk_cuda.topk(q, gallery, k, excluded)
         want = sb.topk(q, gallery, k, exclude=excluded)
         assert torch.equal(scores, want.scores) and torch.equal(indices, want.indices)
-    assert topk_cuda.search(q[:0], gallery, k, None)[0].shape == (0, k)
+    assert topk_cuda.topk(q[:0], gallery, k, None)[0].shape == (0, k)
     assert not topk_cuda.takes(q, gallery, 129) and not topk_cuda.takes(q.double(), gallery, 3)
 
 
@@ -111,17 +108,17 @@ def test_blend(bridged: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatc
 
     right = torch.linalg.qr(torch.randn(14, 14, dtype=torch.float64))[0][:, :10]
     projector = right @ right.T if bridged else None
-    operand = blend.BlendOperand(
+    operand = BlendOperand(
         unit(5, 14), unit(5, 14), unit(5, 14), torch.rand(5, dtype=torch.float64), projector,
         right if bridged else None,
     )  # fmt: skip
-    params = blend.BlendParams(0.7, 2.0, 3.0, 4.0, 0.5, 0.6, 0.9)
+    params = BlendParams(0.7, 2.0, 3.0, 4.0, 0.5, 0.6, 0.9)
     x = torch.randn(11, 14).to(dtype)
-    want = blend.blend_of(operand._eager_blocks(x.double()), params, operand.exponents)
-    monkeypatch.setattr(blend, "_CUDA_VALUES", 4 * 25)  # several blocks of rows
+    want = blend_eager.blend_logits(operand._eager(x.double()), params, operand.exponents)
+    monkeypatch.setattr(blend_cuda, "_VALUES", 4 * 25)  # several blocks of rows
     logits, labels = torch.empty(11, 5), torch.empty(11, dtype=torch.int64)
-    operand._run_cuda(x, params, logits=logits)
-    operand._run_cuda(x, params, labels=labels)
+    operand._cuda(x, params, logits=logits)
+    operand._cuda(x, params, labels=labels)
     torch.testing.assert_close(logits.double(), want, rtol=1e-5, atol=1e-6)
     assert torch.equal(labels, want.argmax(1))
 

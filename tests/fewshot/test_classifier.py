@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import semobridge_ext as sb
-from semobridge_ext._ops.blend_logits.op import class_exponents
+from semobridge_ext._ops.blend_logits.eager import class_exponents
 from tests.support.problems import Problem, make, reference_blocks, reference_logits
 
 PARAMS = {"s": 0.7, "alpha": 2.0, "beta": 3.0, "gamma": 1.5, "lambda1": 0.4, "lambda2": 0.5, "lambda3": 0.9}

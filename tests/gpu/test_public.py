@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import semobridge_ext as sb
-from semobridge_ext._ops.rank_counts.reference import retrieval_metrics as reference
+from semobridge_ext.retrieval.reference import retrieval_metrics as reference
 from tests.support import towers
 from tests.support.assertions import assert_close, assert_row_relative
 from tests.support.places import PLACES, Place

@@ -15,19 +15,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from semobridge_ext._ops.blend_logits.op import BlendOperand, BlendParams, Similarities, blend_of
-from semobridge_ext.runtime.backend import _C, DTYPE_CODES, resolve
+from semobridge_ext._ops.blend_logits.op import BlendOperand
+from semobridge_ext._ops.blend_logits.spec import BlendParams
+from semobridge_ext._ops.count_correct import cpu, eager
+from semobridge_ext.runtime.backend import resolve
 
-# Cosines that differ by less may tie where a sharpness is small, and then the order of the classes
-# decides, so dominance across that order needs this much.
-MARGIN = 1e-6
 # Below the first, or with s or λ negative or no λ, dominance does not hold; past the second, float64
 # flushes exponentials to zero and logits tie. Both are evaluated plainly.
 _SHARPNESS, _REACH = 1e-3, 600.0
 _CELLS = 1 << 22  # values of one block of cosines at a time
 
 
-class SearchObjective:
+class CorrectCounter:
     """Counts correct rows of one validation set for many parameters.
 
     Args:
@@ -50,19 +49,13 @@ class SearchObjective:
         return list(zip(self._x.split(step), self._labels.split(step), strict=True))
 
     def _build(self) -> None:
-        pad, threads = _C.CANDIDATE_PAD, torch.get_num_threads()
+        pad = cpu.candidate_pad()
         d = self._operand.exponents.contiguous()
         counts, indices, cosines, own = [], [], [], []
         for x, labels in self._chunks():
             z = self._operand.similarities(x)
             labels = labels.contiguous()
-            found = torch.empty(z.text.shape, dtype=torch.int32)
-            count = torch.empty(len(x), dtype=torch.int32)
-            _C.prune_candidates(
-                DTYPE_CODES[z.text.dtype], *(b.data_ptr() for b in z), *z.text.shape, labels.data_ptr(),
-                d.data_ptr(), MARGIN, found.data_ptr(), count.data_ptr(), threads,
-            )  # fmt: skip
-            count = count.long()
+            found, count = cpu.prune_candidates(z, labels, d)
             padded = (count + pad - 1) // pad * pad
             width = max(int(padded.max()), pad) if len(count) else pad
             if found.shape[1] < width:
@@ -92,17 +85,11 @@ class SearchObjective:
         result = [0] * len(params)
         fast = [i for i, p in enumerate(params) if self._native and self._ordered(p)]
         if fast:
-            table = torch.tensor([params[i] for i in fast], dtype=torch.float64)
-            won = torch.empty(len(fast), dtype=torch.int64)
-            z, own = self._z, self._own
-            _C.count_correct(
-                DTYPE_CODES[z[0].dtype], self.rows, self._labels.data_ptr(), *(o.data_ptr() for o in own),
-                self._own_d.data_ptr(), self._offsets.data_ptr(), self._indices.data_ptr(),
-                *(b.data_ptr() for b in z), self._candidate_d.data_ptr(), self._d.data_ptr(),
-                self._largest_d, len(fast), table.data_ptr(), won.data_ptr(),
-                torch.get_num_threads(),
+            counts = cpu.count_correct(
+                self._labels, self._own, self._own_d, self._offsets, self._indices, self._z,
+                self._candidate_d, self._d, self._largest_d, [params[i] for i in fast],
             )  # fmt: skip
-            for i, count in zip(fast, won.tolist(), strict=True):
+            for i, count in zip(fast, counts, strict=True):
                 result[i] = count
         for i in set(range(len(params))) - set(fast):
             result[i] = self.correct_plain(params[i])
@@ -112,9 +99,8 @@ class SearchObjective:
         """The same count by the formula itself, in float64 on the same cosines."""
         total = 0
         for x, labels in self._chunks():
-            z = Similarities(*(b.double() for b in self._operand.similarities(x)))
-            best = blend_of(z, params, self._operand.exponents).argmax(dim=1).cpu()
-            total += int((best == labels).sum())
+            z = self._operand.similarities(x)
+            total += eager.count_correct(z, labels, params, self._operand.exponents)
         return total
 
     def _ordered(self, p: BlendParams) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 from semobridge_ext.runtime import backend as _backend
 from semobridge_ext.runtime import thresholds as _thresholds
 from semobridge_ext.runtime.backend import _C, DTYPE_CODES
+from semobridge_ext.runtime.rows import compute_dtype
 from semobridge_ext.runtime.triton_operands import MAX_COLUMNS
 from semobridge_ext.runtime.views import place, row_view, view
 
@@ -18,7 +19,7 @@ TILED = 16384  # rows of one tiled launch, 32 MiB of raw sums at 512 columns: th
 
 
 def direct_kernels(x: Tensor, frozen: Tensor) -> str:
-    """ "native" or "triton" where a call may go straight to these kernels (see `projection.is_direct`)."""
+    """ "native" or "triton" where a call may go straight to these kernels (see `is_direct`)."""
     plain = (
         type(x) is Tensor
         and x.dtype in DTYPE_CODES
@@ -110,3 +111,34 @@ class CudaProjection:
         if kept is None:
             kept = self._tickets[kind, stream] = torch.zeros(count, dtype=torch.int32, device=rows.device)
         return kept
+
+
+def normalize_rows(
+    x: Tensor,  # [N, K], whose dtype the result has
+    n: Tensor,  # [N, M] the product
+    bias: Tensor | None,  # [M] or [N, M]
+    scale: float,
+    normalize: bool,
+    norms: Tensor,  # [N], written
+) -> Tensor:  # [N, M]
+    """The epilogue kernel behind cuBLAS's product, on the current stream."""
+    y = torch.empty_like(n, dtype=x.dtype)
+    if bias is not None:
+        bias = bias.contiguous()
+    _C.normalize_rows_cuda(view(n), row_view(bias), normalize, scale, view(y), norms.data_ptr(), *place(n))
+    return y
+
+
+def project_normalize(
+    x: Tensor,  # [N, K]
+    matrix: Tensor,  # [K, M]
+    bias: Tensor | None,  # [M] or [N, M] compute dtype
+    scale: float,
+    normalize: bool,
+) -> tuple[Tensor, Tensor]:  # [N, M], [N] compute dtype, zeros without `normalize`
+    """One call: the product by cuBLAS, then its epilogue."""
+    compute = compute_dtype(x.dtype)
+    norms = (torch.empty if normalize else torch.zeros)(x.shape[0], dtype=compute, device=x.device)
+    with torch.autocast(x.device.type, enabled=False):  # the kernel reads the product as it is declared
+        product = x.to(compute) @ matrix.to(compute)
+    return normalize_rows(x, product, bias, scale, normalize, norms), norms

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _errors
-from semobridge_ext._ops.project_normalize import reference
-from semobridge_ext._ops.project_normalize.prepared import Projection, compute_dtype
-from semobridge_ext.runtime.backend import _C, resolve
-from semobridge_ext.runtime.choice import see_through, takes_projection
-from semobridge_ext.runtime.views import place, row_view, view
+from semobridge_ext._ops.project_normalize import cpu, cuda, eager
+from semobridge_ext.runtime.backend import resolve
+from semobridge_ext.runtime.choice import in_transform, see_through, takes_projection
+from semobridge_ext.runtime.rows import compute_dtype
 
 _NAME = "project_normalize"
 
@@ -32,46 +31,23 @@ def _project_normalize(
     scale: float,
     normalize: bool,
 ) -> tuple[Tensor, Tensor]:  # [N, M], [N]
-    compute = compute_dtype(x.dtype)
     if bias is not None:
-        bias = bias.to(compute)
+        bias = bias.to(compute_dtype(x.dtype))
     name = resolve(_NAME, x.device, cuda=True, triton=takes_projection(x, matrix), work=(x.dtype, x.shape[0]))
     if name == "triton":
         return _triton(x, matrix, bias, scale, normalize)
     if name == "eager":
-        with torch.autocast(x.device.type, enabled=False):
-            n = reference.project_normalize(x.to(compute), matrix.to(compute), bias=bias, normalize=False)
-            norms = torch.linalg.vector_norm(n, dim=-1)
-            y = reference.scale_rows(n, scale, normalize).to(x.dtype)
-        return y, norms if normalize else torch.zeros_like(norms)
-    # Without the norm there are none to hand out, but the operator's outputs have one shape.
-    norms = (torch.empty if normalize else torch.zeros)(x.shape[0], dtype=compute, device=x.device)
-    if x.is_cuda:
-        with torch.autocast(x.device.type, enabled=False):  # the kernel reads the product as it is declared
-            product = x.to(compute) @ matrix.to(compute)
-        return _normalize_rows_cuda(x, product, bias, scale, normalize, norms), norms
-    plan = Projection(matrix, compute=compute, normalize=normalize, scale=scale)
-    return plan(x, bias=bias, norms=norms if normalize else None), norms
+        return eager.project_normalize(x, matrix, bias, scale, normalize)
+    native = cuda.project_normalize if x.is_cuda else cpu.project_normalize
+    return native(x, matrix, bias, scale, normalize)
 
 
 def _triton(
     x: Tensor, matrix: Tensor, bias: Tensor | None, scale: float, normalize: bool
 ) -> tuple[Tensor, Tensor]:
-    from semobridge_ext._ops import triton_operators as operators
+    from semobridge_ext._ops.project_normalize import triton
 
-    bias = None if bias is None else bias.to(torch.float32)
-    return operators.project_normalize(x, matrix, bias, scale, normalize)
-
-
-def _normalize_rows_cuda(
-    x: Tensor, n: Tensor, bias: Tensor | None, scale: float, normalize: bool, norms: Tensor
-) -> Tensor:
-    """The epilogue kernel behind cuBLAS's product, on the current stream."""
-    y = torch.empty_like(n, dtype=x.dtype)
-    if bias is not None:
-        bias = bias.contiguous()
-    _C.normalize_rows_cuda(view(n), row_view(bias), normalize, scale, view(y), norms.data_ptr(), *place(n))
-    return y
+    return triton.project_normalize(x, matrix, bias, scale, normalize)
 
 
 @_project_normalize.register_fake
@@ -182,13 +158,8 @@ def project_normalize(
     if bias is not None and bias.dim() > 1:
         bias = bias.expand(*lead, cols).reshape(-1, cols)
     flat = x.resolve_neg().reshape(-1, rows)
-    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
-        # torch.func transforms do not pass through registered operators: the formula itself does.
-        compute = compute_dtype(x.dtype)
-        wide = None if bias is None else bias.to(compute)
-        y = reference.project_normalize(
-            flat.to(compute), matrix.to(compute), bias=wide, scale=scale, normalize=normalize
-        ).to(x.dtype)
+    if in_transform():  # registered operators do not pass through torch.func, the formula does
+        y, _ = eager.transformed(flat, matrix, bias, float(scale), normalize)
     else:
         y, _ = _project_normalize(flat, matrix, bias, float(scale), normalize)
     return y.reshape(*lead, cols)

@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.library import triton_op
 
 from semobridge_ext.runtime.triton_operands import interpreted
 from semobridge_ext.runtime.triton_tuning import Arguments, Kernel, bucket, config
@@ -187,3 +188,16 @@ def launch_project_normalize_fwd(
         BLOCK_M=max(16, triton.next_power_of_2(m)),
     )  # fmt: skip
     return out.to(x.dtype), norms
+
+
+@triton_op("semobridge::project_normalize_triton", mutates_args=())
+def project_normalize(
+    x: Tensor,  # [N, K]
+    matrix: Tensor,  # [K, M]
+    bias: Tensor | None,  # [M] or [N, M]
+    scale: float,
+    normalize: bool,
+) -> tuple[Tensor, Tensor]:  # [N, M], [N]
+    """The launch as an operator: a call runs the kernel, torch.compile records it."""
+    bias = None if bias is None else bias.to(torch.float32)
+    return launch_project_normalize_fwd(x, split_matrix(matrix, x.dtype)[0], bias, scale, normalize)

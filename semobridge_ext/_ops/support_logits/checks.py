@@ -10,11 +10,6 @@ from torch import Tensor
 from semobridge_ext import _errors
 
 
-def in_transform() -> bool:
-    """Inside torch.func: registered operators do not pass through it, the formula does."""
-    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
-
-
 def check_support(
     function: str, keys: Tensor, labels: Tensor, num_classes: int, weights: Tensor | None
 ) -> None:

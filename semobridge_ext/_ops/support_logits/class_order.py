@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _errors
+from semobridge_ext._ops.support_logits import cpu
 from semobridge_ext.runtime.backend import _C
 
 
@@ -33,12 +34,9 @@ def sort_by_class(labels: Tensor, num_classes: int, function: str) -> ClassOrder
                 bad = (labels < 0) | (labels >= num_classes)
                 refuse_label(function, labels, int(bad.nonzero()[0]), num_classes)
         return ClassOrder(order, offsets)
-    labels = labels.contiguous()
-    order = torch.empty_like(labels)
-    offsets = torch.empty(num_classes + 1, dtype=torch.int64)
-    bad = _C.sort_labels(labels.data_ptr(), labels.numel(), num_classes, order.data_ptr(), offsets.data_ptr())
-    if bad >= 0:
-        refuse_label(function, labels, bad, num_classes)
+    order, offsets, foreign = cpu.sort_labels(labels, num_classes)
+    if foreign >= 0:
+        refuse_label(function, labels, foreign, num_classes)
     return ClassOrder(order, offsets)
 
 

@@ -15,70 +15,15 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _errors
-from semobridge_ext._ops.project_normalize.prepared import is_direct
-from semobridge_ext._ops.support_logits import reference
-from semobridge_ext._ops.support_logits.backward import compute_dtype, parts, support_logits_bwd
-from semobridge_ext._ops.support_logits.checks import check_beta, check_queries, check_support, in_transform
-from semobridge_ext._ops.support_logits.class_order import (
-    ClassOrder,
-    class_order,
-    refuse_label,
-    sort_by_class,
-)
-from semobridge_ext.runtime.backend import _C, DTYPE_CODES, requested, resolve
-from semobridge_ext.runtime.choice import see_through, takes_support
+from semobridge_ext._ops.support_logits import cpu, eager
+from semobridge_ext._ops.support_logits.backward import support_logits_bwd
+from semobridge_ext._ops.support_logits.checks import check_beta, check_queries, check_support
+from semobridge_ext._ops.support_logits.class_order import ClassOrder, refuse_label, sort_by_class
+from semobridge_ext.runtime.backend import requested, resolve
+from semobridge_ext.runtime.choice import in_transform, is_direct, see_through, takes_support
+from semobridge_ext.runtime.rows import compute_dtype
 
 _NAME = "support_logits"
-
-
-def unit_columns(x: Tensor) -> Tensor:
-    """The tensor with a column stride of one, copied only where it has another."""
-    x = x.detach().resolve_neg()
-    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
-
-
-def _native(
-    queries: Tensor,
-    keys: Tensor,
-    classes: ClassOrder,
-    num_classes: int,
-    beta: float,
-    weights: Tensor | None,
-) -> Tensor:
-    queries, keys = unit_columns(queries), unit_columns(keys)
-    (n, d), s = queries.shape, keys.shape[0]
-    compute = compute_dtype(queries, keys)
-    out = torch.zeros(n, num_classes, dtype=compute)
-    workspace = torch.empty(_C.support_logits_workspace(n, s), dtype=compute)
-    if weights is not None:
-        weights = weights.to(compute).contiguous()
-    offsets = classes.offsets.contiguous()
-    _C.support_logits(
-        queries.data_ptr(), DTYPE_CODES[queries.dtype], n, queries.stride(0),
-        keys.data_ptr(), DTYPE_CODES[keys.dtype], s, keys.stride(0), d,
-        0 if classes.order is None else classes.order.data_ptr(), offsets.data_ptr(), num_classes,
-        0 if weights is None else weights.data_ptr(), beta,
-        out.data_ptr(), workspace.data_ptr(), torch.get_num_threads(),
-    )  # fmt: skip
-    return out
-
-
-def _eager(
-    queries: Tensor,
-    keys: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    beta: float,
-    weights: Tensor | None,
-) -> Tensor:
-    compute = compute_dtype(queries, keys)
-    q = queries.to(compute)
-    out = q.new_zeros(q.shape[0], num_classes)
-    for part in parts(q.shape[0], keys.shape[0]):
-        w = None if weights is None else weights[part].to(compute)
-        k = keys[part].to(compute)
-        out += reference.support_logits(q, k, labels[part], num_classes, beta=beta, weights=w)
-    return out
 
 
 def _refuse_overflow(out: Tensor, queries: Tensor, keys: Tensor, weights: Tensor | None, beta: float) -> None:
@@ -95,7 +40,7 @@ def _refuse_overflow(out: Tensor, queries: Tensor, keys: Tensor, weights: Tensor
         return
     row = int(rows.nonzero()[0])
     got = f"an infinite sum for query {row}, class {int((~finite[row]).nonzero()[0])}"
-    limit = 709.4 if compute_dtype(queries, keys) is torch.float64 else 88.3
+    limit = 709.4 if compute_dtype(queries.dtype, keys.dtype) is torch.float64 else 88.3
     contract = f"keep beta·(⟨q, k⟩ − 1) below {limit} and the sums inside {out.dtype}"
     remedy = f"normalise queries and keys to unit rows, or lower beta={beta}"
     raise ValueError(_errors.message(_NAME, "queries and keys", contract, got, remedy))
@@ -111,13 +56,9 @@ def _triton(
     num_classes: int,
     beta: float,
 ) -> Tensor:
-    from semobridge_ext._ops import triton_operators as operators
+    from semobridge_ext._ops.support_logits import triton
 
-    if offsets is None:  # traced: nothing is read back, and labels out of range belong to no class
-        order, offsets, _ = class_order(labels, num_classes)
-    weights = None if weights is None else weights.to(torch.float32).contiguous()
-    out = operators.support_logits(queries, keys, order, offsets, beta, weights)
-    return out.to(queries.dtype)
+    return triton.support_logits(queries, keys, labels, weights, order, offsets, num_classes, beta)
 
 
 @torch.library.custom_op("semobridge::support_logits", mutates_args=())
@@ -139,15 +80,14 @@ def _support_logits(
         if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) >= num_classes):
             bad = (labels < 0) | (labels >= num_classes)
             refuse_label(_NAME, labels, int(bad.nonzero()[0]), num_classes)
-        with torch.autocast(queries.device.type, enabled=False):
-            out = _eager(queries, keys, labels, num_classes, beta, weights)
+        out = eager.support_logits(queries, keys, labels, num_classes, beta, weights)
     else:
         if offsets is None:
             order, offsets = sort_by_class(labels, num_classes, _NAME)
         if name == "triton":
             out = _triton(queries, keys, labels, weights, order, offsets, num_classes, beta)
         else:
-            out = _native(queries, keys, ClassOrder(order, offsets), num_classes, beta, weights)
+            out = cpu.support_logits(queries, keys, order, offsets, beta, weights)
     out = out.to(queries.dtype)
     _refuse_overflow(out, queries, keys, weights, beta)
     return out
@@ -189,14 +129,14 @@ def run(
 ) -> Tensor:
     """The call after its checks: straight to the kernel where no operator has to see it."""
     if in_transform():
-        return reference.support_logits(queries, keys, labels, num_classes, beta=beta, weights=weights)
+        return eager.class_sums(queries, keys, labels, num_classes, beta, weights)
     frozen = weights is None or not (weights.requires_grad and torch.is_grad_enabled())
     if torch.compiler.is_compiling() or not (is_direct(queries, keys) and frozen):
         order, offsets = classes if classes is not None else (None, None)
         return _support_logits(queries, keys, labels, weights, order, offsets, num_classes, beta)
     if classes is None:
         classes = sort_by_class(labels, num_classes, _NAME)
-    out = _native(queries, keys, classes, num_classes, beta, weights).to(queries.dtype)
+    out = cpu.support_logits(queries, keys, *classes, beta, weights).to(queries.dtype)
     _refuse_overflow(out, queries, keys, weights, beta)
     return out
 

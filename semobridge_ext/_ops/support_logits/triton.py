@@ -13,7 +13,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.library import triton_op
 
+from semobridge_ext._ops.support_logits.class_order import class_order
 from semobridge_ext.runtime.triton_operands import product_of
 from semobridge_ext.runtime.triton_tuning import Arguments, Kernel, bucket, config
 
@@ -126,3 +128,33 @@ def launch_support_logits_fwd(
         BLOCK_S=key_block(s, classes),
     )  # fmt: skip
     return out
+
+
+@triton_op("semobridge::support_logits_triton", mutates_args=())
+def support_logits_fwd(
+    queries: Tensor,  # [N, D]
+    keys: Tensor,  # [S, D]
+    order: Tensor | None,  # [S] int64
+    offsets: Tensor,  # [C + 1] int64
+    beta: float,
+    weights: Tensor | None,  # [S] float32
+) -> Tensor:  # [N, C] float32
+    """The launch as an operator: a call runs the kernel, torch.compile records it."""
+    return launch_support_logits_fwd(queries, keys, order, offsets, beta, weights)
+
+
+def support_logits(
+    queries: Tensor,  # [N, D]
+    keys: Tensor,  # [S, D]
+    labels: Tensor,  # [S] int64
+    weights: Tensor | None,  # [S]
+    order: Tensor | None,  # [S] int64
+    offsets: Tensor | None,  # [C + 1] int64
+    num_classes: int,
+    beta: float,
+) -> Tensor:  # [N, C]
+    """The public operator's call by these kernels."""
+    if offsets is None:  # traced: nothing is read back, and labels out of range belong to no class
+        order, offsets, _ = class_order(labels, num_classes)
+    weights = None if weights is None else weights.to(torch.float32).contiguous()
+    return support_logits_fwd(queries, keys, order, offsets, beta, weights).to(queries.dtype)

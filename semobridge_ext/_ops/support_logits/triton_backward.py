@@ -16,6 +16,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.library import triton_op
 
 from semobridge_ext.runtime.triton_operands import product_of
 from semobridge_ext.runtime.triton_tuning import Arguments, Kernel, bucket, config
@@ -216,3 +217,41 @@ def launch_support_logits_bwd(
     if need_keys or need_weights:
         grad_k, grad_w = _launch(keys, queries, labels, weights, g, beta, True, need_keys, need_weights)
     return grad_q, grad_k, grad_w
+
+
+@triton_op("semobridge::support_logits_bwd_triton", mutates_args=())
+def support_logits_bwd_launch(
+    grad: Tensor,  # [N, C] float32
+    queries: Tensor,  # [N, D]
+    keys: Tensor,  # [S, D]
+    labels: Tensor,  # [S] int64
+    beta: float,
+    weights: Tensor | None,  # [S] float32
+    need_queries: bool,
+    need_keys: bool,
+    need_weights: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # [N, D], [S, D], [S] float32; an unneeded one is empty
+    """The launches as an operator: a call runs the kernels, torch.compile records them."""
+    return launch_support_logits_bwd(
+        grad, queries, keys, labels, beta, weights, need_queries, need_keys, need_weights
+    )
+
+
+def support_logits_bwd(
+    grad: Tensor,  # [N, C]
+    queries: Tensor,  # [N, D]
+    keys: Tensor,  # [S, D]
+    labels: Tensor,  # [S] int64
+    weights: Tensor | None,  # [S]
+    beta: float,
+    need_queries: bool,
+    need_keys: bool,
+    need_weights: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # [N, D], [S, D], [S]; an unneeded one is empty
+    """The gradients' operator by these kernels."""
+    wide = None if weights is None else weights.to(torch.float32).contiguous()
+    grad_q, grad_k, grad_w = support_logits_bwd_launch(
+        grad.to(torch.float32), queries, keys, labels, beta, wide, need_queries, need_keys, need_weights
+    )
+    dtype = torch.float32 if weights is None else weights.dtype
+    return grad_q.to(queries.dtype), grad_k.to(keys.dtype), grad_w.to(dtype)

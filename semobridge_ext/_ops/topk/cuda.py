@@ -1,4 +1,4 @@
-"""topk on a CUDA device: products of chunks by cuBLAS, their best kept in registers (topk_cuda.h)."""
+"""topk on a CUDA device: products of chunks by cuBLAS, their best kept in registers (csrc/topk/cuda.h)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def takes(queries: Tensor, gallery: Tensor, k: int) -> bool:
     return 1 <= k <= MOST and torch.float64 not in (queries.dtype, gallery.dtype)
 
 
-def search(
+def topk(
     queries: Tensor,  # [N, D]
     gallery: Tensor,  # [G, D]
     k: int,

@@ -7,23 +7,18 @@ What ``torch.topk(queries @ gallery.T, k)`` returns, with a rule for ties and wi
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from semobridge_ext import _errors
-from semobridge_ext._ops.project_normalize.prepared import is_direct
-from semobridge_ext._ops.support_logits.checks import in_transform
-from semobridge_ext._ops.support_logits.op import compute_dtype, unit_columns
-from semobridge_ext._ops.topk import cuda as topk_cuda
-from semobridge_ext._ops.topk import reference
-from semobridge_ext.runtime.backend import _C, DTYPE_CODES, resolve
-from semobridge_ext.runtime.choice import see_through, takes_topk
+from semobridge_ext._ops.topk import cpu, cuda, eager
+from semobridge_ext.runtime.backend import resolve
+from semobridge_ext.runtime.choice import in_transform, is_direct, see_through, takes_topk
+from semobridge_ext.runtime.rows import compute_dtype
 
 _NAME = "topk"
-_BLOCK_SCORES = 1 << 24  # of the eager path: [block, G]
 
 
 class TopK(NamedTuple):
@@ -49,40 +44,10 @@ class TopK(NamedTuple):
     indices: Tensor  # [N, k] int64
 
 
-def _native(queries: Tensor, gallery: Tensor, k: int, exclude: Tensor | None) -> TopK:
-    queries, gallery = unit_columns(queries), unit_columns(gallery)
-    (n, d), g = queries.shape, gallery.shape[0]
-    compute, threads = compute_dtype(queries, gallery), torch.get_num_threads()
-    scores = torch.empty(n, k, dtype=compute)
-    indices = torch.empty(n, k, dtype=torch.int64)
-    size = _C.topk_workspace(n, g, k, DTYPE_CODES[compute], threads) if n and k else 0
-    workspace = torch.empty(size, dtype=torch.uint8)
-    if exclude is not None:
-        exclude = exclude.contiguous()
-    _C.topk(
-        queries.data_ptr(), DTYPE_CODES[queries.dtype], n, queries.stride(0),
-        gallery.data_ptr(), DTYPE_CODES[gallery.dtype], g, gallery.stride(0), d, k,
-        0 if exclude is None else exclude.data_ptr(),
-        scores.data_ptr(), indices.data_ptr(), workspace.data_ptr(), threads,
-    )  # fmt: skip
-    return TopK(scores, indices)
-
-
-def _eager(queries: Tensor, gallery: Tensor, k: int, exclude: Tensor | None) -> TopK:
-    compute = compute_dtype(queries, gallery)
-    step = max(1, _BLOCK_SCORES // max(gallery.shape[0], 1))
-    wide = gallery.to(compute)
-    parts = []
-    for i in range(0, max(queries.shape[0], 1), step):
-        left = None if exclude is None else exclude[i : i + step]
-        parts.append(reference.topk(queries[i : i + step].to(compute), wide, k, exclude=left))
-    return TopK(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]))
-
-
 def _triton(queries: Tensor, gallery: Tensor, k: int, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
-    from semobridge_ext._ops import triton_operators as operators
+    from semobridge_ext._ops.topk import triton
 
-    return operators.topk(queries, gallery, k, exclude)
+    return triton.topk(queries, gallery, k, exclude)
 
 
 @torch.library.custom_op("semobridge::topk", mutates_args=())
@@ -92,23 +57,21 @@ def _topk(
     k: int,
     exclude: Tensor | None,  # [N]
 ) -> tuple[Tensor, Tensor]:  # [N, k], [N, k]
-    cuda = topk_cuda.takes(queries, gallery, k)
-    search: Callable[..., tuple[Tensor, Tensor]] = topk_cuda.search if queries.is_cuda else _native
     name = resolve(
-        _NAME, queries.device, cuda=cuda, triton=takes_topk(queries, gallery, k),
+        _NAME, queries.device,
+        cuda=cuda.takes(queries, gallery, k), triton=takes_topk(queries, gallery, k),
         work=(queries.dtype, queries.shape[0] * gallery.shape[0]),
     )  # fmt: skip
-    if name != "native":
-        search = _eager if name == "eager" else _triton
+    native = cuda.topk if queries.is_cuda else cpu.topk
+    run = {"eager": eager.topk, "triton": _triton, "native": native}[name]
     with torch.autocast(queries.device.type, enabled=False):
-        scores, indices = search(queries, gallery, k, exclude)
-    return scores, indices
+        return run(queries, gallery, k, exclude)
 
 
 @_topk.register_fake
 def _(queries, gallery, k, exclude):
     shape = queries.shape[0], k
-    scores = queries.new_empty(shape, dtype=compute_dtype(queries, gallery))
+    scores = queries.new_empty(shape, dtype=compute_dtype(queries.dtype, gallery.dtype))
     return scores, queries.new_empty(shape, dtype=torch.int64)
 
 
@@ -204,7 +167,7 @@ def topk(
     """
     _check(queries, gallery, k, exclude)
     if in_transform():
-        return TopK(*reference.topk(queries, gallery, k, exclude=exclude))
+        return TopK(*eager.ranked(queries, gallery, k, exclude))
     if not torch.compiler.is_compiling() and is_direct(queries, gallery):
-        return _native(queries, gallery, k, exclude)
+        return TopK(*cpu.topk(queries, gallery, k, exclude))
     return TopK(*_topk(queries, gallery, k, exclude))

@@ -16,6 +16,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.library import triton_op
 
 from semobridge_ext.runtime.triton_operands import product_of
 from semobridge_ext.runtime.triton_tuning import Arguments, Kernel, bucket, config
@@ -188,3 +189,14 @@ def launch_topk(
         lists, scores, indices, n, k, splits, SLOTS=slots, WIDTH=width,
     )  # fmt: skip
     return scores, indices
+
+
+@triton_op("semobridge::topk_triton", mutates_args=())
+def topk(
+    queries: Tensor,  # [N, D]
+    gallery: Tensor,  # [G, D]
+    k: int,
+    exclude: Tensor | None,  # [N] int64
+) -> tuple[Tensor, Tensor]:  # [N, k] float32, [N, k] int64
+    """The launches as an operator: a call runs the kernels, torch.compile records them."""
+    return launch_topk(queries, gallery, k, exclude)

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from semobridge_ext.cli import mappings as _mappings
-from semobridge_ext.cli import models as _models
+from semobridge_ext import _files
+from semobridge_ext.cli import mappings, models
 from semobridge_ext.cli import report_figures as figures
-from semobridge_ext.cli.commands.extract import count
-from semobridge_ext.cli.commands.retrieve import labelled, write_csv
-from semobridge_ext.cli.shards import Folder, whole, write_json
+from semobridge_ext.cli.arguments import count
+from semobridge_ext.cli.output import has_matplotlib, write_csv, write_json
+from semobridge_ext.cli.shards import Folder
 from semobridge_ext.runtime.info import build_info
 
 _DESCRIPTION = """\
@@ -58,8 +58,8 @@ def _encode(args: argparse.Namespace, names: list[str]) -> tuple[Tensor | None, 
     settings = Folder("report", args.shards[0]).settings()
     if args.no_text or "model" not in settings:
         return None, None
-    encoder = _models.load("report", settings["model"], settings["pretrained"])
-    if _models.weights_digest(encoder.model) != settings["weights_sha256"]:
+    encoder = models.load("report", settings["model"], settings["pretrained"])
+    if models.weights_digest(encoder.model) != settings["weights_sha256"]:
         raise ValueError(
             f"report: the model must be the one that made {args.shards[0]}, got other weights under the name "
             f"{settings['model']}; extract again, or pass --no-text"
@@ -70,16 +70,16 @@ def _encode(args: argparse.Namespace, names: list[str]) -> tuple[Tensor | None, 
         singular = torch.linalg.svdvals(text_projection(encoder.model).double()).tolist()
     except TypeError:  # a text tower without a linear projection has no such figure
         singular = None
-    return encoder.texts(_mappings.prompts(names, args.template)), singular
+    return encoder.texts(mappings.prompts(names, args.template)), singular
 
 
 def _texts_for(folder: Folder, texts: Tensor | None, width: int) -> Tensor | None:
     """The class texts in the space of a folder, None where they have no place there."""
     settings = folder.settings()
-    if texts is None or settings.get("features") == _mappings.HIDDEN:
+    if texts is None or settings.get("features") == mappings.HIDDEN:
         return None
     if settings.get("command") == "map":
-        carry = _mappings.load(folder.path / "mapping.safetensors").text
+        carry = mappings.load(folder.path / "mapping.safetensors").text
         if carry is None:
             return None
         texts = carry(texts)
@@ -161,13 +161,12 @@ def _run_of(folder: Folder) -> list[Any]:
 
 
 def run(args: argparse.Namespace) -> int:
-    from semobridge_ext.cli import demo_plot as _demo_plot
-    from semobridge_ext.cli import report_page as _report_page
+    from semobridge_ext.cli import report_page
 
-    if not _demo_plot.available():
+    if not has_matplotlib():
         raise ImportError("report: matplotlib must be installed, got none; pip install 'semobridge-ext[cli]'")
     codes: dict[str, int] = {}
-    loaded = [labelled("report", path, args.label, codes) for path in args.shards]
+    loaded = [Folder("report", path).labelled(args.label, codes) for path in args.shards]
     for path, (_, labels) in zip(args.shards, loaded, strict=True):
         if not torch.equal(labels, loaded[0][1]):
             raise ValueError(
@@ -191,8 +190,7 @@ def run(args: argparse.Namespace) -> int:
         rows = figures.Rows(name, features, labels, _texts_for(folder, texts, features.shape[1]))
         found["folders"][name] = {**_measure(rows, chosen, shots, args.seeds), "run": _run_of(folder)}
     tables = _tables(found)
-    with whole(args.out) as temporary:
-        temporary.write_bytes(_report_page.page(found, tables))
+    _files.write_bytes(args.out, report_page.page(found, tables))
     for name, (header, lines) in tables.items():
         write_csv(args.out.with_name(f"{args.out.stem}_{name}.csv"), header, lines)
     write_json(args.out.with_suffix(".json"), found)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import semobridge_ext as sb
-from semobridge_ext._ops.blend_logits.op import BlendParams
-from semobridge_ext._ops.count_correct.op import SearchObjective
+from semobridge_ext._ops.blend_logits.spec import BlendParams
+from semobridge_ext._ops.count_correct.op import CorrectCounter
 from tests.support.problems import make
 
 
@@ -33,7 +33,7 @@ def test_every_count_equals_the_formula(isa, shape, dtype):
     classes, shots, queries = shape
     p = make(classes, shots, queries, noise=1.3, dtype=dtype)
     clf = sb.SeMoBridgeClassifier(p.bridge(dtype), p.text).fit(p.shots, p.labels)
-    objective = SearchObjective(clf._operand, p.queries, p.targets)
+    objective = CorrectCounter(clf._operand, p.queries, p.targets)
     trials, z = random_params(200), clf.similarities(p.queries)
     want = [plain(clf, z, p.targets, t) for t in trials]
     assert len(set(want)) > 3 and min(want) < queries  # the parameters matter
@@ -59,7 +59,7 @@ def test_edges_of_the_space(edge):
     p = make(30, 2, 200, noise=1.3)
     clf = sb.SeMoBridgeClassifier(p.bridge(), p.text).fit(p.shots, p.labels)
     params = BlendParams(*map(float, EDGES[edge]))
-    got = SearchObjective(clf._operand, p.queries, p.targets).correct([params])
+    got = CorrectCounter(clf._operand, p.queries, p.targets).correct([params])
     assert got == [plain(clf, clf.similarities(p.queries), p.targets, params)]
 
 
@@ -74,7 +74,7 @@ def test_ties_go_to_the_lower_class():
     clf = sb.SeMoBridgeClassifier(p.bridge(), text).fit(shots, torch.arange(8))
     trials = [*random_params(100), BlendParams(0, 1, 1, 1, 1, 0, 0), BlendParams(0, 1, 2, 3, 0, 1, 1)]
     z = clf.similarities(p.queries)
-    assert SearchObjective(clf._operand, p.queries, p.targets).correct(trials) == [
+    assert CorrectCounter(clf._operand, p.queries, p.targets).correct(trials) == [
         plain(clf, z, p.targets, t) for t in trials
     ]
 
@@ -138,5 +138,5 @@ def test_a_thousand_trials_equal_the_formula():
     p = make(100, 2, 500, width=48, noise=1.8)
     clf = sb.SeMoBridgeClassifier(p.bridge(), p.text).fit(p.shots, p.labels)
     trials, z = random_params(1000, seed=1), clf.similarities(p.queries)
-    got = SearchObjective(clf._operand, p.queries, p.targets).correct(trials)
+    got = CorrectCounter(clf._operand, p.queries, p.targets).correct(trials)
     assert got == [plain(clf, z, p.targets, t) for t in trials] and len(set(got)) > 50

@@ -1,0 +1,61 @@
+"""rank_counts on the CPU: the streamed count of the core, and the metrics that follow from counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from semobridge_ext.runtime.backend import _C, DTYPE_CODES
+from semobridge_ext.runtime.rows import compute_dtype
+
+
+def query_block() -> int:
+    """Queries of one call."""
+    return _C.RANK_BLOCK
+
+
+def rank_counts(
+    queries: Tensor,  # [*, D], unit column stride
+    gallery: Tensor,  # [G, D], unit column stride
+    query_rows: Tensor,  # [N] int64
+    marked_rows: Tensor,  # [M] int64
+    begin: Tensor,  # [N] int64
+    end: Tensor,  # [N] int64
+    exclude: Tensor | None,  # [N] int64
+    offsets: Tensor,  # [N + 1] int64
+    count: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # each [offsets[N]]: scores, int64 greater, int64 equal
+    n, threads = len(query_rows), torch.get_num_threads()
+    total = int(offsets[-1])
+    scores = torch.empty(total, dtype=compute_dtype(queries.dtype, gallery.dtype))
+    greater, equal = torch.empty(2, total, dtype=torch.int64)
+    size = _C.rank_counts_workspace(offsets.data_ptr(), n, threads)
+    workspace = torch.empty(size, dtype=torch.uint8)
+    keep = [t.contiguous() for t in (query_rows, marked_rows, begin, end)]
+    exclude = None if exclude is None else exclude.contiguous()
+    _C.rank_counts(
+        queries.data_ptr(), DTYPE_CODES[queries.dtype], queries.stride(0),
+        gallery.data_ptr(), DTYPE_CODES[gallery.dtype], gallery.shape[0], gallery.stride(0),
+        gallery.shape[1], n, *(t.data_ptr() for t in keep),
+        0 if exclude is None else exclude.data_ptr(), offsets.data_ptr(),
+        scores.data_ptr(), greater.data_ptr(), equal.data_ptr(), count,
+        workspace.data_ptr(), threads,
+    )  # fmt: skip
+    return scores, greater, equal
+
+
+def rank_metrics(
+    offsets: Tensor,  # [N + 1] int64
+    greater: Tensor,  # [M] int64
+    equal: Tensor,  # [M] int64
+    recall_at: Sequence[int],
+) -> Tensor:  # [N, 3 + len(recall_at)] float64: AP, AP@R, R-precision, Recall@k..
+    n = len(offsets) - 1
+    ks = torch.tensor(list(recall_at), dtype=torch.int64)
+    out = torch.empty(n, 3 + len(ks), dtype=torch.float64)
+    _C.rank_metrics(
+        n, offsets.data_ptr(), greater.data_ptr(), equal.data_ptr(), ks.data_ptr(), len(ks), out.data_ptr()
+    )
+    return out

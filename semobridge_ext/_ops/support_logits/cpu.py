@@ -1,0 +1,44 @@
+"""support_logits on the CPU: the fused core over keys in class order."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from semobridge_ext.runtime.backend import _C, DTYPE_CODES
+from semobridge_ext.runtime.rows import compute_dtype, unit_columns
+
+
+def support_logits(
+    queries: Tensor,  # [N, D]
+    keys: Tensor,  # [S, D]
+    order: Tensor | None,  # [S] int64; None: the keys lie in class order
+    offsets: Tensor,  # [C + 1] int64
+    beta: float,
+    weights: Tensor | None,  # [S]
+) -> Tensor:  # [N, C] float32, float64 where queries or keys are
+    queries, keys = unit_columns(queries), unit_columns(keys)
+    (n, d), s, classes = queries.shape, keys.shape[0], offsets.shape[0] - 1
+    compute = compute_dtype(queries.dtype, keys.dtype)
+    out = torch.zeros(n, classes, dtype=compute)
+    workspace = torch.empty(_C.support_logits_workspace(n, s), dtype=compute)
+    if weights is not None:
+        weights = weights.to(compute).contiguous()
+    offsets = offsets.contiguous()
+    _C.support_logits(
+        queries.data_ptr(), DTYPE_CODES[queries.dtype], n, queries.stride(0),
+        keys.data_ptr(), DTYPE_CODES[keys.dtype], s, keys.stride(0), d,
+        0 if order is None else order.data_ptr(), offsets.data_ptr(), classes,
+        0 if weights is None else weights.data_ptr(), beta,
+        out.data_ptr(), workspace.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def sort_labels(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor, int]:
+    """Stable order [S], offsets [C + 1], and the position of the first label out of range, or -1."""
+    labels = labels.contiguous()
+    order = torch.empty_like(labels)
+    offsets = torch.empty(num_classes + 1, dtype=torch.int64)
+    bad = _C.sort_labels(labels.data_ptr(), labels.numel(), num_classes, order.data_ptr(), offsets.data_ptr())
+    return order, offsets, bad

@@ -1,0 +1,33 @@
+"""topk on the CPU: the streamed search of the core."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from semobridge_ext.runtime.backend import _C, DTYPE_CODES
+from semobridge_ext.runtime.rows import compute_dtype, unit_columns
+
+
+def topk(
+    queries: Tensor,  # [N, D]
+    gallery: Tensor,  # [G, D]
+    k: int,
+    exclude: Tensor | None,  # [N] int64
+) -> tuple[Tensor, Tensor]:  # [N, k] float32 (float64 where an operand is), [N, k] int64
+    queries, gallery = unit_columns(queries), unit_columns(gallery)
+    (n, d), g = queries.shape, gallery.shape[0]
+    compute, threads = compute_dtype(queries.dtype, gallery.dtype), torch.get_num_threads()
+    scores = torch.empty(n, k, dtype=compute)
+    indices = torch.empty(n, k, dtype=torch.int64)
+    size = _C.topk_workspace(n, g, k, DTYPE_CODES[compute], threads) if n and k else 0
+    workspace = torch.empty(size, dtype=torch.uint8)
+    if exclude is not None:
+        exclude = exclude.contiguous()
+    _C.topk(
+        queries.data_ptr(), DTYPE_CODES[queries.dtype], n, queries.stride(0),
+        gallery.data_ptr(), DTYPE_CODES[gallery.dtype], g, gallery.stride(0), d, k,
+        0 if exclude is None else exclude.data_ptr(),
+        scores.data_ptr(), indices.data_ptr(), workspace.data_ptr(), threads,
+    )  # fmt: skip
+    return scores, indices
