@@ -4,15 +4,21 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Processes that share the tests; a session of one process: `pytest tests`.
+WORKERS ?= $(shell n=$$(nproc); echo $$(( n < 8 ? n : 8 )))
+PYTEST := $(BIN)/python -m pytest tests -n $(WORKERS) --dist worksteal
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc python -type f 2>/dev/null)
 
-.PHONY: demo test bench docs gpu-check lint clean
+.PHONY: demo test test-all bench docs gpu-check lint clean
 
 demo: $(VENV)/.demo  ## the embedded CLIP, bridged, on real drawings: a table and demo.png
 	$(BIN)/semobridge-ext demo --out demo.png
 
-test: $(VENV)/.test  ## the whole test suite
-	$(BIN)/python -m pytest tests
+test: $(VENV)/.test  ## what a change is likely to break
+	$(PYTEST) -m "not slow"
+
+test-all: test  ## and mutations, sanitizers, every GPU architecture, wheels, the long studies
+	$(PYTEST) -m slow
 
 bench: $(VENV)/.test  ## the benchmarks and their table; run on a quiet machine
 	mkdir -p bench/results

@@ -25,7 +25,7 @@ from semobridge_ext._ops.count_correct.op import CorrectCounter
 from semobridge_ext.cli.commands.fewshot import _picto_problems
 from semobridge_ext.fewshot.episodes import sample_support
 from semobridge_ext.fewshot.study import StudyProblem
-from semobridge_ext.fewshot.training import PRESETS
+from semobridge_ext.fewshot.training_schedule import PRESETS
 
 
 def accuracy(problem: StudyProblem, inverse: Tensor, tau: Tensor, shots: Tensor, labels: Tensor) -> float:

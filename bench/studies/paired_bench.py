@@ -232,7 +232,7 @@ def main() -> int:
         return 0
     trees = {"before": args.before, "after": args.after}
     for tree in trees.values():  # compiles what Python keeps, fills the page cache; thrown away
-        subprocess.run([sys.executable, "-c", "import semobridge_ext, open_clip"], check=True,
+        subprocess.run([sys.executable, "-c", "import semobridge_ext"], check=True,
                        env={**os.environ, "PYTHONPATH": str(tree.resolve())})  # fmt: skip
     rounds: dict[str, list[dict[str, float]]] = {"before": [], "after": []}
     for i in range(args.rounds):
