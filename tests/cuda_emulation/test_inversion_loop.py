@@ -19,12 +19,12 @@ from semobridge_ext._engines.tower_descent.torch import TorchAttention
 from semobridge_ext.ops import LaunchedTower, LaunchedWeights
 from tests.cuda_emulation.build import Emulation
 from tests.cuda_emulation.run_cases import load
-from tests.engines.tower_descent.test_cpu import SHAPES, random_tower, some_rows
-from tests.inversion.test_invert import compare
 from tests.support import launched, towers
 from tests.support.assertions import assert_same_bits
 from tests.support.graph_recorder import Recorder
+from tests.support.inversions import compare
 from tests.support.launched import BF16, F16, check_descent, check_passes, descend
+from tests.support.tower_problems import SHAPES, random_tower, some_rows
 from tests.support.towers import F32, TEXT_MODELS, VISION_MODELS
 
 pytestmark = pytest.mark.slow

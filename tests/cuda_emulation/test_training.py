@@ -24,7 +24,9 @@ from semobridge_ext.runtime import backend as _backend
 from semobridge_ext.runtime.step_graph import repeatable
 from tests.cuda_emulation.build import Emulation
 from tests.cuda_emulation.run_cases import load
-from tests.fewshot.test_training import (
+from tests.support.graph_recorder import Recorder
+from tests.support.problems import make
+from tests.support.training import (
     LOSSES,
     SHAPES,
     autograd,
@@ -33,8 +35,6 @@ from tests.fewshot.test_training import (
     in_order,
     trainer_of,
 )
-from tests.support.graph_recorder import Recorder
-from tests.support.problems import make
 
 pytestmark = pytest.mark.slow
 

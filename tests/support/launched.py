@@ -18,10 +18,10 @@ from semobridge_ext._engines.tower_descent.torch import TorchTowerPieces
 from semobridge_ext.inversion import reference as inversion
 from semobridge_ext.ops import LaunchedTower, LaunchedWeights
 from semobridge_ext.reference import tower_features
-from tests.engines.tower_descent.test_cpu import in_dtype
 from tests.support import towers
 from tests.support.assertions import assert_row_relative
 from tests.support.graph_recorder import Recorder
+from tests.support.tower_problems import in_dtype
 from tests.support.towers import F32, F64
 
 BF16, F16 = torch.bfloat16, torch.float16

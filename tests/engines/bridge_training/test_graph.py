@@ -19,9 +19,9 @@ from semobridge_ext._engines.bridge_training.choice import Choice
 from semobridge_ext._engines.bridge_training.spec import Batch, LossWeights
 from semobridge_ext._engines.bridge_training.torch import TorchTrainingPieces
 from semobridge_ext.runtime.step_graph import repeatable
-from tests.fewshot.test_training import LOSSES, classifier, trainer_of
 from tests.support.graph_recorder import Recorder
 from tests.support.problems import make
+from tests.support.training import LOSSES, classifier, trainer_of
 
 STEPS = 9
 RATES = [1e-3 * (1 + 0.3 * i) for i in range(STEPS)]

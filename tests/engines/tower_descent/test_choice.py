@@ -26,11 +26,11 @@ from semobridge_ext.inversion import descent as _descent
 from semobridge_ext.ops import FrozenTower, LaunchedTower
 from semobridge_ext.runtime import backend as _backend
 from semobridge_ext.runtime.step_graph import repeatable
-from tests.engines.tower_descent.test_cpu import random_tower, some_rows
-from tests.inversion.test_invert import compare
 from tests.support import towers
 from tests.support.assertions import assert_row_relative, assert_same_bits
 from tests.support.graph_recorder import Recorder
+from tests.support.inversions import compare
+from tests.support.tower_problems import random_tower, some_rows
 from tests.support.towers import DESCENT, F32, F64, TEXT, TEXT_MODELS, VISION, VISION_MODELS
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
