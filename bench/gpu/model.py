@@ -145,7 +145,7 @@ def bridge(n: int, width: int, dtype: torch.dtype) -> Row:
     """Beyond a few rows those of a half type."""
     size, work = dtype.itemsize, 2.0 * PARTS * n * width * width
     if n <= 32:
-        ours = [product("project_fwd_kernel", n, width, width, size)]
+        ours = [product("project_normalize_fwd_kernel", n, width, width, size)]
     elif n <= 1024:
         # Raw sums go to memory and come back for the norm.
         moved = 2.0 * size * n * width + 4.0 * width * width + 8.0 * n * width

@@ -10,7 +10,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from semobridge_ext import _files
-from semobridge_ext.fewshot.study import METHODS, paired
+from semobridge_ext.fewshot.study import paired
+from semobridge_ext.fewshot.study_estimators import METHODS
 
 Record = dict[str, Any]  # set, shots, seed, method, accuracy, seconds_fit, seconds_tune
 MEAN = "mean over sets"

@@ -4,6 +4,7 @@ Supported families, one module each:
     open_clip      CLIP and CustomTextCLIP, with its own vision transformer or a timm trunk (SigLIP)
     OpenAI's clip  with a vision transformer
     Hugging Face   CLIPModel, and models of transformers that share its towers
+    Hugging Face   SiglipModel and Siglip2Model (features and inversion; their heads are not linear)
 """
 
 from semobridge_ext.clip.encode import encode_image, encode_text

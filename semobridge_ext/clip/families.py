@@ -13,6 +13,7 @@ from semobridge_ext.clip.adapter import Adapter, UnknownModelError
 
 # module.Class, the more particular family first; loaded when a model first needs them.
 FAMILIES = (
+    "siglip.Siglip",
     "hugging_face.HuggingFace",
     "openai.OpenAI",
     "open_clip.OpenClip",

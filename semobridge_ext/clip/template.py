@@ -79,7 +79,7 @@ def template_ids(
             if len(a) > context_length:
                 break
             roomy = _ids(function, tokenizer, texts[0], context_length + 8)
-            if len(roomy) > len(a) and _length(roomy) != _length(a):
+            if not _adds_only_padding(a, roomy):
                 break
             return a, positions
     raise ValueError(
@@ -89,7 +89,9 @@ def template_ids(
     )
 
 
-def _length(ids: Tensor) -> int:
-    """Tokens before the padding, which repeats one id to the end."""
-    same = (ids == ids[-1]).flip(0).long().cumprod(0).sum().item()
-    return len(ids) - int(same)
+def _adds_only_padding(ids: Tensor, roomy: Tensor) -> bool:
+    """Whether a longer context changes nothing but the padding, on either side: no word was cut off."""
+    length, extra = len(ids), len(roomy) - len(ids)
+    return (torch.equal(roomy[:length], ids) and len(roomy[length:].unique()) <= 1) or (
+        torch.equal(roomy[extra:], ids) and len(roomy[:extra].unique()) <= 1
+    )

@@ -14,7 +14,8 @@ import torch
 from semobridge_ext import Bridge, cli
 from semobridge_ext.cli import demo_measure, demo_plot, demo_text
 from semobridge_ext.cli.commands import demo
-from semobridge_ext.fewshot import episodes
+from semobridge_ext.fewshot.study import Problem
+from semobridge_ext.fewshot.study_cosines import METHODS
 from tests.support import fake_picto as fake
 
 
@@ -39,7 +40,7 @@ def test_figures(ran):
     assert figures["train_images"] == fake.CLASSES * fake.TRAIN
     assert figures["test_images"] == fake.CLASSES * fake.TEST
     assert figures["fewest_per_class"] == figures["most_per_class"] == fake.TRAIN
-    assert set(figures["accuracy"]) == set(episodes.METHODS) == set(demo_text.NAMES)
+    assert set(figures["accuracy"]) == set(METHODS) == set(demo_text.NAMES)
     for method, by_shots in figures["accuracy"].items():
         assert list(by_shots) == ["1", "2", "4", "8"]
         for cell in by_shots.values():
@@ -108,15 +109,16 @@ def test_no_drawing_of_the_validation_or_test_part_becomes_a_shot(fake_picto):
     """The features that go in as shots are those of the training rows, and only those."""
     model, dataset = fake_picto
     clip = demo_measure.Clip(model, fake.preprocess, fake.tokenize)
-    problem, _ = demo_measure.load_problem(clip, dataset, ("{}",), None)
+    problem = demo_measure.load_problem(clip, dataset, ("{}",), None)
+    (shots, shot_labels), (queries, query_labels) = problem.train, problem.test
     with torch.no_grad():
         everything = model.encode_image(fake.prepare(dataset.images))
-    torch.testing.assert_close(problem.support, everything[dataset.train])
-    torch.testing.assert_close(problem.queries, everything[dataset.test])
-    assert problem.support_labels.tolist() == dataset.labels[dataset.train].tolist()
-    assert problem.query_labels.tolist() == dataset.labels[dataset.test].tolist()
-    shared = (problem.support[:, None] == problem.queries[None]).all(dim=2)
-    assert not shared.any()
+    torch.testing.assert_close(shots, everything[dataset.train])
+    torch.testing.assert_close(queries, everything[dataset.test])
+    assert shot_labels.tolist() == dataset.labels[dataset.train].tolist()
+    assert query_labels.tolist() == dataset.labels[dataset.test].tolist()
+    shared = (shots[:, None] == queries[None]).all(dim=2)
+    assert not shared.any() and problem.val is None
 
 
 def test_all_sets_and_options(fake_picto, tmp_path, capsys):
@@ -207,7 +209,7 @@ def row(mean: float, beyond: bool) -> dict:
 
 def crafted(**differences) -> dict:
     shots = ["1", "2"]
-    accuracy = {m: {k: {"mean": 0.3, "std": 0.0} for k in shots} for m in episodes.METHODS}
+    accuracy = {m: {k: {"mean": 0.3, "std": 0.0} for k in shots} for m in METHODS}
     accuracy["text"] = {k: {"mean": 0.35, "std": 0.0} for k in shots}
     rows = {f"{a} - {b}": {k: row(0.0, False) for k in shots} for a, b in demo_measure.COMPARISONS}
     for pair, values in differences.items():
@@ -275,13 +277,6 @@ def test_speed_is_said_either_way(ratio, words):
 # -- the modality gap -------------------------------------------------------------------------------------
 
 
-def test_modality_gap_against_hand_figures():
-    image = torch.tensor([[2.0, 0.0], [5.0, 0.0]])
-    text = torch.tensor([[0.0, 1.0], [0.0, 3.0]])
-    assert demo_measure.modality_gap(image, text) == pytest.approx(2**0.5)
-    assert demo_measure.modality_gap(image, 3 * image) == 0
-
-
 def test_picture_axes_show_the_gap():
     """Two wide clouds whose gap is the fourth of six spreads: it still lies across, at its length."""
     generator = torch.Generator().manual_seed(0)
@@ -291,7 +286,7 @@ def test_picture_axes_show_the_gap():
     queries, text = noise[:300] + offset * torch.tensor([1, 1, 1, -1, 1, 1]), noise[300:] + offset
     text = torch.nn.functional.normalize(text, dim=1)
     labels = torch.zeros(300, dtype=torch.long)
-    problem = episodes.Problem(queries, labels, queries, labels, text)
+    problem = Problem("made", (queries, labels), None, (queries, labels), text)
     figures, cloud = demo_measure.gap_figures(problem, Bridge(torch.eye(6)))
     assert figures["gap_before"] == pytest.approx(0.2 / 3, abs=0.02)
     assert figures["mean_cosine_to_bridged"] == pytest.approx(1.0, abs=1e-6)

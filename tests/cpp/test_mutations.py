@@ -24,22 +24,22 @@ MUTATIONS = {
         "row[i] = line[i] + row[i];",
     ),
     "norm dropped": (
-        "csrc/project_normalize/project_rows.h",
+        "csrc/core/row_norm.h",
         "return {norm, T(1) / norm};",
         "return {norm, T(1)};",
     ),
     "no guard for a zero row": (
-        "csrc/project_normalize/project_rows.h",
+        "csrc/core/row_norm.h",
         "if (largest == 0) return {T(0), T(0)};",
         "",
     ),
     "no guard for overflowing squares": (
-        "csrc/project_normalize/project_rows.h",
+        "csrc/core/row_norm.h",
         "if (squares > tiny && squares < huge) {",
         "if (squares > tiny) {",
     ),
     "no guard for underflowing squares": (
-        "csrc/project_normalize/project_rows.h",
+        "csrc/core/row_norm.h",
         "if (squares > tiny && squares < huge) {",
         "if (squares == squares && squares < huge) {",
     ),
@@ -64,7 +64,7 @@ MUTATIONS = {
         "factor = measured.inverse;",
     ),
     "last panel of the norm skipped": (
-        "csrc/project_normalize/project_rows.h",
+        "csrc/core/row_norm.h",
         "p < panels; ++p) {",
         "p < panels - (panels > 1); ++p) {",
     ),
@@ -104,7 +104,7 @@ MUTATIONS = {
         "row * x.cols * bytes;",
     ),
     "padding columns hold NaN": (
-        "csrc/project_normalize/cpu_kernel.cpp",
+        "csrc/core/pack_kernel.cpp",
         "++i) dst[i] = T(0);",
         '++i) dst[i] = T(__builtin_nan(""));',
     ),
@@ -136,7 +136,7 @@ MUTATIONS = {
     ),
     "float16 overflow boundary one step off": ("csrc/core/simd.h", "a >= 0x477ff000u", "a >= 0x48800000u"),
     "width of x not checked": (
-        "csrc/project_normalize/cpu.cpp",
+        "csrc/project_normalize/cpu_kernel.cpp",
         "require(stage.matrix.rows == k,",
         "require(k > 0,",
     ),

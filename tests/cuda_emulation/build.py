@@ -20,7 +20,7 @@ HERE = ROOT / "tests" / "cuda_emulation"
 ORDERS = ("ascending", "descending", "shuffled")
 # Fortified jumps refuse to change stacks.
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas",
-         "-DSB_WITH_CUDA", "-U_FORTIFY_SOURCE")  # fmt: skip
+         "-DSB_WITH_CUDA", "-DSB_CUDA_ONLY", "-U_FORTIFY_SOURCE")  # fmt: skip
 # Alignment is checked because a misaligned vector access, harmless on this processor, faults on a GPU.
 SANITIZE = ("-fsanitize=address,alignment", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1")
 
@@ -55,8 +55,8 @@ class Emulation:
         kernels = list(kernel_sources().values())
         assert len(kernels) >= 8
         own = [HERE / "emulation.cpp", HERE / "module.cpp", HERE / "selftest.cu"]
-        bindings = sorted((ROOT / "csrc").glob("*/bind_cuda*.cpp"))
-        return [*kernels, *own, ROOT / "python" / "bind_cuda.cpp", *bindings]
+        bindings = [p for p in sorted((ROOT / "csrc").glob("*/bind.cpp")) if "SB_BIND_CUDA" in p.read_text()]
+        return [*kernels, *own, *bindings]
 
     def compile(self, source: Path, first: Path | None = None, strict: bool = True) -> Path:
         """The object, kept by content. `first`: a folder of headers that go before the tree's."""

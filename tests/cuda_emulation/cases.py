@@ -87,13 +87,13 @@ def case_normalize_rows(m, rng: np.random.Generator) -> None:
 def project(m, x: Matrix, matrix: Matrix, out: Matrix, *, bias=None, normalize=True, scale=1.0) -> np.ndarray:
     """Runs it and checks that the tickets are back at zero; returns the norms."""
     norms, raw = Matrix(1, x.rows), Matrix(x.rows, out.cols)
-    tickets = plain(np.zeros(m.project_tickets(x.rows)), np.int32)
+    tickets = plain(np.zeros(m.project_normalize_cuda_tickets(x.rows)), np.int32)
     stride = () if bias is None else (0 if bias.rows == 1 else bias.stride,)
     results = []
     for _ in range(2):  # the second launch meets the tickets of the first
         if raw.rows:
             raw._words[...] = np.float32(np.nan).view(np.uint32)
-        m.project_cuda(
+        m.project_normalize_cuda(
             x.view, matrix.view, NOTHING if bias is None else (*bias.view[:4], *stride), normalize, scale,
             out.view, norms.address, raw.address, tickets.ctypes.data, *PLACE,
         )  # fmt: skip

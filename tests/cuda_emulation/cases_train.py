@@ -195,7 +195,7 @@ def unit_grad(m, rng: np.random.Generator) -> None:
     assert (grad.values == 0).all()
 
 
-def case_train_rows(m, rng: np.random.Generator) -> None:
+def case_shots(m, rng: np.random.Generator) -> None:
     for part in (shot_norms, class_sums, row_dots, shot_grads, unit_grad):
         part(m, rng)
 
@@ -341,6 +341,6 @@ def adamw_flat(m, rng: np.random.Generator) -> None:
         check(p, first, second)
 
 
-def case_train_loss(m, rng: np.random.Generator) -> None:
+def case_losses(m, rng: np.random.Generator) -> None:
     for part in (row_loss, row_loss_edges, bias_loss, total_loss, adamw_flat):
         part(m, rng)

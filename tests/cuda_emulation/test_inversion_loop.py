@@ -24,7 +24,7 @@ from tests.support.assertions import assert_same_bits
 from tests.support.graph_recorder import Recorder
 from tests.support.inversions import compare
 from tests.support.launched import BF16, F16, check_descent, check_passes, descend
-from tests.support.tower_problems import SHAPES, random_tower, some_rows
+from tests.support.random_tower import SHAPES, random_tower, some_rows
 from tests.support.towers import F32, TEXT_MODELS, VISION_MODELS
 
 pytestmark = pytest.mark.slow

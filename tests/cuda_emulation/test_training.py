@@ -19,7 +19,7 @@ from semobridge_ext._engines.bridge_training.cpu import CpuTrainingPieces
 from semobridge_ext._engines.bridge_training.cuda import CudaTrainingPieces
 from semobridge_ext._engines.bridge_training.spec import LossWeights
 from semobridge_ext._engines.bridge_training.torch import TorchTrainingPieces
-from semobridge_ext.fewshot.training import PRESETS
+from semobridge_ext.fewshot.training_schedule import PRESETS
 from semobridge_ext.runtime import backend as _backend
 from semobridge_ext.runtime.step_graph import repeatable
 from tests.cuda_emulation.build import Emulation

@@ -10,7 +10,7 @@ import semobridge_ext as sb
 from semobridge_ext._engines.bridge_training.reference import bias_loss
 from semobridge_ext._engines.bridge_training.spec import LossWeights
 from semobridge_ext._engines.bridge_training.step import BridgeTrainer
-from semobridge_ext.fewshot.training import PRESETS
+from semobridge_ext.fewshot.training_schedule import PRESETS
 from tests.support.problems import make
 from tests.support.training import (
     LOSSES,

@@ -21,7 +21,7 @@ from semobridge_ext.reference import tower_features
 from tests.support import towers
 from tests.support.assertions import assert_row_relative
 from tests.support.graph_recorder import Recorder
-from tests.support.tower_problems import in_dtype
+from tests.support.random_tower import in_dtype
 from tests.support.towers import F32, F64
 
 BF16, F16 = torch.bfloat16, torch.float16

@@ -79,7 +79,7 @@ def core_test(*options: str, fast: bool = False, compiler: str = "c++") -> Path:
     """
     need_source()
     need("cmake", "build the C++ test")
-    sources = files_below(ROOT / "csrc", ROOT / "tests" / "cpp", ending=(".h", ".cpp"))
+    sources = files_below(ROOT / "csrc", ROOT / "tests" / "cpp", ending=(".h", ".cpp", ".def"))
     names = [str(path.relative_to(ROOT)) for path in sources]
     key = [version_of(need(compiler, "build the C++ test")), *options, fast, *names, *sources]
 

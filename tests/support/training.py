@@ -1,4 +1,4 @@
-"""SeMoBridge-T's losses, trainers and trajectories, and autograd's word on them."""
+"""SeMoBridge-T's trainer on small problems, and autograd of its oracle beside it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import semobridge_ext as sb
 from semobridge_ext._engines.bridge_training.reference import semobridge_t_loss
 from semobridge_ext._engines.bridge_training.spec import LossWeights
 from semobridge_ext._engines.bridge_training.step import BridgeTrainer
-from semobridge_ext.fewshot.training import Schedule
+from semobridge_ext.fewshot.training_schedule import Schedule
 from tests.support.problems import Problem
 
 NOTHING = LossWeights(0, 0, 0, 0, 0)

@@ -20,8 +20,8 @@ import semobridge_ext as sb
 from recorded.problems import case, draw, problem
 from semobridge_ext import cli
 
-# Times, rates, and what names the installation.
-_LEFT_OUT = re.compile(r"second|per_s|time|rate|rows/s|version|environment|description|machine|^s$")
+# Times, what names the installation, and a digest over the names of files in a temporary folder.
+_LEFT_OUT = re.compile(r"second|time|ratio|version|environment|description|inputs_sha256")
 
 
 @contextlib.contextmanager
@@ -45,7 +45,10 @@ def _run(*words: object) -> None:
 def _kept(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _kept(v) for k, v in value.items() if not _LEFT_OUT.search(str(k))}
-    return [_kept(v) for v in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [_kept(v) for v in value]
+    # The folder has another name in every run.
+    return value.replace(str(Path.cwd()), "") if isinstance(value, str) else value
 
 
 def _table(path: Path) -> Any:
@@ -61,8 +64,8 @@ def _contents(folder: Path) -> dict[str, Any]:
     readers = {
         ".npy": np.load, ".safetensors": load_file, ".csv": _table,
         ".json": lambda p: _kept(json.loads(p.read_text(encoding="utf-8"))),
-        ".parquet": lambda p: parquet.read_table(p).to_pydict(),
-        ".tsv": lambda p: p.read_text(encoding="utf-8"),
+        ".parquet": lambda p: _kept(parquet.read_table(p).to_pydict()),
+        ".tsv": lambda p: _kept(p.read_text(encoding="utf-8")),
     }  # fmt: skip
     files = sorted(p for p in folder.rglob("*") if p.suffix in readers)
     return {str(p.relative_to(folder)): readers[p.suffix](p) for p in files}

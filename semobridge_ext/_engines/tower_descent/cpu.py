@@ -21,7 +21,7 @@ from semobridge_ext._engines.tower_descent.rows import slot_rows
 from semobridge_ext._engines.tower_descent.spec import ACTIVATIONS, LearnedRows, Linear, Norm, Tower
 from semobridge_ext.runtime.adamw import BETAS, EPS
 from semobridge_ext.runtime.backend import _C, DTYPE_CODES
-from semobridge_ext.runtime.views import address
+from semobridge_ext.runtime.views import address, view
 
 STORED = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -90,10 +90,7 @@ class PackedTower:
         matrix = matrix.contiguous()
         rows, cols = matrix.shape
         begin = self._next
-        _C.pack_stored(
-            matrix.data_ptr(), DTYPE_CODES[matrix.dtype], rows, cols, cols, DTYPE_CODES[self.stored],
-            begin,
-        )  # fmt: skip
+        _C.pack_matrix(view(matrix), DTYPE_CODES[self.stored], begin)
         self._next += _C.packed_elements(rows, cols) * self._arena.element_size()
         return begin
 

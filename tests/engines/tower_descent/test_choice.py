@@ -30,7 +30,7 @@ from tests.support import towers
 from tests.support.assertions import assert_row_relative, assert_same_bits
 from tests.support.graph_recorder import Recorder
 from tests.support.inversions import compare
-from tests.support.tower_problems import random_tower, some_rows
+from tests.support.random_tower import random_tower, some_rows
 from tests.support.towers import DESCENT, F32, F64, TEXT, TEXT_MODELS, VISION, VISION_MODELS
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")

@@ -13,7 +13,7 @@ from semobridge_ext.ops import FrozenTower, PackedTower
 from semobridge_ext.reference import tower_features
 from semobridge_ext.runtime import backend as _backend
 from tests.support.assertions import assert_row_relative, assert_same_bits
-from tests.support.tower_problems import SHAPES, in_dtype, random_tower, some_rows
+from tests.support.random_tower import SHAPES, in_dtype, random_tower, some_rows
 from tests.support.towers import F32, F64, TEXT_MODELS, TOWER, VISION_MODELS
 
 

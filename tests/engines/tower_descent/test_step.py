@@ -21,7 +21,7 @@ from tests.support import launched, towers
 from tests.support.assertions import assert_row_relative, assert_same_bits
 from tests.support.graph_recorder import Recorder
 from tests.support.launched import BF16, F16, FAULTS, check_descent, check_passes, descend, engines
-from tests.support.tower_problems import SHAPES, random_tower, some_rows
+from tests.support.random_tower import SHAPES, random_tower, some_rows
 from tests.support.towers import F32, F64, TEXT_MODELS, VISION_MODELS
 
 STORED = [F64, F32, BF16, F16]

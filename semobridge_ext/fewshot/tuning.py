@@ -1,4 +1,4 @@
-"""The search of the blend's parameters on validation data (METHODS §1: 1000 trials of TPE)."""
+"""Tuning of the blend's parameters on validation data (docs/methods.md §1: 1000 trials of TPE)."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ SHARES = {"shots": (0.0, 1.0), "queries": (0.0, 1.0)}
 _LAMBDAS = ("lambda1", "lambda2", "lambda3")
 
 
-class SearchResult(NamedTuple):
-    """What a search found; ``history`` has one (parameters, accuracy) per trial, in order."""
+class TuneResult(NamedTuple):
+    """What tuning found; ``history`` has one (parameters, accuracy) per trial, in order."""
 
     best: BlendParams
     accuracy: float
@@ -110,7 +110,7 @@ class _Optuna:
         self._study.tell(trial, value)
 
 
-def search_blend(
+def tune_blend(
     operand: BlendOperand,
     x: Tensor,  # [N, D]
     labels: Tensor,  # [N] int64
@@ -123,7 +123,7 @@ def search_blend(
     redundant: bool = False,
     batch: int = 1,
     progress: bool = False,
-) -> SearchResult:
+) -> TuneResult:
     """Maximises validation accuracy over the blend's parameters; the first best trial is kept.
 
     Every trial's accuracy is exact: that of a float64 evaluation of the formula on the cosines
@@ -157,7 +157,7 @@ def search_blend(
                     best = len(history)
                 history.append((p, accuracy))
             bar.update(len(asked))
-    return SearchResult(history[best][0], history[best][1], best, history)
+    return TuneResult(history[best][0], history[best][1], best, history)
 
 
 def _bar(total: int, progress: bool) -> Any:

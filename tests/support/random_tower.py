@@ -1,4 +1,4 @@
-"""Random towers in the engine's own terms, and learned rows of every kind."""
+"""Small towers of random weights, and templates of every kind in them."""
 
 from __future__ import annotations
 

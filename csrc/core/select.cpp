@@ -1,11 +1,7 @@
-// Checks what the kernel of topk/topk.h takes for granted; the selections of its kernel.
+#include "core/select.h"
+
 #include <algorithm>
 #include <limits>
-
-#include "core/select.h"
-#include "core/table.h"
-#include "support_logits/support_logits.h"
-#include "topk/topk.h"
 
 namespace semobridge {
 namespace {
@@ -38,15 +34,5 @@ void sort_best_first(Candidate<double>* c, int64_t n) { std::sort(c, c + n, Bett
 
 void sort_ascending(float* values, int64_t n) { std::sort(values, values + n); }
 void sort_ascending(double* values, int64_t n) { std::sort(values, values + n); }
-
-void topk(const TopkArgs& a) {
-  if (a.queries.rows == 0 || a.k == 0) return;
-  require(a.queries.cols == a.gallery.cols && a.gallery.cols > 0,
-          "topk: queries and gallery must have the same width");
-  require(a.gallery.rows < (int64_t{1} << 32), "topk: gallery must have fewer than 2^32 rows");
-  require(a.k <= a.gallery.rows - (a.exclude != nullptr ? 1 : 0),
-          "topk: k must not exceed the gallery");
-  kernels().topk(a);
-}
 
 }  // namespace semobridge

@@ -1,22 +1,22 @@
-"""The few-shot protocol against NumPy loops; what may be drawn; what counts as noise."""
+"""The few-shot study against NumPy loops; what may be drawn; what counts as noise."""
 
 from __future__ import annotations
 
 import math
 
 import numpy as np
-import open_clip
 import pytest
 import torch
-from PIL import Image
 
 from semobridge_ext import Bridge
-from semobridge_ext.fewshot import episodes
+from semobridge_ext.fewshot import study
+from semobridge_ext.fewshot.draws import sample_support
+from semobridge_ext.fewshot.study_cosines import METHODS, CosineMethods
 
 C, D, T, N = 4, 10, 8, 30
 
 
-def make_problem(each: int = 6) -> tuple[episodes.Problem, Bridge, np.ndarray]:
+def make_problem(each: int = 6) -> tuple[study.Problem, Bridge, np.ndarray]:
     centres = torch.randn(C, D, dtype=torch.float64)
     labels = torch.arange(C).repeat_interleave(each)[torch.randperm(C * each)]
     query_labels = torch.randint(0, C, (N,))
@@ -28,12 +28,12 @@ def make_problem(each: int = 6) -> tuple[episodes.Problem, Bridge, np.ndarray]:
     u, _ = torch.linalg.qr(torch.randn(T, T, dtype=torch.float64))
     v, _ = torch.linalg.qr(torch.randn(D, T, dtype=torch.float64))
     w = (u * torch.linspace(0.1, 2.0, T, dtype=torch.float64)) @ v.T
-    problem = episodes.Problem(support, labels, queries, query_labels, text)
+    problem = study.Problem("made", (support, labels), None, (queries, query_labels), text)
     return problem, Bridge(w, text_length=2.5), w.numpy()
 
 
-def naive_predictions(problem: episodes.Problem, w: np.ndarray, rows: np.ndarray) -> dict[str, list[int]]:
-    """Every method one query and one class at a time, from METHODS §1."""
+def naive_predictions(problem: study.Problem, w: np.ndarray, rows: np.ndarray) -> dict[str, list[int]]:
+    """Every method one query and one class at a time, from docs/methods.md §1."""
     u, s, vt = np.linalg.svd(w, full_matrices=False)
     kept = s > 0.3
     inverse = vt[kept].T @ np.diag(1 / s[kept]) @ u[:, kept].T
@@ -44,14 +44,14 @@ def naive_predictions(problem: episodes.Problem, w: np.ndarray, rows: np.ndarray
     def bridged(f):
         return 2.5 * norm(f @ inverse) @ w
 
-    support, labels = problem.support.numpy()[rows], problem.support_labels.numpy()[rows]
+    support, labels = (part.numpy()[rows] for part in problem.train)
     raw, hat = [], []
     for c in range(C):
         members = [f for f, y in zip(support, labels, strict=True) if y == c]
         raw.append(norm(np.mean(members, axis=0)))
         hat.append(norm(np.mean([bridged(f) for f in members], axis=0)))
-    chosen: dict[str, list[int]] = {name: [] for name in episodes.METHODS}
-    for f in problem.queries.numpy():
+    chosen: dict[str, list[int]] = {name: [] for name in METHODS}
+    for f in problem.test[0].numpy():
         z1 = [float(norm(f) @ t) for t in problem.text.numpy()]
         z_direct = [float(norm(f) @ p) for p in raw]
         z2 = [float(norm(f) @ p) for p in hat]
@@ -72,14 +72,14 @@ def naive_predictions(problem: episodes.Problem, w: np.ndarray, rows: np.ndarray
 def test_every_method_against_loops():
     problem, bridge, w = make_problem()
     shots, seeds = (1, 3), (0, 7)
-    right = episodes.run_episodes(problem, bridge, shots=shots, seeds=seeds)
-    assert set(right) == set(episodes.METHODS)
+    right = study.run_episodes(problem, CosineMethods(problem, bridge), shots=shots, seeds=seeds)
+    assert set(right) == set(METHODS)
     for i, k in enumerate(shots):
         for j, seed in enumerate(seeds):
-            rows = episodes.sample_support(problem.support_labels, k, seed).numpy()
+            rows = sample_support(problem.train[1], k, seed).numpy()
             expected = naive_predictions(problem, w, rows)
-            for name in episodes.METHODS:
-                hits = torch.tensor(expected[name]) == problem.query_labels
+            for name in METHODS:
+                hits = torch.tensor(expected[name]) == problem.test[1]
                 assert torch.equal(right[name][i, j], hits), (name, k, seed)
     # The comparison must be able to fail: the methods disagree with one another somewhere.
     assert not torch.equal(right["direct"], right["bridged_prototypes"])
@@ -90,16 +90,31 @@ def test_every_method_against_loops():
 
 def test_text_ignores_shots_and_seeds():
     problem, bridge, _ = make_problem()
-    text = episodes.run_episodes(problem, bridge, shots=(1, 2), seeds=(0, 1))["text"]
+    text = study.run_episodes(problem, CosineMethods(problem, bridge), shots=(1, 2), seeds=(0, 1))["text"]
     assert torch.equal(text, text[:1, :1].expand_as(text))
 
 
 def test_a_class_without_shots_is_refused():
     problem, bridge, _ = make_problem()
-    keep = problem.support_labels != 2
-    holed = problem._replace(support=problem.support[keep], support_labels=problem.support_labels[keep])
+    keep = problem.train[1] != 2
+    holed = problem._replace(train=(problem.train[0][keep], problem.train[1][keep]))
     with pytest.raises(ValueError, match=r"cover classes 0\.\.3, got 3 classes"):
-        episodes.run_episodes(holed, bridge)
+        CosineMethods(holed, bridge)
+
+
+def test_progress_wraps_the_episodes():
+    problem, bridge, _ = make_problem()
+    seen: list[tuple[int, int]] = []
+
+    def progress(steps, total):
+        assert total == 4
+        for step in steps:
+            seen.append(step)
+            yield step
+
+    methods = CosineMethods(problem, bridge)
+    study.run_episodes(problem, methods, shots=(1, 2), seeds=(3, 5), progress=progress)
+    assert seen == [(1, 3), (1, 5), (2, 3), (2, 5)]
 
 
 # -- sampling ------------------------------------------------------------------------------------------
@@ -109,7 +124,7 @@ def test_support_has_k_rows_of_every_class_and_is_nested():
     labels = torch.tensor([2, 0, 1, 1, 0, 2, 2, 0, 1, 0, 1, 2])
     smaller: set[int] = set()
     for k in (1, 2, 3, 4):
-        rows = episodes.sample_support(labels, k, seed=3)
+        rows = sample_support(labels, k, seed=3)
         assert torch.equal(rows, rows.unique())
         assert torch.equal(labels[rows].bincount(), torch.full((3,), k))
         assert smaller <= set(rows.tolist())
@@ -118,17 +133,17 @@ def test_support_has_k_rows_of_every_class_and_is_nested():
 
 def test_a_small_class_gives_all_it_has():
     labels = torch.tensor([0] * 9 + [1] * 2 + [3])  # class 2 has none
-    rows = episodes.sample_support(labels, 4, seed=0)
+    rows = sample_support(labels, 4, seed=0)
     assert labels[rows].bincount().tolist() == [4, 2, 0, 1]
 
 
 def test_support_is_reproducible():
     labels = torch.arange(5).repeat(20)
     # Written down once: the draw of a seed must not change between releases or machines.
-    assert episodes.sample_support(labels, 2, seed=0).tolist() == [
+    assert sample_support(labels, 2, seed=0).tolist() == [
         2, 24, 26, 54, 55, 73, 75, 86, 92, 93,
     ]  # fmt: skip
-    draws = {tuple(episodes.sample_support(labels, 2, seed=s).tolist()) for s in range(20)}
+    draws = {tuple(sample_support(labels, 2, seed=s).tolist()) for s in range(20)}
     assert len(draws) == 20
 
 
@@ -137,7 +152,7 @@ def test_every_drawing_has_the_same_chance():
     counts = torch.zeros(20)
     draws = 600
     for seed in range(draws):
-        counts[episodes.sample_support(labels, 3, seed)] += 1
+        counts[sample_support(labels, 3, seed)] += 1
     spread = (draws * 0.3 * 0.7) ** 0.5
     assert ((counts - draws * 0.3).abs() < 4.5 * spread).all()
     assert counts.std() > 0.2 * spread  # drawn, not dealt out in turn
@@ -145,7 +160,7 @@ def test_every_drawing_has_the_same_chance():
 
 def test_shots_below_one_are_refused():
     with pytest.raises(ValueError, match="shots must be ≥ 1, got 0"):
-        episodes.sample_support(torch.zeros(3, dtype=torch.long), 0, seed=0)
+        sample_support(torch.zeros(3, dtype=torch.long), 0, seed=0)
 
 
 # -- paired differences --------------------------------------------------------------------------------
@@ -154,28 +169,30 @@ def test_shots_below_one_are_refused():
 def test_compare_against_hand_figures():
     ours = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 1]], dtype=torch.bool)
     other = torch.tensor([[1, 0, 0, 0], [1, 0, 0, 1]], dtype=torch.bool)
-    got = episodes.compare(ours, other)
+    got = study.compare(ours, other)
     assert got.mean == pytest.approx(0.25)
     assert got.std == pytest.approx(math.sqrt(0.125))  # by seed: 0.5 and 0
     # by image: 0, 0.5, 0, 0.5, variance 1/12
     assert got.error == pytest.approx(math.sqrt(0.125 / 2 + (1 / 12) / 4))
     assert not got.beyond_noise
-    back = episodes.compare(other, ours)
+    by_accuracy = study.paired([0.75, 0.5], [0.25, 0.5])
+    assert by_accuracy == (pytest.approx(got.mean), pytest.approx(got.std))
+    back = study.compare(other, ours)
     assert back.mean == -got.mean and back.error == got.error
 
 
 def test_equal_methods_are_no_difference():
     hits = torch.rand(5, 40) < 0.5
-    assert episodes.compare(hits, hits) == (0.0, 0.0, 0.0, False)
+    assert study.compare(hits, hits) == (0.0, 0.0, 0.0, False)
 
 
 def test_noise_is_told_from_a_difference():
     false_alarms = 0
     for _ in range(200):
         ours, other = torch.rand(5, 300) < 0.4, torch.rand(5, 300) < 0.4
-        false_alarms += episodes.compare(ours, other).beyond_noise
+        false_alarms += study.compare(ours, other).beyond_noise
     assert false_alarms <= 6
-    assert episodes.compare(torch.rand(5, 300) < 0.6, torch.rand(5, 300) < 0.4).beyond_noise
+    assert study.compare(torch.rand(5, 300) < 0.6, torch.rand(5, 300) < 0.4).beyond_noise
 
 
 def test_one_image_more_in_every_seed_is_noise():
@@ -183,49 +200,10 @@ def test_one_image_more_in_every_seed_is_noise():
     other = torch.rand(5, 400) < 0.5
     ours = other.clone()
     ours[:, int((~other[0]).nonzero()[0])] = True
-    got = episodes.compare(ours, other)
+    got = study.compare(ours, other)
     assert got.mean > 0 and not got.beyond_noise
 
 
 def test_one_seed_has_no_spread_but_an_error():
-    got = episodes.compare(torch.rand(1, 50) < 0.9, torch.rand(1, 50) < 0.2)
+    got = study.compare(torch.rand(1, 50) < 0.9, torch.rand(1, 50) < 0.2)
     assert got.std == 0 and 0 < got.error < 1 and got.beyond_noise
-
-
-# -- encoding, on a real open_clip model ----------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def tiny_clip():
-    from open_clip.model import CLIP
-
-    torch.manual_seed(0)
-    model = CLIP(
-        embed_dim=12,
-        vision_cfg={"image_size": 16, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8},
-        text_cfg={"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-    ).eval()
-    open_clip.set_model_preprocess_cfg(
-        model.visual, {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4), "size": (16, 16)}
-    )
-    preprocess = open_clip.image_transform(16, is_train=False, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
-    return model, preprocess, open_clip.SimpleTokenizer(context_length=8)
-
-
-@pytest.mark.parametrize("side", [16, 20], ids=["model's size", "other size"])
-def test_images_are_encoded_as_the_preprocessing_says(tiny_clip, side):
-    model, preprocess, _ = tiny_clip
-    images = np.random.randint(0, 256, size=(5, side, side, 3), dtype=np.uint8)
-    got = episodes.encode_images(model, preprocess, images, batch_size=2)
-    with torch.no_grad():
-        expected = torch.cat(
-            [model.encode_image(preprocess(Image.fromarray(image))[None]) for image in images]
-        )
-    assert expected.std() > 0.01
-    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_no_images_are_refused(tiny_clip):
-    model, preprocess, _ = tiny_clip
-    with pytest.raises(ValueError, match="must not be empty"):
-        episodes.encode_images(model, preprocess, np.zeros((0, 16, 16, 3), dtype=np.uint8))
