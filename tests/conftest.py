@@ -29,7 +29,7 @@ from tests.support.comparer import WORST, note
 from tests.support.places import runnable_isas
 from tests.support.tolerances import tolerance
 
-BASE_SEED = 2509_26036
+BASE_SEED = int(os.environ.get("TEST_SEED", "250926036"))  # another one finds tests that hang on this one
 
 settings.register_profile("semobridge", derandomize=True, deadline=None, max_examples=30)
 settings.load_profile("semobridge")
