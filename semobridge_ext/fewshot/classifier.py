@@ -20,8 +20,8 @@ from semobridge_ext import _inputs
 from semobridge_ext._ops.blend_logits.eager import class_exponents
 from semobridge_ext._ops.blend_logits.op import BlendOperand
 from semobridge_ext._ops.blend_logits.spec import BlendParams, Similarities
-from semobridge_ext.bridging import closed_form as bridging
-from semobridge_ext.bridging.closed_form import Bridge
+from semobridge_ext.bridging import Bridge
+from semobridge_ext.bridging import default as bridging
 from semobridge_ext.fewshot import estimator_file as _files
 from semobridge_ext.fewshot.estimator import CHUNK, FewShotEstimator, exactly
 from semobridge_ext.fewshot.search import SearchResult, fit_scale, search_blend
@@ -238,14 +238,14 @@ class SeMoBridgeClassifier(FewShotEstimator):
     # -- prediction ---------------------------------------------------------------------------------
 
     def _logits(self, x: Tensor) -> Tensor:
-        return self._operand.logits(x, self.params_)
+        return self._operand.logits(x, self.params_, called="decision_function")
 
     def _labels(self, x: Tensor) -> Tensor:
-        return self._operand.labels(x, self.params_)
+        return self._operand.labels(x, self.params_, called="predict")
 
     def similarities(self, X: Any) -> Similarities:
         """The three blocks of cosines z1, z2, z3, each [N, C], that the blend is made of."""
-        return self._operand.similarities(self._queries("similarities", X))
+        return self._operand.similarities(self._queries("similarities", X), called="similarities")
 
     def predict_proba(self, X: Any) -> Any:  # [N, C]
         """``softmax(scale·logits)`` with one scale for all classes.

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from semobridge_ext import _errors
 from semobridge_ext._ops.blend_logits.eager import blend_logits, prototypes
 from semobridge_ext._ops.blend_logits.spec import BlendParams, Similarities
-from semobridge_ext.bridging.closed_form import Bridge
+from semobridge_ext.bridging import Bridge
 
 METHODS = (
     "text",

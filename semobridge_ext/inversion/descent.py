@@ -21,7 +21,8 @@ from semobridge_ext._engines.tower_descent.spec import LearnedRows, Tower
 from semobridge_ext._engines.tower_descent.step import LaunchedTower
 from semobridge_ext._engines.tower_descent.torch import TorchPieces
 from semobridge_ext._engines.tower_descent.weights import LaunchedWeights
-from semobridge_ext.runtime.backend import requested, resolve
+from semobridge_ext.runtime.backend import requested
+from semobridge_ext.runtime.choice import resolve
 
 CHECK_EVERY = 10  # steps between two looks at the plateau
 _SLICE_SECONDS = 0.2  # steps run this long before Python looks at Ctrl-C and the progress bar

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import semobridge_ext as sb
-from semobridge_ext.bridging import closed_form as bridging
+from semobridge_ext.bridging import default as bridging
 from tests.bridging.test_bridge import OPTIONS
 from tests.support.assertions import assert_close, assert_row_relative, assert_same_bits
 from tests.support.projections import chain, with_rank

@@ -26,7 +26,8 @@ from torch import Tensor
 from semobridge_ext._engines.bridge_training.cuda import CudaPieces
 from semobridge_ext._engines.bridge_training.reference import LossWeights
 from semobridge_ext._engines.bridge_training.torch import Batch, NativePieces, TorchPieces
-from semobridge_ext.runtime.backend import HAS_CUDA, requested, resolve
+from semobridge_ext.runtime.backend import HAS_CUDA, requested
+from semobridge_ext.runtime.choice import resolve
 from semobridge_ext.runtime.step_graph import WARM_UP, Step, repeatable
 
 _CHUNK_VALUES = 1 << 20  # logits of a chunk of rows: 4 MiB

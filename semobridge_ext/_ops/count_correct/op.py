@@ -18,7 +18,7 @@ from torch import Tensor
 from semobridge_ext._ops.blend_logits.op import BlendOperand
 from semobridge_ext._ops.blend_logits.spec import BlendParams
 from semobridge_ext._ops.count_correct import cpu, eager
-from semobridge_ext.runtime.backend import resolve
+from semobridge_ext.runtime.choice import resolve
 
 # Below the first, or with s or λ negative or no λ, dominance does not hold; past the second, float64
 # flushes exponentials to zero and logits tie. Both are evaluated plainly.
@@ -36,11 +36,13 @@ class CorrectCounter:
     is built; the plain evaluation of degenerate parameters makes the cosines again, chunk by chunk.
     """
 
-    def __init__(self, operand: BlendOperand, x: Tensor, labels: Tensor) -> None:
+    def __init__(
+        self, operand: BlendOperand, x: Tensor, labels: Tensor, *, called: str = "count_correct"
+    ) -> None:
         self._operand, self._x, self._labels = operand, x, labels.cpu()
         self.rows = len(x)
         self.candidates = 0
-        self._native = resolve("tune", x.device) == "native"
+        self._native = resolve(called, x.device) == "native"
         if self._native:
             self._build()
 

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from semobridge_ext.bridging.closed_form import Bridge
+from semobridge_ext.bridging import Bridge
 from semobridge_ext.cli import demo_measure as measure
 from semobridge_ext.cli import demo_plot as plot
 from semobridge_ext.cli import demo_text as text

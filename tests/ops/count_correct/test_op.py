@@ -10,15 +10,14 @@ import torch
 import semobridge_ext as sb
 from semobridge_ext._ops.blend_logits.spec import BlendParams
 from semobridge_ext._ops.count_correct.op import CorrectCounter
+from semobridge_ext._ops.count_correct.reference import count_correct
 from tests.support.problems import make
 
 
 def plain(clf, z, targets, p: BlendParams) -> int:
-    """The formula as METHODS §1 writes it, dense diagonal and all, in float64."""
-    z1, z2, z3 = (b.double() for b in z)
-    few = p.lambda2 * torch.exp(-p.beta * (1 - z2)) + p.lambda3 * torch.exp(-p.gamma * (1 - z3))
-    logits = p.lambda1 * torch.exp(-p.alpha * (1 - z1)) + few @ torch.diag(torch.exp(p.s * clf.exponents_))
-    return int((logits.argmax(dim=1) == targets).sum())
+    """The oracle's count on the classifier's own cosines, in float64."""
+    wide = [block.double() for block in z]
+    return count_correct(*wide, targets, clf.exponents_, p.s, p[1:4], p[4:])
 
 
 def random_params(n: int, seed: int = 0) -> list[BlendParams]:
