@@ -4,20 +4,30 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Processes that share the tests; a session of one process: `pytest tests`.
+WORKERS ?= $(shell n=$$(nproc); echo $$(( n < 8 ? n : 8 )))
+PYTEST := $(BIN)/python -m pytest tests -n $(WORKERS) --dist worksteal
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc python -type f 2>/dev/null)
 
-.PHONY: demo test bench gpu-check lint clean
+.PHONY: demo test test-all bench docs gpu-check lint clean
 
 demo: $(VENV)/.demo  ## the embedded CLIP, bridged, on real drawings: a table and demo.png
 	$(BIN)/semobridge-ext demo --out demo.png
 
-test: $(VENV)/.test  ## the whole test suite
-	$(BIN)/python -m pytest tests
+test: $(VENV)/.test  ## what a change is likely to break
+	$(PYTEST) -m "not slow"
+
+test-all: test  ## and mutations, sanitizers, every GPU architecture, wheels, the long studies
+	$(PYTEST) -m slow
 
 bench: $(VENV)/.test  ## the benchmarks and their table; run on a quiet machine
 	mkdir -p bench/results
 	$(BIN)/python -m pytest bench --benchmark-json=bench/results/bench.json
 	$(BIN)/python bench/report.py bench/results/bench.json --out bench/results/bench.md
+
+docs: $(VENV)/.test  ## the documentation as a site, build/docs; warnings are errors, code blocks run
+	$(BIN)/python -m pytest -q tests/packaging/test_documentation.py -m "not slow"
+	$(BIN)/python -m sphinx -b html -W --keep-going -q docs build/docs
 
 gpu-check:  ## with a GPU, nvcc and an installed PyTorch: builds in place, runs everything for real, times
 	$(PYTHON) bench/gpu/check.py
@@ -40,5 +50,5 @@ $(VENV)/.demo: $(SOURCES) | $(BIN)/python
 
 # Editable, so that the tests see the tree they came with.
 $(VENV)/.test: $(SOURCES) | $(BIN)/python
-	$(PIP) install --quiet --editable ".[plots,search,test]"
+	$(PIP) install --quiet --editable ".[plots,search,test,docs]"
 	touch $@

@@ -1,87 +1,94 @@
-"""Type stub of the native module; see csrc/include/semobridge for what the functions compute."""
+"""Type stub of the native module, written by python/write_stub.py from its docstrings.
 
+csrc/<op>/<op>.h and csrc/<op>/cuda.h say what the functions compute. Addresses and sizes are int.
+"""
+
+# Address (0: none), dtype code, rows, columns, row stride in elements.
+View = tuple[int, int, int, int, int]
+CANDIDATE_PAD: int
 PANEL: int
-
-def active_isa() -> str: ...
-def set_isa(name: str) -> None: ...
-def isa_table() -> dict[str, tuple[bool, bool]]: ...
-def build_config() -> dict[str, str]: ...
-def packed_elements(rows: int, cols: int) -> int: ...
-def pack_matrix(
-    data: int, dtype: int, rows: int, cols: int, row_stride: int, compute: int, out: int
-) -> None: ...
-
-class Projection:
-    def __init__(
-        self,
-        compute: int,
-        first: int,
-        k: int,
-        mid: int,
-        normalize_first: bool,
-        scale_first: float,
-        second: int = 0,
-        out: int = 0,
-        normalize_second: bool = False,
-        scale_second: float = 1.0,
-        residual: bool = False,
-    ) -> None: ...
-    def run(
-        self,
-        x: int,
-        x_dtype: int,
-        n: int,
-        x_stride: int,
-        out: int,
-        out_stride: int,
-        bias: int = 0,
-        bias_stride: int = 0,
-        norms: int = 0,
-        threads: int = 1,
-    ) -> None: ...
-
 RANK_BLOCK: int
 
-def support_logits_workspace(n: int, s: int) -> int: ...
-def sort_labels(labels: int, s: int, num_classes: int, order: int, offsets: int) -> int: ...
-def support_logits(
-    queries: int,
-    queries_dtype: int,
-    n: int,
-    queries_stride: int,
-    keys: int,
-    keys_dtype: int,
-    s: int,
-    keys_stride: int,
-    d: int,
-    order: int,
-    offsets: int,
-    num_classes: int,
-    weights: int,
-    beta: float,
-    out: int,
-    workspace: int,
+def active_isa() -> str: ...
+def adamw(
+    dtype: int,
+    size: int,
+    parameter: int,
+    gradient: int,
+    first: int,
+    second: int,
+    rate: float,
+    decay: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    step: int,
     threads: int,
 ) -> None: ...
-def topk_workspace(n: int, g: int, k: int, compute: int, threads: int) -> int: ...
-def topk(
-    queries: int,
-    queries_dtype: int,
+def blend_logits(
+    x: int,
+    dtype: int,
     n: int,
-    queries_stride: int,
-    gallery: int,
-    gallery_dtype: int,
-    g: int,
-    gallery_stride: int,
-    d: int,
     k: int,
-    exclude: int,
-    scores: int,
-    indices: int,
-    workspace: int,
+    x_stride: int,
+    right: int,
+    right_cols: int,
+    classes: int,
+    bridged: bool,
+    weights: int,
+    alpha: float,
+    beta: float,
+    gamma: float,
+    lambda1: float,
+    lambda2: float,
+    lambda3: float,
+    labels: int,
+    logits: int,
+    z1: int,
+    z2: int,
+    z3: int,
     threads: int,
 ) -> None: ...
-def rank_counts_workspace(offsets: int, n: int, threads: int) -> int: ...
+def build_config() -> dict: ...
+def count_correct(
+    dtype: int,
+    rows: int,
+    labels: int,
+    label_z1: int,
+    label_z2: int,
+    label_z3: int,
+    label_d: int,
+    offsets: int,
+    candidates: int,
+    z1: int,
+    z2: int,
+    z3: int,
+    d: int,
+    exponents: int,
+    largest_exponent: float,
+    trials: int,
+    params: int,
+    correct: int,
+    threads: int,
+) -> None: ...
+def isa_table() -> dict: ...
+def pack_matrix(matrix: View, dtype: int, out: int) -> None: ...
+def packed_elements(rows: int, cols: int) -> int: ...
+def prefer_huge_pages(data: int, bytes: int) -> None: ...
+def prune_candidates(
+    dtype: int,
+    z1: int,
+    z2: int,
+    z3: int,
+    rows: int,
+    classes: int,
+    labels: int,
+    exponents: int,
+    margin: float,
+    candidates: int,
+    counts: int,
+    threads: int,
+) -> None: ...
 def rank_counts(
     queries: int,
     queries_dtype: int,
@@ -105,18 +112,85 @@ def rank_counts(
     workspace: int,
     threads: int,
 ) -> None: ...
+def rank_counts_workspace(offsets: int, n: int, threads: int) -> int: ...
 def rank_metrics(
     n: int, offsets: int, greater: int, equal: int, recall_at: int, num_k: int, out: int
 ) -> None: ...
-def pack_stored(
-    data: int, dtype: int, rows: int, cols: int, row_stride: int, stored: int, out: int
+def set_isa(name: str) -> None: ...
+def sort_labels(labels: int, s: int, num_classes: int, order: int, offsets: int) -> int: ...
+def support_logits(
+    queries: int,
+    queries_dtype: int,
+    n: int,
+    queries_stride: int,
+    keys: int,
+    keys_dtype: int,
+    s: int,
+    keys_stride: int,
+    d: int,
+    order: int,
+    offsets: int,
+    num_classes: int,
+    weights: int,
+    beta: float,
+    out: int,
+    workspace: int,
+    threads: int,
 ) -> None: ...
-def prefer_huge_pages(data: int, bytes: int) -> None: ...
+def support_logits_workspace(n: int, s: int) -> int: ...
+def topk(
+    queries: int,
+    queries_dtype: int,
+    n: int,
+    queries_stride: int,
+    gallery: int,
+    gallery_dtype: int,
+    g: int,
+    gallery_stride: int,
+    d: int,
+    k: int,
+    exclude: int,
+    scores: int,
+    indices: int,
+    workspace: int,
+    threads: int,
+) -> None: ...
+def topk_workspace(n: int, g: int, k: int, compute: int, threads: int) -> int: ...
 
-# weight or 0, bias, eps
-_Norm = tuple[int, int, float]
-# packed, packed transpose, bias or 0, rows, cols
-_Linear = tuple[int, int, int, int, int]
+class ClassBatch:
+    def __init__(self, dtype: int, offsets: int, width: int) -> None: ...
+    def row_loss(
+        self,
+        first: int,
+        last: int,
+        classes: int,
+        stride: int,
+        coefficient: float,
+        x: int,
+        scale: int,
+        add: int,
+        loss: int,
+        dot: int,
+        sums: int,
+        threads: int,
+    ) -> None: ...
+    def shot_dots(self, first: int, last: int, e: int, h: int, q: int, threads: int) -> None: ...
+    def shot_grads(
+        self,
+        first: int,
+        last: int,
+        e: int,
+        h: int,
+        r: int,
+        q: int,
+        dot: int,
+        grad_mean: int,
+        grad_tau: int,
+        threads: int,
+    ) -> None: ...
+    def shot_norms(
+        self, first: int, last: int, e: int, tau: int, r: int, mean: int, threads: int
+    ) -> None: ...
 
 class FrozenTower:
     def __init__(
@@ -128,31 +202,21 @@ class FrozenTower:
         features: int,
         vectors: int,
         activation: int,
-        norm_pre: _Norm,
-        norm_final: _Norm,
-        projection: _Linear,
+        norm_pre: tuple[int, int, float],
+        norm_final: tuple[int, int, float],
+        projection: tuple[int, int, int, int, int],
     ) -> None: ...
     def add_layer(
         self,
-        norm1: _Norm,
-        norm2: _Norm,
-        qkv: _Linear,
-        out: _Linear,
-        fc: _Linear,
-        proj: _Linear,
+        norm1: tuple[int, int, float],
+        norm2: tuple[int, int, float],
+        qkv: tuple[int, int, int, int, int],
+        out: tuple[int, int, int, int, int],
+        fc: tuple[int, int, int, int, int],
+        proj: tuple[int, int, int, int, int],
         prefix: int,
         query: int,
     ) -> None: ...
-    def set_slots(
-        self,
-        source: list[int],
-        visible: list[list[int]],
-        prefix: int,
-        base: int,
-        slot_stride: int,
-        sample_stride: int,
-    ) -> None: ...
-    def workspace(self, samples: int, threads: int) -> int: ...
     def descend(
         self,
         samples: int,
@@ -185,196 +249,90 @@ class FrozenTower:
         workspace: int,
         threads: int,
     ) -> None: ...
+    def set_slots(
+        self,
+        source: list[int],
+        visible: list[list[int]],
+        prefix: int,
+        base: int,
+        slot_stride: int,
+        sample_stride: int,
+    ) -> None: ...
+    def workspace(self, samples: int, threads: int) -> int: ...
 
-SEARCH_PAD: int
+class Projection:
+    def __init__(
+        self,
+        compute: int,
+        first: int,
+        k: int,
+        mid: int,
+        normalize_first: bool,
+        scale_first: float,
+        second: int = 0,
+        out: int = 0,
+        normalize_second: bool = False,
+        scale_second: float = 1.0,
+        residual: bool = False,
+    ) -> None: ...
+    def run(
+        self,
+        x: int,
+        x_dtype: int,
+        n: int,
+        x_stride: int,
+        out: int,
+        out_stride: int,
+        bias: int = 0,
+        bias_stride: int = 0,
+        norms: int = 0,
+        threads: int = 1,
+    ) -> None: ...
 
-def blend(
-    x: int,
-    dtype: int,
-    n: int,
-    k: int,
-    x_stride: int,
-    right: int,
-    right_cols: int,
-    classes: int,
-    bridged: bool,
-    weights: int,
-    alpha: float,
-    beta: float,
-    gamma: float,
-    lambda1: float,
-    lambda2: float,
-    lambda3: float,
-    labels: int,
-    logits: int,
-    z1: int,
-    z2: int,
-    z3: int,
-    threads: int,
+# Only in builds with CUDA.
+TOPK_CUDA_MAX: int
+
+def activate_cuda(kind: int, x: View, bias: int, y: View, slope: View, device: int, stream: int) -> None: ...
+def adamw_cuda(
+    samples: int,
+    vectors: int,
+    width: int,
+    slots: int,
+    source: int,
+    grad_x: View,
+    tokens: int,
+    exp_avg: int,
+    exp_avg_sq: int,
+    rates: int,
+    corrections: int,
+    step_now: int,
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    grad_factor: float,
+    base: int,
+    base_samples: int,
+    x: View,
+    device: int,
+    stream: int,
 ) -> None: ...
-def prune_candidates(
-    dtype: int,
-    z1: int,
-    z2: int,
-    z3: int,
-    rows: int,
-    classes: int,
-    labels: int,
-    exponents: int,
-    margin: float,
-    candidates: int,
-    counts: int,
-    threads: int,
-) -> None: ...
-def count_correct(
-    dtype: int,
-    rows: int,
-    labels: int,
-    label_z1: int,
-    label_z2: int,
-    label_z3: int,
-    label_d: int,
-    offsets: int,
-    candidates: int,
-    z1: int,
-    z2: int,
-    z3: int,
-    d: int,
-    exponents: int,
-    largest_exponent: float,
-    trials: int,
-    params: int,
-    correct: int,
-    threads: int,
-) -> None: ...
-def adamw(
-    dtype: int,
+def adamw_flat_cuda(
     size: int,
     parameter: int,
     gradient: int,
     first: int,
     second: int,
-    rate: float,
-    decay: float,
+    table: int,
+    step_now: int,
+    step: int,
     beta1: float,
     beta2: float,
-    epsilon: float,
-    step: int,
-    threads: int,
-) -> None: ...
-
-class ClassBatch:
-    def __init__(self, dtype: int, offsets: int, width: int) -> None: ...
-    def shot_norms(
-        self,
-        first: int,
-        last: int,
-        e: int,
-        tau: int,
-        r: int,
-        mean: int,
-        threads: int,
-    ) -> None: ...
-    def shot_dots(
-        self,
-        first: int,
-        last: int,
-        e: int,
-        h: int,
-        q: int,
-        threads: int,
-    ) -> None: ...
-    def row_loss(
-        self,
-        first: int,
-        last: int,
-        classes: int,
-        stride: int,
-        coefficient: float,
-        x: int,
-        scale: int,
-        add: int,
-        loss: int,
-        dot: int,
-        sums: int,
-        threads: int,
-    ) -> None: ...
-    def shot_grads(
-        self,
-        first: int,
-        last: int,
-        e: int,
-        h: int,
-        r: int,
-        q: int,
-        dot: int,
-        grad_mean: int,
-        grad_tau: int,
-        threads: int,
-    ) -> None: ...
-
-# Only in builds with CUDA. A matrix crosses as (address, dtype, rows, columns, row stride).
-_View = tuple[int, int, int, int, int]
-TOPK_CUDA_MAX: int
-
-def normalize_rows_cuda(
-    x: _View, bias: _View, normalize: bool, scale: float, out: _View, norms: int, device: int, stream: int
-) -> None: ...
-def project_tickets(n: int) -> int: ...
-def project_cuda(
-    x: _View,
-    matrix: _View,
-    bias: _View,
-    normalize: bool,
-    scale: float,
-    out: _View,
-    norms: int,
-    raw: int,
-    tickets: int,
-    device: int,
-    stream: int,
-) -> None: ...
-def project_tile_tickets(n: int) -> int: ...
-def project_tile_cuda(
-    x: _View,
-    matrix: _View,
-    matrix_scale: float,
-    bias: _View,
-    normalize: bool,
-    scale: float,
-    out: _View,
-    norms: int,
-    raw: int,
-    tickets: int,
-    device: int,
-    stream: int,
-) -> None: ...
-def layer_norm_cuda(
-    x: _View,
-    delta: _View,
-    total: _View,
-    weight: int,
-    bias: int,
     eps: float,
-    y: _View,
-    mean: int,
-    rstd: int,
     device: int,
     stream: int,
-) -> None: ...
-def layer_norm_grad_cuda(
-    x: _View,
-    grad_y: _View,
-    weight: int,
-    mean: int,
-    rstd: int,
-    residual: _View,
-    grad_x: _View,
-    device: int,
-    stream: int,
-) -> None: ...
-def activate_cuda(
-    kind: int, x: _View, bias: int, y: _View, slope: _View, device: int, stream: int
 ) -> None: ...
 def attention_cuda(
     dtype: int,
@@ -418,47 +376,21 @@ def attention_grad_cuda(
     device: int,
     stream: int,
 ) -> None: ...
-def cosine_loss_cuda(
-    features: _View,
-    targets: _View,
-    grad_scale: float,
-    step: int,
-    step_now: int,
-    losses: int,
-    grad: _View,
-    unit: int,
-    device: int,
-    stream: int,
-) -> None: ...
-def adamw_cuda(
-    samples: int,
-    vectors: int,
+def bias_loss_cuda(
+    classes: int,
     width: int,
-    slots: int,
-    source: int,
-    grad_x: _View,
-    tokens: int,
-    exp_avg: int,
-    exp_avg_sq: int,
-    rates: int,
-    corrections: int,
-    step_now: int,
-    step: int,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    grad_factor: float,
-    base: int,
-    base_samples: int,
-    x: _View,
+    weight: float,
+    tau: int,
+    norms: int,
+    inverse: int,
+    grad_tau: int,
+    loss: int,
     device: int,
     stream: int,
 ) -> None: ...
-def blend_cuda(
-    x: _View,
-    z: _View,
+def blend_logits_cuda(
+    x: View,
+    z: View,
     classes: int,
     rank: int,
     weights: int,
@@ -473,26 +405,6 @@ def blend_cuda(
     device: int,
     stream: int,
 ) -> None: ...
-def topk_filter_cuda(
-    scores: _View,
-    first: int,
-    fresh: bool,
-    k: int,
-    splits: int,
-    exclude: int,
-    best: int,
-    rows: int,
-    device: int,
-    stream: int,
-) -> None: ...
-def topk_merge_cuda(
-    n: int, k: int, splits: int, best: int, rows: int, scores: int, indices: int, device: int, stream: int
-) -> None: ...
-
-# SeMoBridge-T's step; csrc/bridge_training/cuda.h
-def shot_norms_cuda(
-    rows: int, width: int, labels: int, e: int, tau: int, r: int, device: int, stream: int
-) -> None: ...
 def class_sums_cuda(
     classes: int,
     offsets: int,
@@ -506,33 +418,76 @@ def class_sums_cuda(
     device: int,
     stream: int,
 ) -> None: ...
+def cosine_loss_cuda(
+    features: View,
+    targets: View,
+    grad_scale: float,
+    step: int,
+    step_now: int,
+    losses: int,
+    grad: View,
+    unit: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def layer_norm_cuda(
+    x: View,
+    delta: View,
+    total: View,
+    weight: int,
+    bias: int,
+    eps: float,
+    y: View,
+    mean: int,
+    rstd: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def layer_norm_grad_cuda(
+    x: View,
+    grad_y: View,
+    weight: int,
+    mean: int,
+    rstd: int,
+    residual: View,
+    grad_x: View,
+    device: int,
+    stream: int,
+) -> None: ...
+def normalize_rows_cuda(
+    x: View, bias: View, normalize: bool, scale: float, out: View, norms: int, device: int, stream: int
+) -> None: ...
+def project_normalize_cuda(
+    x: View,
+    matrix: View,
+    bias: View,
+    normalize: bool,
+    scale: float,
+    out: View,
+    norms: int,
+    raw: int,
+    tickets: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def project_normalize_cuda_tickets(n: int) -> int: ...
+def project_tile_cuda(
+    x: View,
+    matrix: View,
+    matrix_scale: float,
+    bias: View,
+    normalize: bool,
+    scale: float,
+    out: View,
+    norms: int,
+    raw: int,
+    tickets: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def project_tile_cuda_tickets(n: int) -> int: ...
 def row_dots_cuda(
     rows: int, width: int, a: int, b: int, q: int, inverse: int, device: int, stream: int
-) -> None: ...
-def shot_grads_cuda(
-    rows: int,
-    width: int,
-    labels: int,
-    offsets: int,
-    e: int,
-    h: int,
-    r: int,
-    inverse_q: int,
-    dot: int,
-    grad_mean: int,
-    device: int,
-    stream: int,
-) -> None: ...
-def unit_grad_cuda(
-    rows: int,
-    width: int,
-    grad: int,
-    unit: int,
-    norms: int,
-    accumulate: bool,
-    out: int,
-    device: int,
-    stream: int,
 ) -> None: ...
 def row_loss_cuda(
     rows: int,
@@ -548,33 +503,49 @@ def row_loss_cuda(
     device: int,
     stream: int,
 ) -> None: ...
-def bias_loss_cuda(
-    classes: int,
+def shot_grads_cuda(
+    rows: int,
     width: int,
-    weight: float,
-    tau: int,
-    norms: int,
-    inverse: int,
-    grad_tau: int,
-    loss: int,
+    labels: int,
+    offsets: int,
+    e: int,
+    h: int,
+    r: int,
+    inverse_q: int,
+    dot: int,
+    grad_mean: int,
     device: int,
     stream: int,
+) -> None: ...
+def shot_norms_cuda(
+    rows: int, width: int, labels: int, e: int, tau: int, r: int, device: int, stream: int
+) -> None: ...
+def topk_filter_cuda(
+    scores: View,
+    first: int,
+    fresh: bool,
+    k: int,
+    splits: int,
+    exclude: int,
+    best: int,
+    rows: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def topk_merge_cuda(
+    n: int, k: int, splits: int, best: int, rows: int, scores: int, indices: int, device: int, stream: int
 ) -> None: ...
 def total_loss_cuda(
     size: int, parts: int, step: int, step_now: int, loss: int, losses: int, device: int, stream: int
 ) -> None: ...
-def adamw_flat_cuda(
-    size: int,
-    parameter: int,
-    gradient: int,
-    first: int,
-    second: int,
-    table: int,
-    step_now: int,
-    step: int,
-    beta1: float,
-    beta2: float,
-    eps: float,
+def unit_grad_cuda(
+    rows: int,
+    width: int,
+    grad: int,
+    unit: int,
+    norms: int,
+    accumulate: bool,
+    out: int,
     device: int,
     stream: int,
 ) -> None: ...

@@ -1,5 +1,13 @@
-// Addresses and sizes in, nothing else: the op files of semobridge_ext/_ops have checked kind,
-// dtype, device, shape and strides before a call arrives here.
+// Views, addresses and sizes in, nothing else: the op files of semobridge_ext/_ops have checked
+// kind, dtype, device, shape and strides before a call arrives here.
+//
+// An op's bind.cpp registers itself:
+//
+//   SB_BIND_CPU(m) { m.def("topk", ...); }
+//   SB_BIND_CUDA(m) { m.def("topk_filter_cuda", ...); }  // the name holds "cuda"
+//
+// A build without CUDA compiles the second and drops it; one with SB_CUDA_ONLY, the emulation of
+// tests/cuda_emulation, does so with the first.
 #pragma once
 #include <pybind11/pybind11.h>
 
@@ -15,21 +23,80 @@ inline sb::DType dtype_of(int code) {
   return static_cast<sb::DType>(code);
 }
 
-inline sb::ConstMatrix matrix_of(uintptr_t data, int dtype, int64_t rows, int64_t cols,
-                                 int64_t row_stride) {
-  return {reinterpret_cast<const void*>(data), dtype_of(dtype), rows, cols, row_stride};
+template <class T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
 }
 
-inline const int64_t* indices_of(uintptr_t data) { return reinterpret_cast<const int64_t*>(data); }
+inline int at_least_one(int threads) { return threads < 1 ? 1 : threads; }
 
-// One per op, in bind_<op>.cpp.
-void bind_project(py::module_& m);
-void bind_rank_counts(py::module_& m);
-void bind_support_logits(py::module_& m);
-void bind_topk(py::module_& m);
-void bind_invert(py::module_& m);
-void bind_blend(py::module_& m);
-void bind_cuda(py::module_& m);
-void bind_cuda_train(py::module_& m);
-void bind_search(py::module_& m);
-void bind_train(py::module_& m);
+// A matrix crosses as (address or 0, dtype, rows, columns, row stride): `View` of the stub.
+namespace pybind11::detail {
+
+template <class Matrix>
+struct view_caster {
+  PYBIND11_TYPE_CASTER(Matrix, const_name("View"));
+
+  bool load(handle source, bool) {
+    PyObject* const view = source.ptr();
+    if (!PyTuple_Check(view) || PyTuple_GET_SIZE(view) != 5) return false;
+    value.data = PyLong_AsVoidPtr(PyTuple_GET_ITEM(view, 0));
+    const long dtype = PyLong_AsLong(PyTuple_GET_ITEM(view, 1));
+    value.rows = PyLong_AsLongLong(PyTuple_GET_ITEM(view, 2));
+    value.cols = PyLong_AsLongLong(PyTuple_GET_ITEM(view, 3));
+    value.row_stride = PyLong_AsLongLong(PyTuple_GET_ITEM(view, 4));
+    if (PyErr_Occurred() != nullptr) {
+      PyErr_Clear();
+      return false;
+    }
+    value.dtype = dtype_of(static_cast<int>(dtype));
+    return true;
+  }
+};
+
+template <>
+struct type_caster<sb::ConstMatrix> : view_caster<sb::ConstMatrix> {};
+template <>
+struct type_caster<sb::Matrix> : view_caster<sb::Matrix> {};
+
+}  // namespace pybind11::detail
+
+// Hidden, so that a second module in the process keeps a list of its own.
+namespace bindings __attribute__((visibility("hidden"))) {
+
+  struct Registered {
+    explicit Registered(void (*function)(py::module_&)) : bind(function), next(first) {
+      first = this;
+    }
+    void (*const bind)(py::module_&);
+    const Registered* const next;
+    static inline const Registered* first = nullptr;
+  };
+
+  inline void bind_registered(py::module_ & m) {
+    for (const Registered* r = Registered::first; r != nullptr; r = r->next) r->bind(m);
+  }
+
+}  // namespace bindings
+
+#define SB_BIND(function) static const bindings::Registered function##_registered(function);
+
+#ifdef SB_CUDA_ONLY
+#define SB_BIND_ON_CPU(function)
+#else
+#define SB_BIND_ON_CPU(function) SB_BIND(function)
+#endif
+#define SB_BIND_CPU(m)                                   \
+  [[maybe_unused]] static void bind_cpu(py::module_& m); \
+  SB_BIND_ON_CPU(bind_cpu)                               \
+  static void bind_cpu(py::module_& m)
+
+#ifdef SB_WITH_CUDA
+#define SB_BIND_ON_CUDA(function) SB_BIND(function)
+#else
+#define SB_BIND_ON_CUDA(function)
+#endif
+#define SB_BIND_CUDA(m)                                   \
+  [[maybe_unused]] static void bind_cuda(py::module_& m); \
+  SB_BIND_ON_CUDA(bind_cuda)                              \
+  static void bind_cuda(py::module_& m)

@@ -1,8 +1,12 @@
-// semobridge_ext._C
+// semobridge_ext._C: what belongs to no op, and the ops that have registered themselves.
+#include <pybind11/typing.h>
+
 #include <string>
 
 #include "bindings.h"
+#include "core/huge_pages.h"
 #include "core/isa.h"
+#include "core/pack.h"
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native core of semobridge_ext. Import semobridge_ext, not this module.";
@@ -10,14 +14,14 @@ PYBIND11_MODULE(_C, m) {
   m.def("active_isa", [] { return std::string(sb::isa_name(sb::active_isa())); });
   m.def("set_isa", [](const std::string& name) { sb::set_isa(name.c_str()); }, py::arg("name"));
   m.def("isa_table", [] {
-    py::dict table;
+    py::typing::Dict<py::str, py::typing::Tuple<py::bool_, py::bool_>> table;
     for (sb::Isa isa : {sb::Isa::kPortable, sb::Isa::kAvx2, sb::Isa::kAvx512}) {
       table[sb::isa_name(isa)] = py::make_tuple(sb::isa_compiled(isa), sb::isa_runnable(isa));
     }
     return table;
   });
   m.def("build_config", [] {
-    py::dict config;
+    py::typing::Dict<py::str, py::str> config;
     config["compiler"] = SB_COMPILER;
     config["build_type"] = SB_BUILD_TYPE;
     config["cuda"] = SB_CUDA_VERSION;
@@ -25,13 +29,18 @@ PYBIND11_MODULE(_C, m) {
     config["cuda_architectures"] = SB_CUDA_ARCHITECTURES;
     return config;
   });
-  bind_project(m);
-  bind_rank_counts(m);
-  bind_support_logits(m);
-  bind_topk(m);
-  bind_invert(m);
-  bind_blend(m);
-  bind_search(m);
-  bind_train(m);
-  bind_cuda(m);
+  m.def("packed_elements", &sb::packed_elements, py::arg("rows"), py::arg("cols"));
+  m.def(
+      "pack_matrix",
+      [](const sb::ConstMatrix& matrix, int dtype, uintptr_t out) {
+        const sb::PackMatrixArgs args{matrix, dtype_of(dtype), at<void>(out)};
+        py::gil_scoped_release release;
+        sb::pack_matrix(args);
+      },
+      py::arg("matrix"), py::arg("dtype"), py::arg("out"));
+  m.def(
+      "prefer_huge_pages",
+      [](uintptr_t data, int64_t bytes) { sb::prefer_huge_pages(at<void>(data), bytes); },
+      py::arg("data"), py::arg("bytes"));
+  bindings::bind_registered(m);
 }

@@ -1,33 +1,80 @@
-"""Tensor files: safetensors only, written to a temporary name and renamed."""
+"""Files: written whole or not at all; tensors and metadata as safetensors, never pickles."""
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from torch import Tensor
 
 
-def save_tensors(path: Any, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Writes `path` whole or not at all."""
-    from safetensors.torch import save
+@contextmanager
+def replaced(path: Any) -> Iterator[BinaryIO]:
+    """A new binary file that takes the place of `path` when the block ends without an error.
 
-    write_bytes(path, save({k: v.contiguous().cpu() for k, v in tensors.items()}, metadata))
-
-
-def write_bytes(path: Any, data: bytes) -> None:
-    """Writes `path` whole or not at all."""
+    The file has a random name beside `path` and is created exclusively, so that neither another
+    process nor a link planted under that name is written to. File and folder are synced: after a
+    power cut `path` is the old file or the new one. A block that fails leaves `path` as it was and
+    removes the temporary file.
+    """
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary, file = _new_file(target)
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
+        with file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
-    finally:
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(target.parent)
+
+
+def _new_file(target: Path) -> tuple[Path, BinaryIO]:
+    while True:
+        temporary = target.with_name(f".{target.name}.{os.urandom(8).hex()}.tmp")
+        try:
+            return temporary, open(temporary, "xb")
+        except FileExistsError:
+            continue
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename in the folder durable, on systems that can open and sync a folder."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # Windows, and folders that may be written but not listed
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems
+            raise
+    finally:
+        os.close(handle)
+
+
+def write_bytes(path: Any, data: bytes) -> None:
+    """Writes `path` as `replaced` does."""
+    with replaced(path) as file:
+        file.write(data)
+
+
+def write_text(path: Any, text: str) -> None:
+    """Writes `path` as UTF-8, as `replaced` does."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def save_tensors(path: Any, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Writes a safetensors file as `replaced` does."""
+    from safetensors.torch import save
+
+    write_bytes(path, save({k: v.contiguous().cpu() for k, v in tensors.items()}, metadata))
 
 
 def load_tensors(

@@ -1,4 +1,4 @@
-"""What the few-shot estimators accept: features as tensors or arrays, labels as any hashable names."""
+"""Features and labels as users pass them: tensors, arrays or lists; labels are any hashable names."""
 
 from __future__ import annotations
 
@@ -11,16 +11,6 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _errors
-
-
-class NotFittedError(ValueError, AttributeError):
-    """The estimator was used before fit; scikit-learn's own class is raised where it is loaded."""
-
-
-def not_fitted(estimator: Any) -> Exception:
-    text = f"{type(estimator).__name__}: must be fitted first; call fit(X, y)"
-    loaded = sys.modules.get("sklearn.exceptions")
-    return (NotFittedError if loaded is None else loaded.NotFittedError)(text)
 
 
 def features(
@@ -141,14 +131,18 @@ def as_array(values: Sequence[Hashable]) -> np.ndarray:
     return array
 
 
-def encode(function: str, values: Sequence[Hashable], classes: Sequence[Hashable]) -> Tensor:  # [N] int64
-    """Positions of the labels in the class list."""
+def encode(
+    function: str,
+    values: Sequence[Hashable],
+    classes: Sequence[Hashable],
+    unknown: str = "; pass labels of these classes",
+) -> Tensor:  # [N] int64
+    """Positions of the labels in the class list; `unknown` is what the error says of another label."""
     position = {name: i for i, name in enumerate(classes)}
     try:
         return torch.tensor([position[v] for v in values], dtype=torch.int64)
     except KeyError as error:
         known = ", ".join(repr(c) for c in classes[:5]) + (", ..." if len(classes) > 5 else "")
         raise ValueError(
-            f"{function}: y must hold names of the classes ({known}), got {error.args[0]!r} without text or "
-            "shots; add it with add_classes(...)"
+            f"{function}: y must hold names of the classes ({known}), got {error.args[0]!r}{unknown}"
         ) from None

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is loaded
+    # Two threads run what one thread would skip; they sleep while they wait, because workers share cores.
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import random
 import shutil
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +24,8 @@ import semobridge_ext as sb
 from semobridge_ext.bridging import default as bridging
 from semobridge_ext.runtime import backend as _backend
 from tests.cuda_emulation.build import Emulation
-from tests.support.assertions import WORST
+from tests.support.build_cache import remove_stale
+from tests.support.comparer import WORST, note
 from tests.support.tolerances import tolerance
 
 BASE_SEED = 2509_26036
@@ -36,6 +44,8 @@ def pytest_configure(config: pytest.Config) -> None:
             f"semobridge_ext at {os.path.dirname(sb.__file__)} has no native module "
             f"({_backend.NATIVE_ERROR}); install it, or run the tests from outside the source tree"
         )
+    if not hasattr(config, "workerinput"):
+        remove_stale()
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -50,11 +60,23 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if WORST:
         terminalreporter.section("worst error against float64 (tests/support/tolerances.py)")
-        for (family, dtype), worst in sorted(WORST.items(), key=str):
+        for (family, dtype), worst in sorted(WORST.items()):
             limit = tolerance(family, dtype)
             unit = f"ulp of {limit.ulps:g}" if limit.ulps else f"of {limit.relative:.0e}"
-            name = str(dtype).removeprefix("torch.")
-            terminalreporter.line(f"{family:>12} {name:<9} {worst:9.2e} {unit}")
+            terminalreporter.line(f"{family:>12} {dtype:<9} {worst:9.2e} {unit}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker's worst errors, as plain values, for the process that prints them."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["worst"] = [(family, dtype, worst) for (family, dtype), worst in WORST.items()]
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_testnodedown(node: Any) -> None:
+    for family, dtype, worst in getattr(node, "workeroutput", {}).get("worst", ()):
+        note(family, dtype, worst)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -96,9 +118,9 @@ def isa(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def emulation(tmp_path_factory: pytest.TempPathFactory) -> Emulation:
-    """The CUDA kernels compiled for the host, once a run."""
-    return Emulation(tmp_path_factory.mktemp("emulation")).build()
+def emulation() -> Emulation:
+    """The CUDA kernels compiled for the host, once a content."""
+    return Emulation().build()
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ import semobridge_ext as sb
 from semobridge_ext import clip, reference
 from semobridge_ext._engines.bridge_training.reference import semobridge_t_loss
 from semobridge_ext._engines.bridge_training.step import BridgeTrainer
-from semobridge_ext.inversion.descent import make_engine
+from semobridge_ext._engines.tower_descent.choice import make_engine
 from semobridge_ext.reference import tower_features
 
 DEVICE = torch.device(os.environ.get("SEMOBRIDGE_BENCH_DEVICE", "cuda"))

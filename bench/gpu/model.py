@@ -145,7 +145,7 @@ def bridge(n: int, width: int, dtype: torch.dtype) -> Row:
     """Beyond a few rows those of a half type."""
     size, work = dtype.itemsize, 2.0 * PARTS * n * width * width
     if n <= 32:
-        ours = [product("project_fwd_kernel", n, width, width, size)]
+        ours = [product("project_normalize_fwd_kernel", n, width, width, size)]
     elif n <= 1024:
         # Raw sums go to memory and come back for the norm.
         moved = 2.0 * size * n * width + 4.0 * width * width + 8.0 * n * width
@@ -182,7 +182,7 @@ def noted(launches: list[Launch], half: bool) -> Callable[..., None]:
     """What a kernel's stand-in calls: its name, bytes and operations (outside of tensor cores)."""
 
     def note(name: str, moved: float, operations: float = 0.0) -> None:
-        launches.append(Launch(name.removesuffix("_cuda"), moved, operations, half and operations == 0))
+        launches.append(Launch(name, moved, operations, half and operations == 0))
 
     return note
 
@@ -197,7 +197,6 @@ def oti_step(batch: int, name: str, width: int, heads: int, layers: int, feature
     tower = tower_of_shape(width, heads, layers, features)
     count = Count()
     step = counted_step(tower, rows, batch, noted(count.launches, True), weights=torch.bfloat16)
-    count.launches.clear()
     with count:
         step()
     ours = count.launches
@@ -224,7 +223,7 @@ def oti_step(batch: int, name: str, width: int, heads: int, layers: int, feature
 
 
 def semobridge_t_step(classes: int, shots: int, width: int) -> Row:
-    from semobridge_ext._engines.bridge_training.cuda import dry_step
+    from semobridge_ext._engines.bridge_training.cost import counted_step
 
     generator = torch.Generator().manual_seed(0)
 
@@ -234,8 +233,7 @@ def semobridge_t_step(classes: int, shots: int, width: int) -> Row:
     x, t, s, w = rows(classes * shots), rows(classes), rows(classes), torch.eye(width)
     labels = torch.arange(classes).repeat_interleave(shots)
     count = Count()
-    step = dry_step(w.clone(), w, x, labels, t, s, note=noted(count.launches, False))
-    count.launches.clear()
+    step = counted_step(w.clone(), w, x, labels, t, s, note=noted(count.launches, False))
     with count:
         step()
     ours = count.launches

@@ -23,12 +23,12 @@ from semobridge_ext._ops.blend_logits.eager import blend_logits
 from semobridge_ext._ops.blend_logits.spec import BlendParams
 from semobridge_ext._ops.count_correct.op import CorrectCounter
 from semobridge_ext.cli.commands.fewshot import _picto_problems
-from semobridge_ext.fewshot.episodes import sample_support
-from semobridge_ext.fewshot.study import StudyProblem
-from semobridge_ext.fewshot.training import PRESETS
+from semobridge_ext.fewshot.draws import sample_support
+from semobridge_ext.fewshot.study import Problem
+from semobridge_ext.fewshot.training_schedule import PRESETS
 
 
-def accuracy(problem: StudyProblem, inverse: Tensor, tau: Tensor, shots: Tensor, labels: Tensor) -> float:
+def accuracy(problem: Problem, inverse: Tensor, tau: Tensor, shots: Tensor, labels: Tensor) -> float:
     """Of the trained bridge's prototypes alone on the test part, in float64, by the definition."""
     w = problem.text_projection.double()
     e = normalize(shots.double() @ inverse.double() + tau.double()[labels], dim=1)
@@ -38,7 +38,7 @@ def accuracy(problem: StudyProblem, inverse: Tensor, tau: Tensor, shots: Tensor,
     return float((logits.argmax(1) == problem.test[1]).double().mean())
 
 
-def train_both(problem: StudyProblem, count: int, steps: int) -> None:
+def train_both(problem: Problem, count: int, steps: int) -> None:
     chosen = sample_support(problem.train[1], count, 0)
     order = torch.argsort(problem.train[1][chosen], stable=True)
     shots, labels = problem.train[0][chosen][order], problem.train[1][chosen][order]
@@ -78,7 +78,7 @@ def train_both(problem: StudyProblem, count: int, steps: int) -> None:
     )
 
 
-def search_counts(problem: StudyProblem, count: int, trials: int) -> None:
+def search_counts(problem: Problem, count: int, trials: int) -> None:
     chosen = sample_support(problem.train[1], count, 0)
     clf = sb.SeMoBridgeClassifier(sb.Bridge(problem.text_projection), problem.text)
     clf.fit(problem.train[0][chosen], problem.train[1][chosen])

@@ -1,4 +1,5 @@
-// blend: SeMoBridge's three blocks of cosines from one product, and what a caller wants of them.
+// blend_logits: SeMoBridge's three blocks of cosines from one product, and what a caller wants of
+// them.
 //
 //   z1 = f·tᵀ/‖f‖     z2 = f·F̂ᵀ/‖f‖     z3 = f·(M F̄ᵀ)/‖f R‖,  M = W⁺W,  R Rᵀ = M Mᵀ
 //   logit_c = λ1·exp(−α(1−z1)) + w_c·[λ2·exp(−β(1−z2)) + λ3·exp(−γ(1−z3))]
@@ -15,7 +16,7 @@
 
 namespace semobridge {
 
-struct BlendArgs {
+struct BlendLogitsArgs {
   ConstMatrix x;        // [N, D]
   PackedMatrix right;   // [D, 3·Cp + Rp]: per panel of classes its text, bridged and raw panel; R
   int64_t classes = 0;  // C; Cp is C rounded up to kPanel
@@ -29,6 +30,6 @@ struct BlendArgs {
   int threads = 1;
 };
 
-void blend(const BlendArgs& args);
+void blend_logits(const BlendLogitsArgs& args);
 
 }  // namespace semobridge

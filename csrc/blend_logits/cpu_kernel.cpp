@@ -1,11 +1,12 @@
-// blend for one instruction set; see blend_logits/blend_logits.h for what it computes.
+// blend_logits for one instruction set; see blend_logits/blend_logits.h for what it computes.
 #include <omp.h>
 
 #include "blend_logits/blend_logits.h"
-#include "core/entries.h"
+#include "core/row_norm.h"
 #include "core/scratch.h"
+#include "core/table.h"
+#include "core/tile.h"
 #include "core/vexp.h"
-#include "project_normalize/project_rows.h"
 
 namespace semobridge {
 namespace SB_ISA {
@@ -23,8 +24,8 @@ struct BlendBlock {
   static constexpr int kLanes = Simd<T>::kLanes;
   static constexpr int kV = kPanel / kLanes;
 
-  const BlendArgs& a;
-  explicit BlendBlock(const BlendArgs& args) : a(args) {}
+  const BlendLogitsArgs& a;
+  explicit BlendBlock(const BlendLogitsArgs& args) : a(args) {}
 
   int64_t row0, rows, tiles;
   T* packed;   // [rows][K], tile after tile
@@ -144,7 +145,7 @@ struct BlendBlock {
 };
 
 template <class T>
-void blend_typed(const BlendArgs& a) {
+void blend_logits_typed(const BlendLogitsArgs& a) {
   const int64_t k = a.x.cols, blocks = (a.x.rows + kBlock - 1) / kBlock;
   const int64_t norm_panels = panels_of(a.right.cols) - 3 * panels_of(a.classes);
   const int64_t wide = norm_panels * kRows > panels_of(k) ? norm_panels * kRows : panels_of(k);
@@ -181,13 +182,28 @@ void blend_typed(const BlendArgs& a) {
   }
 }
 
+void check(const BlendLogitsArgs& a) {
+  const int64_t class_cols = 3 * panels_of(a.classes) * kPanel;
+  require(a.classes > 0, "blend_logits: there must be at least one class");
+  require(a.right.rows == a.x.cols, "blend_logits: right must have as many rows as x has columns");
+  require(a.right.dtype == compute_dtype(a.x.dtype),
+          "blend_logits: right must have the compute dtype");
+  require(a.bridged ? a.right.cols > class_cols : a.right.cols == class_cols,
+          "blend_logits: right must hold three panels for every panel of classes, then R");
+  require((a.blocks[0] != nullptr) == (a.blocks[1] != nullptr) &&
+              (a.blocks[0] != nullptr) == (a.blocks[2] != nullptr),
+          "blend_logits: blocks must be three or none");
+}
+
 }  // namespace
 
-void blend_entry(const BlendArgs& a) {
+void blend_logits_entry(const BlendLogitsArgs& a) {
+  if (a.x.rows == 0) return;
+  check(a);
   if (a.x.dtype == DType::kFloat64) {
-    blend_typed<double>(a);
+    blend_logits_typed<double>(a);
   } else {
-    blend_typed<float>(a);
+    blend_logits_typed<float>(a);
   }
 }
 

@@ -7,7 +7,7 @@
 namespace semobridge {
 namespace {
 
-constexpr char kOp[] = "blend";
+constexpr char kOp[] = "blend_logits";
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
 
@@ -44,10 +44,10 @@ __device__ __forceinline__ bool wins(float a, int64_t at, float b, int64_t other
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    blend_fwd_kernel(const T* __restrict__ x, int64_t x_stride, int64_t width,
-                     const float* __restrict__ z, int64_t z_stride, int64_t classes, int64_t rank,
-                     const float* __restrict__ weights, const BlendParams b,
-                     int64_t* __restrict__ labels, float* __restrict__ logits) {
+    blend_logits_fwd_kernel(const T* __restrict__ x, int64_t x_stride, int64_t width,
+                            const float* __restrict__ z, int64_t z_stride, int64_t classes,
+                            int64_t rank, const float* __restrict__ weights, const BlendParams b,
+                            int64_t* __restrict__ labels, float* __restrict__ logits) {
   SB_SHARED(float, partial, kWarps);
   SB_SHARED(int64_t, partial_at, kWarps);
   const int64_t row = blockIdx.x;
@@ -96,15 +96,15 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-void blend_cuda(const BlendCudaArgs& a, int device, void* stream) {
+void blend_logits_cuda(const BlendLogitsCudaArgs& a, int device, void* stream) {
   if (a.x.rows == 0) return;
-  if (a.z.dtype != DType::kFloat32) throw std::invalid_argument("blend: z must be float32");
+  if (a.z.dtype != DType::kFloat32) throw std::invalid_argument("blend_logits: z must be float32");
   const auto f = [](double v) { return static_cast<float>(v); };
   const BlendParams b{f(a.alpha),     f(a.beta),      f(a.gamma),
                       f(a.lambda[0]), f(a.lambda[1]), f(a.lambda[2])};
   with_storage(kOp, a.x.dtype, [&](auto storage) {
     using T = typename decltype(storage)::type;
-    launch(kOp, blend_fwd_kernel<T>, blocks_for(kOp, a.x.rows, 1), kThreads, device, stream,
+    launch(kOp, blend_logits_fwd_kernel<T>, blocks_for(kOp, a.x.rows, 1), kThreads, device, stream,
            static_cast<const T*>(a.x.data), a.x.row_stride, a.x.cols,
            static_cast<const float*>(a.z.data), a.z.row_stride, a.classes, a.rank, a.weights, b,
            a.labels, a.logits);

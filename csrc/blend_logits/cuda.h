@@ -1,5 +1,5 @@
-// blend_rows (CUDA): the epilogue of the blend (blend_logits/blend_logits.h) behind one product
-// made elsewhere.
+// blend_logits (CUDA): the epilogue of blend_logits/blend_logits.h behind one product made
+// elsewhere.
 //
 //   z = f·[tᵀ | F̂ᵀ | M F̄ᵀ | R]        logits and their argmax as in blend_logits/blend_logits.h
 //
@@ -9,7 +9,7 @@
 
 namespace semobridge {
 
-struct BlendCudaArgs {
+struct BlendLogitsCudaArgs {
   ConstMatrix x;                   // [N, D] f, float32, float16 or bfloat16
   ConstMatrix z;                   // [N, 3·C + r] float32
   int64_t classes = 0, rank = 0;   // C, r; r == 0: z3 is divided by ‖f‖
@@ -19,6 +19,6 @@ struct BlendCudaArgs {
   int64_t* labels = nullptr;  // [N]; may be null
   float* logits = nullptr;    // [N, C]; may be null
 };
-void blend_cuda(const BlendCudaArgs& args, int device, void* stream);
+void blend_logits_cuda(const BlendLogitsCudaArgs& args, int device, void* stream);
 
 }  // namespace semobridge

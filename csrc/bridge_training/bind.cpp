@@ -1,31 +1,34 @@
 #include "bindings.h"
 #include "bridge_training/bridge_training.h"
+#include "bridge_training/cuda.h"
 
 namespace {
-
-void* address(uintptr_t p) { return reinterpret_cast<void*>(p); }
 
 // The batch of one training run: what every call shares crosses once.
 class ClassBatch {
  public:
   ClassBatch(int dtype, uintptr_t offsets, int64_t width)
-      : offsets_(reinterpret_cast<const int64_t*>(offsets)), width_(width) {
+      : offsets_(at<const int64_t>(offsets)), width_(width) {
     rows_.dtype = dtype_of(dtype);
     rows_.offsets = offsets_;
   }
 
   void shot_norms(int64_t first, int64_t last, uintptr_t e, uintptr_t tau, uintptr_t r,
                   uintptr_t mean, int threads) const {
-    const sb::ShotNormsArgs args{
-        rows(first, last, threads), width_, address(e), address(tau), address(r), address(mean)};
+    const sb::ShotNormsArgs args{rows(first, last, threads),
+                                 width_,
+                                 at<void>(e),
+                                 at<void>(tau),
+                                 at<void>(r),
+                                 at<void>(mean)};
     py::gil_scoped_release release;
     sb::shot_norms(args);
   }
 
   void shot_dots(int64_t first, int64_t last, uintptr_t e, uintptr_t h, uintptr_t q,
                  int threads) const {
-    const sb::ShotDotsArgs args{rows(first, last, threads), width_, address(e), address(h),
-                                address(q)};
+    const sb::ShotDotsArgs args{rows(first, last, threads), width_, at<void>(e), at<void>(h),
+                                at<void>(q)};
     py::gil_scoped_release release;
     sb::shot_dots(args);
   }
@@ -38,12 +41,12 @@ class ClassBatch {
                                stride,
                                offsets_[first],
                                coefficient,
-                               address(x),
-                               address(scale),
-                               address(add),
-                               address(loss),
-                               address(dot),
-                               address(sums)};
+                               at<void>(x),
+                               at<void>(scale),
+                               at<void>(add),
+                               at<void>(loss),
+                               at<void>(dot),
+                               at<void>(sums)};
     py::gil_scoped_release release;
     sb::row_loss(args);
   }
@@ -52,13 +55,13 @@ class ClassBatch {
                   uintptr_t dot, uintptr_t grad_mean, uintptr_t grad_tau, int threads) const {
     const sb::ShotGradsArgs args{rows(first, last, threads),
                                  width_,
-                                 address(e),
-                                 address(h),
-                                 address(r),
-                                 address(q),
-                                 address(dot),
-                                 address(grad_mean),
-                                 address(grad_tau)};
+                                 at<void>(e),
+                                 at<void>(h),
+                                 at<void>(r),
+                                 at<void>(q),
+                                 at<void>(dot),
+                                 at<void>(grad_mean),
+                                 at<void>(grad_tau)};
     py::gil_scoped_release release;
     sb::shot_grads(args);
   }
@@ -66,7 +69,7 @@ class ClassBatch {
  private:
   sb::ClassRows rows(int64_t first, int64_t last, int threads) const {
     sb::ClassRows rows = rows_;
-    rows.first = first, rows.last = last, rows.threads = threads < 1 ? 1 : threads;
+    rows.first = first, rows.last = last, rows.threads = at_least_one(threads);
     return rows;
   }
   sb::ClassRows rows_;
@@ -76,7 +79,7 @@ class ClassBatch {
 
 }  // namespace
 
-void bind_train(py::module_& m) {
+SB_BIND_CPU(m) {
   py::class_<ClassBatch>(m, "ClassBatch")
       .def(py::init<int, uintptr_t, int64_t>(), py::arg("dtype"), py::arg("offsets"),
            py::arg("width"))
@@ -97,21 +100,168 @@ void bind_train(py::module_& m) {
          int64_t step, int threads) {
         const sb::AdamwArgs args{dtype_of(dtype),
                                  size,
-                                 address(parameter),
-                                 address(gradient),
-                                 address(first),
-                                 address(second),
+                                 at<void>(parameter),
+                                 at<void>(gradient),
+                                 at<void>(first),
+                                 at<void>(second),
                                  rate,
                                  decay,
                                  beta1,
                                  beta2,
                                  epsilon,
                                  step,
-                                 threads < 1 ? 1 : threads};
+                                 at_least_one(threads)};
         py::gil_scoped_release release;
         sb::adamw(args);
       },
       py::arg("dtype"), py::arg("size"), py::arg("parameter"), py::arg("gradient"),
       py::arg("first"), py::arg("second"), py::arg("rate"), py::arg("decay"), py::arg("beta1"),
       py::arg("beta2"), py::arg("epsilon"), py::arg("step"), py::arg("threads"));
+}
+
+SB_BIND_CUDA(m) {
+  m.def(
+      "shot_norms_cuda",
+      [](int64_t rows, int64_t width, uintptr_t labels, uintptr_t e, uintptr_t tau, uintptr_t r,
+         int device, uintptr_t stream) {
+        const sb::ShotNormsCudaArgs a{rows,         width,          at<int64_t>(labels),
+                                      at<float>(e), at<float>(tau), at<float>(r)};
+        py::gil_scoped_release release;
+        sb::shot_norms_cuda(a, device, at<void>(stream));
+      },
+      py::arg("rows"), py::arg("width"), py::arg("labels"), py::arg("e"), py::arg("tau"),
+      py::arg("r"), py::arg("device"), py::arg("stream"));
+  m.def(
+      "class_sums_cuda",
+      [](int64_t classes, uintptr_t offsets, int64_t row_begin, uintptr_t x, int64_t cols,
+         int64_t stride, uintptr_t norms, uintptr_t extra, uintptr_t out, int device,
+         uintptr_t stream) {
+        const sb::ClassSumsCudaArgs a{
+            classes,          at<int64_t>(offsets),
+            row_begin,        {at<float>(x), sb::DType::kFloat32, 0, cols, stride},
+            at<float>(norms), at<float>(extra),
+            at<float>(out)};
+        py::gil_scoped_release release;
+        sb::class_sums_cuda(a, device, at<void>(stream));
+      },
+      py::arg("classes"), py::arg("offsets"), py::arg("row_begin"), py::arg("x"), py::arg("cols"),
+      py::arg("stride"), py::arg("norms"), py::arg("extra"), py::arg("out"), py::arg("device"),
+      py::arg("stream"));
+  m.def(
+      "row_dots_cuda",
+      [](int64_t rows, int64_t width, uintptr_t a_, uintptr_t b, uintptr_t q, uintptr_t inverse,
+         int device, uintptr_t stream) {
+        const sb::RowDotsCudaArgs a{rows,         width,        at<float>(a_),
+                                    at<float>(b), at<float>(q), at<float>(inverse)};
+        py::gil_scoped_release release;
+        sb::row_dots_cuda(a, device, at<void>(stream));
+      },
+      py::arg("rows"), py::arg("width"), py::arg("a"), py::arg("b"), py::arg("q"),
+      py::arg("inverse"), py::arg("device"), py::arg("stream"));
+  m.def(
+      "shot_grads_cuda",
+      [](int64_t rows, int64_t width, uintptr_t labels, uintptr_t offsets, uintptr_t e, uintptr_t h,
+         uintptr_t r, uintptr_t inverse_q, uintptr_t dot, uintptr_t grad_mean, int device,
+         uintptr_t stream) {
+        const sb::ShotGradsCudaArgs a{rows,
+                                      width,
+                                      at<int64_t>(labels),
+                                      at<int64_t>(offsets),
+                                      at<float>(e),
+                                      at<float>(h),
+                                      at<float>(r),
+                                      at<float>(inverse_q),
+                                      at<float>(dot),
+                                      at<float>(grad_mean)};
+        py::gil_scoped_release release;
+        sb::shot_grads_cuda(a, device, at<void>(stream));
+      },
+      py::arg("rows"), py::arg("width"), py::arg("labels"), py::arg("offsets"), py::arg("e"),
+      py::arg("h"), py::arg("r"), py::arg("inverse_q"), py::arg("dot"), py::arg("grad_mean"),
+      py::arg("device"), py::arg("stream"));
+  m.def(
+      "unit_grad_cuda",
+      [](int64_t rows, int64_t width, uintptr_t grad, uintptr_t unit, uintptr_t norms,
+         bool accumulate, uintptr_t out, int device, uintptr_t stream) {
+        const sb::UnitGradCudaArgs a{
+            rows,       width,         at<float>(grad), at<float>(unit), at<float>(norms),
+            accumulate, at<float>(out)};
+        py::gil_scoped_release release;
+        sb::unit_grad_cuda(a, device, at<void>(stream));
+      },
+      py::arg("rows"), py::arg("width"), py::arg("grad"), py::arg("unit"), py::arg("norms"),
+      py::arg("accumulate"), py::arg("out"), py::arg("device"), py::arg("stream"));
+  m.def(
+      "row_loss_cuda",
+      [](int64_t rows, int64_t classes, uintptr_t x, int64_t stride, uintptr_t labels,
+         double coefficient, uintptr_t scale, uintptr_t add, uintptr_t loss, uintptr_t dot,
+         int device, uintptr_t stream) {
+        const sb::RowLossCudaArgs a{{at<float>(x), sb::DType::kFloat32, rows, classes, stride},
+                                    at<int64_t>(labels),
+                                    coefficient,
+                                    at<float>(scale),
+                                    at<float>(add),
+                                    at<float>(loss),
+                                    at<float>(dot)};
+        py::gil_scoped_release release;
+        sb::row_loss_cuda(a, device, at<void>(stream));
+      },
+      py::arg("rows"), py::arg("classes"), py::arg("x"), py::arg("stride"), py::arg("labels"),
+      py::arg("coefficient"), py::arg("scale"), py::arg("add"), py::arg("loss"), py::arg("dot"),
+      py::arg("device"), py::arg("stream"));
+  m.def(
+      "bias_loss_cuda",
+      [](int64_t classes, int64_t width, double weight, uintptr_t tau, uintptr_t norms,
+         uintptr_t inverse, uintptr_t grad_tau, uintptr_t loss, int device, uintptr_t stream) {
+        const sb::BiasLossCudaArgs a{classes,
+                                     width,
+                                     weight,
+                                     at<float>(tau),
+                                     at<float>(norms),
+                                     at<float>(inverse),
+                                     at<float>(grad_tau),
+                                     at<float>(loss)};
+        py::gil_scoped_release release;
+        sb::bias_loss_cuda(a, device, at<void>(stream));
+      },
+      py::arg("classes"), py::arg("width"), py::arg("weight"), py::arg("tau"), py::arg("norms"),
+      py::arg("inverse"), py::arg("grad_tau"), py::arg("loss"), py::arg("device"),
+      py::arg("stream"));
+  m.def(
+      "total_loss_cuda",
+      [](int64_t size, uintptr_t parts, uintptr_t step, uintptr_t step_now, uintptr_t loss,
+         uintptr_t losses, int device, uintptr_t stream) {
+        const sb::TotalLossCudaArgs a{size,
+                                      at<float>(parts),
+                                      at<int64_t>(step),
+                                      at<int64_t>(step_now),
+                                      at<float>(loss),
+                                      at<float>(losses)};
+        py::gil_scoped_release release;
+        sb::total_loss_cuda(a, device, at<void>(stream));
+      },
+      py::arg("size"), py::arg("parts"), py::arg("step"), py::arg("step_now"), py::arg("loss"),
+      py::arg("losses"), py::arg("device"), py::arg("stream"));
+  m.def(
+      "adamw_flat_cuda",
+      [](int64_t size, uintptr_t parameter, uintptr_t gradient, uintptr_t first, uintptr_t second,
+         uintptr_t table, uintptr_t step_now, uintptr_t step, double beta1, double beta2,
+         double eps, int device, uintptr_t stream) {
+        const sb::AdamwFlatCudaArgs a{size,
+                                      at<float>(parameter),
+                                      at<float>(gradient),
+                                      at<float>(first),
+                                      at<float>(second),
+                                      at<float>(table),
+                                      at<int64_t>(step_now),
+                                      at<int64_t>(step),
+                                      beta1,
+                                      beta2,
+                                      eps};
+        py::gil_scoped_release release;
+        sb::adamw_flat_cuda(a, device, at<void>(stream));
+      },
+      py::arg("size"), py::arg("parameter"), py::arg("gradient"), py::arg("first"),
+      py::arg("second"), py::arg("table"), py::arg("step_now"), py::arg("step"), py::arg("beta1"),
+      py::arg("beta2"), py::arg("eps"), py::arg("device"), py::arg("stream"));
 }

@@ -3,8 +3,8 @@
 
 #include "bridge_training/bridge_training.h"
 #include "core/adamw.h"
-#include "core/entries.h"
 #include "core/scratch.h"
+#include "core/table.h"
 #include "core/vexp.h"
 
 namespace semobridge {
@@ -183,10 +183,28 @@ void adamw_typed(const AdamwArgs& a) {
   }
 }
 
+void check_rows(const ClassRows& rows) {
+  require(is_compute_dtype(rows.dtype), "bridge_training: dtype must be float32 or float64");
+  require(rows.offsets != nullptr && rows.first >= 0 && rows.first <= rows.last,
+          "bridge_training: classes must be a range of the offsets");
+}
+
+template <class Args>
+void check(const Args& a) {
+  check_rows(a.rows);
+}
+
+template <>
+void check(const RowLossArgs& a) {
+  check_rows(a.rows);
+  require(a.stride >= a.classes, "row_loss: stride must be at least the number of classes");
+}
+
 }  // namespace
 
 #define SB_BY_CLASS(name, Args, width, work)      \
   void name##_entry(const Args& a) {              \
+    check(a);                                     \
     if (a.rows.dtype == DType::kFloat64) {        \
       each_class<Args>(a, a.width, work<double>); \
     } else {                                      \
@@ -200,6 +218,8 @@ SB_BY_CLASS(row_loss, RowLossArgs, classes, loss_of_class)
 SB_BY_CLASS(shot_grads, ShotGradsArgs, width, grads_of_class)
 
 void adamw_entry(const AdamwArgs& a) {
+  require(is_compute_dtype(a.dtype), "adamw: dtype must be float32 or float64");
+  require(a.step >= 1, "adamw: step counts from 1");
   if (a.dtype == DType::kFloat64) {
     adamw_typed<double>(a);
   } else {

@@ -1,4 +1,4 @@
-// Picks the instruction set, once.
+// Picks the instruction set, once, and calls its kernels.
 #include "core/isa.h"
 
 #include <atomic>
@@ -114,10 +114,13 @@ Isa active_isa() {
 
 void set_isa(const char* name) { g_isa.store(static_cast<int>(parse_isa(name))); }
 
-const KernelTable& kernels() { return *table_of(active_isa()); }
-
 void require(bool ok, const char* what) {
   if (!ok) throw std::invalid_argument(what);
 }
+
+// What the ops' headers declare: the kernel of the active set.
+#define SB_KERNEL(name, Args) \
+  void name(const Args& args) { table_of(active_isa())->name(args); }
+#include "core/kernels.def"
 
 }  // namespace semobridge

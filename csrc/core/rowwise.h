@@ -1,8 +1,8 @@
 // Row-wise pieces of a transformer: layer norm and its input gradient, activations with their
 // derivative, dot products.
 #pragma once
+#include "core/activation.h"
 #include "core/simd.h"
-#include "tower_descent/tower_descent.h"
 
 namespace semobridge {
 namespace SB_ISA {

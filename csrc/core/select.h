@@ -1,8 +1,16 @@
 // Selection and sorting for the kernels, compiled once: kernel files use no std templates.
+//
+// Order of candidates: score descending, equal scores by lower row; NaN ranks with −infinity.
 #pragma once
-#include "topk/topk.h"
+#include <cstdint>
 
 namespace semobridge {
+
+template <class T>
+struct Candidate {
+  T score;
+  uint32_t row;
+};
 
 // Moves the k best of n candidates to the front, the worst of them to position k - 1.
 void keep_best(Candidate<float>* candidates, int64_t n, int64_t k);

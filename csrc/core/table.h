@@ -1,39 +1,31 @@
-// The kernels of one instruction set. The files of csrc/cpu/kernels are compiled once per set with
-// SB_ISA naming the namespace; kernels/table.cpp collects their entry points.
+// The kernels of one instruction set. The files *_kernel.cpp are compiled once per set with SB_ISA
+// naming the namespace; core/table_kernel.cpp collects their entry points.
 #pragma once
-#include "blend_logits/blend_logits.h"
-#include "bridge_training/bridge_training.h"
-#include "count_correct/count_correct.h"
-#include "project_normalize/project_normalize.h"
-#include "rank_counts/rank_counts.h"
-#include "support_logits/support_logits.h"
-#include "topk/topk.h"
-#include "tower_descent/tower_descent.h"
 
 namespace semobridge {
 
-struct KernelTable {
-  void (*project)(const ProjectArgs&);
-  void (*pack_matrix)(const ConstMatrix&, DType, void*);
-  void (*support_logits)(const SupportLogitsArgs&);
-  void (*topk)(const TopkArgs&);
-  void (*rank_counts)(const RankCountsArgs&);
-  void (*invert)(const FrozenTower&, const InvertArgs&, void*);
-  void (*pack_stored)(const ConstMatrix&, DType, void*);
-  void (*blend)(const BlendArgs&);
-  void (*count_correct)(const CountArgs&);
-  void (*shot_norms)(const ShotNormsArgs&);
-  void (*shot_dots)(const ShotDotsArgs&);
-  void (*row_loss)(const RowLossArgs&);
-  void (*shot_grads)(const ShotGradsArgs&);
-  void (*adamw)(const AdamwArgs&);
-};
+#define SB_KERNEL(name, Args) struct Args;
+#include "core/kernels.def"
 
-// Of the active instruction set.
-const KernelTable& kernels();
+struct KernelTable {
+#define SB_KERNEL(name, Args) void (*name)(const Args&);
+#include "core/kernels.def"
+};
 
 // What a caller of the core got wrong; the op files of semobridge_ext/_ops have better words for
 // it.
 void require(bool ok, const char* what);
+
+#ifdef SB_ISA
+namespace SB_ISA {
+
+extern const KernelTable kTable;
+
+// An entry checks what its kernel takes for granted.
+#define SB_KERNEL(name, Args) void name##_entry(const Args& args);
+#include "core/kernels.def"
+
+}  // namespace SB_ISA
+#endif
 
 }  // namespace semobridge

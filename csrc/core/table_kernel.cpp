@@ -1,23 +1,11 @@
-#include "core/entries.h"
+#include "core/table.h"
 
 namespace semobridge {
 namespace SB_ISA {
 
 const KernelTable kTable = {
-    .project = project_entry,
-    .pack_matrix = pack_matrix_entry,
-    .support_logits = support_logits_entry,
-    .topk = topk_entry,
-    .rank_counts = rank_counts_entry,
-    .invert = invert_entry,
-    .pack_stored = pack_stored_entry,
-    .blend = blend_entry,
-    .count_correct = count_correct_entry,
-    .shot_norms = shot_norms_entry,
-    .shot_dots = shot_dots_entry,
-    .row_loss = row_loss_entry,
-    .shot_grads = shot_grads_entry,
-    .adamw = adamw_entry,
+#define SB_KERNEL(name, Args) .name = name##_entry,
+#include "core/kernels.def"
 };
 
 }  // namespace SB_ISA

@@ -10,6 +10,13 @@ constexpr int64_t dtype_size(DType t) {
   return t == DType::kFloat64 ? 8 : t == DType::kFloat32 ? 4 : 2;
 }
 
+// Of sums over operands of these types.
+constexpr DType compute_dtype(DType a, DType b) {
+  return a == DType::kFloat64 || b == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
+}
+constexpr DType compute_dtype(DType a) { return compute_dtype(a, a); }
+constexpr bool is_compute_dtype(DType a) { return compute_dtype(a) == a; }
+
 // Row-major matrix with unit column stride; row_stride counts elements and may be 0 (a broadcast
 // row) or larger than cols (a slice).
 struct ConstMatrix {

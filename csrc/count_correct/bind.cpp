@@ -1,14 +1,8 @@
 #include "bindings.h"
 #include "count_correct/count_correct.h"
 
-namespace {
-
-const void* address(uintptr_t p) { return reinterpret_cast<const void*>(p); }
-
-}  // namespace
-
-void bind_search(py::module_& m) {
-  m.attr("SEARCH_PAD") = sb::kSearchPad;
+SB_BIND_CPU(m) {
+  m.attr("CANDIDATE_PAD") = sb::kCandidatePad;
   m.def(
       "prune_candidates",
       [](int dtype, uintptr_t z1, uintptr_t z2, uintptr_t z3, int64_t rows, int64_t classes,
@@ -16,13 +10,14 @@ void bind_search(py::module_& m) {
          uintptr_t counts, int threads) {
         sb::PruneArgs args;
         args.dtype = dtype_of(dtype);
-        args.z[0] = address(z1), args.z[1] = address(z2), args.z[2] = address(z3);
+        args.z[0] = at<const void>(z1), args.z[1] = at<const void>(z2),
+        args.z[2] = at<const void>(z3);
         args.rows = rows, args.classes = classes, args.margin = margin;
-        args.labels = static_cast<const int64_t*>(address(labels));
-        args.exponents = static_cast<const double*>(address(exponents));
-        args.candidates = reinterpret_cast<int32_t*>(candidates);
-        args.counts = reinterpret_cast<int32_t*>(counts);
-        args.threads = threads < 1 ? 1 : threads;
+        args.labels = at<const int64_t>(labels);
+        args.exponents = at<const double>(exponents);
+        args.candidates = at<int32_t>(candidates);
+        args.counts = at<int32_t>(counts);
+        args.threads = at_least_one(threads);
         py::gil_scoped_release release;
         sb::prune_candidates(args);
       },
@@ -36,22 +31,22 @@ void bind_search(py::module_& m) {
          uintptr_t z1, uintptr_t z2, uintptr_t z3, uintptr_t d, uintptr_t exponents,
          double largest_exponent, int64_t trials, uintptr_t params, uintptr_t correct,
          int threads) {
-        sb::CountArgs args;
+        sb::CountCorrectArgs args;
         args.dtype = dtype_of(dtype);
         args.rows = rows;
-        args.labels = static_cast<const int64_t*>(address(labels));
-        args.label_z[0] = address(label_z1), args.label_z[1] = address(label_z2);
-        args.label_z[2] = address(label_z3), args.label_d = address(label_d);
-        args.offsets = static_cast<const int64_t*>(address(offsets));
-        args.candidates = static_cast<const int32_t*>(address(candidates));
-        args.candidate_z[0] = address(z1), args.candidate_z[1] = address(z2);
-        args.candidate_z[2] = address(z3), args.candidate_d = address(d);
-        args.exponents = static_cast<const double*>(address(exponents));
+        args.labels = at<const int64_t>(labels);
+        args.label_z[0] = at<const void>(label_z1), args.label_z[1] = at<const void>(label_z2);
+        args.label_z[2] = at<const void>(label_z3), args.label_d = at<const void>(label_d);
+        args.offsets = at<const int64_t>(offsets);
+        args.candidates = at<const int32_t>(candidates);
+        args.candidate_z[0] = at<const void>(z1), args.candidate_z[1] = at<const void>(z2);
+        args.candidate_z[2] = at<const void>(z3), args.candidate_d = at<const void>(d);
+        args.exponents = at<const double>(exponents);
         args.largest_exponent = largest_exponent;
         args.trials = trials;
-        args.params = static_cast<const double*>(address(params));
-        args.correct = reinterpret_cast<int64_t*>(correct);
-        args.threads = threads < 1 ? 1 : threads;
+        args.params = at<const double>(params);
+        args.correct = at<int64_t>(correct);
+        args.threads = at_least_one(threads);
         py::gil_scoped_release release;
         sb::count_correct(args);
       },

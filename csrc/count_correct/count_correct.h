@@ -1,4 +1,4 @@
-// search: the validation accuracy of many blends of the same three blocks of cosines.
+// count_correct: the validation accuracy of many blends of the same three blocks of cosines.
 //
 // For one row only the classes that can beat its label under some parameters need looking at. Class
 // a dominates class b when no cosine of a is lower, its weight exponent D is no lower, and either
@@ -10,7 +10,7 @@
 
 namespace semobridge {
 
-constexpr int64_t kSearchPad = 16;  // candidates of a row are padded to a multiple of this
+constexpr int64_t kCandidatePad = 16;  // candidates of a row are padded to a multiple of this
 
 struct PruneArgs {
   DType dtype = DType::kFloat32;  // of z: float32 or float64
@@ -30,13 +30,13 @@ void prune_candidates(const PruneArgs& args);
 // lower class winning ties, with w = exp(s·D). Decided in the dtype of z where the difference is
 // beyond its rounding error, otherwise in float64: the count is that of a float64 evaluation on the
 // same cosines.
-struct CountArgs {
+struct CountCorrectArgs {
   DType dtype = DType::kFloat32;
   int64_t rows = 0;
   const int64_t* labels = nullptr;      // [N]
   const void* label_z[3] = {};          // [N]
   const void* label_d = nullptr;        // [N] D of the label, dtype of z
-  const int64_t* offsets = nullptr;     // [N + 1], multiples of kSearchPad
+  const int64_t* offsets = nullptr;     // [N + 1], multiples of kCandidatePad
   const int32_t* candidates = nullptr;  // [offsets[N]]; a row's padding repeats one of its own
   const void* candidate_z[3] = {};      // [offsets[N]]
   const void* candidate_d = nullptr;    // [offsets[N]]
@@ -48,6 +48,6 @@ struct CountArgs {
   int threads = 1;
 };
 
-void count_correct(const CountArgs& args);
+void count_correct(const CountCorrectArgs& args);
 
 }  // namespace semobridge

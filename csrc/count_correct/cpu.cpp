@@ -1,4 +1,4 @@
-// prune_candidates, which needs no instruction set of its own, and the checks of count_correct.
+// prune_candidates, which needs no instruction set of its own.
 #include <algorithm>
 #include <vector>
 
@@ -62,23 +62,16 @@ void prune_typed(const PruneArgs& a) {
   }
 }
 
-bool is_compute(DType dtype) { return dtype == DType::kFloat32 || dtype == DType::kFloat64; }
-
 }  // namespace
 
 void prune_candidates(const PruneArgs& a) {
-  require(is_compute(a.dtype), "prune_candidates: z must be float32 or float64");
+  require(is_compute_dtype(a.dtype), "prune_candidates: z must be float32 or float64");
   require(a.classes < INT32_MAX, "prune_candidates: too many classes");
   if (a.dtype == DType::kFloat64) {
     prune_typed<double>(a);
   } else {
     prune_typed<float>(a);
   }
-}
-
-void count_correct(const CountArgs& a) {
-  require(is_compute(a.dtype), "count_correct: z must be float32 or float64");
-  kernels().count_correct(a);
 }
 
 }  // namespace semobridge

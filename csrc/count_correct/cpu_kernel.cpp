@@ -1,7 +1,7 @@
 // count_correct for one instruction set; see count_correct/count_correct.h for what it computes.
 #include <omp.h>
 
-#include "core/entries.h"
+#include "core/table.h"
 #include "core/vexp.h"
 #include "count_correct/count_correct.h"
 
@@ -62,7 +62,7 @@ template <class T>
 struct Counter {
   using V = typename Simd<T>::Vec;
   static constexpr int kLanes = Simd<T>::kLanes;
-  const CountArgs& a;
+  const CountCorrectArgs& a;
 
   const T* label(int i) const { return static_cast<const T*>(i < 3 ? a.label_z[i] : a.label_d); }
   const T* candidate(int i) const {
@@ -115,7 +115,7 @@ struct Counter {
 };
 
 template <class T>
-void count_typed(const CountArgs& a) {
+void count_correct_typed(const CountCorrectArgs& a) {
   const Counter<T> counter{a};
   const int64_t blocks = (a.rows + kRowsPerBlock - 1) / kRowsPerBlock;
   for (int64_t t = 0; t < a.trials; ++t) a.correct[t] = 0;
@@ -134,11 +134,12 @@ void count_typed(const CountArgs& a) {
 
 }  // namespace
 
-void count_correct_entry(const CountArgs& a) {
+void count_correct_entry(const CountCorrectArgs& a) {
+  require(is_compute_dtype(a.dtype), "count_correct: z must be float32 or float64");
   if (a.dtype == DType::kFloat64) {
-    count_typed<double>(a);
+    count_correct_typed<double>(a);
   } else {
-    count_typed<float>(a);
+    count_correct_typed<float>(a);
   }
 }
 

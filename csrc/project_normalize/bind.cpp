@@ -1,4 +1,7 @@
 #include "bindings.h"
+#include "project_normalize/cuda.h"
+#include "project_normalize/cuda_normalize_rows.h"
+#include "project_normalize/cuda_project_tile.h"
 #include "project_normalize/project_normalize.h"
 
 namespace {
@@ -11,13 +14,13 @@ class Projection {
              double scale_first, uintptr_t second, int64_t out, bool normalize_second,
              double scale_second, bool residual)
       : compute_(dtype_of(compute)) {
-    args_.first.matrix = {reinterpret_cast<const void*>(first), compute_, k, mid};
+    args_.first.matrix = {at<const void>(first), compute_, k, mid};
     args_.first.normalize = normalize_first;
     args_.first.scale = scale_first;
     args_.x.cols = k;
     args_.out.cols = mid;
     if (second != 0) {
-      args_.second.matrix = {reinterpret_cast<const void*>(second), compute_, mid, out};
+      args_.second.matrix = {at<const void>(second), compute_, mid, out};
       args_.second.normalize = normalize_second;
       args_.second.scale = scale_second;
       args_.out.cols = out;
@@ -27,39 +30,27 @@ class Projection {
 
   void run(uintptr_t x, int x_dtype, int64_t n, int64_t x_stride, uintptr_t out, int64_t out_stride,
            uintptr_t bias, int64_t bias_stride, uintptr_t norms, int threads) const {
-    sb::ProjectArgs args = args_;
-    args.x = {reinterpret_cast<const void*>(x), dtype_of(x_dtype), n, args_.x.cols, x_stride};
-    args.out = {reinterpret_cast<void*>(out), args.x.dtype, n, args_.out.cols, out_stride};
+    sb::ProjectNormalizeArgs args = args_;
+    args.x = {at<const void>(x), dtype_of(x_dtype), n, args_.x.cols, x_stride};
+    args.out = {at<void>(out), args.x.dtype, n, args_.out.cols, out_stride};
     if (bias != 0) {
-      args.first.bias = {reinterpret_cast<const void*>(bias), compute_, bias_stride == 0 ? 1 : n,
+      args.first.bias = {at<const void>(bias), compute_, bias_stride == 0 ? 1 : n,
                          args_.first.matrix.cols, bias_stride};
     }
-    args.norms = reinterpret_cast<void*>(norms);
-    args.threads = threads < 1 ? 1 : threads;
+    args.norms = at<void>(norms);
+    args.threads = at_least_one(threads);
     py::gil_scoped_release release;
-    sb::project(args);
+    sb::project_normalize(args);
   }
 
  private:
   sb::DType compute_;
-  sb::ProjectArgs args_;
+  sb::ProjectNormalizeArgs args_;
 };
 
 }  // namespace
 
-void bind_project(py::module_& m) {
-  m.def("packed_elements", &sb::packed_elements, py::arg("rows"), py::arg("cols"));
-  m.def(
-      "pack_matrix",
-      [](uintptr_t data, int dtype, int64_t rows, int64_t cols, int64_t row_stride, int compute,
-         uintptr_t out) {
-        const sb::ConstMatrix matrix{reinterpret_cast<const void*>(data), dtype_of(dtype), rows,
-                                     cols, row_stride};
-        py::gil_scoped_release release;
-        sb::pack_matrix(matrix, dtype_of(compute), reinterpret_cast<void*>(out));
-      },
-      py::arg("data"), py::arg("dtype"), py::arg("rows"), py::arg("cols"), py::arg("row_stride"),
-      py::arg("compute"), py::arg("out"));
+SB_BIND_CPU(m) {
   py::class_<Projection>(m, "Projection")
       .def(py::init<int, uintptr_t, int64_t, int64_t, bool, double, uintptr_t, int64_t, bool,
                     double, bool>(),
@@ -70,4 +61,47 @@ void bind_project(py::module_& m) {
       .def("run", &Projection::run, py::arg("x"), py::arg("x_dtype"), py::arg("n"),
            py::arg("x_stride"), py::arg("out"), py::arg("out_stride"), py::arg("bias") = 0,
            py::arg("bias_stride") = 0, py::arg("norms") = 0, py::arg("threads") = 1);
+}
+
+SB_BIND_CUDA(m) {
+  m.def(
+      "normalize_rows_cuda",
+      [](const sb::ConstMatrix& x, const sb::ConstMatrix& bias, bool normalize, double scale,
+         const sb::Matrix& out, uintptr_t norms, int device, uintptr_t stream) {
+        const sb::NormalizeRowsArgs a{x, bias, normalize, scale, out, at<void>(norms)};
+        py::gil_scoped_release release;
+        sb::normalize_rows_cuda(a, device, at<void>(stream));
+      },
+      py::arg("x"), py::arg("bias"), py::arg("normalize"), py::arg("scale"), py::arg("out"),
+      py::arg("norms"), py::arg("device"), py::arg("stream"));
+  m.def("project_normalize_cuda_tickets", &sb::project_normalize_cuda_tickets, py::arg("n"));
+  m.def(
+      "project_normalize_cuda",
+      [](const sb::ConstMatrix& x, const sb::ConstMatrix& matrix, const sb::ConstMatrix& bias,
+         bool normalize, double scale, const sb::Matrix& out, uintptr_t norms, uintptr_t raw,
+         uintptr_t tickets, int device, uintptr_t stream) {
+        const sb::ProjectNormalizeCudaArgs a{
+            x,   matrix,           bias,           normalize,       scale,
+            out, at<float>(norms), at<float>(raw), at<int>(tickets)};
+        py::gil_scoped_release release;
+        sb::project_normalize_cuda(a, device, at<void>(stream));
+      },
+      py::arg("x"), py::arg("matrix"), py::arg("bias"), py::arg("normalize"), py::arg("scale"),
+      py::arg("out"), py::arg("norms"), py::arg("raw"), py::arg("tickets"), py::arg("device"),
+      py::arg("stream"));
+  m.def("project_tile_cuda_tickets", &sb::project_tile_cuda_tickets, py::arg("n"));
+  m.def(
+      "project_tile_cuda",
+      [](const sb::ConstMatrix& x, const sb::ConstMatrix& matrix, double matrix_scale,
+         const sb::ConstMatrix& bias, bool normalize, double scale, const sb::Matrix& out,
+         uintptr_t norms, uintptr_t raw, uintptr_t tickets, int device, uintptr_t stream) {
+        const sb::ProjectTileCudaArgs a{
+            x,     matrix, matrix_scale,     bias,           normalize,
+            scale, out,    at<float>(norms), at<float>(raw), at<int>(tickets)};
+        py::gil_scoped_release release;
+        sb::project_tile_cuda(a, device, at<void>(stream));
+      },
+      py::arg("x"), py::arg("matrix"), py::arg("matrix_scale"), py::arg("bias"),
+      py::arg("normalize"), py::arg("scale"), py::arg("out"), py::arg("norms"), py::arg("raw"),
+      py::arg("tickets"), py::arg("device"), py::arg("stream"));
 }

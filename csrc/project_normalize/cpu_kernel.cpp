@@ -1,14 +1,14 @@
-// project and pack_matrix for one instruction set; see project_normalize/project_normalize.h for
-// what they compute.
+// project_normalize for one instruction set; see project_normalize/project_normalize.h for what it
+// computes.
 //
 // Many rows: a block of a few micro-tiles of rows runs both products and both normalisations while
 // its rows sit in the second-level cache, and only the finished rows reach memory. Few rows: the
 // threads share out the panels of columns instead, with a barrier where a norm needs the whole row.
 #include <omp.h>
-#include <sys/mman.h>
 
-#include "core/entries.h"
+#include "core/huge_pages.h"
 #include "core/scratch.h"
+#include "core/table.h"
 #include "project_normalize/project_rows.h"
 
 namespace semobridge {
@@ -24,10 +24,10 @@ constexpr int64_t kHugeBytes = 8 << 20;  // outputs from here on: ask for 2 MiB 
 
 template <class T>
 struct Plan {
-  const ProjectArgs& args;
+  const ProjectNormalizeArgs& args;
   int64_t k, mid_panels, out_panels;  // of the first input, the first output, the last output
   bool two;
-  explicit Plan(const ProjectArgs& a)
+  explicit Plan(const ProjectNormalizeArgs& a)
       : args(a),
         k(a.x.cols),
         mid_panels(panels_of(a.first.matrix.cols)),
@@ -38,7 +38,7 @@ struct Plan {
 // Rows [row0, row0 + rows) from input to output on one thread.
 template <class T>
 void project_block(const Plan<T>& plan, int64_t row0, int64_t rows, Scratch<T>& scratch) {
-  const ProjectArgs& a = plan.args;
+  const ProjectNormalizeArgs& a = plan.args;
   const int64_t tiles = (rows + kRows - 1) / kRows;
   const int64_t k_max = plan.two && a.second.matrix.rows > plan.k ? a.second.matrix.rows : plan.k;
   const int64_t mid_ld = plan.mid_panels * kPanel, out_ld = plan.out_panels * kPanel;
@@ -70,7 +70,7 @@ void project_block(const Plan<T>& plan, int64_t row0, int64_t rows, Scratch<T>& 
 }
 
 template <class T>
-void project_many(const ProjectArgs& a) {
+void project_many(const ProjectNormalizeArgs& a) {
   const Plan<T> plan(a);
   const int64_t block = kTilesPerBlock * kRows;
   int64_t blocks = (a.x.rows + block - 1) / block;
@@ -101,7 +101,7 @@ SB_INLINE void stage_columns(const ProjectStage& stage, const ConstMatrix& input
 }
 
 template <class T>
-void project_few(const ProjectArgs& a) {
+void project_few(const ProjectNormalizeArgs& a) {
   const Plan<T> plan(a);
   const int64_t n = a.x.rows;
   const int64_t mid_ld = plan.mid_panels * kPanel, out_ld = plan.out_panels * kPanel;
@@ -137,22 +137,11 @@ void project_few(const ProjectArgs& a) {
   write_rows(a.out, 0, n, out, plan.two ? out_ld : mid_ld);
 }
 
-// A fresh 128 MiB output faults in 32768 small pages, which costs a tenth of the whole product. The
-// hint is harmless where the pages exist already or the kernel refuses.
-void ask_for_huge_pages(const Matrix& out) {
-#ifdef MADV_HUGEPAGE
-  const int64_t bytes = out.rows * out.row_stride * dtype_size(out.dtype);
-  if (bytes < kHugeBytes) return;
-  constexpr uintptr_t kPage = 2 << 20;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(out.data) + kPage - 1) / kPage * kPage;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(out.data) + bytes) / kPage * kPage;
-  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-}
-
 template <class T>
-void project_typed(const ProjectArgs& a) {
-  ask_for_huge_pages(a.out);
+void project_normalize_typed(const ProjectNormalizeArgs& a) {
+  const int64_t bytes = a.out.rows * a.out.row_stride * dtype_size(a.out.dtype);
+  // A fresh 128 MiB output faults in 32768 small pages, which costs a tenth of the whole product.
+  if (bytes >= kHugeBytes) prefer_huge_pages(a.out.data, bytes);
   if (a.x.rows <= kFewRows) {
     project_few<T>(a);
   } else {
@@ -160,35 +149,45 @@ void project_typed(const ProjectArgs& a) {
   }
 }
 
-template <class T>
-void pack_typed(const ConstMatrix& m, T* out) {
-  const int64_t bytes = dtype_size(m.dtype);
-  for (int64_t p = 0; p < panels_of(m.cols); ++p) {
-    const int64_t col = p * kPanel;
-    const int64_t n = m.cols - col < kPanel ? m.cols - col : kPanel;
-    for (int64_t k = 0; k < m.rows; ++k) {
-      T* dst = out + (p * m.rows + k) * kPanel;
-      widen(static_cast<const char*>(m.data) + (k * m.row_stride + col) * bytes, m.dtype, n, dst);
-      for (int64_t i = n; i < kPanel; ++i) dst[i] = T(0);
-    }
+void check_stage(const ProjectStage& stage, int64_t n, int64_t k, DType compute) {
+  require(stage.matrix.rows == k,
+          "project_normalize: matrix must have as many rows as its input has columns");
+  require(stage.matrix.dtype == compute,
+          "project_normalize: packed matrix must have the compute dtype");
+  require(reinterpret_cast<uintptr_t>(stage.matrix.data) % 64 == 0,
+          "project_normalize: packed matrix must be 64-byte aligned");
+  if (stage.bias.data != nullptr) {
+    require(stage.bias.cols == stage.matrix.cols,
+            "project_normalize: bias must have as many columns as matrix");
+    require(stage.bias.dtype == compute, "project_normalize: bias must have the compute dtype");
+    require(stage.bias.rows == n || stage.bias.row_stride == 0,
+            "project_normalize: bias must have one row or N");
   }
+}
+
+void check(const ProjectNormalizeArgs& a) {
+  const DType compute = compute_dtype(a.x.dtype);
+  check_stage(a.first, a.x.rows, a.x.cols, compute);
+  int64_t out_cols = a.first.matrix.cols;
+  if (a.second.matrix.data != nullptr) {
+    check_stage(a.second, a.x.rows, a.first.matrix.cols, compute);
+    out_cols = a.second.matrix.cols;
+  }
+  require(a.out.rows == a.x.rows && a.out.cols == out_cols,
+          "project_normalize: out must be [N, O]");
+  require(!a.residual || (a.second.matrix.data != nullptr && out_cols == a.x.cols),
+          "project_normalize: residual needs two stages that end at the input's width");
 }
 
 }  // namespace
 
-void project_entry(const ProjectArgs& a) {
+void project_normalize_entry(const ProjectNormalizeArgs& a) {
+  if (a.x.rows == 0) return;
+  check(a);
   if (a.x.dtype == DType::kFloat64) {
-    project_typed<double>(a);
+    project_normalize_typed<double>(a);
   } else {
-    project_typed<float>(a);
-  }
-}
-
-void pack_matrix_entry(const ConstMatrix& m, DType compute, void* out) {
-  if (compute == DType::kFloat64) {
-    pack_typed(m, static_cast<double*>(out));
-  } else {
-    pack_typed(m, static_cast<float*>(out));
+    project_normalize_typed<float>(a);
   }
 }
 

@@ -186,7 +186,7 @@ void project_tile_cuda(const ProjectTileCudaArgs& a, int device, void* stream) {
   if (a.matrix.dtype != DType::kFloat32) {
     throw std::invalid_argument("project_tile: the matrix must be float32");
   }
-  if (project_tile_tickets(a.x.rows) > 65535) {
+  if (project_tile_cuda_tickets(a.x.rows) > 65535) {
     throw std::invalid_argument("project_tile: too many rows for one launch");
   }
   const bool aligned =

@@ -28,10 +28,10 @@ struct ProjectTileCudaArgs {
   Matrix out;              // [N, M], dtype of x
   float* norms = nullptr;  // [N] ‖y‖; may be null
   float* raw = nullptr;    // [N, M] workspace, with normalize
-  int* tickets = nullptr;  // project_tile_tickets(N), zero on entry and zero again afterwards
+  int* tickets = nullptr;  // project_tile_cuda_tickets(N), zero on entry and zero again afterwards
 };
 
-constexpr int64_t project_tile_tickets(int64_t n) {
+constexpr int64_t project_tile_cuda_tickets(int64_t n) {
   return (n + kProjectTileRows - 1) / kProjectTileRows;
 }
 

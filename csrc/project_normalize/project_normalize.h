@@ -1,4 +1,4 @@
-// project: one or two matrix products per row with the normalisation fused behind each.
+// project_normalize: one or two matrix products per row with the normalisation fused behind each.
 //
 //   h = x·M1 (+ b1)                h ← s1·h/‖h‖  if normalize1, else s1·h
 //   y = h                          (one stage)
@@ -23,7 +23,7 @@ struct ProjectStage {
   double scale = 1.0;
 };
 
-struct ProjectArgs {
+struct ProjectNormalizeArgs {
   ConstMatrix x;          // [N, K]
   ProjectStage first;     // [K, M]
   ProjectStage second;    // [M, O]; matrix.data == nullptr: one stage
@@ -35,10 +35,6 @@ struct ProjectArgs {
 
 // Scratch is one grow-only buffer per thread, at most about 1 MiB at D = 1024: at one image a call
 // a fresh allocation would cost a tenth of the call.
-void project(const ProjectArgs& args);
-
-// Lays `matrix` [K, M] out for the tile product; `out` holds packed_elements(K, M) of the compute
-// type.
-void pack_matrix(const ConstMatrix& matrix, DType compute, void* out);
+void project_normalize(const ProjectNormalizeArgs& args);
 
 }  // namespace semobridge

@@ -1,12 +1,12 @@
 #include "bindings.h"
 #include "rank_counts/rank_counts.h"
 
-void bind_rank_counts(py::module_& m) {
+SB_BIND_CPU(m) {
   m.attr("RANK_BLOCK") = sb::kRankBlock;
   m.def(
       "rank_counts_workspace",
       [](uintptr_t offsets, int64_t n, int threads) {
-        return sb::rank_counts_workspace(indices_of(offsets), n, threads);
+        return sb::rank_counts_workspace(at<const int64_t>(offsets), n, threads);
       },
       py::arg("offsets"), py::arg("n"), py::arg("threads"));
   m.def(
@@ -17,21 +17,22 @@ void bind_rank_counts(py::module_& m) {
          uintptr_t exclude, uintptr_t offsets, uintptr_t scores, uintptr_t greater, uintptr_t equal,
          bool count, uintptr_t workspace, int threads) {
         sb::RankCountsArgs args;
-        args.queries = matrix_of(queries, queries_dtype, num_queries, d, queries_stride);
-        args.gallery = matrix_of(gallery, gallery_dtype, g, d, gallery_stride);
+        args.queries = {at<const void>(queries), dtype_of(queries_dtype), num_queries, d,
+                        queries_stride};
+        args.gallery = {at<const void>(gallery), dtype_of(gallery_dtype), g, d, gallery_stride};
         args.num_queries = num_queries;
-        args.query_rows = indices_of(query_rows);
-        args.marked = indices_of(marked);
-        args.marked_begin = indices_of(marked_begin);
-        args.marked_end = indices_of(marked_end);
-        args.exclude = indices_of(exclude);
-        args.offsets = indices_of(offsets);
-        args.scores = reinterpret_cast<void*>(scores);
-        args.greater = reinterpret_cast<int64_t*>(greater);
-        args.equal = reinterpret_cast<int64_t*>(equal);
+        args.query_rows = at<const int64_t>(query_rows);
+        args.marked = at<const int64_t>(marked);
+        args.marked_begin = at<const int64_t>(marked_begin);
+        args.marked_end = at<const int64_t>(marked_end);
+        args.exclude = at<const int64_t>(exclude);
+        args.offsets = at<const int64_t>(offsets);
+        args.scores = at<void>(scores);
+        args.greater = at<int64_t>(greater);
+        args.equal = at<int64_t>(equal);
         args.count = count;
-        args.workspace = reinterpret_cast<void*>(workspace);
-        args.threads = threads < 1 ? 1 : threads;
+        args.workspace = at<void>(workspace);
+        args.threads = at_least_one(threads);
         py::gil_scoped_release release;
         sb::rank_counts(args);
       },
@@ -46,8 +47,9 @@ void bind_rank_counts(py::module_& m) {
       [](int64_t n, uintptr_t offsets, uintptr_t greater, uintptr_t equal, uintptr_t recall_at,
          int64_t num_k, uintptr_t out) {
         py::gil_scoped_release release;
-        sb::rank_metrics(n, indices_of(offsets), indices_of(greater), indices_of(equal),
-                         indices_of(recall_at), num_k, reinterpret_cast<double*>(out));
+        sb::rank_metrics(n, at<const int64_t>(offsets), at<const int64_t>(greater),
+                         at<const int64_t>(equal), at<const int64_t>(recall_at), num_k,
+                         at<double>(out));
       },
       py::arg("n"), py::arg("offsets"), py::arg("greater"), py::arg("equal"), py::arg("recall_at"),
       py::arg("num_k"), py::arg("out"));

@@ -1,9 +1,7 @@
-// Checks what the kernel of rank_counts/rank_counts.h takes for granted; the metrics that follow
-// from counts.
+// The metrics that follow from counts.
 #include <algorithm>
 #include <limits>
 
-#include "core/table.h"
 #include "rank_counts/rank_counts.h"
 
 namespace semobridge {
@@ -39,17 +37,6 @@ double expected_hit(const TieGroup& g, double k) {
 }
 
 }  // namespace
-
-void rank_counts(const RankCountsArgs& a) {
-  if (a.num_queries == 0 || a.gallery.rows == 0) return;
-  require(a.num_queries <= kRankBlock, "rank_counts: too many queries for one call");
-  require(a.queries.cols == a.gallery.cols && a.gallery.cols > 0,
-          "rank_counts: queries and gallery must have the same width");
-  require(a.query_rows != nullptr && a.marked_begin != nullptr && a.marked_end != nullptr &&
-              a.offsets != nullptr && a.workspace != nullptr,
-          "rank_counts: query_rows, ranges, offsets and workspace needed");
-  kernels().rank_counts(a);
-}
 
 int64_t rank_counts_workspace(const int64_t* offsets, int64_t n, int threads) {
   int64_t starts = 0;

@@ -7,11 +7,10 @@
 #include <omp.h>
 
 #include "core/compare.h"
-#include "core/entries.h"
 #include "core/select.h"
 #include "core/stream.h"
+#include "core/table.h"
 #include "rank_counts/rank_counts.h"
-#include "support_logits/support_logits.h"
 
 namespace semobridge {
 namespace SB_ISA {
@@ -275,6 +274,13 @@ void rank_counts_typed(const RankCountsArgs& a) {
 }  // namespace
 
 void rank_counts_entry(const RankCountsArgs& a) {
+  if (a.num_queries == 0 || a.gallery.rows == 0) return;
+  require(a.num_queries <= kRankBlock, "rank_counts: too many queries for one call");
+  require(a.queries.cols == a.gallery.cols && a.gallery.cols > 0,
+          "rank_counts: queries and gallery must have the same width");
+  require(a.query_rows != nullptr && a.marked_begin != nullptr && a.marked_end != nullptr &&
+              a.offsets != nullptr && a.workspace != nullptr,
+          "rank_counts: query_rows, ranges, offsets and workspace needed");
   if (compute_dtype(a.queries.dtype, a.gallery.dtype) == DType::kFloat64) {
     rank_counts_typed<double>(a);
   } else {

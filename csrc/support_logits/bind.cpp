@@ -1,15 +1,14 @@
 #include "bindings.h"
 #include "support_logits/support_logits.h"
 
-void bind_support_logits(py::module_& m) {
+SB_BIND_CPU(m) {
   m.def("support_logits_workspace", &sb::support_logits_workspace, py::arg("n"), py::arg("s"));
   m.def(
       "sort_labels",
       [](uintptr_t labels, int64_t s, int64_t num_classes, uintptr_t order, uintptr_t offsets) {
         py::gil_scoped_release release;
-        return sb::sort_labels(indices_of(labels), s, num_classes,
-                               reinterpret_cast<int64_t*>(order),
-                               reinterpret_cast<int64_t*>(offsets));
+        return sb::sort_labels(at<const int64_t>(labels), s, num_classes, at<int64_t>(order),
+                               at<int64_t>(offsets));
       },
       py::arg("labels"), py::arg("s"), py::arg("num_classes"), py::arg("order"),
       py::arg("offsets"));
@@ -20,16 +19,16 @@ void bind_support_logits(py::module_& m) {
          uintptr_t offsets, int64_t num_classes, uintptr_t weights, double beta, uintptr_t out,
          uintptr_t workspace, int threads) {
         sb::SupportLogitsArgs args;
-        args.queries = matrix_of(queries, queries_dtype, n, d, queries_stride);
-        args.keys = matrix_of(keys, keys_dtype, s, d, keys_stride);
-        args.order = indices_of(order);
-        args.offsets = indices_of(offsets);
+        args.queries = {at<const void>(queries), dtype_of(queries_dtype), n, d, queries_stride};
+        args.keys = {at<const void>(keys), dtype_of(keys_dtype), s, d, keys_stride};
+        args.order = at<const int64_t>(order);
+        args.offsets = at<const int64_t>(offsets);
         args.num_classes = num_classes;
-        args.weights = reinterpret_cast<const void*>(weights);
+        args.weights = at<const void>(weights);
         args.beta = beta;
-        args.out = reinterpret_cast<void*>(out);
-        args.workspace = reinterpret_cast<void*>(workspace);
-        args.threads = threads < 1 ? 1 : threads;
+        args.out = at<void>(out);
+        args.workspace = at<void>(workspace);
+        args.threads = at_least_one(threads);
         py::gil_scoped_release release;
         sb::support_logits(args);
       },

@@ -1,18 +1,7 @@
-// Checks what the kernel of support_logits/support_logits.h takes for granted; the sort by class.
-#include "core/table.h"
+// The sort by class.
 #include "support_logits/support_logits.h"
 
 namespace semobridge {
-
-void support_logits(const SupportLogitsArgs& a) {
-  if (a.queries.rows == 0 || a.keys.rows == 0 || a.num_classes == 0) return;
-  require(a.queries.cols == a.keys.cols && a.keys.cols > 0,
-          "support_logits: queries and keys must have the same width");
-  require(a.offsets != nullptr && a.offsets[0] == 0 && a.offsets[a.num_classes] == a.keys.rows,
-          "support_logits: offsets must cover the keys");
-  require(a.out != nullptr && a.workspace != nullptr, "support_logits: out and workspace needed");
-  kernels().support_logits(a);
-}
 
 int64_t sort_labels(const int64_t* labels, int64_t s, int64_t num_classes, int64_t* order,
                     int64_t* offsets) {

@@ -6,8 +6,8 @@
 // each.
 #include <omp.h>
 
-#include "core/entries.h"
 #include "core/stream.h"
+#include "core/table.h"
 #include "core/vexp.h"
 #include "support_logits/support_logits.h"
 
@@ -203,6 +203,12 @@ void support_logits_typed(const SupportLogitsArgs& a) {
 }  // namespace
 
 void support_logits_entry(const SupportLogitsArgs& a) {
+  if (a.queries.rows == 0 || a.keys.rows == 0 || a.num_classes == 0) return;
+  require(a.queries.cols == a.keys.cols && a.keys.cols > 0,
+          "support_logits: queries and keys must have the same width");
+  require(a.offsets != nullptr && a.offsets[0] == 0 && a.offsets[a.num_classes] == a.keys.rows,
+          "support_logits: offsets must cover the keys");
+  require(a.out != nullptr && a.workspace != nullptr, "support_logits: out and workspace needed");
   if (compute_dtype(a.queries.dtype, a.keys.dtype) == DType::kFloat64) {
     support_logits_typed<double>(a);
   } else {

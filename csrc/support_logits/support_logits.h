@@ -42,8 +42,4 @@ constexpr int64_t support_logits_workspace(int64_t n, int64_t s) {
 int64_t sort_labels(const int64_t* labels, int64_t s, int64_t num_classes, int64_t* order,
                     int64_t* offsets);
 
-constexpr DType compute_dtype(DType a, DType b) {
-  return a == DType::kFloat64 || b == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
-}
-
 }  // namespace semobridge

@@ -1,7 +1,8 @@
 #include "bindings.h"
+#include "topk/cuda.h"
 #include "topk/topk.h"
 
-void bind_topk(py::module_& m) {
+SB_BIND_CPU(m) {
   m.def(
       "topk_workspace",
       [](int64_t n, int64_t g, int64_t k, int compute, int threads) {
@@ -14,14 +15,14 @@ void bind_topk(py::module_& m) {
          int gallery_dtype, int64_t g, int64_t gallery_stride, int64_t d, int64_t k,
          uintptr_t exclude, uintptr_t scores, uintptr_t indices, uintptr_t workspace, int threads) {
         sb::TopkArgs args;
-        args.queries = matrix_of(queries, queries_dtype, n, d, queries_stride);
-        args.gallery = matrix_of(gallery, gallery_dtype, g, d, gallery_stride);
+        args.queries = {at<const void>(queries), dtype_of(queries_dtype), n, d, queries_stride};
+        args.gallery = {at<const void>(gallery), dtype_of(gallery_dtype), g, d, gallery_stride};
         args.k = k;
-        args.exclude = indices_of(exclude);
-        args.scores = reinterpret_cast<void*>(scores);
-        args.indices = reinterpret_cast<int64_t*>(indices);
-        args.workspace = reinterpret_cast<void*>(workspace);
-        args.threads = threads < 1 ? 1 : threads;
+        args.exclude = at<const int64_t>(exclude);
+        args.scores = at<void>(scores);
+        args.indices = at<int64_t>(indices);
+        args.workspace = at<void>(workspace);
+        args.threads = at_least_one(threads);
         py::gil_scoped_release release;
         sb::topk(args);
       },
@@ -29,4 +30,37 @@ void bind_topk(py::module_& m) {
       py::arg("gallery"), py::arg("gallery_dtype"), py::arg("g"), py::arg("gallery_stride"),
       py::arg("d"), py::arg("k"), py::arg("exclude"), py::arg("scores"), py::arg("indices"),
       py::arg("workspace"), py::arg("threads"));
+}
+
+SB_BIND_CUDA(m) {
+  m.attr("TOPK_CUDA_MAX") = sb::kTopkCudaMax;
+  m.def(
+      "topk_filter_cuda",
+      [](const sb::ConstMatrix& scores, int64_t first, bool fresh, int64_t k, int64_t splits,
+         uintptr_t exclude, uintptr_t best, uintptr_t rows, int device, uintptr_t stream) {
+        const sb::TopkFilterCudaArgs a{scores,          first,
+                                       fresh,           k,
+                                       splits,          at<int64_t>(exclude),
+                                       at<float>(best), at<uint32_t>(rows)};
+        py::gil_scoped_release release;
+        sb::topk_filter_cuda(a, device, at<void>(stream));
+      },
+      py::arg("scores"), py::arg("first"), py::arg("fresh"), py::arg("k"), py::arg("splits"),
+      py::arg("exclude"), py::arg("best"), py::arg("rows"), py::arg("device"), py::arg("stream"));
+  m.def(
+      "topk_merge_cuda",
+      [](int64_t n, int64_t k, int64_t splits, uintptr_t best, uintptr_t rows, uintptr_t scores,
+         uintptr_t indices, int device, uintptr_t stream) {
+        const sb::TopkMergeCudaArgs a{n,
+                                      k,
+                                      splits,
+                                      at<float>(best),
+                                      at<uint32_t>(rows),
+                                      at<float>(scores),
+                                      at<int64_t>(indices)};
+        py::gil_scoped_release release;
+        sb::topk_merge_cuda(a, device, at<void>(stream));
+      },
+      py::arg("n"), py::arg("k"), py::arg("splits"), py::arg("best"), py::arg("rows"),
+      py::arg("scores"), py::arg("indices"), py::arg("device"), py::arg("stream"));
 }

@@ -6,10 +6,9 @@
 #include <omp.h>
 
 #include "core/compare.h"
-#include "core/entries.h"
 #include "core/select.h"
 #include "core/stream.h"
-#include "support_logits/support_logits.h"
+#include "core/table.h"
 #include "topk/topk.h"
 
 namespace semobridge {
@@ -131,6 +130,12 @@ void topk_typed(const TopkArgs& a) {
 }  // namespace
 
 void topk_entry(const TopkArgs& a) {
+  if (a.queries.rows == 0 || a.k == 0) return;
+  require(a.queries.cols == a.gallery.cols && a.gallery.cols > 0,
+          "topk: queries and gallery must have the same width");
+  require(a.gallery.rows < (int64_t{1} << 32), "topk: gallery must have fewer than 2^32 rows");
+  require(a.k <= a.gallery.rows - (a.exclude != nullptr ? 1 : 0),
+          "topk: k must not exceed the gallery");
   if (compute_dtype(a.queries.dtype, a.gallery.dtype) == DType::kFloat64) {
     topk_typed<double>(a);
   } else {

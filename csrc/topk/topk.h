@@ -4,6 +4,7 @@
 // is total and scores have one rounding whatever computed them, so the result depends neither on
 // the threads nor on the other queries.
 #pragma once
+#include "core/select.h"
 #include "core/view.h"
 
 namespace semobridge {
@@ -21,12 +22,6 @@ struct TopkArgs {
 };
 
 void topk(const TopkArgs& args);
-
-template <class T>
-struct Candidate {
-  T score;
-  uint32_t row;
-};
 
 constexpr int64_t kTopkBlock = 1024;            // queries
 constexpr int64_t kTopkBytes = 64 * (1 << 20);  // of candidates, unless one query needs more

@@ -4,11 +4,13 @@
 #include <vector>
 
 #include "bindings.h"
+#include "tower_descent/cuda_activation.h"
+#include "tower_descent/cuda_attention.h"
+#include "tower_descent/cuda_descend.h"
+#include "tower_descent/cuda_layer_norm.h"
 #include "tower_descent/tower_descent.h"
 
 namespace {
-
-const void* at(uintptr_t address) { return reinterpret_cast<const void*>(address); }
 
 // (packed forward, packed backward, bias or 0, rows, cols)
 using Linear = std::tuple<uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t>;
@@ -38,7 +40,7 @@ class FrozenTower {
   void add_layer(const Norm& norm1, const Norm& norm2, const Linear& qkv, const Linear& out,
                  const Linear& fc, const Linear& proj, uintptr_t prefix, uintptr_t query) {
     layers_.push_back({norm(norm1), norm(norm2), linear(qkv), linear(out), linear(fc), linear(proj),
-                       at(prefix), at(query)});
+                       at<const void>(prefix), at<const void>(query)});
     tower_.layer = layers_.data();
     tower_.layers = static_cast<int64_t>(layers_.size());
   }
@@ -59,7 +61,7 @@ class FrozenTower {
     tower_.source = source_.data();
     tower_.visible = visible_.data();
     tower_.visible_begin = begin_.data();
-    tower_.base = at(base);
+    tower_.base = at<const void>(base);
     tower_.base_slot_stride = slot_stride;
     tower_.base_sample_stride = sample_stride;
     tower_.learned_begin = tower_.slots;
@@ -72,7 +74,7 @@ class FrozenTower {
   }
 
   int64_t workspace(int64_t samples, int threads) const {
-    return sb::invert_workspace(tower_, samples, threads);
+    return sb::tower_descent_workspace(tower_, samples, threads);
   }
 
   void descend(int64_t samples, uintptr_t tokens, uintptr_t exp_avg, uintptr_t exp_avg_sq,
@@ -80,13 +82,15 @@ class FrozenTower {
                double grad_scale, double lr, double beta1, double beta2, double eps,
                double weight_decay, const std::vector<int64_t>& record_steps, uintptr_t recorded,
                uintptr_t workspace, int threads) const {
-    sb::InvertArgs a;
+    sb::TowerDescentArgs a;
+    a.tower = &tower_;
+    a.workspace = at<void>(workspace);
     a.samples = samples;
-    a.tokens = reinterpret_cast<void*>(tokens);
-    a.exp_avg = reinterpret_cast<void*>(exp_avg);
-    a.exp_avg_sq = reinterpret_cast<void*>(exp_avg_sq);
-    a.targets = at(targets);
-    a.losses = reinterpret_cast<void*>(losses);
+    a.tokens = at<void>(tokens);
+    a.exp_avg = at<void>(exp_avg);
+    a.exp_avg_sq = at<void>(exp_avg_sq);
+    a.targets = at<const void>(targets);
+    a.losses = at<void>(losses);
     a.step_begin = step_begin;
     a.step_end = step_end;
     a.grad_scale = grad_scale;
@@ -97,36 +101,38 @@ class FrozenTower {
     a.weight_decay = weight_decay;
     a.record_steps = record_steps.data();
     a.records = static_cast<int64_t>(record_steps.size());
-    a.recorded = reinterpret_cast<void*>(recorded);
-    a.threads = threads < 1 ? 1 : threads;
+    a.recorded = at<void>(recorded);
+    a.threads = at_least_one(threads);
     py::gil_scoped_release release;
-    sb::invert(tower_, a, reinterpret_cast<void*>(workspace));
+    sb::tower_descent(a);
   }
 
   void evaluate(int64_t samples, uintptr_t tokens, uintptr_t features, bool unit,
                 uintptr_t grad_features, uintptr_t grad_tokens, uintptr_t workspace,
                 int threads) const {
-    sb::InvertArgs a;
+    sb::TowerDescentArgs a;
+    a.tower = &tower_;
+    a.workspace = at<void>(workspace);
     a.samples = samples;
-    a.tokens = reinterpret_cast<void*>(tokens);
-    a.features = reinterpret_cast<void*>(features);
+    a.tokens = at<void>(tokens);
+    a.features = at<void>(features);
     a.unit_features = unit;
-    a.grad_features = at(grad_features);
-    a.grad_tokens = reinterpret_cast<void*>(grad_tokens);
-    a.threads = threads < 1 ? 1 : threads;
+    a.grad_features = at<const void>(grad_features);
+    a.grad_tokens = at<void>(grad_tokens);
+    a.threads = at_least_one(threads);
     py::gil_scoped_release release;
-    sb::invert(tower_, a, reinterpret_cast<void*>(workspace));
+    sb::tower_descent(a);
   }
 
  private:
   sb::FrozenNorm norm(const Norm& n) const {
-    return {at(std::get<0>(n)), at(std::get<1>(n)), std::get<2>(n)};
+    return {at<const void>(std::get<0>(n)), at<const void>(std::get<1>(n)), std::get<2>(n)};
   }
   sb::FrozenLinear linear(const Linear& l) const {
     const int64_t rows = std::get<3>(l), cols = std::get<4>(l);
-    return {{at(std::get<0>(l)), stored_, rows, cols},
-            {at(std::get<1>(l)), stored_, cols, rows},
-            at(std::get<2>(l))};
+    return {{at<const void>(std::get<0>(l)), stored_, rows, cols},
+            {at<const void>(std::get<1>(l)), stored_, cols, rows},
+            at<const void>(std::get<2>(l))};
   }
 
   sb::DType stored_;
@@ -135,25 +141,33 @@ class FrozenTower {
   std::vector<int32_t> source_, visible_, begin_;
 };
 
+sb::AttentionCudaArgs attention_args(int dtype, int64_t samples, int64_t heads, int64_t width,
+                                     int64_t slots, int64_t queries, int64_t prefix, uintptr_t qkv,
+                                     int64_t qkv_stride, uintptr_t prefix_kv, uintptr_t visible,
+                                     uintptr_t visible_begin, int64_t keys, uintptr_t p,
+                                     int64_t o_stride) {
+  sb::AttentionCudaArgs a;
+  a.dtype = dtype_of(dtype);
+  a.samples = samples;
+  a.heads = heads;
+  a.width = width;
+  a.slots = slots;
+  a.queries = queries;
+  a.prefix = prefix;
+  a.qkv = at<void>(qkv);
+  a.qkv_stride = qkv_stride;
+  a.prefix_kv = at<void>(prefix_kv);
+  a.visible = at<int32_t>(visible);
+  a.visible_begin = at<int32_t>(visible_begin);
+  a.keys = keys;
+  a.p = at<float>(p);
+  a.o_stride = o_stride;
+  return a;
+}
+
 }  // namespace
 
-void bind_invert(py::module_& m) {
-  m.def(
-      "pack_stored",
-      [](uintptr_t data, int dtype, int64_t rows, int64_t cols, int64_t row_stride, int stored,
-         uintptr_t out) {
-        const sb::ConstMatrix matrix{at(data), dtype_of(dtype), rows, cols, row_stride};
-        py::gil_scoped_release release;
-        sb::pack_stored(matrix, dtype_of(stored), reinterpret_cast<void*>(out));
-      },
-      py::arg("data"), py::arg("dtype"), py::arg("rows"), py::arg("cols"), py::arg("row_stride"),
-      py::arg("stored"), py::arg("out"));
-  m.def(
-      "prefer_huge_pages",
-      [](uintptr_t data, int64_t bytes) {
-        sb::prefer_huge_pages(reinterpret_cast<void*>(data), bytes);
-      },
-      py::arg("data"), py::arg("bytes"));
+SB_BIND_CPU(m) {
   py::class_<FrozenTower>(m, "FrozenTower")
       .def(py::init<int, int, int64_t, int64_t, int64_t, int64_t, int, const Norm&, const Norm&,
                     const Linear&>(),
@@ -173,4 +187,133 @@ void bind_invert(py::module_& m) {
       .def("evaluate", &FrozenTower::evaluate, py::arg("samples"), py::arg("tokens"),
            py::arg("features"), py::arg("unit"), py::arg("grad_features"), py::arg("grad_tokens"),
            py::arg("workspace"), py::arg("threads"));
+}
+
+SB_BIND_CUDA(m) {
+  m.def(
+      "layer_norm_cuda",
+      [](const sb::ConstMatrix& x, const sb::ConstMatrix& delta, const sb::Matrix& total,
+         uintptr_t weight, uintptr_t bias, double eps, const sb::Matrix& y, uintptr_t mean,
+         uintptr_t rstd, int device, uintptr_t stream) {
+        const sb::LayerNormCudaArgs a{
+            x,   delta, total,           at<float>(weight), at<float>(bias),
+            eps, y,     at<float>(mean), at<float>(rstd)};
+        py::gil_scoped_release release;
+        sb::layer_norm_cuda(a, device, at<void>(stream));
+      },
+      py::arg("x"), py::arg("delta"), py::arg("total"), py::arg("weight"), py::arg("bias"),
+      py::arg("eps"), py::arg("y"), py::arg("mean"), py::arg("rstd"), py::arg("device"),
+      py::arg("stream"));
+  m.def(
+      "layer_norm_grad_cuda",
+      [](const sb::ConstMatrix& x, const sb::ConstMatrix& grad_y, uintptr_t weight, uintptr_t mean,
+         uintptr_t rstd, const sb::ConstMatrix& residual, const sb::Matrix& grad_x, int device,
+         uintptr_t stream) {
+        const sb::LayerNormGradCudaArgs a{
+            x, grad_y, at<float>(weight), at<float>(mean), at<float>(rstd), residual, grad_x};
+        py::gil_scoped_release release;
+        sb::layer_norm_grad_cuda(a, device, at<void>(stream));
+      },
+      py::arg("x"), py::arg("grad_y"), py::arg("weight"), py::arg("mean"), py::arg("rstd"),
+      py::arg("residual"), py::arg("grad_x"), py::arg("device"), py::arg("stream"));
+  m.def(
+      "activate_cuda",
+      [](int kind, const sb::ConstMatrix& x, uintptr_t bias, const sb::Matrix& y,
+         const sb::Matrix& slope, int device, uintptr_t stream) {
+        if (kind < 0 || kind > 2) throw std::invalid_argument("_C: activation must be 0..2");
+        const sb::ActivateCudaArgs a{static_cast<sb::Activation>(kind), x, at<float>(bias), y,
+                                     slope};
+        py::gil_scoped_release release;
+        sb::activate_cuda(a, device, at<void>(stream));
+      },
+      py::arg("kind"), py::arg("x"), py::arg("bias"), py::arg("y"), py::arg("slope"),
+      py::arg("device"), py::arg("stream"));
+  m.def(
+      "attention_cuda",
+      [](int dtype, int64_t samples, int64_t heads, int64_t width, int64_t slots, int64_t queries,
+         int64_t prefix, uintptr_t qkv, int64_t qkv_stride, uintptr_t prefix_kv, uintptr_t visible,
+         uintptr_t visible_begin, int64_t keys, uintptr_t p, uintptr_t o, int64_t o_stride,
+         int device, uintptr_t stream) {
+        sb::AttentionCudaArgs a =
+            attention_args(dtype, samples, heads, width, slots, queries, prefix, qkv, qkv_stride,
+                           prefix_kv, visible, visible_begin, keys, p, o_stride);
+        a.o = at<void>(o);
+        py::gil_scoped_release release;
+        sb::attention_cuda(a, device, at<void>(stream));
+      },
+      py::arg("dtype"), py::arg("samples"), py::arg("heads"), py::arg("width"), py::arg("slots"),
+      py::arg("queries"), py::arg("prefix"), py::arg("qkv"), py::arg("qkv_stride"),
+      py::arg("prefix_kv"), py::arg("visible"), py::arg("visible_begin"), py::arg("keys"),
+      py::arg("p"), py::arg("o"), py::arg("o_stride"), py::arg("device"), py::arg("stream"));
+  m.def(
+      "attention_grad_cuda",
+      [](int dtype, int64_t samples, int64_t heads, int64_t width, int64_t slots, int64_t queries,
+         int64_t prefix, uintptr_t qkv, int64_t qkv_stride, uintptr_t prefix_kv, uintptr_t visible,
+         uintptr_t visible_begin, int64_t keys, uintptr_t p, uintptr_t grad_o, int64_t o_stride,
+         uintptr_t ds, uintptr_t grad_qkv, int device, uintptr_t stream) {
+        const sb::AttentionGradCudaArgs a{
+            attention_args(dtype, samples, heads, width, slots, queries, prefix, qkv, qkv_stride,
+                           prefix_kv, visible, visible_begin, keys, p, o_stride),
+            at<void>(grad_o), at<float>(ds), at<void>(grad_qkv)};
+        py::gil_scoped_release release;
+        sb::attention_grad_cuda(a, device, at<void>(stream));
+      },
+      py::arg("dtype"), py::arg("samples"), py::arg("heads"), py::arg("width"), py::arg("slots"),
+      py::arg("queries"), py::arg("prefix"), py::arg("qkv"), py::arg("qkv_stride"),
+      py::arg("prefix_kv"), py::arg("visible"), py::arg("visible_begin"), py::arg("keys"),
+      py::arg("p"), py::arg("grad_o"), py::arg("o_stride"), py::arg("ds"), py::arg("grad_qkv"),
+      py::arg("device"), py::arg("stream"));
+  m.def(
+      "cosine_loss_cuda",
+      [](const sb::ConstMatrix& features, const sb::ConstMatrix& targets, double grad_scale,
+         uintptr_t step, uintptr_t step_now, uintptr_t losses, const sb::Matrix& grad,
+         uintptr_t unit, int device, uintptr_t stream) {
+        const sb::CosineLossCudaArgs a{
+            features,          targets, grad_scale,     at<int64_t>(step), at<int64_t>(step_now),
+            at<float>(losses), grad,    at<float>(unit)};
+        py::gil_scoped_release release;
+        sb::cosine_loss_cuda(a, device, at<void>(stream));
+      },
+      py::arg("features"), py::arg("targets"), py::arg("grad_scale"), py::arg("step"),
+      py::arg("step_now"), py::arg("losses"), py::arg("grad"), py::arg("unit"), py::arg("device"),
+      py::arg("stream"));
+  m.def(
+      "adamw_cuda",
+      [](int64_t samples, int64_t vectors, int64_t width, int64_t slots, uintptr_t source,
+         const sb::ConstMatrix& grad_x, uintptr_t tokens, uintptr_t exp_avg, uintptr_t exp_avg_sq,
+         uintptr_t rates, uintptr_t corrections, uintptr_t step_now, uintptr_t step, double lr,
+         double beta1, double beta2, double eps, double weight_decay, double grad_factor,
+         uintptr_t base, int64_t base_samples, const sb::Matrix& x, int device, uintptr_t stream) {
+        sb::AdamwCudaArgs a;
+        a.samples = samples;
+        a.vectors = vectors;
+        a.width = width;
+        a.slots = slots;
+        a.source = at<int32_t>(source);
+        a.grad_x = grad_x;
+        a.tokens = at<float>(tokens);
+        a.exp_avg = at<float>(exp_avg);
+        a.exp_avg_sq = at<float>(exp_avg_sq);
+        a.rates = at<float>(rates);
+        a.corrections = at<float>(corrections);
+        a.step_now = at<int64_t>(step_now);
+        a.step = at<int64_t>(step);
+        a.lr = lr;
+        a.beta1 = beta1;
+        a.beta2 = beta2;
+        a.eps = eps;
+        a.weight_decay = weight_decay;
+        a.grad_factor = grad_factor;
+        a.base = at<float>(base);
+        a.base_samples = base_samples;
+        a.x = x;
+        py::gil_scoped_release release;
+        sb::adamw_cuda(a, device, at<void>(stream));
+      },
+      py::arg("samples"), py::arg("vectors"), py::arg("width"), py::arg("slots"), py::arg("source"),
+      py::arg("grad_x"), py::arg("tokens"), py::arg("exp_avg"), py::arg("exp_avg_sq"),
+      py::arg("rates"), py::arg("corrections"), py::arg("step_now"), py::arg("step"), py::arg("lr"),
+      py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"),
+      py::arg("grad_factor"), py::arg("base"), py::arg("base_samples"), py::arg("x"),
+      py::arg("device"), py::arg("stream"));
 }

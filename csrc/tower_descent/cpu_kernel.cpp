@@ -1,7 +1,6 @@
-// invert and pack_stored for one instruction set; see tower_descent/tower_descent.h for what they
-// compute.
+// tower_descent for one instruction set; see tower_descent/tower_descent.h for what it computes.
 #include "core/adamw.h"
-#include "core/entries.h"
+#include "core/table.h"
 #include "tower_descent/passes.h"
 
 namespace semobridge {
@@ -12,7 +11,7 @@ namespace {
 template <class T>
 struct Samples {
   const FrozenTower& t;
-  const InvertArgs& a;
+  const TowerDescentArgs& a;
   int64_t first;
   T* rows(void* p, int64_t width) const {
     return p == nullptr ? nullptr : static_cast<T*>(p) + first * width;
@@ -49,7 +48,7 @@ void write_features(const Block<T>& block, const Samples<T>& io, bool unit, T* o
 // loss = 1 − cos(t, f); its gradient is −grad_scale·(f − cos·t̂)/‖t‖. Keeps t̂ where it is recorded.
 template <class T>
 void loss_and_gradient(const Block<T>& block, const Samples<T>& io, int64_t step) {
-  const InvertArgs& a = io.a;
+  const TowerDescentArgs& a = io.a;
   const int64_t d = io.t.features;
   T* recorded = nullptr;
   for (int64_t i = 0; i < a.records; ++i) {
@@ -77,7 +76,7 @@ void loss_and_gradient(const Block<T>& block, const Samples<T>& io, int64_t step
 
 template <class T>
 void adamw(const Block<T>& block, const Samples<T>& io, int64_t step) {
-  const InvertArgs& a = io.a;
+  const TowerDescentArgs& a = io.a;
   const int64_t width = io.t.width, vectors = io.t.vectors;
   const double count = static_cast<double>(step + 1);
   AdamwFactors<T> f = adamw_factors<T>(1 - a.lr * a.weight_decay, a.beta1, a.beta2, a.eps);
@@ -98,7 +97,7 @@ void adamw(const Block<T>& block, const Samples<T>& io, int64_t step) {
 }
 
 template <class T>
-void run_block(const FrozenTower& tower, const InvertArgs& a, int64_t first, int64_t samples,
+void run_block(const FrozenTower& tower, const TowerDescentArgs& a, int64_t first, int64_t samples,
                T* memory, Team team) {
   Block<T> block(tower, first, samples, memory, team);
   const Samples<T> io{tower, a, first};
@@ -138,8 +137,10 @@ void run_block(const FrozenTower& tower, const InvertArgs& a, int64_t first, int
 }
 
 template <class T>
-void invert_typed(const FrozenTower& tower, const InvertArgs& a, T* workspace) {
-  const InvertPlan plan = plan_invert(tower, a.samples, a.threads);
+void tower_descent_typed(const TowerDescentArgs& a) {
+  const FrozenTower& tower = *a.tower;
+  T* workspace = static_cast<T*>(a.workspace);
+  const DescentPlan plan = plan_descent(tower, a.samples, a.threads);
   const int64_t size = layout_block(tower, plan.block).size;
   const int threads = plan.team > 1 ? plan.team : plan.blocks_at_once;
   auto samples_of = [&](int64_t i) {
@@ -166,38 +167,62 @@ void invert_typed(const FrozenTower& tower, const InvertArgs& a, T* workspace) {
   }
 }
 
-template <class T, class W>
-void pack_stored_typed(const ConstMatrix& m, DType stored, W* out) {
-  const int64_t bytes = dtype_size(m.dtype);
-  T line[kPanel];
-  for (int64_t p = 0; p < panels_of(m.cols); ++p) {
-    const int64_t col = p * kPanel;
-    const int64_t n = m.cols - col < kPanel ? m.cols - col : kPanel;
-    for (int64_t i = n; i < kPanel; ++i) line[i] = T(0);
-    for (int64_t k = 0; k < m.rows; ++k) {
-      widen(static_cast<const char*>(m.data) + (k * m.row_stride + col) * bytes, m.dtype, n, line);
-      narrow(line, T(1), kPanel, stored, out + (p * m.rows + k) * kPanel);
-    }
+void check_linear(const FrozenLinear& linear, int64_t rows, int64_t cols, DType compute) {
+  require(linear.forward.rows == rows && linear.forward.cols == cols &&
+              linear.backward.rows == cols && linear.backward.cols == rows,
+          "tower_descent: a weight and its transpose must fit the layer");
+  const PackedMatrix* both[] = {&linear.forward, &linear.backward};
+  for (const PackedMatrix* m : both) {
+    require(
+        m->dtype == compute || (compute == DType::kFloat32 && m->dtype != DType::kFloat64),
+        "tower_descent: stored weights must be float64 in a float64 tower, else float32 or 16 bit");
+    require(reinterpret_cast<uintptr_t>(m->data) % 64 == 0,
+            "tower_descent: packed weights must be 64-byte aligned");
+  }
+}
+
+void check_tower(const FrozenTower& t) {
+  require(is_compute_dtype(t.compute), "tower_descent: compute dtype must be float32 or float64");
+  require(t.layers > 0 && t.slots > 0 && t.vectors > 0, "tower_descent: tower must not be empty");
+  require(t.heads > 0 && t.width % t.heads == 0,
+          "tower_descent: width must be a multiple of heads");
+  require(0 <= t.learned_begin && t.learned_begin < t.learned_end && t.learned_end <= t.slots,
+          "tower_descent: learned slots must lie in the sequence");
+  for (int64_t s = 0; s < t.slots; ++s) {
+    require(t.source[s] < t.vectors, "tower_descent: source must name a vector");
+    require(t.source[s] < 0 || (t.learned_begin <= s && s < t.learned_end),
+            "tower_descent: learned slots must lie in their range");
+    require(t.visible_begin[s] < t.visible_begin[s + 1], "tower_descent: a slot must see itself");
+  }
+  for (int64_t l = 0; l < t.layers; ++l) {
+    const FrozenLayer& layer = t.layer[l];
+    require(layer.query == nullptr || l == t.layers - 1,
+            "tower_descent: a pooling layer must be the last");
+    require(t.prefix == 0 || layer.prefix != nullptr, "tower_descent: prefix keys are missing");
+    check_linear(layer.qkv, t.width, 3 * t.width, t.compute);
+    check_linear(layer.out, t.width, t.width, t.compute);
+    check_linear(layer.fc, t.width, layer.fc.forward.cols, t.compute);
+    check_linear(layer.proj, layer.fc.forward.cols, t.width, t.compute);
+  }
+  if (t.projection.forward.data != nullptr) {
+    check_linear(t.projection, t.width, t.features, t.compute);
+  } else {
+    require(t.features == t.width,
+            "tower_descent: without a projection features are as wide as the tower");
   }
 }
 
 }  // namespace
 
-void invert_entry(const FrozenTower& tower, const InvertArgs& args, void* workspace) {
-  if (tower.compute == DType::kFloat64) {
-    invert_typed(tower, args, static_cast<double*>(workspace));
+void tower_descent_entry(const TowerDescentArgs& a) {
+  check_tower(*a.tower);
+  if (a.samples == 0) return;
+  require(a.step_begin >= a.step_end || (a.targets != nullptr && a.losses != nullptr),
+          "tower_descent: a descent needs targets and losses");
+  if (a.tower->compute == DType::kFloat64) {
+    tower_descent_typed<double>(a);
   } else {
-    invert_typed(tower, args, static_cast<float*>(workspace));
-  }
-}
-
-void pack_stored_entry(const ConstMatrix& m, DType stored, void* out) {
-  if (stored == DType::kFloat64) {
-    pack_stored_typed<double>(m, stored, static_cast<double*>(out));
-  } else if (stored == DType::kFloat32) {
-    pack_stored_typed<float>(m, stored, static_cast<float*>(out));
-  } else {
-    pack_stored_typed<float>(m, stored, static_cast<uint16_t*>(out));
+    tower_descent_typed<float>(a);
   }
 }
 

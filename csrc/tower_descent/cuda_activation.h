@@ -1,11 +1,12 @@
 // activate (CUDA): the bias, the activation and its derivative behind a product made elsewhere.
 //
 //   h = x + b       y = act(h)       slope = act′(h)        (kinds: see
-//   tower_descent/tower_descent.h)
+//   core/activation.h)
 //
 // and the backward pass's  x ← x·slope. float32 arithmetic; storage float32, float16 or bfloat16.
 #pragma once
-#include "tower_descent/tower_descent.h"
+#include "core/activation.h"
+#include "core/view.h"
 
 namespace semobridge {
 

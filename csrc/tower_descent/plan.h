@@ -10,15 +10,16 @@ constexpr int64_t kBlockRows = 112;  // rows that pass a weight together: eight 
 constexpr int64_t kOwnRows = 28;  // per thread; with fewer, the threads share one block's columns
 constexpr int64_t kTeamBytes = 96 * 1024;  // of the widest weight per thread, to be worth a barrier
 
-struct InvertPlan {
+struct DescentPlan {
   int team = 1;  // threads on one block
   int blocks_at_once = 1;
   int64_t block = 1;  // samples, at most
   int64_t blocks = 0;
 };
 
-[[maybe_unused]] static InvertPlan plan_invert(const FrozenTower& t, int64_t samples, int threads) {
-  InvertPlan plan;
+[[maybe_unused]] static DescentPlan plan_descent(const FrozenTower& t, int64_t samples,
+                                                 int threads) {
+  DescentPlan plan;
   if (samples == 0) return plan;
   const int64_t most = kBlockRows / t.slots < 1 ? 1 : kBlockRows / t.slots;
   const int64_t widest = 3 * t.width * t.width * 4;

@@ -1,4 +1,4 @@
-// invert: learned rows in a frozen transformer tower, driven towards target features.
+// tower_descent: learned rows in a frozen transformer tower, driven towards target features.
 //
 // The tower is fixed; only the learned vectors v [S, R, T] change. Position by position its input
 // is base (+ v[source] where source >= 0); every layer is pre-norm:
@@ -21,11 +21,10 @@
 // result depends neither on the samples beside it nor on the number of threads. NaN stays in its
 // sample.
 #pragma once
+#include "core/activation.h"
 #include "core/view.h"
 
 namespace semobridge {
-
-enum class Activation : int32_t { kGelu = 0, kGeluTanh = 1, kQuickGelu = 2 };
 
 // data == nullptr: no such norm (the identity).
 struct FrozenNorm {
@@ -70,7 +69,9 @@ struct FrozenTower {
   int64_t learned_begin = 0, learned_end = 0;  // slots with source >= 0 lie in this range
 };
 
-struct InvertArgs {
+struct TowerDescentArgs {
+  const FrozenTower* tower = nullptr;
+  void* workspace = nullptr;  // tower_descent_workspace(...) bytes
   int64_t samples = 0;
   void* tokens = nullptr;     // [S, R, T], updated in place
   void* features = nullptr;   // [S, D] of the tokens as they end up; may be null
@@ -92,17 +93,11 @@ struct InvertArgs {
   int threads = 1;
 };
 
-// Bytes of scratch that invert() needs for this many samples and threads. It does not grow with the
-// number of samples beyond a few per thread: blocks of samples run to the end one after another.
-int64_t invert_workspace(const FrozenTower& tower, int64_t samples, int threads);
+// Bytes of scratch that tower_descent() needs for this many samples and threads. It does not grow
+// with the number of samples beyond a few per thread: blocks of samples run to the end one after
+// another.
+int64_t tower_descent_workspace(const FrozenTower& tower, int64_t samples, int threads);
 
-void invert(const FrozenTower& tower, const InvertArgs& args, void* workspace);
-
-// Lays `matrix` out in panels of `stored` elements (float32, float64, float16 or bfloat16).
-void pack_stored(const ConstMatrix& matrix, DType stored, void* out);
-
-// Asks for 2 MiB pages, before the first touch: a step reads every weight twice and would otherwise
-// pay a page walk for every 4 KiB of them. Does nothing where the system has none.
-void prefer_huge_pages(void* data, int64_t bytes);
+void tower_descent(const TowerDescentArgs& args);
 
 }  // namespace semobridge

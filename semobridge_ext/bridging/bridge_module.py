@@ -96,10 +96,13 @@ class Bridge(nn.Module):
 
     @classmethod
     def from_clip(cls, model: Any, *, atol: float = 0.3, text_length: float = 1.0) -> Bridge:
-        """The bridge of a CLIP model: open_clip, OpenAI's ``clip``, or Hugging Face ``CLIPModel``.
+        """The bridge of a CLIP model of a family that ``semobridge_ext.clip`` lists.
 
         Raises:
-            TypeError: the model has no linear text projection; the message says what was found.
+            TypeError: not a CLIP model, or one without a linear text projection; the message says what
+                was found. A projection with a bias, as SigLIP's, is refused: ``t = x·W + b`` is inverted
+                by ``(t − b)·W⁺``, and an image feature, whose length carries no meaning, has no scale
+                at which b could be subtracted. ``Bridge(W)`` leaves the bias out on purpose.
         """
         from semobridge_ext.clip import text_projection
 

@@ -44,22 +44,26 @@ def use(model: Any) -> Bridge:
             remedy = "or load that model and pass it"
             contract = "be a CLIP model, a Bridge or 'picto'"
             raise TypeError(_errors.message("use", "model", contract, model, remedy))
-        _default = _picto_bridge()
+        _default = embedded_bridge()
     else:
         _default = Bridge.from_clip(model)
     return _default
 
 
-def _picto_bridge() -> Bridge:
+def embedded_bridge() -> Bridge:
+    """The bridge of the embedded CLIP, made once."""
     global _embedded
     if _embedded is None:
         _embedded = Bridge.from_pretrained(_WEIGHTS)
     return _embedded
 
 
-def _default_for(img_feats: Any) -> Bridge:
+def default_for(img_feats: Any) -> Bridge:
+    """What ``use`` set; else the embedded CLIP's bridge, if the width is its own (ValueError if not)."""
+    if _default is not None:
+        return _default
     width = img_feats.shape[-1] if isinstance(img_feats, Tensor) and img_feats.dim() else None
-    embedded = _picto_bridge()
+    embedded = embedded_bridge()
     if width is not None and width != embedded.text_projection.shape[1]:
         raise ValueError(
             f"bridge: img_feats has width {width} and no default bridge is set; "
@@ -113,7 +117,7 @@ def bridge(
     """
     b = bridge if bridge is not None else _default
     if b is None:
-        b = _default_for(img_feats)
+        b = default_for(img_feats)
     elif not isinstance(b, Bridge):
         remedy = "make one with sb.Bridge(text_projection) or sb.Bridge.from_clip(model)"
         raise TypeError(_errors.message("bridge", "bridge", "be a Bridge", b, remedy))

@@ -9,10 +9,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn.functional import normalize
 
 from semobridge_ext.bridging import Bridge
-from semobridge_ext.fewshot import episodes
+from semobridge_ext.cli.embedded import encode_drawings
+from semobridge_ext.clip.class_text import class_text_features
+from semobridge_ext.diagnostics.resampling import modality_gap
+from semobridge_ext.fewshot import study
+from semobridge_ext.fewshot.study_cosines import CosineMethods
 from semobridge_ext.runtime.rows import unit_rows
 
 # ours, what it is held against
@@ -46,32 +50,31 @@ class Cloud(NamedTuple):
     share: tuple[float, ...]  # of the variance, per axis
 
 
-def _parts(dataset: Any) -> tuple[Tensor, Tensor]:
-    """Row numbers of the training and the test part; the validation part is left alone."""
-    return dataset.train.nonzero().flatten(), dataset.test.nonzero().flatten()
-
-
 def load_problem(
-    clip: Clip, dataset: Any, templates: Sequence[str], progress: episodes.Progress | None
-) -> tuple[episodes.Problem, float]:
-    """Encodes what the episodes need of one evaluation set; also returns ℓ."""
-    train, test = _parts(dataset)
+    clip: Clip, dataset: Any, templates: Sequence[str], progress: study.Progress | None
+) -> study.Problem:
+    """Encodes what the episodes need of one evaluation set; the validation part is left alone."""
+    train, test = dataset.train.nonzero().flatten(), dataset.test.nonzero().flatten()
     images, labels = dataset.images[torch.cat([train, test])], dataset.labels
-    features = episodes.encode_images(clip.model, clip.preprocess, images, progress=progress)
-    text, length = episodes.class_text_features(clip.model, clip.tokenizer, dataset.class_names, templates)
-    support, queries = features.split([len(train), len(test)])
-    return episodes.Problem(support, labels[train], queries, labels[test], text), length
+    features = encode_drawings(clip.model, clip.preprocess, images, progress=progress)
+    text = class_text_features(clip.model, dataset.class_names, templates, tokenizer=clip.tokenizer)
+    shots, queries = features.split([len(train), len(test)])
+    return study.Problem(
+        dataset.name, (shots, labels[train]), None, (queries, labels[test]),
+        text=text.projected, text_length=text.length,
+    )  # fmt: skip
 
 
 def accuracy_figures(
-    problem: episodes.Problem,
+    problem: study.Problem,
     bridge: Bridge,
     shots: Sequence[int],
     seeds: Sequence[int],
-    progress: episodes.Progress | None = None,
+    progress: study.Progress | None = None,
 ) -> dict[str, Any]:
     """Accuracy of every method and the paired differences, keyed by the number of shots."""
-    right = episodes.run_episodes(problem, bridge, shots=shots, seeds=seeds, progress=progress)
+    methods = CosineMethods(problem, bridge)
+    right = study.run_episodes(problem, methods, shots=shots, seeds=seeds, progress=progress)
     accuracy: dict[str, dict[str, Any]] = {}
     for method, hits in right.items():
         values = hits.double().mean(dim=2)  # [shots, seeds]
@@ -82,27 +85,19 @@ def accuracy_figures(
         }
     differences = {
         f"{ours} - {other}": {
-            str(k): episodes.compare(right[ours][i], right[other][i])._asdict() for i, k in enumerate(shots)
+            str(k): study.compare(right[ours][i], right[other][i])._asdict() for i, k in enumerate(shots)
         }
         for ours, other in COMPARISONS
     }
     return {"accuracy": accuracy, "differences": differences}
 
 
-def modality_gap(
-    image_features: Tensor,  # [N, D]
-    text_features: Tensor,  # [C, D]
-) -> float:
-    """``‖mean norm(image) − mean norm(text)‖``, between 0 and 2 (METHODS §8)."""
-    image, text = (F.normalize(x, dim=-1).mean(dim=0) for x in (image_features, text_features))
-    return float((image - text).norm())
-
-
 @torch.inference_mode()
-def gap_figures(problem: episodes.Problem, bridge: Bridge) -> tuple[dict[str, Any], Cloud]:
+def gap_figures(problem: study.Problem, bridge: Bridge) -> tuple[dict[str, Any], Cloud]:
     """Modality gap before and after bridging, how far the bridge turns a feature, and the picture."""
-    image, text = F.normalize(problem.queries, dim=-1).double(), problem.text.double()
-    bridged = bridge(problem.queries).double()
+    assert problem.text is not None
+    queries, text = problem.test[0], problem.text.double()
+    image, bridged = normalize(queries, dim=-1).double(), bridge(queries).double()
     figures = {
         "gap_before": modality_gap(image, text),
         "gap_after": modality_gap(bridged, text),

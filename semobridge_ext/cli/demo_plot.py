@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from semobridge_ext import _files
 from semobridge_ext.cli.demo_measure import Cloud
 from semobridge_ext.cli.demo_text import NAMES
 
@@ -23,12 +23,6 @@ STYLES = {
 IMAGE, TEXT, LINE = "#0072B2", "#D55E00", "#222222"
 DIFFERENCES = ("bridged_prototypes", "bridged_queries", "blend", "blend_unbridged")
 ROW_HEIGHT, WIDTH, DPI = 5.0, 14.0, 150
-
-
-def available() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("matplotlib") is not None
 
 
 def _dodge(count: int, step: float) -> list[float]:
@@ -149,9 +143,5 @@ def save(path: Path, results: Sequence[tuple[dict[str, Any], Cloud]]) -> None:
         _draw_gap(after, cloud, True, figures["gap"]["gap_after"])
         low, high = before.get_ylim()
         before.set_ylim(low, high + 0.12 * (high - low))  # room for the legend
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(temporary, format="png")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _files.replaced(path) as file:
+        figure.savefig(file, format="png")

@@ -9,7 +9,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from semobridge_ext.fewshot.study import METHODS, paired
+from semobridge_ext import _files
+from semobridge_ext.fewshot.study import paired
+from semobridge_ext.fewshot.study_estimators import METHODS
 
 Record = dict[str, Any]  # set, shots, seed, method, accuracy, seconds_fit, seconds_tune
 MEAN = "mean over sets"
@@ -171,7 +173,6 @@ def draw(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=4, fontsize=8, frameon=False)
     figure.tight_layout(rect=(0, 0.3 / down, 1, 1))
-    temporary = path.with_name(f".{path.name}.tmp.png")
-    figure.savefig(temporary, dpi=110)
+    with _files.replaced(path) as file:
+        figure.savefig(file, format="png", dpi=110)
     plt.close(figure)
-    temporary.replace(path)

@@ -1,5 +1,4 @@
-"""Models by name: the embedded one, open_clip's list, Hugging Face, local files; near matches "
-"for mistakes."""
+"""Models by name: embedded, from open_clip's list, Hugging Face or local files; mistakes get near matches."""
 
 from __future__ import annotations
 
@@ -13,6 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from semobridge_ext.cli.shards import Folder
+from semobridge_ext.clip import image_projection
+from semobridge_ext.clip.families import adapter_of
+
 
 class Encoder(NamedTuple):
     """A CLIP model with its preprocessing and tokenizer."""
@@ -20,15 +23,34 @@ class Encoder(NamedTuple):
     model: Any
     preprocess: Any
     tokenizer: Any
+    project: bool = True  # False: image features before their projection
 
     def texts(self, texts: Sequence[str], batch: int = 256) -> Tensor:  # [N, D] float32, raw
-        device = next(self.model.parameters()).device
+        device, adapter = next(self.model.parameters()).device, adapter_of("encode_text", self.model)
         rows = []
         with torch.inference_mode():
             for i in range(0, len(texts), batch):
                 tokens = self.tokenizer(list(texts[i : i + batch])).to(device)
-                rows.append(self.model.encode_text(tokens).float().cpu())
+                rows.append(adapter.encode_text(tokens).float().cpu())
         return torch.cat(rows).clone()
+
+    def images(self, pixels: Tensor) -> Tensor:  # [B, 3, H, W] on its device -> [B, D or V] float32, raw
+        adapter = adapter_of("encode_image", self.model)
+        encode = adapter.encode_image if self.project else adapter.encode_image_hidden
+        with torch.inference_mode():
+            return encode(pixels).float().cpu()
+
+    def before_projection(self, function: str) -> Encoder:
+        """The same encoder, whose images stop before a linear projection; refused where there is none."""
+        try:
+            image_projection(self.model)
+        except TypeError as error:
+            got = adapter_of(function, self.model).vision_kind or type(self.model).__name__
+            raise NotImplementedError(
+                f"{function}: --before-projection must meet a model with a linear image projection, got "
+                f"{got}; leave the option out"
+            ) from error
+        return self._replace(project=False)
 
 
 def add_arguments(parser: Any) -> None:
@@ -124,6 +146,27 @@ def load(function: str, name: str, pretrained: str | None, device: str = "cpu") 
         ) from error
 
 
+def maker_of(function: str, folder: Folder, device: str = "cpu", remedy: str = "extract again") -> Encoder:
+    """The model that made a folder of shards; refused where its weights are others by now."""
+    settings = folder.settings()
+    encoder = load(function, settings["model"], settings["pretrained"], device)
+    if weights_digest(encoder.model) != settings["weights_sha256"]:
+        raise ValueError(
+            f"{function}: the model must be the one that made {folder.path}, got other weights under the "
+            f"name {settings['model']}; {remedy}"
+        )
+    return encoder
+
+
+def prompts(function: str, names: Sequence[str], template: str) -> list[str]:
+    """The class names in a template's place; underscores of folder names become spaces."""
+    if "{}" not in template:
+        raise ValueError(
+            f"{function}: --template must contain {{}}, got '{template}'; write for example 'a photo of {{}}'"
+        )
+    return [template.replace("{}", name.replace("_", " ")) for name in names]
+
+
 def weights_digest(model: Any) -> str:
     """sha256 of all weights: names of files say nothing about what is in them."""
     digest = hashlib.sha256()
@@ -131,14 +174,3 @@ def weights_digest(model: Any) -> str:
         digest.update(f"{key}{value.dtype}{list(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def cut_projection(function: str, model: Any) -> None:
-    """Makes `encode_image` of an open_clip model stop before its image projection."""
-    visual = getattr(model, "visual", None)
-    if not isinstance(getattr(visual, "proj", None), Tensor):
-        raise NotImplementedError(
-            f"{function}: --before-projection must meet an open_clip model with a projection matrix, got "
-            f"{type(visual).__name__}; leave the option out"
-        )
-    visual.proj = None  # type: ignore[union-attr]

@@ -22,26 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from semobridge_ext import _files
+from semobridge_ext.cli.output import write_json
+
 FEATURES, METADATA = "img_emb", "metadata"
 _ROWS = 1 << 14  # read at once: 16384 float32 rows of width 512 are 32 MiB
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, which takes its place when the block ends well."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    with whole(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_json(function: str, path: Path) -> Any:
@@ -128,10 +113,10 @@ class Folder:
 
     def write(self, index: int, features: np.ndarray, table: Any) -> None:
         """One shard: features first, the Parquet file that makes it count last."""
-        with whole(self.features_path(index)) as temporary, open(temporary, "wb") as file:
+        with _files.replaced(self.features_path(index)) as file:
             np.save(file, features, allow_pickle=False)
-        with whole(self.metadata_path(index)) as temporary:
-            arrow(self.function).write_table(table, temporary)
+        with _files.replaced(self.metadata_path(index)) as file:
+            arrow(self.function).write_table(table, file)
 
     def finish(self, summary: dict[str, Any]) -> None:
         write_json(self.path / "summary.json", summary)
@@ -200,6 +185,30 @@ class Folder:
         """[N, D] float32 unit rows: all of them in memory."""
         normal = [torch.nn.functional.normalize(block, dim=1) for block in self.blocks()]
         return torch.cat(normal)
+
+    def labelled(self, column: str, codes: dict[str, int]) -> tuple[Tensor, Tensor]:
+        """Unit rows [N, D] and label codes [N] of the rows that have a label; `codes` grows."""
+        self.shards()
+        self.check_finished()
+        values = self.column(column)
+        kept = torch.tensor([i for i, value in enumerate(values) if value is not None], dtype=torch.int64)
+        if not len(kept):
+            raise ValueError(
+                f"{self.function}: SHARDS must have labels, got {self.path} with none in '{column}'; "
+                "extract a folder with one sub-folder per class, or name another column with --label"
+            )
+        rows = self.load()
+        if len(rows) != len(values):
+            raise ValueError(
+                f"{self.function}: SHARDS must have one record per row, got {len(rows)} rows and "
+                f"{len(values)} records in {self.path}"
+            )
+        labels = torch.tensor([codes.setdefault(str(values[i]), len(codes)) for i in kept.tolist()])
+        return (rows if len(kept) == len(rows) else rows[kept]), labels
+
+    def class_names(self) -> list[str]:
+        """The labels, sorted."""
+        return sorted({str(label) for label in self.column("label") if label is not None})
 
     def metadata_file(self, index: int) -> Path:
         """Of an existing shard, whatever way its number is written."""

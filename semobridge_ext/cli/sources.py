@@ -19,6 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from semobridge_ext import _files
+
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
 
@@ -105,10 +107,8 @@ def _csv_lines(path: Path, column: str, others: list[str]) -> Iterator[Line]:
 
 def _write_lines(lines: Iterator[Line], target: Path) -> tuple[int, str]:
     """Count and digest of what is written, one JSON array a line."""
-    from semobridge_ext.cli.shards import whole
-
     count, digest = 0, hashlib.sha256()
-    with whole(target) as temporary, open(temporary, "wb") as file:
+    with _files.replaced(target) as file:
         for line in lines:
             data = json.dumps(line).encode() + b"\n"
             digest.update(data)

@@ -1,12 +1,12 @@
-"""Transformer blocks of open_clip, OpenAI's clip, Hugging Face and timm as ops.tower.Block.
+"""Transformer blocks that several families share, as the specification's Block.
 
-A module that computes anything else than a pre-norm block is refused by name, never approximated.
+A module that computes anything but a pre-norm block is refused by name, never approximated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +63,7 @@ class Reader:
             raise self.refuse(f"{where} = {type(module).__name__}")
 
     def activation(self, module: Any) -> str:
-        """Told by what it computes, not by its name."""
+        """The activation's name in the specification, told by what it computes."""
         x = torch.linspace(-4, 4, 33, dtype=torch.float64)
         candidates = {
             "gelu": F.gelu(x),
@@ -84,8 +84,21 @@ class Reader:
         return found[0]
 
 
-def resblocks(reader: Reader, blocks: Any) -> tuple[tuple[Block, ...], int, str]:
-    """Blocks of open_clip and OpenAI's clip: the blocks, the number of heads, the activation."""
+class Blocks(NamedTuple):
+    """The blocks of a tower, and what they have in common."""
+
+    blocks: tuple[Block, ...]
+    heads: int
+    activation: str
+
+
+def alike(reader: Reader, found: list[Block], heads: list[int], activations: list[str]) -> Blocks:
+    """The blocks if they agree on heads and activation, as the specification's Tower needs."""
+    return Blocks(tuple(found), reader.same(heads, "heads"), reader.same(activations, "activations"))
+
+
+def resblocks(reader: Reader, blocks: Any) -> Blocks:
+    """Blocks of open_clip and OpenAI's clip."""
     found, heads, activations = [], [], []
     for b in blocks:
         attention = getattr(b, "attn", None)
@@ -108,7 +121,7 @@ def resblocks(reader: Reader, blocks: Any) -> tuple[tuple[Block, ...], int, str]
         )
         heads.append(attention.num_heads)
         activations.append(reader.activation(b.mlp.gelu))
-    return tuple(found), reader.same(heads, "heads"), reader.same(activations, "activations")
+    return alike(reader, found, heads, activations)
 
 
 def _stack(parts: list[Linear]) -> Linear:
@@ -118,8 +131,8 @@ def _stack(parts: list[Linear]) -> Linear:
     return Linear(torch.cat([p.weight for p in parts], 1), torch.cat(biases))  # type: ignore[arg-type]
 
 
-def hf_blocks(reader: Reader, layers: Any) -> tuple[tuple[Block, ...], int, str]:
-    """Blocks of Hugging Face's CLIP encoders."""
+def hf_blocks(reader: Reader, layers: Any) -> Blocks:
+    """Blocks of Hugging Face's CLIP and SigLIP encoders."""
     found, heads, activations = [], [], []
     for b in layers:
         attention = b.self_attn
@@ -136,29 +149,24 @@ def hf_blocks(reader: Reader, layers: Any) -> tuple[tuple[Block, ...], int, str]
         )
         heads.append(attention.num_heads)
         activations.append(reader.activation(b.mlp.activation_fn))
-    return tuple(found), reader.same(heads, "heads"), reader.same(activations, "activations")
+    return alike(reader, found, heads, activations)
 
 
-def timm_blocks(reader: Reader, blocks: Any) -> tuple[tuple[Block, ...], int, str]:
-    """Blocks of timm's VisionTransformer."""
-    found, heads, activations = [], [], []
-    for b in blocks:
-        attention = b.attn
-        if type(b).__name__ != "Block" or type(attention).__name__ != "Attention":
-            raise reader.refuse(f"{type(b).__name__} with {type(attention).__name__}")
-        for name in ("q_norm", "k_norm", "norm", "gate"):
-            reader.identity(getattr(attention, name, None), f"attn.{name}")
-        reader.identity(getattr(b.mlp, "norm", None), "mlp.norm")
-        found.append(
-            Block(
-                norm1=reader.needed_norm(b.norm1, "norm1"),
-                qkv=reader.linear(attention.qkv, "attn.qkv"),
-                out=reader.linear(attention.proj, "attn.proj", getattr(b, "ls1", None)),
-                norm2=reader.needed_norm(b.norm2, "norm2"),
-                fc=reader.linear(b.mlp.fc1, "mlp.fc1"),
-                proj=reader.linear(b.mlp.fc2, "mlp.fc2", getattr(b, "ls2", None)),
-            )
-        )
-        heads.append(attention.num_heads)
-        activations.append(reader.activation(b.mlp.act))
-    return tuple(found), reader.same(heads, "heads"), reader.same(activations, "activations")
+def pooling_block(
+    query: Tensor,  # [T]
+    keys_values: Linear,  # [T, 2T]
+    *,
+    norm1: Norm,
+    out: Linear,
+    norm2: Norm,
+    fc: Linear,
+    proj: Linear,
+) -> Block:
+    """Attention pooling with an MLP (SigLIP's MAP head): one constant query looks at all rows."""
+    width = len(query)
+    weight, bias = keys_values
+    zeros = torch.zeros_like(weight[:, :width])
+    qkv = Linear(
+        torch.cat([zeros, weight], 1), None if bias is None else torch.cat([torch.zeros_like(query), bias])
+    )
+    return Block(norm1=norm1, qkv=qkv, out=out, norm2=norm2, fc=fc, proj=proj, query=query)

@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from semobridge_ext import _errors
+from semobridge_ext.clip.encode import batches, evaluating
+from semobridge_ext.clip.families import adapter_of
 
 _NAME = "class_text_features"
 
@@ -33,11 +35,12 @@ def class_text_features(
     """Class text features ``t_c = norm(mean_p norm(prompt_p))``; the same before the projection.
 
     Args:
-        model: open_clip ``CLIP``, OpenAI ``clip`` or Hugging Face ``CLIPModel``.
+        model: a CLIP model of a family that ``semobridge_ext.clip`` lists.
         names: C class names.
         templates: prompts with ``{}`` in the name's place, an ensemble for all classes; or a mapping
             from every class name to its own whole prompts (any number each).
-        tokenizer: a list of strings to token ids; None: open_clip's standard one.
+        tokenizer: a list of strings to token ids, or a Hugging Face tokenizer; None: CLIP's where the
+            vocabulary is CLIP's.
         batch_size: prompts encoded at once.
 
     Returns:
@@ -45,8 +48,11 @@ def class_text_features(
         device, and the text length ℓ for ``Bridge(text_length=...)``.
 
     Raises:
-        ValueError: no names, no prompts, a template without ``{}``, a class without prompts.
-        TypeError: a model of another kind.
+        ValueError: no names, no prompts, a template without ``{}``, a class without prompts, or no
+            tokenizer for a vocabulary other than CLIP's. TypeError: not a CLIP model.
+            NotImplementedError: an unknown text pooling.
+
+    Numerics: the model's own forward pass; means and norms in float32.
 
     Memory: O(batch_size) activations beside the result.
 
@@ -59,28 +65,25 @@ def class_text_features(
         (torch.Size([2, 192]), torch.Size([2, 192]))
     """
     prompts, owners = _prompts(list(names), templates)
+    adapter = adapter_of(_NAME, model)
     if tokenizer is None:
-        tokenizer = _standard_tokenizer()
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
+        tokenizer = adapter.default_tokenizer()
+    parameter = next(model.parameters())
     projected: list[Tensor] = []
     hidden: list[Tensor] = []
-    try:
-        with torch.inference_mode():
-            for start in range(0, len(prompts), batch_size):
-                before, after = _encode(model, tokenizer(prompts[start : start + batch_size]), device)
+    with evaluating(model), torch.inference_mode():
+        for start in range(0, len(prompts), batch_size):
+            ids = adapter.tokenize(tokenizer, prompts[start : start + batch_size])
+            for part in batches(ids, batch_size, parameter.device):
+                before, after = adapter.encode_text_with_hidden(part)
                 hidden.append(before.float())
                 projected.append(after.float())
-    finally:
-        model.train(was_training)
-    owner = torch.tensor(owners, device=device)
-    dtype = next(model.parameters()).dtype
+    owner = torch.tensor(owners, device=parameter.device)
 
     def class_mean(rows: Tensor) -> Tensor:
         units = normalize(rows, dim=1)
         sums = units.new_zeros(len(names), units.shape[1]).index_add(0, owner, units)
-        return normalize(sums, dim=1).to(dtype).clone()
+        return normalize(sums, dim=1).to(parameter.dtype).clone()
 
     every = torch.cat(hidden)
     # ℓ over classes: prompts of one class share its weight.
@@ -112,42 +115,3 @@ def _prompts(names: list[Any], templates: Any) -> tuple[list[str], list[int]]:
         pairs = [(t.replace("{}", str(name)), i) for i, name in enumerate(names) for t in templates]
     texts, owners = zip(*pairs, strict=True)
     return list(texts), list(owners)
-
-
-def _standard_tokenizer() -> Callable[[list[str]], Any]:
-    try:
-        import open_clip
-    except ImportError as error:
-        raise ImportError(
-            f"{_NAME}: tokenizer must be given where open_clip is missing; pip install open_clip_torch"
-        ) from error
-    return open_clip.get_tokenizer("ViT-B-32")
-
-
-def _encode(model: Any, tokens: Any, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Features [P, T] before and [P, D] after the text projection."""
-    if hasattr(model, "text_model") and hasattr(model, "text_projection"):  # Hugging Face CLIPModel
-        inputs = tokens if isinstance(tokens, Mapping) else {"input_ids": torch.as_tensor(tokens)}
-        inputs = {name: torch.as_tensor(value).to(device) for name, value in inputs.items()}
-        pooled = model.text_model(**inputs).pooler_output
-        return pooled, model.text_projection(pooled)
-    tower = getattr(model, "text", None)
-    tower = tower if isinstance(tower, nn.Module) else model
-    known = isinstance(getattr(tower, "ln_final", None), nn.Module) and hasattr(model, "encode_text")
-    if not known or getattr(tower, "text_pool_type", getattr(tower, "pool_type", "argmax")) != "argmax":
-        raise TypeError(
-            f"{_NAME}: model must be a CLIP that pools text at the end-of-text token, got "
-            f"{type(model).__name__}; compute t_c and s_c yourself and pass them to the classifier"
-        )
-    held: list[Tensor] = []
-    norm: Any = tower.ln_final
-    hook = norm.register_forward_hook(lambda module, inputs, output: held.append(output))
-    try:
-        tokens = torch.as_tensor(tokens).to(device)
-        after = model.encode_text(tokens)
-    finally:
-        hook.remove()
-    x = held[0]
-    if x.shape[0] != len(tokens):  # OpenAI's clip keeps [L, B, T] inside its transformer
-        x = x.transpose(0, 1)
-    return x[torch.arange(len(tokens), device=device), tokens.argmax(dim=-1)], after

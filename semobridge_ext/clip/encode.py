@@ -6,59 +6,48 @@ projecting layer, or what the final layer norm gave where the projection is a ba
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from semobridge_ext.clip.projections import image_projection, image_projector, text_projection, text_projector
+from semobridge_ext.clip.families import adapter_of
+from semobridge_ext.clip.projections import image_projection, text_projection
 
 
-def _capture(
-    module: nn.Module, run: Callable[[], Any], *, before: bool
-) -> Tensor:  # input (before) or output of `module` in one run
-    held: list[Tensor] = []
-    hook = (
-        module.register_forward_pre_hook(lambda _, inputs: held.append(inputs[0]))
-        if before
-        else module.register_forward_hook(lambda _, inputs, output: held.append(output))
-    )
+def batches(inputs: Any, batch_size: int, device: torch.device) -> Iterator[Any]:
+    """A tensor [B, ..], or a mapping of such tensors, in parts of ``batch_size`` rows on the device."""
+    if isinstance(inputs, Mapping):
+        parts = {name: torch.as_tensor(value) for name, value in inputs.items()}
+        for i in range(0, len(next(iter(parts.values()))), batch_size):
+            yield {name: value[i : i + batch_size].to(device) for name, value in parts.items()}
+    else:
+        for part in torch.as_tensor(inputs).split(batch_size):
+            yield part.to(device)
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """The model in evaluation mode; left as it was found."""
+    training = model.training
+    model.eval()
     try:
-        run()
+        yield
     finally:
-        hook.remove()
-    return held[-1]
+        model.train(training)
 
 
-def _refuse(function: str, what: str) -> NotImplementedError:
-    return NotImplementedError(
-        f"{function}: model must pool its tokens in a known way, got {what}; take the features before the "
-        "projection from the model yourself"
-    )
-
-
-def _image_rows(model: Any, images: Tensor) -> Tensor:  # [B, V]
-    """Pre-projection features of one batch."""
-    if hasattr(model, "vision_model"):  # Hugging Face
-        return model.vision_model(pixel_values=images).pooler_output
-    visual, (_, projector) = model.visual, image_projector(model)
-    if isinstance(projector, nn.Linear):
-        return _capture(projector, lambda: visual(images), before=True)
-    if not hasattr(visual, "ln_post"):
-        raise _refuse("encode_image", type(visual).__name__)
-    x = _capture(visual.ln_post, lambda: visual(images), before=False)
-    if x.dim() == 2:  # pooled before the norm: OpenAI's clip, final_ln_after_pool
-        return x
-    pool = getattr(visual, "pool_type", "tok")
-    if pool not in ("tok", "avg") or getattr(visual, "attn_pool_contrastive", None) is not None:
-        raise _refuse("encode_image", f"{type(visual).__name__} with pooling {pool!r}")
-    return x[:, 0] if pool == "tok" else x[:, 1:].mean(dim=1)
+def _cast(images: Any, dtype: torch.dtype) -> Any:
+    if isinstance(images, Mapping):  # masks and shapes keep their integers
+        return {n: v.to(dtype) if v.is_floating_point() else v for n, v in images.items()}
+    return images.to(dtype)
 
 
 def encode_image(
     model: Any,
-    images: Tensor,  # [B, 3, H, W]
+    images: Any,  # [B, 3, H, W], or a Hugging Face batch
     *,
     project: bool = True,
     batch_size: int = 256,
@@ -66,9 +55,9 @@ def encode_image(
     """Raw image features of a CLIP model, or what its projection reads.
 
     Args:
-        model: open_clip model with a ViT or a timm trunk under a linear head, OpenAI ``clip`` with a
-            ViT, Hugging Face ``CLIPModel``.
-        images: [B, 3, H, W] preprocessed, on any device; moved to the model's device and dtype.
+        model: a CLIP model of a family that ``semobridge_ext.clip`` lists.
+        images: [B, 3, H, W] preprocessed, on any device; moved to the model's device and dtype. For a
+            Hugging Face model also the mapping of tensors that its processor returns.
         project: False gives the pooled, normed features x before the projection A; ``x·A`` is what
             True gives.
         batch_size: images encoded at once.
@@ -77,57 +66,27 @@ def encode_image(
         [B, D] or [B, V] in the model's dtype, not normalised, without gradient.
 
     Raises:
-        TypeError: project=False and no linear projection. NotImplementedError: an unknown pooling.
+        TypeError: not a CLIP model, or project=False without a linear projection. NotImplementedError:
+            an unknown pooling.
+
+    Numerics: the model's own forward pass, in evaluation mode.
+
+    Memory: O(batch_size) activations beside the result.
+
+    Example:
+        >>> import torch, semobridge_ext as sb
+        >>> model = sb.load_picto_clip()[0]
+        >>> sb.clip.encode_image(model, torch.zeros(2, 3, 48, 48), project=False).shape
+        torch.Size([2, 192])
     """
+    adapter = adapter_of("encode_image", model)
     if not project:
         image_projection(model)  # refuses in words where there is none
+    run = adapter.encode_image if project else adapter.encode_image_hidden
     parameter = next(model.parameters())
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            parts = []
-            for chunk in images.split(batch_size):
-                rows = chunk.to(parameter.device, parameter.dtype)
-                if project:
-                    parts.append(_projected_image(model, rows))
-                else:
-                    parts.append(_image_rows(model, rows))
-            return torch.cat(parts)
-    finally:
-        model.train(training)
-
-
-def _projected_image(model: Any, images: Tensor) -> Tensor:
-    if hasattr(model, "vision_model") and hasattr(model, "visual_projection"):
-        return model.visual_projection(_image_rows(model, images))
-    return model.encode_image(images)
-
-
-def _text_rows(model: Any, ids: Any) -> Tensor:  # [B, T]
-    """Pre-projection features of one batch."""
-    if hasattr(model, "text_model"):  # Hugging Face
-        inputs = dict(ids) if isinstance(ids, Mapping) else {"input_ids": ids}
-        return model.text_model(**inputs).pooler_output
-    _, projector = text_projector(model)
-    if isinstance(projector, nn.Linear):
-        return _capture(projector, lambda: model.encode_text(ids), before=True)
-    tower = model.text if isinstance(getattr(model, "text", None), nn.Module) else model
-    if not hasattr(tower, "ln_final"):
-        raise _refuse("encode_text", type(tower).__name__)
-    x = _capture(tower.ln_final, lambda: model.encode_text(ids), before=False)
-    if x.dim() == 2:  # pooled before the norm (CoCa)
-        return x
-    pool = getattr(tower, "pool_type", getattr(tower, "text_pool_type", "argmax"))
-    rows = torch.arange(len(x), device=x.device)
-    if pool == "argmax":
-        return x[rows, ids.argmax(dim=-1)]
-    if pool == "eos":
-        eos = getattr(tower, "eos_id", getattr(tower, "text_eos_id", None))
-        return x[rows, (ids == eos).int().argmax(dim=-1)]
-    if pool in ("first", "last"):
-        return x[:, 0 if pool == "first" else -1]
-    raise _refuse("encode_text", f"{type(tower).__name__} with pooling {pool!r}")
+    with evaluating(model), torch.no_grad():
+        parts = batches(images, batch_size, parameter.device)
+        return torch.cat([run(_cast(part, parameter.dtype)) for part in parts])
 
 
 def encode_text(
@@ -141,7 +100,7 @@ def encode_text(
 
     Args:
         model: as there.
-        ids: [B, L] token ids, or a mapping of such tensors (Hugging Face tokenizers).
+        ids: [B, L] token ids, or the mapping of such tensors that a Hugging Face tokenizer returns.
         project: False gives the pooled, normed features x before the projection W.
         batch_size: texts encoded at once.
 
@@ -149,34 +108,22 @@ def encode_text(
         [B, D] or [B, T] in the model's dtype, not normalised, without gradient.
 
     Raises:
-        TypeError: project=False and no linear projection. NotImplementedError: an unknown pooling.
+        TypeError: not a CLIP model, or project=False without a linear projection. NotImplementedError:
+            an unknown pooling.
+
+    Numerics, Memory: as there.
+
+    Example:
+        >>> import semobridge_ext as sb
+        >>> model, _, tokenizer = sb.load_picto_clip()
+        >>> sb.clip.encode_text(model, tokenizer(["star", "house"])).shape
+        torch.Size([2, 192])
     """
+    adapter = adapter_of("encode_text", model)
     if not project:
         text_projection(model)
-    device = next(model.parameters()).device
-    if isinstance(ids, Mapping):
-        inputs = {name: torch.as_tensor(value).to(device) for name, value in ids.items()}
-        count = len(inputs["input_ids"])
-        batches: list[Any] = [
-            {name: value[i : i + batch_size] for name, value in inputs.items()}
-            for i in range(0, count, batch_size)
-        ]
-    else:
-        batches = list(torch.as_tensor(ids).to(device).split(batch_size))
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            parts = []
-            for batch in batches:
-                rows = None if project and hasattr(model, "encode_text") else _text_rows(model, batch)
-                if not project:
-                    assert rows is not None
-                    parts.append(rows)
-                elif rows is None:
-                    parts.append(model.encode_text(batch))
-                else:
-                    parts.append(model.text_projection(rows))
-            return torch.cat(parts)
-    finally:
-        model.train(training)
+    with evaluating(model), torch.no_grad():
+        parts = batches(ids, batch_size, next(model.parameters()).device)
+        if project:
+            return torch.cat([adapter.encode_text(part) for part in parts])
+        return torch.cat([adapter.encode_text_with_hidden(part)[0] for part in parts])

@@ -1,4 +1,4 @@
-"""The linear maps at the end of a CLIP model's towers."""
+"""The linear maps that end a CLIP model's towers."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from semobridge_ext.clip.adapter import Projector
+from semobridge_ext.clip.families import adapter_of
 
-def _matrix(function: str, owner: str, value: Any, why: str) -> Tensor:
+
+def _matrix(function: str, kind: str, projector: Projector, why: str) -> Tensor:
     """An [in, D] matrix from a parameter, or from a Linear layer, whose weight is its transpose."""
+    owner, value = f"{kind}'s {projector.name}", projector.value
     if isinstance(value, nn.Linear):
         if value.bias is not None:
             raise TypeError(
@@ -24,90 +28,68 @@ def _matrix(function: str, owner: str, value: Any, why: str) -> Tensor:
     )
 
 
-def _check_module(function: str, model: Any) -> str:
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"{function}: model must be a CLIP model (torch.nn.Module), got "
-            f"{type(model).__name__}; open_clip.create_model_and_transforms returns it first"
-        )
-    return type(model).__name__
-
-
-def text_projector(model: Any) -> tuple[str, Any]:
-    """(name, parameter or layer) of the text projection; a value of None where there is none."""
-    for owner, tower in (("model", model), ("model.text", getattr(model, "text", None))):
-        for name in ("text_projection", "proj"):
-            if tower is None or (name == "proj" and owner == "model"):
-                continue
-            value = getattr(tower, name, None)
-            if value is not None:
-                return f"{owner}.{name}", value
-    return "", None
-
-
-def image_projector(model: Any) -> tuple[str, Any]:
-    """(name, parameter or layer) of the image projection; a value of None where there is none."""
-    if hasattr(model, "visual_projection"):  # Hugging Face
-        return "model.visual_projection", model.visual_projection
-    visual: Any = getattr(model, "visual", None)
-    if getattr(visual, "proj", None) is not None:
-        return "model.visual.proj", visual.proj
-    trunk = getattr(visual, "trunk", None)
-    if trunk is None:
-        return "", None
-    layers = [("trunk.head", getattr(trunk, "head", None))]
-    layers += [(f"head.{name}", layer) for name, layer in visual.head.named_children()]
-    idle = (nn.Identity, nn.Dropout, type(None))
-    layers = [(name, layer) for name, layer in layers if not isinstance(layer, idle)]
-    if len(layers) > 1:  # pooling and projection, or two projections
-        return "model.visual.head", visual.head
-    return (f"model.visual.{layers[0][0]}", layers[0][1]) if layers else ("", None)
-
-
-def text_projection(model: Any) -> Tensor:
+def text_projection(model: Any) -> Tensor:  # [T, D]
     """The text projection W of a CLIP model, oriented so that ``x_text · W`` is the text feature.
 
     Args:
-        model: open_clip ``CLIP`` or ``CustomTextCLIP`` (parameter or Linear), OpenAI ``clip`` (float16
-            on a GPU), Hugging Face ``CLIPModel``, or a Hugging Face text tower inside open_clip.
+        model: a CLIP model of a family that ``semobridge_ext.clip`` lists; W may be a parameter (float16
+            for OpenAI's clip on a GPU) or a Linear layer without bias.
 
     Returns:
         [T, D], detached, in the model's dtype and on its device.
 
     Raises:
-        TypeError: no such projection; the message names what was found.
+        TypeError: not a CLIP model, or no such projection; the message names what was found. A layer
+            with a bias (SigLIP) is refused: ``t = x·W + b`` cannot be undone from a feature whose
+            length is lost.
+
+    Memory: none of its own; the result is a view of the model's weights.
+
+    Example:
+        >>> import semobridge_ext as sb
+        >>> sb.clip.text_projection(sb.load_picto_clip()[0]).shape
+        torch.Size([192, 192])
     """
-    kind = _check_module("text_projection", model)
-    name, value = text_projector(model)
-    if value is None:
+    adapter = adapter_of("text_projection", model)
+    projector = adapter.text_projector()
+    if projector is None:
         raise TypeError(
-            f"text_projection: model must have a linear text projection, got {kind} without one; "
+            f"text_projection: model must have a linear text projection, got {adapter.kind} without one; "
             "pass its matrix to Bridge(text_projection) if it has one under another name"
         )
-    return _matrix("text_projection", f"{kind}'s {name}", value, "the algebra of SeMoBridge and IsoCLIP")
+    return _matrix("text_projection", adapter.kind, projector, "the algebra of SeMoBridge and IsoCLIP")
 
 
-def image_projection(model: Any) -> Tensor:
+def image_projection(model: Any) -> Tensor:  # [V, D]
     """The image projection A of a CLIP model, oriented so that ``x_image · A`` is the image feature.
 
     Args:
-        model: open_clip model with a ``VisionTransformer`` or a timm trunk under a linear head, OpenAI
-            ``clip`` with a ViT, Hugging Face ``CLIPModel``.
+        model: a CLIP model of a family that ``semobridge_ext.clip`` lists, with a vision transformer or a
+            timm trunk under a linear head.
 
     Returns:
         [V, D], detached, in the model's dtype and on its device.
 
     Raises:
-        TypeError: no such projection (SigLIP's pooling head, a ResNet); the message names what was found.
+        TypeError: not a CLIP model, or no such projection (SigLIP's pooling head, a ResNet); the message
+            names what was found.
+
+    Memory: none of its own; the result is a view of the model's weights.
+
+    Example:
+        >>> import semobridge_ext as sb
+        >>> sb.clip.image_projection(sb.load_picto_clip()[0]).shape
+        torch.Size([192, 192])
     """
-    kind = _check_module("image_projection", model)
-    name, value = image_projector(model)
-    if value is None:
-        visual = getattr(model, "visual", None)
-        found = kind if visual is None else f"{kind} with a {type(visual).__name__}"
+    adapter = adapter_of("image_projection", model)
+    projector = adapter.image_projector()
+    if projector is None:
+        found = (
+            adapter.kind if adapter.vision_kind is None else f"{adapter.kind} with a {adapter.vision_kind}"
+        )
         raise TypeError(
             f"image_projection: model must have a linear image projection, got {found} without one "
             "(SigLIP's attention pooling and ResNets end in no matrix of their own); "
             "use a model with a linear projector, or pass the matrix if it has one under another name"
         )
-    return _matrix("image_projection", f"{kind}'s {name}", value, "the algebra of IsoCLIP")
+    return _matrix("image_projection", adapter.kind, projector, "the algebra of IsoCLIP")

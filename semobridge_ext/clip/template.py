@@ -7,26 +7,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Two words that any tokenizer has as one piece each. The ids in which the two texts differ are the
-# placeholder's, whatever special tokens and cleaning the tokenizer adds.
+# Pairs of words of which a tokenizer has at least one pair as single pieces. Where the ids of the two texts
+# differ stands the placeholder, whatever special tokens and cleaning the tokenizer adds.
 _WORDS = (("x", "z"), ("£", "€"), ("*", "$"))
 
 
-def default_tokenizer(function: str, vocab_size: int) -> Any:
+def default_tokenizer(function: str, vocab_size: int, context_length: int = 77) -> Any:
     """CLIP's byte-pair tokenizer for models with its vocabulary."""
     if vocab_size != 49408:
         raise ValueError(
             f"{function}: tokenizer must be given for a model with {vocab_size} words, got None; "
             "pass the one that belongs to the model"
         )
-    from open_clip.tokenizer import SimpleTokenizer
+    try:
+        from open_clip.tokenizer import SimpleTokenizer
+    except ImportError as error:
+        raise ImportError(
+            f"{function}: tokenizer must be given where open_clip is missing; pip install open_clip_torch"
+        ) from error
+    return SimpleTokenizer(context_length=context_length)
 
-    return SimpleTokenizer()
+
+def is_hugging_face(tokenizer: Any) -> bool:
+    """Whether the tokenizer is one of transformers, which pads and truncates only on demand."""
+    return hasattr(tokenizer, "convert_tokens_to_ids")
 
 
 def _ids(function: str, tokenizer: Any, text: str, length: int) -> Tensor:
     """[L] ids; L ≤ length."""
-    if hasattr(tokenizer, "convert_tokens_to_ids"):  # Hugging Face
+    if is_hugging_face(tokenizer):
         out = tokenizer([text], padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         return out["input_ids"][0]
     try:
@@ -49,7 +58,7 @@ def template_ids(
     num_tokens: int,
     context_length: int,
 ) -> tuple[Tensor, list[int]]:
-    """Token ids [L] of the template with ``num_tokens`` placeholder words, and their positions.
+    """Token ids [L] of the template with ``num_tokens`` placeholder words, and the words' positions.
 
     Raises:
         ValueError: not exactly one ``{}``; it does not fit the context; or the tokenizer merges the
@@ -70,7 +79,7 @@ def template_ids(
             if len(a) > context_length:
                 break
             roomy = _ids(function, tokenizer, texts[0], context_length + 8)
-            if len(roomy) > len(a) and _length(roomy) != _length(a):
+            if not _adds_only_padding(a, roomy):
                 break
             return a, positions
     raise ValueError(
@@ -80,7 +89,9 @@ def template_ids(
     )
 
 
-def _length(ids: Tensor) -> int:
-    """Tokens before the padding, which repeats one id to the end."""
-    same = (ids == ids[-1]).flip(0).long().cumprod(0).sum().item()
-    return len(ids) - int(same)
+def _adds_only_padding(ids: Tensor, roomy: Tensor) -> bool:
+    """Whether a longer context changes nothing but the padding, on either side: no word was cut off."""
+    length, extra = len(ids), len(roomy) - len(ids)
+    return (torch.equal(roomy[:length], ids) and len(roomy[length:].unique()) <= 1) or (
+        torch.equal(roomy[extra:], ids) and len(roomy[:extra].unique()) <= 1
+    )

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _errors, _inputs
-from semobridge_ext.diagnostics import resampling as _resampling
+from semobridge_ext.diagnostics import resampling
 from semobridge_ext.diagnostics.resampling import Estimate
 
 _NAME = "diagnose"
@@ -50,7 +50,7 @@ class Diagnosis:
         settings: how many rows, classes and resamples, and the seed.
 
     Raises:
-        Nothing: ``diagnose`` has checked its input.
+        ImportError: from ``plot``, without matplotlib.
 
     Example:
         >>> import torch, semobridge_ext as sb
@@ -135,7 +135,7 @@ def _shown(name: str, e: Estimate, signed: bool = False) -> str:
 
 def _mapped(argument: str, mapping: Mapping, features: Tensor) -> Tensor:  # unit rows on the CPU
     if mapping is None:
-        return _resampling.unit(features)
+        return resampling.unit(features)
     if isinstance(mapping, Tensor):
         rows = mapping
     elif callable(mapping):
@@ -149,7 +149,7 @@ def _mapped(argument: str, mapping: Mapping, features: Tensor) -> Tensor:  # uni
         contract, remedy = f"give {len(features)} rows", "map every row to one row"
         raise ValueError(_errors.message(_NAME, argument, contract, rows, remedy))
     _errors.check_finite(_NAME, argument, rows, "check the mapping, or drop these rows")
-    return _resampling.unit(rows)
+    return resampling.unit(rows)
 
 
 def _check_numbers(recall_at: Sequence[int], **numbers: int) -> None:
@@ -253,7 +253,7 @@ def diagnose(
             raise ValueError(_errors.message(_NAME, "other", "be [M, D]", other, remedy))
         _errors.check_finite(_NAME, "other", other, "drop the rows with NaN or inf")
     by_class = resample == "classes"
-    plan = _resampling.make_plan(codes, by_class, resamples, confidence, seed)
+    plan = resampling.make_plan(codes, by_class, resamples, confidence, seed)
     near = min(neighbours, len(x) - 1)
     edges = torch.linspace(-1, 1, bins + 1)
 
@@ -264,23 +264,23 @@ def diagnose(
         if text is not None and text.shape[1] != rows.shape[1]:
             contract, remedy = f"have width {rows.shape[1]}, as the features {which}", "map both to one width"
             raise ValueError(_errors.message(_NAME, "other", contract, text, remedy))
-        m = _resampling.measure(rows, text, codes, plan, ks, near, bins)
-        samples = _resampling.resampled(m, plan)
+        m = resampling.measure(rows, text, codes, plan, ks, near, bins)
+        samples = resampling.resampled(m, plan)
         values = {
-            name: _resampling.interval(name, value, samples[name], confidence)
-            for name, value in _resampling.values_of(m).items()
+            name: resampling.interval(name, value, samples[name], confidence)
+            for name, value in resampling.values_of(m).items()
         }
         inter, intra = m.histogram.sum(dim=0)
-        spectrum = _resampling.spectrum_of_moments(*m.moments)
+        spectrum = resampling.spectrum_of_moments(*m.moments)
         return Figures(values, intra, inter, edges, spectrum), samples
 
     before, first = figures("before", baseline, other_baseline)
-    settings = {"rows": len(x), "classes": int(codes.max()) + 1, **_resampling.settings_of(plan, by_class)}
+    settings = {"rows": len(x), "classes": int(codes.max()) + 1, **resampling.settings_of(plan, by_class)}
     if mapping is None:
         return Diagnosis(before, None, {}, settings)
     after, second = figures("after", mapping, other_mapping)
     difference = {
-        name: _resampling.interval(
+        name: resampling.interval(
             name, after[name].value - before[name].value, second[name] - first[name], confidence
         )
         for name in before.values

@@ -159,8 +159,16 @@ def effective_rank(spectrum: Tensor) -> float:
     return float(torch.exp(-torch.special.xlogy(shares, shares).sum()))
 
 
-def _gap(x: Tensor, t: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x - t, dim=-1)
+def modality_gap(
+    features: Tensor,  # [N, D]
+    other: Tensor,  # [M, D] of the other modality
+) -> float:
+    """``‖mean norm(x) − mean norm(t)‖``, between 0 and 2 (docs/methods.md §8)."""
+    return float(_gap(*(unit(x).double().mean(dim=0) for x in (features, other))))
+
+
+def _gap(mean: Tensor, other_mean: Tensor) -> Tensor:  # [.., D] -> [..]
+    return torch.linalg.vector_norm(mean - other_mean, dim=-1)
 
 
 def values_of(m: Measured) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Plain baselines that a report of this family must show beside it (METHODS §6).
+"""Plain baselines that a report of this family must show beside it (docs/methods.md §6).
 
 zero-shot            κ·norm(f)·tᵀ
 nearest class mean   κ·norm(f)·F̄ᵀ,  F̄_c = norm(mean_k F_ck)
@@ -16,10 +16,7 @@ from torch.nn.functional import normalize
 
 from semobridge_ext._ops.blend_logits.eager import prototypes
 from semobridge_ext.fewshot.stored_estimator import StoredEstimator
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype is torch.float64 else x.float()
+from semobridge_ext.runtime.rows import compute_dtype
 
 
 class ZeroShot(StoredEstimator):
@@ -54,7 +51,7 @@ class ZeroShot(StoredEstimator):
         return self
 
     def _logits(self, x: Tensor) -> Tensor:
-        x = _wide(x)
+        x = x.to(compute_dtype(x.dtype))
         return float(self.logit_scale) * normalize(x, dim=1) @ self._text_rows.to(x.device, x.dtype).T
 
 
@@ -87,7 +84,7 @@ class NearestClassMean(StoredEstimator):
         return self
 
     def _logits(self, x: Tensor) -> Tensor:
-        x = _wide(x)
+        x = x.to(compute_dtype(x.dtype))
         return float(self.logit_scale) * normalize(x, dim=1) @ self.prototypes_.to(x.device, x.dtype).T
 
 
@@ -167,17 +164,5 @@ class LDA(StoredEstimator):
         return self
 
     def _logits(self, x: Tensor) -> Tensor:
-        unit = normalize(_wide(x), dim=1)
+        unit = normalize(x.to(compute_dtype(x.dtype)), dim=1)
         return unit @ self.coef_.to(x.device, unit.dtype).T + self.intercept_.to(x.device, unit.dtype)
-
-
-def shot_rows(estimator: Any, verb: str, X: Any, y: Any) -> tuple[Tensor, Tensor]:
-    """Unit shots in float32 or float64 and their codes, for an estimator with text rows."""
-    x, labels = estimator._support(verb, X, y)
-    text = estimator._text(verb, estimator.text_features, x.shape[1])
-    codes = estimator._set_classes(verb, labels, estimator.class_names, len(text))
-    estimator._text_rows, estimator.n_features_in_ = text, x.shape[1]
-    return normalize(_wide(x), dim=1), codes
-
-
-__all__ = ["LDA", "NearestClassMean", "ZeroShot", "shot_rows"]

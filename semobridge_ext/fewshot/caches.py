@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from semobridge_ext._ops.support_logits.op import support_logits
-from semobridge_ext.fewshot.baselines import shot_rows
 from semobridge_ext.fewshot.estimator import CHUNK
 from semobridge_ext.fewshot.stored_estimator import StoredEstimator
 
@@ -62,7 +61,7 @@ class TipAdapter(StoredEstimator):
 
     def fit(self, X: Any, y: Any) -> Any:
         """Takes the shots: raw features [M, D] and M class names."""
-        self.keys_, self.labels_ = shot_rows(self, "fit", X, y)
+        self.keys_, self.labels_ = self._support_beside_text("fit", X, y)
         self.labels_ = self.labels_.to(self.keys_.device)
         self.alpha_, self.beta_ = float(self.alpha), float(self.beta)
         return self

@@ -1,33 +1,27 @@
-"""SeMoBridge, closed form, as a classifier (arXiv 2509.26036, §3; METHODS §1).
+"""SeMoBridge, closed form, as a classifier (arXiv 2509.26036, §3; docs/methods.md §1).
 
-    F̄_c = norm(mean_k F_ck)      F̂_c = norm(mean_k bridged(F_ck))      z1, z2, z3: _ops/blend_logits/op.py
-    logit_c = λ1·exp(−α(1−z1)) + w_c·[λ2·exp(−β(1−z2)) + λ3·exp(−γ(1−z3))],  w_c = exp(s·D_c)
-
-Fitting is two sums per class, kept in float64, so that shots and classes can be added later.
+F̄_c = norm(mean_k F_ck)      F̂_c = norm(mean_k bridged(F_ck))      z1, z2, z3: _ops/blend_logits/op.py
+logit_c = λ1·exp(−α(1−z1)) + w_c·[λ2·exp(−β(1−z2)) + λ3·exp(−γ(1−z3))],  w_c = exp(s·D_c)
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from semobridge_ext import _inputs
-from semobridge_ext._ops.blend_logits.eager import class_exponents
-from semobridge_ext._ops.blend_logits.op import BlendOperand
 from semobridge_ext._ops.blend_logits.spec import BlendParams, Similarities
 from semobridge_ext.bridging import Bridge
-from semobridge_ext.bridging import default as bridging
-from semobridge_ext.fewshot import estimator_file as _files
-from semobridge_ext.fewshot.estimator import CHUNK, FewShotEstimator, exactly
-from semobridge_ext.fewshot.search import SearchResult, fit_scale, search_blend
+from semobridge_ext.fewshot.class_sums import ClassSums
+from semobridge_ext.fewshot.estimator import CHUNK, exactly
+from semobridge_ext.fewshot.estimator_file import load_estimator, save_estimator
+from semobridge_ext.fewshot.tuning import TuneResult, fit_scale, tune_blend
 
 
-class SeMoBridgeClassifier(FewShotEstimator):
+class SeMoBridgeClassifier(ClassSums):
     """Few-shot classification with text, bridged shots and bridged queries, blended.
 
     Args:
@@ -49,8 +43,9 @@ class SeMoBridgeClassifier(FewShotEstimator):
             without text, NaN features, widths that differ, a bridge of another kind.
 
     Features are raw rows of ``encode_image`` (lengths matter in F̄), tensors or arrays of any float
-    dtype; NaN and infinity are refused. Everything runs on the CPU core for CPU tensors, and as plain
-    PyTorch elsewhere.
+    dtype; NaN and infinity are refused. Rows on the CPU use the native core. Rows on CUDA use the CUDA
+    kernel from the batch size on that ``semobridge-ext calibrate`` measured, and PyTorch below it or in
+    float64; ``sb.backend`` overrides the choice.
 
     Example:
         >>> import torch, semobridge_ext as sb
@@ -100,140 +95,13 @@ class SeMoBridgeClassifier(FewShotEstimator):
         return self
 
     def _start(self, verb: str, x: Tensor, labels: list[Hashable]) -> Tensor:
-        """Everything of a fit but the shots themselves; returns the encoded labels."""
-        text = None if self.text_features is None else self._text(verb, self.text_features, x.shape[1])
-        codes = self._set_classes(verb, labels, self.class_names, None if text is None else len(text))
+        codes = super()._start(verb, x, labels)
         self.params_ = BlendParams(
             self.s, self.alpha, self.beta, self.gamma, self.lambda1, self.lambda2, self.lambda3
         )
         self.probability_scale_ = float(self.probability_scale)
-        self.search_: SearchResult | None = None
-        self.n_features_in_ = x.shape[1]
-        self.bridge_ = self._resolve_bridge(verb, x)
-        classes, width = len(self._names), x.shape[1]
-        self._has_text = text is not None
-        self._text_rows = torch.zeros(classes, width, dtype=torch.float64) if text is None else text
-        self.counts_ = torch.zeros(classes, dtype=torch.int64)
-        self._raw_sums = torch.zeros(classes, width, dtype=torch.float64)
-        self._bridged_sums = torch.zeros(classes, width, dtype=torch.float64)
+        self.search_: TuneResult | None = None
         return codes
-
-    def _resolve_bridge(self, verb: str, x: Tensor) -> Bridge | None:
-        given = self.bridge
-        if isinstance(given, str) and given == "identity":
-            return None
-        if given is None:
-            bridge = bridging._default if bridging._default is not None else bridging._default_for(x)
-        elif isinstance(given, Bridge):
-            bridge = given
-        elif isinstance(given, str):
-            if given != "picto":
-                raise TypeError(
-                    f"{type(self).__name__}: bridge must be a Bridge, a CLIP model, 'picto' or 'identity', "
-                    f"got {given!r}; load that model and pass it"
-                )
-            bridge = bridging._picto_bridge()
-        else:
-            bridge = Bridge.from_clip(given)
-        if bridge.text_projection.shape[1] != x.shape[1]:
-            raise ValueError(
-                f"{type(self).__name__}.{verb}: X must have the bridge's width "
-                f"{bridge.text_projection.shape[1]}, got {x.shape[1]} features; take both from one model"
-            )
-        return bridge
-
-    def _add(self, x: Tensor, codes: Tensor) -> None:
-        """Adds shots to the sums of their classes and derives what prediction needs."""
-        codes = codes.to(x.device)
-        wide = x if x.dtype is torch.float64 else x.float()
-        with exactly(x.device):
-            bridged = self._bridge_shots(wide, codes)
-        self.counts_ += torch.bincount(codes.cpu(), minlength=len(self._names))
-        for sums, rows in ((self._raw_sums, wide), (self._bridged_sums, bridged)):
-            sums.index_add_(0, codes.cpu(), rows.detach().to("cpu", torch.float64))
-        self._derive()
-
-    def _bridge_shots(self, x: Tensor, codes: Tensor) -> Tensor:  # [M, D], not normalised
-        if self.bridge_ is None:
-            return normalize(x, dim=1)
-        return self._bridge_on(x.device)(x, normalize=False)
-
-    def _bridge_on(self, device: torch.device) -> Bridge:
-        """The bridge for rows of that device; a copy where it lies elsewhere."""
-        assert self.bridge_ is not None
-        here = self.bridge_.inverse.device == device
-        return self.bridge_ if here else copy.deepcopy(self.bridge_).to(device)
-
-    def _derive(self) -> None:
-        raw, bridged = normalize(self._raw_sums, dim=1), normalize(self._bridged_sums, dim=1)
-        self.exponents_ = (
-            class_exponents(raw, self._text_rows)
-            if self._has_text
-            else torch.zeros(len(raw), dtype=torch.float64)
-        )
-        projector = factor = None
-        if self.bridge_ is not None:
-            fold = self.bridge_._fold()
-            projector = fold.projector
-            factor = fold.right if fold.closed_form else None
-        self._operand = BlendOperand(self._text_rows, bridged, raw, self.exponents_, projector, factor)
-
-    def add_shots(self, X: Any, y: Any) -> Any:
-        """Adds shots of known classes; the result equals fitting all of them at once.
-
-        The blend found by ``tune`` is kept. Cost: the new rows alone, and D_c's C×C product.
-        """
-        x = self._queries("add_shots", X)
-        codes = self._codes("add_shots", y, len(x))
-        self._add(x, codes)
-        return self
-
-    def add_classes(self, class_names: Sequence[Hashable], text_features: Any, X: Any, y: Any) -> Any:
-        """Appends classes with their text rows and shots; the other classes' sums stay as they are.
-
-        Args:
-            class_names: new names. text_features: one row each (None where fit had no text).
-            X, y: shots of the new classes (of known ones too, if wanted).
-        """
-        x = self._queries("add_classes", X)
-        where = f"{type(self).__name__}.add_classes"
-        new = _inputs.names(where, class_names)
-        known = set(self._names)
-        if not new or len(set(new)) != len(new) or known & set(new):
-            raise ValueError(
-                f"{where}: class_names must be new and distinct, got {new[:5]}; use add_shots for known ones"
-            )
-        if (text_features is not None) != self._has_text:
-            need = "hold one row per new class" if self._has_text else "be None, as fit had none"
-            raise ValueError(f"{where}: text_features must {need}; pass them so")
-        width = self.n_features_in_
-        text = torch.zeros(len(new), width, dtype=torch.float64)
-        if self._has_text:
-            text = self._text("add_classes", text_features, width)
-            if len(text) != len(new):
-                raise ValueError(
-                    f"{where}: text_features must hold {len(new)} rows, got {len(text)}; one per new class"
-                )
-        names = [*self._names, *new]
-        codes = _inputs.encode(where, _inputs.names(where, y, len(x)), names)
-        missing = set(range(len(self._names), len(names))) - set(codes.tolist())
-        if missing:
-            lacking = [names[i] for i in sorted(missing)][:5]
-            raise ValueError(
-                f"{where}: y must hold a shot of every new class, got none of {lacking}; add them"
-            )
-        self._names, self.classes_ = names, _inputs.as_array(names)
-        self._text_rows = torch.cat([self._text_rows, text])
-        zeros = torch.zeros(len(new), width, dtype=torch.float64)
-        self._raw_sums = torch.cat([self._raw_sums, zeros])
-        self._bridged_sums = torch.cat([self._bridged_sums, zeros])
-        self.counts_ = torch.cat([self.counts_, torch.zeros(len(new), dtype=torch.int64)])
-        self._grow(len(new))
-        self._add(x, codes)
-        return self
-
-    def _grow(self, classes: int) -> None:
-        """For what a subclass keeps per class."""
 
     # -- prediction ---------------------------------------------------------------------------------
 
@@ -274,7 +142,7 @@ class SeMoBridgeClassifier(FewShotEstimator):
         batch: int = 1,
         progress: bool = False,
     ) -> Any:
-        """Searches the blend for the best accuracy on validation data; see ``search.search_blend``.
+        """Searches the blend for the best accuracy on validation data; see ``tuning.tune_blend``.
 
         Args:
             X, y: the validation part, [N, D] and N names; never the test part.
@@ -293,7 +161,7 @@ class SeMoBridgeClassifier(FewShotEstimator):
         """
         x = self._queries("tune", X)
         codes = self._codes("tune", y, len(x))
-        result = search_blend(
+        result = tune_blend(
             self._operand, x, codes, n_trials=n_trials, seed=seed, sampler=sampler, ranges=ranges,
             fixed=fixed, redundant=redundant, batch=batch, progress=progress,
         )  # fmt: skip
@@ -308,7 +176,7 @@ class SeMoBridgeClassifier(FewShotEstimator):
         """Writes a safetensors file with all that prediction, ``add_shots`` and ``add_classes`` need."""
         self._check_fitted()
         tensors, fields = self._state()
-        _files.save_estimator(path, self._format, tensors, fields)
+        save_estimator(path, self._format, tensors, fields)
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {
@@ -331,7 +199,7 @@ class SeMoBridgeClassifier(FewShotEstimator):
         """Reads what ``save`` wrote; a foreign or truncated file is named and refused (ValueError)."""
         names = ("text", "raw_sums", "bridged_sums", "counts")
         fields = ("names", "has_text", "params", "scale", "bridge")
-        tensors, values = _files.load_estimator(f"{cls.__name__}.load", path, cls._format, names, fields)
+        tensors, values = load_estimator(f"{cls.__name__}.load", path, cls._format, names, fields)
         self = cls.__new__(cls)
         self._restore(tensors, values)
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,10 +11,22 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from semobridge_ext import _errors, _inputs
 from semobridge_ext._parameters import Parameters
-from semobridge_ext.fewshot.episodes import sample_support
+from semobridge_ext.fewshot.draws import sample_support
+from semobridge_ext.runtime.rows import compute_dtype
+
+
+class NotFittedError(ValueError, AttributeError):
+    """The estimator was used before fit; scikit-learn's own class is raised where it is loaded."""
+
+
+def not_fitted(estimator: Any) -> Exception:
+    text = f"{type(estimator).__name__}: must be fitted first; call fit(X, y)"
+    loaded = sys.modules.get("sklearn.exceptions")
+    return (NotFittedError if loaded is None else loaded.NotFittedError)(text)
 
 
 @contextmanager
@@ -31,6 +44,9 @@ class FewShotEstimator(Parameters):
 
     classes_: np.ndarray
     n_features_in_: int
+    text_features: Any  # where a subclass takes text
+    class_names: Any
+    _text_rows: Tensor
 
     # -- scikit-learn's conventions -----------------------------------------------------------------
 
@@ -66,7 +82,7 @@ class FewShotEstimator(Parameters):
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "classes_"):
-            raise _inputs.not_fitted(self)
+            raise not_fitted(self)
 
     def _queries(self, verb: str, X: Any) -> Tensor:
         self._check_fitted()
@@ -74,9 +90,16 @@ class FewShotEstimator(Parameters):
 
     def _support(self, verb: str, X: Any, y: Any) -> tuple[Tensor, list[Hashable]]:
         where = f"{type(self).__name__}.{verb}"
-        y_list = None if y is None else y
         x = _inputs.features(where, "X", X)
-        return x, _inputs.names(where, y_list, len(x))
+        return x, _inputs.names(where, y, len(x))
+
+    def _support_beside_text(self, verb: str, X: Any, y: Any) -> tuple[Tensor, Tensor]:
+        """Unit shots in float32 or float64 and their codes, for an estimator with text rows."""
+        x, labels = self._support(verb, X, y)
+        text = self._text(verb, self.text_features, x.shape[1])
+        codes = self._set_classes(verb, labels, self.class_names, len(text))
+        self._text_rows, self.n_features_in_ = text, x.shape[1]
+        return normalize(x.to(compute_dtype(x.dtype)), dim=1), codes
 
     def _set_classes(self, verb: str, labels: list[Hashable], class_names: Any, rows: int | None) -> Tensor:
         """Fixes ``classes_`` and returns the encoded labels; every class must have a shot.
@@ -97,7 +120,7 @@ class FewShotEstimator(Parameters):
                 f"{where}: class_names must name the {rows} rows of text_features, got {len(classes)} names; "
                 "pass one name per row"
             )
-        codes = _inputs.encode(where, labels, classes)
+        codes = _encode(where, labels, classes)
         counts = torch.bincount(codes, minlength=len(classes))
         if bool((counts == 0).any()):
             missing = [classes[i] for i in (counts == 0).nonzero().flatten().tolist()]
@@ -118,7 +141,7 @@ class FewShotEstimator(Parameters):
         if width is not None and text.shape[1] != width:
             remedy = "take both from the same model"
             raise ValueError(_errors.message(where, what, f"have width {width}", text, remedy))
-        return torch.nn.functional.normalize(text.to("cpu", torch.float64), dim=1)
+        return normalize(text.to("cpu", torch.float64), dim=1)
 
     def fit(self, X: Any, y: Any) -> Any:
         """Takes the shots [M, D] and their class names."""
@@ -129,13 +152,13 @@ class FewShotEstimator(Parameters):
     ) -> list[Any]:
         """One fitted copy per seed, each on its own draw of ``shots`` per class from (X, y).
 
-        For one seed the draws are nested in ``shots`` (see episodes.sample_support); ``fit_arguments``
+        For one seed the draws are nested in ``shots`` (see draws.sample_support); ``fit_arguments``
         go to every ``fit``. X, y are the training part alone.
         """
         x, labels = self._support("fit_seeds", X, y)
         given = getattr(self, "class_names", None)
         names = _inputs.ordered(labels) if given is None else list(given)
-        codes = _inputs.encode(f"{type(self).__name__}.fit_seeds", labels, names)
+        codes = _encode(f"{type(self).__name__}.fit_seeds", labels, names)
         fitted = []
         for seed in seeds:
             rows = sample_support(codes, shots, seed)
@@ -180,11 +203,20 @@ class FewShotEstimator(Parameters):
 
     def score(self, X: Any, y: Any) -> float:
         """The fraction of rows whose class is predicted."""
-        x = self._queries("score", X)
-        codes = self._codes("score", y, len(x))
+        return float(self._right("score", X, y).double().mean())
+
+    def _right(self, verb: str, X: Any, y: Any) -> Tensor:  # [N] bool
+        """Which rows get the class that y names."""
+        x = self._queries(verb, X)
+        codes = self._codes(verb, y, len(x))
         with exactly(x.device):
-            return float((self._labels(x).cpu() == codes).double().mean())
+            return self._labels(x).cpu() == codes
 
     def _codes(self, verb: str, y: Any, rows: int) -> Tensor:
         where = f"{type(self).__name__}.{verb}"
-        return _inputs.encode(where, _inputs.names(where, y, rows), self._names)
+        return _encode(where, _inputs.names(where, y, rows), self._names)
+
+
+def _encode(where: str, labels: Sequence[Hashable], classes: Sequence[Hashable]) -> Tensor:  # [N] int64
+    unknown = " without text or shots; add it with add_classes(...)"
+    return _inputs.encode(where, labels, classes, unknown)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _inputs
-from semobridge_ext.fewshot import estimator_file as _files
 from semobridge_ext.fewshot.estimator import FewShotEstimator, exactly
+from semobridge_ext.fewshot.estimator_file import load_estimator, save_estimator
 
 
 class StoredEstimator(FewShotEstimator):
@@ -30,15 +30,13 @@ class StoredEstimator(FewShotEstimator):
         plain = (bool, int, float, str, type(None))
         params = {n: v for n, v in self.get_params().items() if isinstance(v, plain)}
         fields = {"names": self._names, "numbers": numbers, "params": params, "width": self.n_features_in_}
-        _files.save_estimator(
-            path, self._format(), {n: t for n, t in tensors.items() if t is not None}, fields
-        )
+        save_estimator(path, self._format(), {n: t for n, t in tensors.items() if t is not None}, fields)
 
     @classmethod
     def load(cls, path: Any) -> Any:
         """Reads what ``save`` wrote; a foreign or truncated file is named and refused (ValueError)."""
         fields = ("names", "numbers", "params", "width")
-        tensors, values = _files.load_estimator(f"{cls.__name__}.load", path, cls._format(), (), fields)
+        tensors, values = load_estimator(f"{cls.__name__}.load", path, cls._format(), (), fields)
         known = {n: v for n, v in values["params"].items() if n not in ("text_features", "class_names")}
         if "text_features" in cls._parameter_names():
             known["text_features"] = tensors.get("_text_rows")

@@ -1,170 +1,114 @@
-"""The few-shot study: every method on the same draws of shots, tuned on validation, scored on test.
+"""The few-shot study: methods on the same draws of shots, all scored on one fixed test part.
 
-The parts are fixed: shots come from the training part, ``tune`` and best-on-validation see the
-validation part, and nothing sees the test part before it is scored.
+    rows of an episode = the first K rows per class of the training part, in an order by seed
+    outcome            = which test rows a method classifies correctly, and the seconds it took
+
+The parts are fixed. Shots come from the training part, tuning sees the validation part, and nothing
+sees the test part before it is scored. What is compared is a set of methods: `study_cosines` holds
+the untuned ones of the demo, `study_estimators` those of ``semobridge-ext fewshot``.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from semobridge_ext.bridging import Bridge
-from semobridge_ext.fewshot import (
-    APE,
-    LDA,
-    NearestClassMean,
-    SeMoBridgeClassifier,
-    SeMoBridgeT,
-    TipAdapter,
-    TipAdapterF,
-    ZeroShot,
-)
-from semobridge_ext.fewshot.episodes import sample_support
+from semobridge_ext.fewshot.draws import sample_support
+
+# Two-sided 5 % of Student's t with five seeds is 2.8 standard errors.
+NOISE_ERRORS = 3.0
+
+Part = tuple[Tensor, Tensor]  # raw features [N, D], labels [N] int64 from 0
+Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 
 
-class StudyProblem(NamedTuple):
-    """One set in raw features."""
+class Problem(NamedTuple):
+    """One set in raw (not normalised) features of a CLIP model."""
 
     name: str
-    train: tuple[Tensor, Tensor]  # [S, D], [S] int64
-    val: tuple[Tensor, Tensor]
-    test: tuple[Tensor, Tensor]
-    text: Tensor | None  # [C, D] t
-    hidden: Tensor | None  # [C, T] s
-    text_projection: Tensor | None  # [T, D]; None: nothing to bridge with
+    train: Part
+    val: Part | None
+    test: Part
+    text: Tensor | None = None  # [C, D] class text features
+    hidden: Tensor | None = None  # [C, T] the same before the projection
+    text_projection: Tensor | None = None  # [T, D]; None: nothing to bridge with
     text_length: float = 1.0
 
 
-class Options(NamedTuple):
-    """How much work an episode is."""
-
-    trials: int = 1000
-    sampler: str = "random"
-    preset: str = "paper"
-    steps: int | None = None
-
-
 class Outcome(NamedTuple):
-    accuracy: float
-    seconds_fit: float  # training included
-    seconds_tune: float
+    """What one method made of one episode."""
+
+    right: Tensor  # [N] bool, by row of the test part
+    seconds_fit: float = 0.0  # training included
+    seconds_tune: float = 0.0
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.right.double().mean())
 
 
-# In the order of the tables. A method's second word says what it answers.
-METHODS = {
-    "zero-shot": "text alone",
-    "nearest class mean": "raw prototypes alone",
-    "LDA": "raw features, shrunk covariance; ρ tuned",
-    "Tip-Adapter": "α, β tuned",
-    "Tip-Adapter-F": "keys trained; α, β tuned",
-    "APE": "α, β tuned",
-    "blend without bridge": "control: SeMoBridge with the identity for a bridge, tuned",
-    "SeMoBridge, no blend": "bridged prototypes alone (z2)",
-    "SeMoBridge, untuned": "closed form, equal weights",
-    "SeMoBridge": "closed form, blend tuned",
-    "SeMoBridge-T, no blend": "trained, z2 alone",
-    "SeMoBridge-T, no text losses": "trained without CE_txtp and CE_txte, tuned",
-    "SeMoBridge-T, no bias": "trained without τ, tuned",
-    "SeMoBridge-T": "trained, blend tuned",
-}
-NEEDS_TEXT = {"zero-shot", "Tip-Adapter", "Tip-Adapter-F", "APE"}
-_ALONE: dict[str, Any] = {"lambda1": 0.0, "lambda2": 1.0, "lambda3": 0.0}
+# From the training rows [M] of an episode and its seed to an outcome by method.
+Methods = Callable[[Tensor, int], dict[str, Outcome]]
 
 
-def _trained(problem: StudyProblem, bridge: Bridge, options: Options, **changes: Any) -> SeMoBridgeT:
-    losses = {} if problem.hidden is not None else {"text_embedded": 0.0}
-    if problem.text is None:
-        losses["text_projected"] = 0.0
-    losses |= changes.pop("losses", {})
-    return SeMoBridgeT(
-        bridge,
-        problem.text,
-        problem.hidden,
-        losses=losses,
-        preset=options.preset,
-        steps=options.steps,
-        **changes,
-    )
+def run_episode(problem: Problem, methods: Methods, shots: int, seed: int) -> dict[str, Outcome]:
+    """Every method on one draw of shots."""
+    return methods(sample_support(problem.train[1], shots, seed), seed)
 
 
-def make_method(name: str, problem: StudyProblem, bridge: Bridge | None, options: Options) -> Any:
-    """The unfitted estimator of a row of the table; None where the problem lacks what it needs."""
-    text = problem.text
-    if (name in NEEDS_TEXT and text is None) or ("SeMoBridge" in name and bridge is None):
-        return None
-    if name.startswith("SeMoBridge-T"):
-        assert bridge is not None
-        if name.endswith("no text losses"):
-            none = {"text_projected": 0.0, "text_embedded": 0.0}
-            return _trained(problem, bridge, options, losses=none)
-        return _trained(problem, bridge, options, class_bias=not name.endswith("no bias"))
-    table: dict[str, Callable[[], Any]] = {
-        "zero-shot": lambda: ZeroShot(text),
-        "nearest class mean": NearestClassMean,
-        "LDA": LDA,
-        "Tip-Adapter": lambda: TipAdapter(text),
-        "Tip-Adapter-F": lambda: TipAdapterF(text),
-        "APE": lambda: APE(text),
-        "blend without bridge": lambda: SeMoBridgeClassifier("identity", text),
-        "SeMoBridge, no blend": lambda: SeMoBridgeClassifier(bridge, text, **_ALONE),
-        "SeMoBridge, untuned": lambda: SeMoBridgeClassifier(bridge, text),
-        "SeMoBridge": lambda: SeMoBridgeClassifier(bridge, text),
-    }
-    return table[name]()
+def run_episodes(
+    problem: Problem,
+    methods: Methods,
+    *,
+    shots: Sequence[int] = (1, 2, 4, 8),
+    seeds: Sequence[int] = (0, 1, 2, 3, 4),
+    progress: Progress | None = None,
+) -> dict[str, Tensor]:  # method -> [shots, seeds, N] bool, prediction right
+    """Every method on every draw of shots."""
+    episodes: Iterable[tuple[int, int]] = [(k, seed) for k in shots for seed in seeds]
+    if progress is not None:
+        episodes = progress(episodes, len(shots) * len(seeds))
+    found: dict[str, list[Tensor]] = {}
+    for k, seed in episodes:
+        for name, outcome in run_episode(problem, methods, k, seed).items():
+            found.setdefault(name, []).append(outcome.right)
+    return {name: torch.stack(right).unflatten(0, (len(shots), -1)) for name, right in found.items()}
 
 
-_UNTUNED = {"zero-shot", "nearest class mean", "SeMoBridge, no blend", "SeMoBridge, untuned"}
+# -- what a difference is worth ----------------------------------------------------------------------
 
 
-def run_episode(
-    problem: StudyProblem,
-    shots: int,
-    seed: int,
-    options: Options,
-    methods: Sequence[str] = tuple(METHODS),
-) -> dict[str, Outcome]:
-    """Every method on one draw of shots; a method that the problem cannot serve is left out."""
-    rows = sample_support(problem.train[1], shots, seed)
-    x, y = problem.train[0][rows], problem.train[1][rows]
-    bridge = None
-    if problem.text_projection is not None:
-        bridge = Bridge(problem.text_projection, text_length=problem.text_length)
-    outcomes: dict[str, Outcome] = {}
-    fitted: dict[str, Any] = {}
-    for name in methods:
-        if name == "SeMoBridge-T, no blend":
-            continue  # the same training as SeMoBridge-T: scored with it
-        clf = make_method(name, problem, bridge, options)
-        if clf is None:
-            continue
-        began = time.perf_counter()
-        if isinstance(clf, SeMoBridgeT):
-            clf.fit(x, y, validation=problem.val)
-        else:
-            clf.fit(x, y)
-        trained = time.perf_counter()
-        if name == "SeMoBridge-T" and "SeMoBridge-T, no blend" in methods:
-            blend, clf.params_ = clf.params_, clf.params_._replace(**_ALONE)
-            accuracy = clf.score(*problem.test)
-            outcomes["SeMoBridge-T, no blend"] = Outcome(accuracy, trained - began, 0.0)
-            clf.params_ = blend
-        tuning = time.perf_counter()
-        if name not in _UNTUNED:
-            batch = options.trials if options.sampler == "random" else 1
-            clf.tune(*problem.val, n_trials=options.trials, seed=seed, sampler=options.sampler, batch=batch)
-        tuned = time.perf_counter()
-        fitted[name] = clf
-        outcomes[name] = Outcome(clf.score(*problem.test), trained - began, tuned - tuning)
-    return {name: outcomes[name] for name in METHODS if name in outcomes}
+class Difference(NamedTuple):
+    """A paired difference of two accuracies, as fractions."""
+
+    mean: float
+    std: float  # over seeds
+    error: float  # standard error of the mean, from the seeds and from the finite test part
+    beyond_noise: bool
+
+
+def compare(
+    ours: Tensor,  # [seeds, N] bool
+    other: Tensor,  # [seeds, N] bool
+) -> Difference:
+    """Paired difference of accuracy, ours − other, and the noise it stands against."""
+    gain = ours.double() - other.double()
+    seeds, images = gain.shape
+    std, by_image = _spread(gain.mean(dim=1)), gain.mean(dim=0)
+    # Shots and test rows are both samples; adding the two variances errs on the careful side.
+    variance = std**2 / seeds + (float(by_image.var()) / images if images > 1 else 0.0)
+    mean, error = float(gain.mean()), variance**0.5
+    return Difference(mean, std, error, abs(mean) > NOISE_ERRORS * error)
 
 
 def paired(ours: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation over seeds of the difference of two methods on the same draws."""
+    """Mean and standard deviation over seeds of the difference of two methods' accuracies."""
     difference = torch.tensor(ours, dtype=torch.float64) - torch.tensor(other, dtype=torch.float64)
-    std = float(difference.std()) if len(difference) > 1 else 0.0
-    return float(difference.mean()), std
+    return float(difference.mean()), _spread(difference)
+
+
+def _spread(values: Tensor) -> float:  # [seeds]
+    return float(values.std()) if len(values) > 1 else 0.0

@@ -9,9 +9,7 @@ maps into memory: opening 1.28 million rows reads a few kilobytes and the labels
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -214,20 +212,12 @@ class SupportSet:
             at += size
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 64 + 56)  # the data begins at a multiple of 64
-        target = Path(path)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            with open(temporary, "wb") as file:
-                file.write(len(text).to_bytes(8, "little") + text)
-                for name in fields:
-                    for block in self._in_class_order(name):
-                        data = block.detach().cpu().contiguous().view(torch.uint8)
-                        file.write(data.numpy().data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with _files.replaced(path) as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name in fields:
+                for block in self._in_class_order(name):
+                    data = block.detach().cpu().contiguous().view(torch.uint8)
+                    file.write(data.numpy().data)
 
     @classmethod
     def load(cls, path: Any) -> SupportSet:

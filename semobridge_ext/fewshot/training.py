@@ -2,56 +2,30 @@
 
     L = ½·CE_img + ¼·CE_txtp + ¼·CE_txte + 0.1·CE_cons + 0.1·L_bias
 
-The loss is spelled out in _engines/bridge_training/reference.py, the step that is run in
-_engines/bridge_training/step.py.
+_engines/bridge_training takes the steps; its reference.py spells out the loss.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import os
 from collections.abc import Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors, _files, _inputs
-from semobridge_ext._engines.bridge_training.reference import LossWeights
+from semobridge_ext import _errors, _inputs
+from semobridge_ext._engines.bridge_training.spec import LossWeights
 from semobridge_ext._engines.bridge_training.step import BridgeTrainer
 from semobridge_ext._ops.blend_logits.eager import class_exponents
 from semobridge_ext._ops.blend_logits.op import BlendOperand
 from semobridge_ext.bridging import Bridge
 from semobridge_ext.fewshot.classifier import SeMoBridgeClassifier
 from semobridge_ext.fewshot.estimator import exactly
+from semobridge_ext.fewshot.training_checkpoint import Best, Checkpoint
+from semobridge_ext.fewshot.training_schedule import PRESETS, Schedule
 
-
-class Schedule(NamedTuple):
-    """Linear warm-up from ``start`` to ``lr``, then constant (``floor`` = 1) or a cosine to floor·lr."""
-
-    steps: int
-    lr: float
-    warmup: int
-    start: float = 1e-5
-    floor: float = 1.0
-
-    def rate(self, step: int) -> float:
-        if step < self.warmup:
-            return self.start + (self.lr - self.start) * step / self.warmup
-        if self.floor == 1.0:
-            return self.lr
-        part = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.lr * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * part)))
-
-
-# "paper": METHODS §2. "fast": a tenth of the steps; docs/guides/fewshot.md says how the two compare.
-PRESETS = {
-    "paper": Schedule(steps=5000, lr=1.5e-4, warmup=500),
-    "fast": Schedule(steps=500, lr=1e-3, warmup=25, floor=0.1),
-}
 _PROGRESS_EVERY = 50  # steps
-_CHECKPOINT = "semobridge-ext SeMoBridgeT checkpoint 1"
 
 
 class SeMoBridgeT(SeMoBridgeClassifier):
@@ -88,7 +62,7 @@ class SeMoBridgeT(SeMoBridgeClassifier):
     number of threads. The host reads nothing back between two looks at the validation data; on a CUDA
     device a step is one replay of a captured graph.
 
-    Memory: 2·M·T values beside the features; see _engines/bridge_training/step.py.
+    Memory: 2·M·T values beside the features (see BridgeTrainer in _engines/bridge_training/step.py).
 
     Example:
         >>> import torch, semobridge_ext as sb
@@ -234,6 +208,7 @@ class SeMoBridgeT(SeMoBridgeClassifier):
             bridge.inverse.detach().to(x.device, dtype), bridge.text_projection.to(x.device, dtype),
             x[order.to(x.device)].to(dtype), codes[order].to(x.device), self._text_rows.to(x.device, dtype),
             hidden, class_bias=self.class_bias, logit_scale=float(self.logit_scale), weights=weights,
+            function="SeMoBridgeT",
         )  # fmt: skip
 
     def _bridge_of(self, inverse: Tensor) -> Bridge:
@@ -254,16 +229,13 @@ class SeMoBridgeT(SeMoBridgeClassifier):
         from tqdm import tqdm
 
         trainer.plan([schedule.rate(step) for step in range(schedule.steps)], self.weight_decay)
-        self.validation_: list[tuple[int, float]] = []
-        best: dict[str, Tensor] = {}
-        best_accuracy, self.best_step_ = -1.0, schedule.steps
         stamp = json.dumps([
             list(schedule), list(trainer.weights), self.weight_decay, float(self.logit_scale),
             self.class_bias, self.eval_every, self.patience, list(trainer.shots.shape), trainer.bounds,
             float(trainer.shots.double().sum()),
         ])  # fmt: skip
-        if checkpoint is not None and os.path.exists(checkpoint):
-            best, best_accuracy = self._resume(checkpoint, stamp, trainer)
+        file = None if checkpoint is None else Checkpoint(checkpoint, stamp)
+        best = Best(schedule.steps) if file is None or not file.exists() else file.resume(trainer)
         bar = tqdm(total=schedule.steps, initial=trainer.steps, desc="train", disable=not self.progress)
         with bar:
             while trainer.steps < schedule.steps:
@@ -273,22 +245,18 @@ class SeMoBridgeT(SeMoBridgeClassifier):
                 if self.progress and step % _PROGRESS_EVERY == 0:
                     bar.set_postfix(loss=f"{float(loss):.4f}")  # waits, so that the bar does not run ahead
                 if held_out is not None and (step % self.eval_every == 0 or step == schedule.steps):
-                    accuracy = self._validate(trainer, held_out)
-                    self.validation_.append((step, accuracy))
-                    if accuracy > best_accuracy:
-                        best_accuracy, self.best_step_ = accuracy, step
-                        best = {name: p.clone() for name, p in trainer.parameters.items()}
-                    looks = (step - self.best_step_) // self.eval_every
+                    best.look(step, self._validate(trainer, held_out), trainer.parameters)
+                    looks = (step - best.step) // self.eval_every
                     stop = self.patience is not None and looks >= self.patience
-                if checkpoint is not None and step % self.checkpoint_every == 0 and step < schedule.steps:
-                    self._write_checkpoint(checkpoint, stamp, trainer, best, best_accuracy)
+                if file is not None and step % self.checkpoint_every == 0 and step < schedule.steps:
+                    file.write(trainer, best)
                 if stop:
                     break
         self.losses_ = trainer.losses[: trainer.steps].cpu()
-        if held_out is None:
-            self.best_step_ = trainer.steps
-        else:
-            for name, kept in best.items():
+        self.validation_ = best.looks
+        self.best_step_ = trainer.steps if held_out is None else best.step
+        if held_out is not None:
+            for name, kept in best.parameters.items():
                 trainer.parameters[name].copy_(kept)
 
     def _validate(self, trainer: BridgeTrainer, held_out: tuple[Tensor, Tensor]) -> float:
@@ -305,46 +273,6 @@ class SeMoBridgeT(SeMoBridgeClassifier):
         )
         queries, targets = held_out
         return float((operand.labels(queries, self.params_).cpu() == targets).double().mean())
-
-    # -- checkpoints --------------------------------------------------------------------------------
-
-    def _write_checkpoint(
-        self,
-        path: Any,
-        stamp: str,
-        trainer: BridgeTrainer,
-        best: dict[str, Tensor],
-        top: float,
-    ) -> None:
-        tensors = {"losses": trainer.losses}
-        for name, p in trainer.parameters.items():
-            first, second = trainer.state[name]
-            tensors |= {name: p, f"{name}.first": first, f"{name}.second": second}
-            tensors[f"{name}.best"] = best.get(name, p)
-        progress = [trainer.steps, self.best_step_, top, bool(best), self.validation_]
-        meta = {"format": _CHECKPOINT, "stamp": stamp, "progress": json.dumps(progress)}
-        _files.save_tensors(path, {n: t.clone() for n, t in tensors.items()}, meta)
-
-    def _resume(self, path: Any, stamp: str, trainer: BridgeTrainer) -> tuple[dict[str, Tensor], float]:
-        parts = ("", ".first", ".second", ".best")
-        names = ("losses", *(f"{n}{part}" for n in trainer.parameters for part in parts))
-        required = ("stamp", "progress")
-        tensors, meta = _files.load_tensors("SeMoBridgeT.fit", path, _CHECKPOINT, names, required)
-        if meta["stamp"] != stamp:
-            raise ValueError(
-                f"SeMoBridgeT.fit: checkpoint must come from the same shots and settings, got another run's "
-                f"{path}; choose another name or remove it"
-            )
-        steps, self.best_step_, top, has_best, looks = json.loads(meta["progress"])
-        trainer.steps = steps
-        self.validation_ = [(step, accuracy) for step, accuracy in looks]
-        trainer.losses.copy_(tensors["losses"])
-        for name, p in trainer.parameters.items():
-            p.copy_(tensors[name])
-            trainer.state[name][0].copy_(tensors[f"{name}.first"])
-            trainer.state[name][1].copy_(tensors[f"{name}.second"])
-        best = {name: tensors[f"{name}.best"].to(p.device) for name, p in trainer.parameters.items()}
-        return (best if has_best else {}), top
 
     # -- what a trained bridge changes --------------------------------------------------------------
 

@@ -1,11 +1,10 @@
-"""The loop of inversion.py: chunks of samples, slices of steps, early stopping, Ctrl-C."""
+"""The loop of an inversion: chunks of samples, slices of steps, early stopping, Ctrl-C."""
 
 from __future__ import annotations
 
 import signal
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,33 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semobridge_ext._engines.tower_descent.cpu import FrozenTower, PackedTower
-from semobridge_ext._engines.tower_descent.cuda import KernelPieces
-from semobridge_ext._engines.tower_descent.reference import tower_features
-from semobridge_ext._engines.tower_descent.spec import LearnedRows, Tower
-from semobridge_ext._engines.tower_descent.step import LaunchedTower
-from semobridge_ext._engines.tower_descent.torch import TorchPieces
-from semobridge_ext._engines.tower_descent.weights import LaunchedWeights
-from semobridge_ext.runtime.backend import requested
-from semobridge_ext.runtime.choice import resolve
+from semobridge_ext._engines.tower_descent.engine import TowerEngine
+from semobridge_ext.inversion.settings import Settings
 
 CHECK_EVERY = 10  # steps between two looks at the plateau
 _SLICE_SECONDS = 0.2  # steps run this long before Python looks at Ctrl-C and the progress bar
 
 
-@dataclass(frozen=True)
-class Settings:
-    steps: int
-    lr: float
-    weight_decay: float
-    record_steps: tuple[int, ...]
-    patience: int | None
-    min_delta: float
-
-
 @dataclass
 class Chunk:
-    """Some samples on their way."""
+    """Some samples, finished or as far as they came."""
 
     tokens: Tensor  # [S, R, T]
     features: Tensor  # [S, D]
@@ -50,93 +32,6 @@ class Chunk:
 
     def cpu(self) -> Chunk:
         return Chunk(**{name: value.cpu() for name, value in vars(self).items()})
-
-
-class EagerTower:
-    """FrozenTower's verbs in plain PyTorch with autograd, on any device."""
-
-    def __init__(self, tower: Tower, rows: LearnedRows) -> None:
-        self.tower, self.rows = tower, rows
-        self.compute = torch.float64 if tower.dtype == torch.float64 else torch.float32
-        self.vectors, self.width, self.dim = rows.vectors, tower.width, tower.features
-
-    def features(self, tokens: Tensor, *, unit: bool = False) -> Tensor:
-        with torch.no_grad():
-            out = tower_features(self.tower, self.rows, tokens)
-        return torch.nn.functional.normalize(out, dim=-1) if unit else out
-
-    def descend(
-        self,
-        tokens: Tensor,
-        exp_avg: Tensor,
-        exp_avg_sq: Tensor,
-        targets: Tensor,
-        step_begin: int,
-        step_end: int,
-        *,
-        grad_scale: float,
-        lr: float,
-        weight_decay: float,
-        record_steps: tuple[int, ...] = (),
-        recorded: Tensor | None = None,
-    ) -> Tensor:
-        losses = tokens.new_empty(step_end - step_begin, len(tokens))
-        for step in range(step_begin, step_end):
-            v = tokens.detach().requires_grad_()
-            with torch.enable_grad():
-                features = tower_features(self.tower, self.rows, v)
-                loss = 1 - torch.nn.functional.cosine_similarity(features, targets, dim=-1)
-                (g,) = torch.autograd.grad(loss.sum() * grad_scale, v)
-            losses[step - step_begin] = loss.detach()
-            if step in record_steps and recorded is not None:
-                unit = torch.nn.functional.normalize(features.detach(), dim=-1)
-                recorded[record_steps.index(step)] = unit
-            exp_avg.lerp_(g, 1 - 0.9)
-            exp_avg_sq.mul_(0.999).addcmul_(g, g, value=1 - 0.999)
-            root = exp_avg_sq.sqrt().div_((1 - 0.999 ** (step + 1)) ** 0.5).add_(1e-8)
-            tokens.mul_(1 - lr * weight_decay).addcdiv_(exp_avg, root, value=-lr / (1 - 0.9 ** (step + 1)))
-        return losses
-
-
-Engine = FrozenTower | LaunchedTower | EagerTower
-Weights = PackedTower | LaunchedWeights
-
-_packed: weakref.WeakKeyDictionary[Any, dict[str, tuple[Any, Weights]]] = weakref.WeakKeyDictionary()
-
-
-def _state(model: Any) -> tuple[Any, ...]:
-    """Changes when weights are replaced or trained (not when they are written through ``.data``)."""
-    return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters())
-
-
-def engine_kind(function: str, device: torch.device, dtype: torch.dtype) -> str:
-    """``core``: the loop in C++, on the CPU. ``launches`` and ``kernels``: the step as launches on a CUDA
-    device, between its products PyTorch or csrc/cuda. ``eager``: autograd over the whole context."""
-    name = resolve(function, device, cuda=dtype != torch.float64)
-    if device.type == "cpu":
-        return "core" if name == "native" else "eager"
-    if name == "native":
-        return "kernels"
-    return "launches" if device.type == "cuda" and requested() != "eager" else "eager"
-
-
-def make_engine(
-    function: str, model: Any, tower: Tower, rows: LearnedRows, weights: torch.dtype | None
-) -> Engine:
-    """The engine for the tower's device; its weights are kept for as long as the model lives."""
-    chosen = engine_kind(function, tower.device, tower.dtype)
-    if chosen == "eager":
-        return EagerTower(tower, rows)
-    make: type[Weights] = PackedTower if chosen == "core" else LaunchedWeights
-    kind, state = f"{function} {weights} {make.__name__}", _state(model)
-    kept = _packed.setdefault(model, {})
-    if kind not in kept or kept[kind][0] != state:
-        kept.clear()  # one packed tower a model: they are as large as the model
-        kept[kind] = (state, make(tower, weights))
-    found = kept[kind][1]
-    if isinstance(found, PackedTower):
-        return FrozenTower(found, rows)
-    return LaunchedTower(found, rows, pieces=KernelPieces if chosen == "kernels" else TorchPieces)
 
 
 class Interrupt:
@@ -185,7 +80,7 @@ def _await(device: torch.device) -> None:
 
 
 def run_chunk(
-    engine: Engine,
+    engine: TowerEngine,
     tokens: Tensor,  # [S, R, T], consumed
     targets: Tensor,  # [S, D] unit rows
     settings: Settings,

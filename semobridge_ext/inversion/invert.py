@@ -19,57 +19,20 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _errors
-from semobridge_ext.clip.text_tower import text_tower
-from semobridge_ext.clip.vision_tower import vision_tower
-from semobridge_ext.inversion.descent import Chunk, Engine, Settings, catch_interrupt, make_engine, run_chunk
-from semobridge_ext.inversion.reference import Inversion
+from semobridge_ext._engines.tower_descent.choice import make_engine
+from semobridge_ext._engines.tower_descent.engine import TowerEngine
+from semobridge_ext.clip.towers import text_tower, vision_tower
+from semobridge_ext.inversion.descent import Chunk, catch_interrupt, run_chunk
+from semobridge_ext.inversion.result import Inversion
+from semobridge_ext.inversion.settings import Settings, check_count, check_settings
 from semobridge_ext.inversion.store import Store
 
 __all__ = ["Inversion", "oti", "ovi"]
 
-_WEIGHTS = (None, torch.float32, torch.bfloat16, torch.float16)
 _CHUNK = 256  # samples a chunk: Ctrl-C and the disk form lose at most this much
 
 
-def _check_count(function: str, name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        kind = ValueError if isinstance(value, int) and not isinstance(value, bool) else TypeError
-        raise kind(
-            _errors.message(function, name, f"be an int of at least {least}", value, f"pass {name}={least}")
-        )
-    return value
-
-
-def _check_settings(
-    function: str,
-    steps: Any,
-    lr: float,
-    weight_decay: float,
-    record_steps: Sequence[int],
-    patience: int | None,
-    min_delta: float,
-    weights: torch.dtype | None,
-) -> Settings:
-    _check_count(function, "steps", steps, 0)
-    for name, number in (("lr", lr), ("weight_decay", weight_decay), ("min_delta", min_delta)):
-        if not 0 <= number < float("inf"):
-            raise ValueError(
-                _errors.message(function, name, "be a finite number ≥ 0", number, "leave it out")
-            )
-    wanted = tuple(sorted({_check_count(function, "record_steps", s, 0) for s in record_steps}))
-    if wanted and wanted[-1] > steps:
-        remedy = "ask for steps that are taken"
-        raise ValueError(_errors.message(function, "record_steps", f"be ≤ steps={steps}", wanted, remedy))
-    if patience is not None:
-        _check_count(function, "patience", patience, 1)
-    if weights not in _WEIGHTS:
-        remedy = "leave it None for the exact choice"
-        contract = "be None, torch.float32, torch.float16 or torch.bfloat16"
-        raise TypeError(_errors.message(function, "weights", contract, weights, remedy))
-    return Settings(steps, lr, weight_decay, wanted, patience, min_delta)
-
-
-def _targets(function: str, name: str, feats: Any, engine: Engine, device: torch.device) -> Tensor:
+def _targets(function: str, name: str, feats: Any, engine: TowerEngine, device: torch.device) -> Tensor:
     """[B, D] unit rows; a zero row stays zero and a NaN row NaN."""
     feats = _errors.check_float_tensor(function, name, feats)
     if feats.dim() != 2:
@@ -83,7 +46,7 @@ def _targets(function: str, name: str, feats: Any, engine: Engine, device: torch
 
 
 def _initial(
-    function: str, init: Tensor | None, generator: torch.Generator | None, batch: int, engine: Engine
+    function: str, init: Tensor | None, generator: torch.Generator | None, batch: int, engine: TowerEngine
 ) -> Tensor:
     """[B, R, T] on the CPU."""
     shape = (batch, engine.vectors, engine.width)
@@ -112,7 +75,7 @@ def _gather(chunks: list[Chunk], settings: Settings, interrupted: bool, device: 
 
 def _invert(
     function: str,
-    engine: Engine,
+    engine: TowerEngine,
     feats: Tensor,
     name: str,
     settings: Settings,
@@ -126,7 +89,7 @@ def _invert(
     targets = _targets(function, name, feats, engine, description["tower"].device)
     batch = len(targets)
     tokens = _initial(function, init, generator, batch, engine)
-    size = _CHUNK if batch_size is None else _check_count(function, "batch_size", batch_size, 1)
+    size = _CHUNK if batch_size is None else check_count(function, "batch_size", batch_size, 1)
     device = targets.device
     store = None if out is None else Store(function, out, settings, description, targets, tokens, size)
     if store is not None and (found := store.finished()) is not None:
@@ -193,7 +156,7 @@ def oti(
     ``min_v mean_B(1 − cos(text(template with v), f))``, AdamW, the text tower frozen.
 
     Args:
-        model: open_clip ``CLIP`` or ``CustomTextCLIP``, OpenAI ``clip``, Hugging Face ``CLIPModel``.
+        model: a CLIP model of a family that ``semobridge_ext.clip`` lists.
         img_feats: [B, D] image features, any length (normalised here), any float dtype.
         tokenizer: the model's; CLIP's own where the vocabulary is CLIP's.
         template: holds ``{}`` once; ``num_tokens`` pseudo-words take its place.
@@ -244,8 +207,8 @@ def oti(
     Paper: Mistretta et al., Cross the Gap, ICLR 2025 (arXiv 2502.04263), §3.
     """
     name = "oti"
-    settings = _check_settings(name, steps, lr, weight_decay, record_steps, patience, min_delta, weights)
-    _check_count(name, "num_tokens", num_tokens, 1)
+    settings = check_settings(name, steps, lr, weight_decay, record_steps, patience, min_delta, weights)
+    check_count(name, "num_tokens", num_tokens, 1)
     tower, rows = text_tower(model, template, num_tokens=num_tokens, tokenizer=tokenizer)
     engine = make_engine(name, model, tower, rows, weights)
     description = {"template": template, "vectors": num_tokens, "weights": str(weights)}
@@ -279,8 +242,8 @@ def ovi(
     patch embedding, before the positional embedding.
 
     Args:
-        model: open_clip model with a ``VisionTransformer`` or a timm trunk (SigLIP), OpenAI ``clip``
-            with a ViT, Hugging Face ``CLIPModel``. ResNets are refused.
+        model: a CLIP model of a family that ``semobridge_ext.clip`` lists, with a vision transformer.
+            ResNets are refused.
         txt_feats: [B, D] text features, any length, any float dtype.
         steps, lr, weight_decay: of AdamW, as in :func:`oti`.
         num_patches: P; the paper uses 1 (B/32), 2 (OpenCLIP L/14), 4 (CLIP L/14, SigLIP B/16).
@@ -307,8 +270,8 @@ def ovi(
     Paper: Mistretta et al., Cross the Gap, ICLR 2025 (arXiv 2502.04263), §3.
     """
     name = "ovi"
-    settings = _check_settings(name, steps, lr, weight_decay, record_steps, patience, min_delta, weights)
-    _check_count(name, "num_patches", num_patches, 1)
+    settings = check_settings(name, steps, lr, weight_decay, record_steps, patience, min_delta, weights)
+    check_count(name, "num_patches", num_patches, 1)
     tower, rows = vision_tower(model, num_patches=num_patches)
     engine = make_engine(name, model, tower, rows, weights)
     size = batch_size if batch_size is not None else 32  # fifty rows a sample: the same work as 800

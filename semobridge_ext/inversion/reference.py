@@ -1,49 +1,19 @@
-"""Reference of inversion.py: OTI and OVI as METHODS §3 and §4 state them (arXiv 2502.04263).
+"""Oracle of inversion: OTI and OVI as docs/methods.md §3 and §4 state them (arXiv 2502.04263).
 
-Full context, autograd, torch.optim.AdamW, through the model's own forward: a hook puts the learned
-vectors where the embedding of the placeholder, or of the patches, comes out.
+Full context, autograd, torch.optim.AdamW, through the model's own forward: a hook replaces the output of
+the embedding, at the placeholder's or the patches' positions, by the learned vectors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class Inversion:
-    """What an inversion found; :func:`semobridge_ext.oti` and ``ovi`` return it.
-
-    Args:
-        tokens: [B, R, T] (OVI: [B, P, V]) the learned vectors.
-        features: [B, D] their features, unit rows.
-        losses: [steps] mean over the samples of 1 − cos before each step.
-        recorded: step → [B, D] unit features of the tokens after that many steps.
-        steps_done: [B] steps that each sample took (fewer after early stopping or an interruption).
-        interrupted: True after Ctrl-C; tokens and features then hold the first rows only.
-
-    Raises:
-        Nothing: it is filled by the functions that return it.
-
-    Example:
-        >>> import torch
-        >>> unit, losses = torch.eye(3)[:2], torch.tensor([0.9, 0.4])
-        >>> inv = Inversion(torch.zeros(2, 1, 8), unit, losses, {}, torch.full((2,), 2))
-        >>> inv.features.shape, inv.interrupted
-        (torch.Size([2, 3]), False)
-    """
-
-    tokens: Tensor
-    features: Tensor
-    losses: Tensor
-    recorded: dict[int, Tensor]
-    steps_done: Tensor
-    interrupted: bool = False
+from semobridge_ext.inversion.result import Inversion
 
 
 def descend(

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from semobridge_ext import _files
 from semobridge_ext._engines.tower_descent.spec import LearnedRows, Tower
-from semobridge_ext.inversion.descent import Chunk, Settings
+from semobridge_ext.inversion.descent import Chunk
+from semobridge_ext.inversion.settings import Settings
 
 FORMAT = "semobridge-ext inversion 1"
 _NAMES = ("tokens", "features", "losses", "recorded", "steps_done")

@@ -101,11 +101,11 @@ class IsoCLIP(Cuts):
 
     @classmethod
     def from_clip(cls, model: Any, *, published: str | None = None, **options: Any) -> IsoCLIP:
-        """IsoCLIP of a CLIP model: open_clip, OpenAI's ``clip``, Hugging Face ``CLIPModel``, timm towers.
+        """IsoCLIP of a CLIP model of a family that ``semobridge_ext.clip`` lists.
 
         Args:
-            model: with a linear projection behind both towers. SigLIP's image tower ends in attention
-                pooling, without a matrix to take apart: refused.
+            model: with a linear projection at the end of both towers. SigLIP's image tower ends in
+                attention pooling, without a matrix to take apart: refused.
             published: the model whose published cuts to use, such as "ViT-B/32" (see ``PUBLISHED``).
             options: k_top, k_bottom and the other keywords of the class.
 

@@ -26,3 +26,8 @@ def place(tensor: Tensor) -> tuple[int, int]:
     if not tensor.is_cuda:
         return 0, 0  # the emulation of tests/cuda_emulation
     return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where it lies; 0: none."""
+    return 0 if tensor is None else tensor.data_ptr()

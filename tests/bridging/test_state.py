@@ -235,7 +235,7 @@ def test_use_refuses(bridge: sb.Bridge, model):
 
 def test_nothing_set(bridge: sb.Bridge, monkeypatch, caplog):
     monkeypatch.setattr(bridging, "_default", None)
-    monkeypatch.setattr(bridging, "_picto_bridge", lambda: bridge)
+    monkeypatch.setattr(bridging, "embedded_bridge", lambda: bridge)
     with pytest.raises(ValueError, match=r"width 17 and no default bridge is set; .*sb\.use\(model\)"):
         sb.bridge(torch.randn(2, 17))
     f = torch.randn(2, 16)

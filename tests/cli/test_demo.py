@@ -12,11 +12,10 @@ import pytest
 import torch
 
 from semobridge_ext import Bridge, cli
-from semobridge_ext.cli import demo_measure as _demo_measure
-from semobridge_ext.cli import demo_plot as _demo_plot
-from semobridge_ext.cli import demo_text as _demo_text
+from semobridge_ext.cli import demo_measure, demo_plot, demo_text
 from semobridge_ext.cli.commands import demo
-from semobridge_ext.fewshot import episodes
+from semobridge_ext.fewshot.study import Problem
+from semobridge_ext.fewshot.study_cosines import METHODS
 from tests.support import fake_picto as fake
 
 
@@ -41,7 +40,7 @@ def test_figures(ran):
     assert figures["train_images"] == fake.CLASSES * fake.TRAIN
     assert figures["test_images"] == fake.CLASSES * fake.TEST
     assert figures["fewest_per_class"] == figures["most_per_class"] == fake.TRAIN
-    assert set(figures["accuracy"]) == set(episodes.METHODS) == set(_demo_text.NAMES)
+    assert set(figures["accuracy"]) == set(METHODS) == set(demo_text.NAMES)
     for method, by_shots in figures["accuracy"].items():
         assert list(by_shots) == ["1", "2", "4", "8"]
         for cell in by_shots.values():
@@ -67,14 +66,14 @@ def test_figures(ran):
 def test_table_prints_the_figures(ran):
     out, record, _ = ran
     figures = record["sets"]["things"]
-    for method, name in _demo_text.NAMES.items():
+    for method, name in demo_text.NAMES.items():
         line = next(line for line in out.splitlines() if line.startswith(f"{name}  "))
         printed = [float(word) for word in re.findall(r"(\d+\.\d)(?!\d)", line[len(name) :])]
         cells = figures["accuracy"][method].values()
         expected = [100 * c[k] for c in cells for k in (("mean",) if method == "text" else ("mean", "std"))]
         assert printed == pytest.approx(expected, abs=0.0501)
     assert "time per image" in out and "µs" in out
-    for sentence in _demo_text.findings(figures):
+    for sentence in demo_text.findings(figures):
         assert sentence in " ".join(out.split())
 
 
@@ -89,7 +88,7 @@ def test_picture_is_a_picture(ran):
     white = (pixels == 255).all(axis=1).mean()
     assert 0.5 < white < 0.99
     # Every curve's colour is there.
-    for colour, _marker in _demo_plot.STYLES.values():
+    for colour, _marker in demo_plot.STYLES.values():
         rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
         assert (np.abs(pixels.astype(int) - rgb).max(axis=1) < 4).sum() > 100, colour
     assert sorted(p.name for p in picture.parent.iterdir()) == ["demo.json", "demo.png"]
@@ -109,16 +108,17 @@ def test_runs_are_reproducible(ran, fake_picto, tmp_path):
 def test_no_drawing_of_the_validation_or_test_part_becomes_a_shot(fake_picto):
     """The features that go in as shots are those of the training rows, and only those."""
     model, dataset = fake_picto
-    clip = _demo_measure.Clip(model, fake.preprocess, fake.tokenize)
-    problem, _ = _demo_measure.load_problem(clip, dataset, ("{}",), None)
+    clip = demo_measure.Clip(model, fake.preprocess, fake.tokenize)
+    problem = demo_measure.load_problem(clip, dataset, ("{}",), None)
+    (shots, shot_labels), (queries, query_labels) = problem.train, problem.test
     with torch.no_grad():
         everything = model.encode_image(fake.prepare(dataset.images))
-    torch.testing.assert_close(problem.support, everything[dataset.train])
-    torch.testing.assert_close(problem.queries, everything[dataset.test])
-    assert problem.support_labels.tolist() == dataset.labels[dataset.train].tolist()
-    assert problem.query_labels.tolist() == dataset.labels[dataset.test].tolist()
-    shared = (problem.support[:, None] == problem.queries[None]).all(dim=2)
-    assert not shared.any()
+    torch.testing.assert_close(shots, everything[dataset.train])
+    torch.testing.assert_close(queries, everything[dataset.test])
+    assert shot_labels.tolist() == dataset.labels[dataset.train].tolist()
+    assert query_labels.tolist() == dataset.labels[dataset.test].tolist()
+    shared = (shots[:, None] == queries[None]).all(dim=2)
+    assert not shared.any() and problem.val is None
 
 
 def test_all_sets_and_options(fake_picto, tmp_path, capsys):
@@ -134,7 +134,7 @@ def test_all_sets_and_options(fake_picto, tmp_path, capsys):
     assert record["sets"]["things"]["shots"] == [1, 4]
     assert record["sets"]["things"]["templates"] == ["a {}"]
     assert picture.stat().st_size > 10_000
-    assert "±" not in _demo_text.accuracy_table(record["sets"]["things"])
+    assert "±" not in demo_text.accuracy_table(record["sets"]["things"])
 
 
 def test_small_classes_are_mentioned(fake_picto, capsys):
@@ -154,11 +154,11 @@ def test_seeds_without_a_choice_are_mentioned(fake_picto, capsys):
 
 
 def test_large_classes_need_no_remark(ran):
-    assert _demo_text.remarks(ran[1]["sets"]["things"]) == []
+    assert demo_text.remarks(ran[1]["sets"]["things"]) == []
 
 
 def test_without_matplotlib(fake_picto, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(_demo_plot, "available", lambda: False)
+    monkeypatch.setattr(demo, "has_matplotlib", lambda: False)
     picture = tmp_path / "p.png"
     assert cli.main(["demo", "--set", "things", "--seeds", "1", "--out", str(picture)]) == 0
     out = capsys.readouterr().out
@@ -190,8 +190,8 @@ def test_interrupted_picture_leaves_nothing_behind(fake_picto, tmp_path, capsys,
     picture = tmp_path / "p.png"
     picture.write_bytes(b"an older picture")
 
-    def interrupt(self, path, **_):
-        path.write_bytes(b"half of")
+    def interrupt(self, file, **_):
+        file.write(b"half of")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Figure, "savefig", interrupt)
@@ -209,9 +209,9 @@ def row(mean: float, beyond: bool) -> dict:
 
 def crafted(**differences) -> dict:
     shots = ["1", "2"]
-    accuracy = {m: {k: {"mean": 0.3, "std": 0.0} for k in shots} for m in episodes.METHODS}
+    accuracy = {m: {k: {"mean": 0.3, "std": 0.0} for k in shots} for m in METHODS}
     accuracy["text"] = {k: {"mean": 0.35, "std": 0.0} for k in shots}
-    rows = {f"{a} - {b}": {k: row(0.0, False) for k in shots} for a, b in _demo_measure.COMPARISONS}
+    rows = {f"{a} - {b}": {k: row(0.0, False) for k in shots} for a, b in demo_measure.COMPARISONS}
     for pair, values in differences.items():
         rows[pair.replace("__", " - ")] = dict(zip(shots, values, strict=True))
     gap = {"gap_before": 0.8, "gap_after": 0.799, "mean_cosine_to_bridged": 0.999, "rank": 7, "width": 8}
@@ -219,7 +219,7 @@ def crafted(**differences) -> dict:
 
 
 def test_nothing_found_is_said():
-    words = _demo_text.findings(crafted())
+    words = demo_text.findings(crafted())
     assert words[0] == (
         "Zero-shot text gets 35.0 %, 7 times guessing. Direct image prototypes stay below it, up to 2 shots."
     )
@@ -233,15 +233,15 @@ def test_nothing_found_is_said():
 def test_where_direct_prototypes_pass_text():
     figures = crafted()
     figures["accuracy"]["direct"]["2"]["mean"] = 0.4
-    assert _demo_text.findings(figures)[0].endswith("above it from 2 shots on.")
+    assert demo_text.findings(figures)[0].endswith("above it from 2 shots on.")
     figures["accuracy"]["direct"] = {"1": {"mean": 0.4}, "2": {"mean": 0.3}}
-    assert _demo_text.findings(figures)[0].endswith("above it only with 1 shot.")
+    assert demo_text.findings(figures)[0].endswith("above it only with 1 shot.")
     figures["accuracy"]["direct"]["2"]["mean"] = 0.4
-    assert _demo_text.findings(figures)[0].endswith("above it at every number of shots.")
+    assert demo_text.findings(figures)[0].endswith("above it at every number of shots.")
 
 
 def test_gains_and_losses_are_said_with_their_shots():
-    words = _demo_text.findings(
+    words = demo_text.findings(
         crafted(
             bridged_prototypes__direct=[row(-0.05, True), row(0.01, False)],
             bridged_queries__direct=[row(0.05, True), row(0.05, True)],
@@ -256,7 +256,7 @@ def test_gains_and_losses_are_said_with_their_shots():
 
 
 def test_the_bridge_gets_the_credit_where_it_earns_it():
-    words = _demo_text.findings(
+    words = demo_text.findings(
         crafted(
             blend__text=[row(0.04, True), row(0.04, True)],
             blend__blend_unbridged=[row(0.02, True), row(0.0, False)],
@@ -271,17 +271,10 @@ def test_the_bridge_gets_the_credit_where_it_earns_it():
 )
 def test_speed_is_said_either_way(ratio, words):
     cell = {"images": 8, "ratio": ratio, "largest_difference": 1e-7}
-    assert words in _demo_text.speed_finding({"one": cell, "batch": cell})
+    assert words in demo_text.speed_finding({"one": cell, "batch": cell})
 
 
 # -- the modality gap -------------------------------------------------------------------------------------
-
-
-def test_modality_gap_against_hand_figures():
-    image = torch.tensor([[2.0, 0.0], [5.0, 0.0]])
-    text = torch.tensor([[0.0, 1.0], [0.0, 3.0]])
-    assert _demo_measure.modality_gap(image, text) == pytest.approx(2**0.5)
-    assert _demo_measure.modality_gap(image, 3 * image) == 0
 
 
 def test_picture_axes_show_the_gap():
@@ -293,8 +286,8 @@ def test_picture_axes_show_the_gap():
     queries, text = noise[:300] + offset * torch.tensor([1, 1, 1, -1, 1, 1]), noise[300:] + offset
     text = torch.nn.functional.normalize(text, dim=1)
     labels = torch.zeros(300, dtype=torch.long)
-    problem = episodes.Problem(queries, labels, queries, labels, text)
-    figures, cloud = _demo_measure.gap_figures(problem, Bridge(torch.eye(6)))
+    problem = Problem("made", (queries, labels), None, (queries, labels), text)
+    figures, cloud = demo_measure.gap_figures(problem, Bridge(torch.eye(6)))
     assert figures["gap_before"] == pytest.approx(0.2 / 3, abs=0.02)
     assert figures["mean_cosine_to_bridged"] == pytest.approx(1.0, abs=1e-6)
     assert cloud.components == (3, 0) and cloud.share[1] > cloud.share[0] > 0

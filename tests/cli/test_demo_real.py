@@ -10,7 +10,7 @@ import torch
 import semobridge_ext as sb
 from semobridge_ext import cli
 from semobridge_ext.data import load_picto, load_picto_clip
-from semobridge_ext.fewshot import episodes
+from semobridge_ext.fewshot.draws import sample_support
 
 SET = "arrows"
 
@@ -81,6 +81,6 @@ def test_real_text_length_and_rank(figures):
 def test_every_set_can_be_sampled(name):
     dataset = load_picto(name)
     labels = dataset.labels[dataset.train]
-    rows = episodes.sample_support(labels, 2, seed=0)
+    rows = sample_support(labels, 2, seed=0)
     assert set(labels[rows].tolist()) == set(range(dataset.num_classes))
     assert not (dataset.train & (dataset.test | dataset.val)).any()

@@ -17,8 +17,7 @@ import pytest
 import torch
 
 import semobridge_ext as sb
-from semobridge_ext.cli import models as _models
-from semobridge_ext.cli import sources as _sources
+from semobridge_ext.cli import models, sources
 from tests.support.images import command, write
 
 pq = pytest.importorskip("pyarrow.parquet", reason="needed: pip install pyarrow")
@@ -179,15 +178,15 @@ def test_errors_are_one_line(tmp_path: Path, monkeypatch, capsys, words: list[st
 def test_names_are_completed() -> None:
     known = ["ViT-B-32", "ViT-B-32-quickgelu", "ViT-L-14", "RN50"]
     for word, name in (("vitb32", "ViT-B-32"), ("ViT-L", "ViT-L-14"), ("rn50", "RN50")):
-        assert _models.complete("extract", "--model", word, known) == name
+        assert models.complete("extract", "--model", word, known) == name
     with pytest.raises(ValueError, match=r"did you mean ViT-B-32, ViT-B-32-quickgelu\?"):
-        _models.complete("extract", "--model", "vit-b", known)
+        models.complete("extract", "--model", "vit-b", known)
     with pytest.raises(ValueError, match=r"did you mean .*ViT-L-14"):
-        _models.complete("extract", "--model", "VTi-L-14", known)
+        models.complete("extract", "--model", "VTi-L-14", known)
 
 
 def test_braces() -> None:
-    assert _sources.expand_braces("a{08..10}/{x,y}.tar") == [
+    assert sources.expand_braces("a{08..10}/{x,y}.tar") == [
         f"a{i}/{c}.tar" for i in ("08", "09", "10") for c in "xy"
     ]
 
@@ -209,3 +208,18 @@ def test_a_local_checkpoint(tmp_path: Path) -> None:
         pixels = torch.stack([preprocess(Image.open(p)) for p in paths])
         want = model.eval().encode_image(pixels).numpy()
     np.testing.assert_allclose(read(tmp_path / "out")[0], want, rtol=1e-3, atol=1e-4)
+
+
+def test_before_the_projection() -> None:
+    """The rows that `encode_image(project=False)` gives; the model keeps its projection."""
+    from semobridge_ext.clip import encode_image
+    from tests.support.towers import open_clip_model
+
+    model, pixels = open_clip_model(), torch.randn(3, 3, 32, 32)
+    encoder = models.Encoder(model, None, None)
+    hidden = encoder.before_projection("extract")
+    assert torch.equal(hidden.images(pixels), encode_image(model, pixels, project=False))
+    assert torch.equal(encoder.images(pixels), encode_image(model, pixels)) and model.visual.proj is not None
+    resnet = open_clip_model(vision={"layers": (1, 1, 1, 1), "width": 16})
+    with pytest.raises(NotImplementedError, match=r"^extract: --before-proj.* got ModifiedResNet; leave"):
+        models.Encoder(resnet, None, None).before_projection("extract")

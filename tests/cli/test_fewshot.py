@@ -13,6 +13,7 @@ import torch
 from semobridge_ext.cli.commands import fewshot
 from semobridge_ext.cli.fewshot_output import MEAN, collect, summary
 from semobridge_ext.fewshot import study
+from semobridge_ext.fewshot.study_estimators import METHODS
 from tests.support.problems import make
 
 QUICK = ["--shots", "1", "2", "64", "--seeds", "2", "--trials", "20", "--preset", "fast", "--steps", "5"]
@@ -43,7 +44,7 @@ def test_tables_and_picture(files, capsys):
     assert run(files) == 0
     with open(files / "out" / "fewshot.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert {r["method"] for r in rows} == set(study.METHODS)
+    assert {r["method"] for r in rows} == set(METHODS)
     assert {r["shots"] for r in rows} == {"1", "2"}  # no class reaches 64
     for r in rows:
         assert 0 < float(r["accuracy"]) <= 1 and float(r["std"]) >= 0 and r["seeds"] == "2"
@@ -55,11 +56,11 @@ def test_tables_and_picture(files, capsys):
 def test_an_interrupted_study_continues(files, monkeypatch):
     calls, plain = [], study.run_episode
 
-    def dies(problem, shots, seed, *rest):
+    def dies(problem, methods, shots, seed):
         calls.append((shots, seed))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return plain(problem, shots, seed, *rest)
+        return plain(problem, methods, shots, seed)
 
     monkeypatch.setattr(fewshot, "run_episode", dies)
     with pytest.raises(KeyboardInterrupt):

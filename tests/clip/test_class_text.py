@@ -94,6 +94,56 @@ def test_hugging_face():
         torch.testing.assert_close(got.hidden[i], want, rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+def test_length_is_that_of_a_model_without_its_projection(clip):
+    model, tokenizer = clip
+    names, templates = ["cat", "alarm clock"], ("{}", "a photo of a {}")
+    got = sb.class_text_features(model, names, templates, tokenizer=tokenizer)
+    projected = torch.stack([model.encode_text(tokenizer([t.format(n) for n in names])) for t in templates])
+    projection, model.text_projection = model.text_projection, None
+    try:  # open_clip leaves out a missing projection
+        lengths = [model.encode_text(tokenizer([t.format(n)])).norm() for t in templates for n in names]
+    finally:
+        model.text_projection = projection
+    torch.testing.assert_close(got.projected, normalize(normalize(projected, dim=-1).mean(dim=0), dim=-1))
+    assert got.length == pytest.approx(float(torch.stack(lengths).mean()), rel=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["eos", "first", "last"])
+def test_every_text_pooling(kind):
+    """What stands before the projection is what the model gives without one."""
+    from tests.support.towers import TEXT_CONFIG, custom_text_model
+
+    model = custom_text_model({**TEXT_CONFIG, "pool_type": kind, "eos_id": 49407})
+    got = sb.class_text_features(model, ["cat", "alarm clock"], ("{}",))
+    ids = model_ids(["cat", "alarm clock"])
+    want = normalize(model.encode_text(ids), dim=1)
+    projection, model.text.text_projection = model.text.text_projection, None
+    try:
+        hidden = model.encode_text(ids)
+    finally:
+        model.text.text_projection = projection
+    torch.testing.assert_close(got.projected, want, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(got.hidden, normalize(hidden, dim=1), rtol=1e-4, atol=1e-5)
+    assert got.length == pytest.approx(float(hidden.norm(dim=1).mean()), rel=1e-5)
+
+
+def model_ids(texts):
+    """Ids at the tiny models' context of 16."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer(context_length=16)(texts)
+
+
+def test_another_vocabulary_needs_its_tokenizer():
+    from tests.support.towers import TEXT_CONFIG, custom_text_model
+
+    model = custom_text_model({**TEXT_CONFIG, "vocab_size": 100})
+    with pytest.raises(ValueError, match="class_text_features: tokenizer must be given for a model with 100"):
+        sb.class_text_features(model, NAMES)
+
+
 def test_refusals(clip):
     model, tokenizer = clip
     for arguments, words in (

@@ -171,7 +171,7 @@ REFUSED = {
     "Linear with a bias": (lambda: open_clip_model(CustomTextCLIP, proj_bias=True), "bias"),
     "no projection": (lambda: open_clip_model(CLIP, proj_type="none", width=WIDTH), "without one"),
     "nonlinear head": (_nonlinear_head, "Sequential"),
-    "another module": (lambda: nn.Linear(4, 4), "Linear without one"),
+    "another module": (lambda: nn.Linear(4, 4), "got Linear;"),
     "a tensor": (lambda: torch.eye(4), "Tensor"),
     "a string": (lambda: "ViT-B-32", "str"),
     "what create_model_and_transforms returns": (lambda: (nn.Linear(2, 2), None, None), "tuple"),

@@ -143,6 +143,31 @@ def test_placeholder_positions(template: str, count: int) -> None:
     assert torch.equal(ids[others], words[others])
 
 
+def test_a_template_may_fill_the_context() -> None:
+    """14 words between the two special tokens fit a context of 16, 15 do not."""
+    tokenizer = default_tokenizer("test", 49408)
+    ids, places = template_ids("test", tokenizer, "{}" + " cat" * 13, 1, 16)
+    assert places == [1] and ids[-1] == 49407 and not (ids == 0).any()
+    with pytest.raises(ValueError, match="must keep 1 placeholder"):
+        template_ids("test", tokenizer, "{}" + " cat" * 14, 1, 16)
+
+
+@pytest.mark.parametrize("words,fits", [(6, True), (7, False)])
+def test_padding_on_the_left(words: int, fits: bool) -> None:
+    def tokenizer(texts: list[str], context_length: int) -> torch.Tensor:
+        rows = [[ord(word[0]) for word in text.split()][:context_length] for text in texts]
+        return torch.tensor([[0] * (context_length - len(row)) + row for row in rows])
+
+    template = " ".join("abcdefg"[: words - 2]) + " {} end"
+    if fits:
+        ids, places = template_ids("test", tokenizer, template, 1, 8)
+        assert places == [6] and ids[:2].tolist() == [0, 0]
+        assert template_ids("test", tokenizer, template, 1, 6)[1] == [4]
+    else:
+        with pytest.raises(ValueError, match="must keep 1 placeholder"):
+            template_ids("test", tokenizer, template, 1, 6)
+
+
 def test_other_vocabulary_needs_its_tokenizer() -> None:
     model = towers.custom_text_model({**towers.TEXT_CONFIG, "vocab_size": 100})
     with pytest.raises(ValueError, match="tokenizer must be given for a model with 100 words"):

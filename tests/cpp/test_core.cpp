@@ -4,6 +4,7 @@
 
 #include "check.h"
 #include "core/isa.h"
+#include "core/pack.h"
 #include "project_normalize/project_normalize.h"
 
 namespace {
@@ -26,7 +27,7 @@ struct Packed {
   Packed(const Buffer& m, DType compute) {
     const int64_t bytes = packed_elements(m.rows, m.cols) * dtype_size(compute);
     data = std::aligned_alloc(64, static_cast<size_t>((bytes + 63) / 64 * 64));
-    pack_matrix(m.view(), compute, data);
+    pack_matrix({m.view(), compute, data});
     view = {data, compute, m.rows, m.cols};
   }
   ~Packed() { std::free(data); }
@@ -61,7 +62,7 @@ struct Problem {
   void run(Buffer& out, void* norms, int threads, int64_t row0 = 0, int64_t rows = -1) const {
     const DType compute = compute_of(x.dtype);
     const Packed one(first, compute), two(second, compute);
-    ProjectArgs a;
+    ProjectNormalizeArgs a;
     a.x = x.view();
     a.x.rows = rows < 0 ? c.n : rows;
     a.x.data = x.at(row0, 0);
@@ -82,7 +83,7 @@ struct Problem {
     a.out = out.out();
     a.norms = norms;
     a.threads = threads;
-    project(a);
+    project_normalize(a);
   }
 };
 
@@ -176,7 +177,7 @@ void check_case(const Case& c, DType t, uint64_t seed) {
   }
 }
 
-void test_project() {
+void test_project_normalize() {
   std::vector<Case> cases;
   for (int64_t n : {1, 2, 3, 6, 7, 14, 15, 28, 29, 61}) {
     cases.push_back({.n = n, .k = 33, .m = 31, .o = 0});
@@ -253,11 +254,11 @@ Buffer convert(const Buffer& x, DType to) {
   one.set(0, 0, 1.0);
   const Packed packed(one, compute_of(x.dtype));
   Buffer out(to, x.rows, 1);
-  ProjectArgs a;
+  ProjectNormalizeArgs a;
   a.x = x.view();
   a.first.matrix = packed.view;
   a.out = out.out();
-  project(a);
+  project_normalize(a);
   return out;
 }
 
@@ -355,29 +356,34 @@ void test_refusals() {
   m.fill(random), x.fill(random);
   const Packed packed(m, DType::kFloat32);
   auto refused = [&](auto change, const char* what) {
-    ProjectArgs a;
+    ProjectNormalizeArgs a;
     a.x = x.view(), a.first.matrix = packed.view, a.out = out.out();
     change(a);
     bool thrown = false;
     try {
-      project(a);
+      project_normalize(a);
     } catch (const std::invalid_argument&) {
       thrown = true;
     }
     check(thrown, "accepted %s", what);
   };
-  refused([](ProjectArgs& a) { a.x.cols = 3; }, "x of another width");
-  refused([](ProjectArgs& a) { a.out.cols = 3; }, "out of another width");
-  refused([](ProjectArgs& a) { a.out.rows = 1; }, "out with fewer rows");
-  refused([](ProjectArgs& a) { a.x.dtype = DType::kFloat64; },
+  refused([](ProjectNormalizeArgs& a) { a.x.cols = 3; }, "x of another width");
+  refused([](ProjectNormalizeArgs& a) { a.out.cols = 3; }, "out of another width");
+  refused([](ProjectNormalizeArgs& a) { a.out.rows = 1; }, "out with fewer rows");
+  refused([](ProjectNormalizeArgs& a) { a.x.dtype = DType::kFloat64; },
           "float64 rows with a float32 matrix");
-  refused([](ProjectArgs& a) { a.residual = true; }, "a residual of one stage");
-  refused([&](ProjectArgs& a) { a.first.matrix.data = static_cast<const char*>(packed.data) + 4; },
-          "unaligned packing");
-  refused([&](ProjectArgs& a) { a.first.bias = {x.bytes.get(), DType::kFloat32, 2, 3, 4}; },
-          "bias of another width");
-  refused([&](ProjectArgs& a) { a.first.bias = {x.bytes.get(), DType::kFloat32, 1, 4, 4}; },
-          "bias with too few rows");
+  refused([](ProjectNormalizeArgs& a) { a.residual = true; }, "a residual of one stage");
+  refused(
+      [&](ProjectNormalizeArgs& a) {
+        a.first.matrix.data = static_cast<const char*>(packed.data) + 4;
+      },
+      "unaligned packing");
+  refused(
+      [&](ProjectNormalizeArgs& a) { a.first.bias = {x.bytes.get(), DType::kFloat32, 2, 3, 4}; },
+      "bias of another width");
+  refused(
+      [&](ProjectNormalizeArgs& a) { a.first.bias = {x.bytes.get(), DType::kFloat32, 1, 4, 4}; },
+      "bias with too few rows");
   for (const char* name : {"", "AVX2", "neon"}) {
     bool thrown = false;
     try {
@@ -403,7 +409,7 @@ int main(int argc, char** argv) {
     set_isa(isa_name(isa));
     const int before = test::g_checks;
     test_pack();
-    test_project();
+    test_project_normalize();
     test_conversions();
     test_extreme_conversions();
     test_special_rows();

@@ -5,12 +5,14 @@ Each mutation replaces one exact piece of source text, which must exist once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.support.source_tree import PORTABLE_ONLY, compile_all, configure, copy_core, run
+from tests.support.source_tree import PORTABLE_ONLY, core_test, run
 
 pytestmark = pytest.mark.slow
 
@@ -22,22 +24,22 @@ MUTATIONS = {
         "row[i] = line[i] + row[i];",
     ),
     "norm dropped": (
-        "csrc/project_normalize/project_rows.h",
+        "csrc/core/row_norm.h",
         "return {norm, T(1) / norm};",
         "return {norm, T(1)};",
     ),
     "no guard for a zero row": (
-        "csrc/project_normalize/project_rows.h",
+        "csrc/core/row_norm.h",
         "if (largest == 0) return {T(0), T(0)};",
         "",
     ),
     "no guard for overflowing squares": (
-        "csrc/project_normalize/project_rows.h",
+        "csrc/core/row_norm.h",
         "if (squares > tiny && squares < huge) {",
         "if (squares > tiny) {",
     ),
     "no guard for underflowing squares": (
-        "csrc/project_normalize/project_rows.h",
+        "csrc/core/row_norm.h",
         "if (squares > tiny && squares < huge) {",
         "if (squares == squares && squares < huge) {",
     ),
@@ -62,7 +64,7 @@ MUTATIONS = {
         "factor = measured.inverse;",
     ),
     "last panel of the norm skipped": (
-        "csrc/project_normalize/project_rows.h",
+        "csrc/core/row_norm.h",
         "p < panels; ++p) {",
         "p < panels - (panels > 1); ++p) {",
     ),
@@ -102,7 +104,7 @@ MUTATIONS = {
         "row * x.cols * bytes;",
     ),
     "padding columns hold NaN": (
-        "csrc/project_normalize/cpu_kernel.cpp",
+        "csrc/core/pack_kernel.cpp",
         "++i) dst[i] = T(0);",
         '++i) dst[i] = T(__builtin_nan(""));',
     ),
@@ -134,37 +136,55 @@ MUTATIONS = {
     ),
     "float16 overflow boundary one step off": ("csrc/core/simd.h", "a >= 0x477ff000u", "a >= 0x48800000u"),
     "width of x not checked": (
-        "csrc/project_normalize/cpu.cpp",
+        "csrc/project_normalize/cpu_kernel.cpp",
         "require(stage.matrix.rows == k,",
         "require(k > 0,",
     ),
 }
 
 
+KERNEL = "csrc/project_normalize/cpu_kernel.cpp"  # the one that includes every header above
+
+
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
-    """A copy of the core, built once for the portable set; each mutation rebuilds what it touched."""
-    source = copy_core(tmp_path_factory.mktemp("mutated") / "core")
-    build = source / "build"
-    configure(source, build, *PORTABLE_ONLY, "-DCMAKE_CXX_FLAGS_RELEASE=-O1")
-    done = compile_all(build)
+def green() -> tuple[Path, dict[str, str]]:
+    """The core built for the portable set, green before anything is broken; and each file's command."""
+    built = core_test(
+        *PORTABLE_ONLY, "-DCMAKE_CXX_FLAGS_RELEASE=-O1", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON", fast=True
+    )
+    assert run(built / "build" / "test_core").returncode == 0
+    listed = json.loads((built / "build" / "compile_commands.json").read_text())
+    return built, {entry["file"].rpartition("/source/")[2]: entry["command"] for entry in listed}
+
+
+def compile_broken(name: str, green: tuple[Path, dict[str, str]], folder: Path) -> Path:
+    """The program with one file compiled anew: the broken one, or the kernel that includes it.
+
+    The broken object stands first, so that the linker takes inline functions from there.
+    """
+    built, commands = green
+    file, text, replacement = MUTATIONS[name]
+    original = (built / "source" / file).read_text()
+    assert original.count(text) == 1, f"{file} holds {original.count(text)} times: {text!r}"
+    unit = file if file in commands else KERNEL
+    for copied in (unit, file):
+        (folder / copied).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(built / "source" / copied, folder / copied)
+    (folder / file).write_text(original.replace(text, replacement))
+    compiler, *words = shlex.split(commands[unit])
+    target = words[words.index("-o") + 1]
+    words[words.index("-o") + 1], words[words.index("-c") + 1] = str(folder / "broken.o"), str(folder / unit)
+    done = run(compiler, f"-I{folder / 'csrc'}", *words, cwd=built / "build")
+    assert done.returncode == 0, f"the mutation does not compile:\n{done.stdout}{done.stderr}"
+    objects = [o for o in (built / "build").rglob("*.o") if o != built / "build" / target]
+    program = folder / "test_core"
+    done = run(compiler, folder / "broken.o", *objects, "-fopenmp", "-o", program)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert run(build / "test_core").returncode == 0, "the test must be green before anything is broken"
-    yield source, build
+    return program
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
-def test_mutation_is_caught(name: str, tree: tuple[Path, Path]):
-    source, build = tree
-    file, text, replacement = MUTATIONS[name]
-    path = source / file
-    original = path.read_text()
-    assert original.count(text) == 1, f"{file} holds {original.count(text)} times: {text!r}"
-    try:
-        path.write_text(original.replace(text, replacement))
-        done = compile_all(build)
-        assert done.returncode == 0, f"the mutation does not compile:\n{done.stdout}{done.stderr}"
-        result = run(build / "test_core", "--stop-at-first", timeout=120)
-        assert result.returncode != 0, "the kernel is broken and the test is green"
-    finally:
-        path.write_text(original)
+def test_mutation_is_caught(name: str, green: tuple[Path, dict[str, str]], tmp_path: Path):
+    program = compile_broken(name, green, tmp_path)
+    result = run(program, "--stop-at-first", timeout=120)
+    assert result.returncode != 0, "the kernel is broken and the test is green"

@@ -41,13 +41,6 @@ def from_bits(bits: np.ndarray, dtype: int) -> np.ndarray:
     return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
 
 
-def spacing(values: np.ndarray, dtype: int) -> np.ndarray:
-    """One unit in the last place of the dtype at each value."""
-    digits, least = {FLOAT: (24, -149), HALF: (11, -24), BFLOAT: (8, -133)}[dtype]
-    _, exponent = np.frexp(np.abs(values))
-    return np.ldexp(1.0, np.maximum(exponent - digits, least))
-
-
 class Matrix:
     """[rows, cols] of a storage type; `shift` elements off a 16-byte boundary, rows `gap` apart."""
 

@@ -8,19 +8,19 @@ import sys
 import sysconfig
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.build_cache import digest, files_below, kept, version_of
 from tests.support.source_tree import ROOT, environment, need, need_source, run
 
 HERE = ROOT / "tests" / "cuda_emulation"
 ORDERS = ("ascending", "descending", "shuffled")
 # Fortified jumps refuse to change stacks.
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas",
-         "-DSB_WITH_CUDA", "-U_FORTIFY_SOURCE")  # fmt: skip
+         "-DSB_WITH_CUDA", "-DSB_CUDA_ONLY", "-U_FORTIFY_SOURCE")  # fmt: skip
 # Alignment is checked because a misaligned vector access, harmless on this processor, faults on a GPU.
 SANITIZE = ("-fsanitize=address,alignment", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1")
 
@@ -38,54 +38,58 @@ def kernel_sources() -> dict[str, Path]:
 
 
 class Emulation:
-    """Objects and module of one set of flags."""
+    """Objects and module of one set of flags, which the sources named in `plain` do without."""
 
-    def __init__(self, folder: Path, *flags: str) -> None:
+    def __init__(self, *flags: str, plain: tuple[str, ...] = ()) -> None:
         need_source()
         self.compiler = need("g++", "compile the CUDA kernels for the host")
-        self.pybind11 = pytest.importorskip("pybind11", reason="pybind11 is needed for the emulated module")
-        self.folder, self.flags = folder, flags
-        self.module = folder / f"cuda_emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
-        folder.mkdir(parents=True, exist_ok=True)
+        pybind11 = pytest.importorskip("pybind11", reason="pybind11 is needed for the emulated module")
+        self.flags, self.plain = flags, plain
+        folders = [ROOT / "csrc", ROOT / "python", HERE / "include"]
+        self._include = [*folders, pybind11.get_include(), sysconfig.get_path("include")]
+        headers = files_below(*folders, ending=(".h", ".cuh"))
+        names = [str(path.relative_to(ROOT)) for path in headers]
+        self._seen = digest(version_of(self.compiler), pybind11.__version__, sys.version, *names, *headers)
 
     def sources(self) -> list[Path]:
         kernels = list(kernel_sources().values())
         assert len(kernels) >= 8
         own = [HERE / "emulation.cpp", HERE / "module.cpp", HERE / "selftest.cu"]
-        return [
-            *kernels,
-            *own,
-            ROOT / "python" / "bind_cuda.cpp",
-            *sorted((ROOT / "csrc").glob("*/bind_cuda*.cpp")),
-        ]
+        bindings = [p for p in sorted((ROOT / "csrc").glob("*/bind.cpp")) if "SB_BIND_CUDA" in p.read_text()]
+        return [*kernels, *own, *bindings]
 
-    def compile(
-        self, source: Path, target: Path | None = None, strict: bool = False, first: Sequence[Path] = ()
-    ) -> Path:
-        """`first`: folders of headers that go before the tree's."""
-        target = target or self.folder / f"{name_of(source)}.o"
-        include = [*first, ROOT / "csrc", ROOT / "python", HERE / "include",
-                   self.pybind11.get_include(), sysconfig.get_path("include")]  # fmt: skip
-        done = run(
-            self.compiler, *FLAGS, *self.flags, *(["-Werror"] if strict else []),
-            *(f"-I{path}" for path in include), "-x", "c++", "-c", source, "-o", target,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
-        return target
+    def compile(self, source: Path, first: Path | None = None, strict: bool = True) -> Path:
+        """The object, kept by content. `first`: a folder of headers that go before the tree's."""
+        name = name_of(source)
+        flags = [*FLAGS, *(["-Werror"] if strict else ())]
+        flags += () if name.startswith(self.plain) else self.flags
+        extra = files_below(first) if first else []
 
-    def link(self, objects: list[Path], module: Path) -> Path:
+        def make(folder: Path) -> None:
+            include = [f"-I{path}" for path in (*([first] if first else ()), *self._include)]
+            done = run(self.compiler, *flags, *include, "-x", "c++", "-c", source, "-o", folder / f"{name}.o")
+            assert done.returncode == 0, done.stdout + done.stderr
+
+        contents = [self._seen, *flags, source, *(str(p).removeprefix(str(first)) for p in extra), *extra]
+        return kept(f"emulated-{name}", contents, make) / f"{name}.o"
+
+    def link(self, objects: Sequence[Path], folder: Path) -> Path:
+        module = folder / f"cuda_emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
         done = run(self.compiler, "-shared", *self.flags, *objects, "-o", module)
         assert done.returncode == 0, done.stdout + done.stderr
         return module
 
-    def build(self, kept: Sequence[Path] = ()) -> Emulation:
-        """Compiles what is not in `kept`, objects of another build."""
-        done = {o.stem for o in kept}
-        sources = [s for s in self.sources() if name_of(s) not in done]
+    def build(self) -> Emulation:
         with ThreadPoolExecutor(2) as pool:
-            self.objects = [*kept, *pool.map(partial(self.compile, strict=True), sources)]
-        self.link(self.objects, self.module)
+            self.objects = list(pool.map(self.compile, self.sources()))
+        folder = kept("emulation", [*self.flags, *self.objects], lambda f: self.link(self.objects, f))
+        (self.module,) = folder.iterdir()
         return self
+
+    def with_one_replaced(self, name: str, replacement: Path, folder: Path) -> Path:
+        """The module with another object in place of `name`'s."""
+        folder.mkdir(parents=True, exist_ok=True)
+        return self.link([replacement if o.stem == name else o for o in self.objects], folder)
 
 
 def run_cases(

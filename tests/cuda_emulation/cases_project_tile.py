@@ -15,7 +15,7 @@ SHAPES = ((33, 64, 64), (5, 33, 9), (32, 40, 130), (70, 17, 66), (1, 1, 1))
 def project(m, x: Matrix, matrix: Matrix, out: Matrix, *, bias=None, normalize=True, scale=1.0, by=1.0):
     """Runs it twice on the same tickets; returns the norms."""
     norms, raw = Matrix(1, x.rows), Matrix(x.rows, out.cols)
-    tickets = plain(np.zeros(m.project_tile_tickets(x.rows)), np.int32)
+    tickets = plain(np.zeros(m.project_tile_cuda_tickets(x.rows)), np.int32)
     stride = () if bias is None else (0 if bias.rows == 1 else bias.stride,)
     results = []
     for _ in range(2):

@@ -23,7 +23,7 @@ def case_blend_logits(m, rng: np.random.Generator) -> None:
             labels = plain(np.full(n, -7), np.int64)
             logits = Matrix(n, classes)
             for weighted in (True, False):
-                m.blend_cuda(
+                m.blend_logits_cuda(
                     x.view, z.view, classes, rank, weights.address if weighted else 0, alpha, beta, gamma,
                     *lambdas, labels.ctypes.data, logits.address, *PLACE,
                 )  # fmt: skip
@@ -45,13 +45,14 @@ def case_blend_logits(m, rng: np.random.Generator) -> None:
     z._words[1] = np.float32(np.nan).view(np.uint32)
     z._words[2, [70, 71, 140, 299]] = np.float32(1).view(np.uint32)
     labels = plain(np.full(3, -7), np.int64)
-    m.blend_cuda(x.view, z.view, 300, 0, 0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, labels.ctypes.data, 0, *PLACE)
+    ones = (1.0,) * 6
+    m.blend_logits_cuda(x.view, z.view, 300, 0, 0, *ones, labels.ctypes.data, 0, *PLACE)
     assert labels.tolist() == [0, 0, 70], labels
     zero, logits = Matrix(1, 8, values=np.zeros((1, 8))), Matrix(1, 300)
-    m.blend_cuda(zero.view, (*z.view[:2], 1, *z.view[3:]), 300, 0, 0, 1.0, 2.0, 3.0, 1.0, 1.0, 1.0, 0,
+    m.blend_logits_cuda(zero.view, (*z.view[:2], 1, *z.view[3:]), 300, 0, 0, 1.0, 2.0, 3.0, 1.0, 1.0, 1.0, 0,
                  logits.address, *PLACE)  # fmt: skip
     close(logits.values, np.full((1, 300), math.exp(-1) + math.exp(-2) + math.exp(-3)), FLOAT, "blend")
-    m.blend_cuda((*x.view[:2], 0, *x.view[3:]), z.view, 300, 0, 0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0, 0, *PLACE)
+    m.blend_logits_cuda((*x.view[:2], 0, *x.view[3:]), z.view, 300, 0, 0, *ones, 0, 0, *PLACE)
 
 
 def best_of(scores: np.ndarray, k: int, exclude: int) -> tuple[np.ndarray, np.ndarray]:

@@ -151,7 +151,7 @@ def shot_grads(m, rng: np.random.Generator) -> None:
                     for i, y in enumerate(labels)
                 ])  # fmt: skip
                 if width > 1 or lengthwise:  # a unit row of one value does not move
-                    close(h.values, want, FLOAT, "shot_grads", 3e-5)
+                    close(h.values, want, FLOAT, "shot_grads")
                 check(h, e, grad_mean)
     zero, h, one = (
         Matrix(1, 8, values=np.zeros(8)),
@@ -184,7 +184,7 @@ def unit_grad(m, rng: np.random.Generator) -> None:
                 m.unit_grad_cuda(
                     n, width, grad.address, u.address, lengths.address, accumulate, out.address, *PLACE
                 )
-                close(out.values, want, FLOAT, "unit_grad", 2e-5)
+                close(out.values, want, FLOAT, "unit_grad")
                 check(grad, into, u)
     zero, grad, norms = (
         Matrix(2, 4, values=np.zeros((2, 4))),
@@ -195,7 +195,7 @@ def unit_grad(m, rng: np.random.Generator) -> None:
     assert (grad.values == 0).all()
 
 
-def case_train_rows(m, rng: np.random.Generator) -> None:
+def case_shots(m, rng: np.random.Generator) -> None:
     for part in (shot_norms, class_sums, row_dots, shot_grads, unit_grad):
         part(m, rng)
 
@@ -234,7 +234,7 @@ def row_loss(m, rng: np.random.Generator) -> None:
                 0.3 * complex_step(lambda v, s=s, f=f, y=y: cross_entropy((v + s) * f, y), row)
                 for row, s, f, y in each
             ])  # fmt: skip
-            close(x.values, want, FLOAT, "row_loss grad", 3e-5)
+            close(x.values, want, FLOAT, "row_loss grad")
             entropy = np.array([cross_entropy(row, y) for row, y in zip(logits, labels, strict=True)])
             close(loss.values, 0.3 * entropy[None], FLOAT, "row_loss")
             if given:  # Euler: Σ of a function's slopes times its arguments
@@ -290,7 +290,7 @@ def bias_loss(m, rng: np.random.Generator) -> None:
         want = np.zeros((classes, width))
         for c in np.flatnonzero(norms):
             want[c] = complex_step(lambda v, c=c: penalty(v, c), tau.values[c])
-        close(grad.values, before + want, FLOAT, "bias_loss grad", 3e-5)
+        close(grad.values, before + want, FLOAT, "bias_loss grad")
         assert (grad.values[norms == 0] == before[norms == 0]).all()
         close(loss.values, 0.7 * (norms - norms.mean())[None] ** 2 / classes, FLOAT, "bias_loss")
         check(grad, loss)
@@ -341,6 +341,6 @@ def adamw_flat(m, rng: np.random.Generator) -> None:
         check(p, first, second)
 
 
-def case_train_loss(m, rng: np.random.Generator) -> None:
+def case_losses(m, rng: np.random.Generator) -> None:
     for part in (row_loss, row_loss_edges, bias_loss, total_loss, adamw_flat):
         part(m, rng)

@@ -7,7 +7,7 @@
 void bind_selftest(py::module_& m);
 
 PYBIND11_MODULE(cuda_emulated, m) {
-  bind_cuda(m);
+  bindings::bind_registered(m);
   bind_selftest(m);
   m.def("set_order", [](int order, uint64_t seed) {
     cuda_emulation::set_order(static_cast<cuda_emulation::Order>(order), seed);

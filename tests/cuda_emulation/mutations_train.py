@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-ROWS, LOSS = "train_rows", "train_loss"
+SHOTS, LOSSES = "shots", "losses"
 
 
 def _faults(
@@ -10,13 +10,13 @@ def _faults(
 ) -> dict[str, tuple[str, str, str, str, str]]:
     """name: text, what stands there instead, and an order other than ascending."""
     return {
-        name: (f"{stem}.cu", text, instead, stem, order[0] if order else "ascending")
+        name: (f"bridge_training/cuda_{stem}.cu", text, instead, stem, order[0] if order else "ascending")
         for name, (text, instead, *order) in faults.items()
     }
 
 
 TRAIN_MUTATIONS = _faults(
-    ROWS,
+    SHOTS,
     {
         "shot_norms: e with its bias not written": ("store(x, row + i);\n    }\n", "}\n"),
         "shot_norms: one row too many": (
@@ -58,7 +58,7 @@ TRAIN_MUTATIONS = _faults(
         "last block not launched": ("blocks_for(op, rows, kWarps", "blocks_for(op, rows - 1, kWarps"),
     },
 ) | _faults(
-    LOSS,
+    LOSSES,
     {
         "row_loss: maximum read without a barrier": (
             "partial[threadIdx.x / kWarp] = value;\n      __syncthreads();",
@@ -91,20 +91,20 @@ TRAIN_MUTATIONS = _faults(
         "adamw_flat: one value too many": ("if (i >= size) return;", "if (i > size) return;"),
     },
 )
-# In the header, as the kernels of train_loss.cu see it.
+# In the header, as the kernels of cuda_losses.cu see it.
 TRAIN_MUTATIONS |= {
     "block sum: partial sums read without a barrier": (
         "core/device.cuh",
         "partial[threadIdx.x / kWarp] = value;\n  __syncthreads();",
         "partial[threadIdx.x / kWarp] = value;",
-        LOSS,
+        LOSSES,
         "ascending",
     ),
     "block sum: partial sums overwritten too early": (
         "core/device.cuh",
         "__syncthreads();  // the last use of `partial` is over",
         ";",
-        LOSS,
+        LOSSES,
         "shuffled",
     ),
 }

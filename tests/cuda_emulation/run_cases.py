@@ -17,6 +17,7 @@ import numpy as np
 
 from tests.cuda_emulation.all_cases import CASES
 from tests.cuda_emulation.cases import WORST
+from tests.support import comparer
 
 ORDERS = ("ascending", "descending", "shuffled")
 
@@ -35,7 +36,9 @@ def main(path: str, order: str, *names: str) -> None:
         module.set_order(ORDERS.index(order), 17)
         CASES[name](module, np.random.default_rng(17))
     launches, barriers, exchanges = module.counts()
-    print(json.dumps({"worst": WORST, "launches": launches, "barriers": barriers, "exchanges": exchanges}))
+    families = [(family, dtype, worst) for (family, dtype), worst in comparer.WORST.items()]
+    counts = {"launches": launches, "barriers": barriers, "exchanges": exchanges}
+    print(json.dumps({"worst": WORST, "families": families, **counts}))
 
 
 if __name__ == "__main__":

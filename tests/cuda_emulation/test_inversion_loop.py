@@ -1,4 +1,4 @@
-"""The inversion step with the kernels of csrc/cuda between its products, over their emulation."""
+"""The inversion step with the kernels of csrc/tower_descent between its products, over their emulation."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ import torch
 
 import semobridge_ext as sb
 from semobridge_ext import clip
+from semobridge_ext._engines.tower_descent import choice
 from semobridge_ext._engines.tower_descent import cuda as launch_kernels
 from semobridge_ext._engines.tower_descent.cost import counted_step, tower_of_shape
-from semobridge_ext._engines.tower_descent.cuda import FEW_SLOTS, KernelAttention, KernelPieces
+from semobridge_ext._engines.tower_descent.cuda import FEW_SLOTS, CudaAttention, CudaTowerPieces
+from semobridge_ext._engines.tower_descent.eager import EagerTower
 from semobridge_ext._engines.tower_descent.spec import LearnedRows
-from semobridge_ext._engines.tower_descent.torch_attention import TorchAttention
-from semobridge_ext.inversion import descent as _descent
+from semobridge_ext._engines.tower_descent.torch import TorchAttention
 from semobridge_ext.ops import LaunchedTower, LaunchedWeights
 from tests.cuda_emulation.build import Emulation
 from tests.cuda_emulation.run_cases import load
-from tests.engines.tower_descent.test_cpu import SHAPES, random_tower, some_rows
-from tests.inversion.test_invert import compare
 from tests.support import launched, towers
 from tests.support.assertions import assert_same_bits
 from tests.support.graph_recorder import Recorder
+from tests.support.inversions import compare
 from tests.support.launched import BF16, F16, check_descent, check_passes, descend
+from tests.support.random_tower import SHAPES, random_tower, some_rows
 from tests.support.towers import F32, TEXT_MODELS, VISION_MODELS
 
 pytestmark = pytest.mark.slow
@@ -43,7 +44,7 @@ def recorder(emulated, monkeypatch: pytest.MonkeyPatch) -> Recorder:
     return recorder
 
 
-def engines(tower, rows, stored: torch.dtype, recorder: Recorder, pieces=KernelPieces):
+def engines(tower, rows, stored: torch.dtype, recorder: Recorder, pieces=CudaTowerPieces):
     weights = LaunchedWeights(tower, stored)
     plain = LaunchedTower(weights, rows, pieces=pieces)
     return plain, LaunchedTower(weights, rows, pieces=pieces, capture=recorder.capture)
@@ -88,7 +89,7 @@ def test_vision_towers(kind: str, few: int, recorder: Recorder, monkeypatch: pyt
     tower, rows = clip.vision_tower(VISION_MODELS[kind](), num_patches=2)
     plan = engines(tower, rows, F32, recorder)[0].plan(2)[0]
     many = few == 3
-    assert all(isinstance(p.attention, TorchAttention if many else KernelAttention) for p in plan.passes)
+    assert all(isinstance(p.attention, TorchAttention if many else CudaAttention) for p in plan.passes)
     check(tower, rows, F32, recorder, kind, samples=2)
 
 
@@ -105,7 +106,7 @@ def test_150_steps(recorder: Recorder):
     start = towers.start(10, 1, tower.width, F32)
     unit = torch.nn.functional.normalize(towers.targets(10, tower.features, F32), dim=1)
     found = []
-    for engine in (engines(tower, rows, F32, recorder)[1], _descent.EagerTower(tower, rows)):
+    for engine in (engines(tower, rows, F32, recorder)[1], EagerTower(tower, rows)):
         tokens, moments = start.clone(), (torch.zeros_like(start), torch.zeros_like(start))
         losses = engine.descend(tokens, *moments, unit, 0, 150, grad_scale=0.1, lr=0.02, weight_decay=0.01)
         found.append((engine.features(tokens), losses))
@@ -164,7 +165,7 @@ def test_nan_and_zero_rows_stay_alone(recorder: Recorder):
 def test_broken_pieces_are_noticed(fault: str, recorder: Recorder):
     tower = random_tower(F32, layers=3)
     rows = some_rows(tower, *SHAPES["prefix and suffix"])
-    engine = engines(tower, rows, F32, recorder, launched.broken(KernelPieces, fault))[1]
+    engine = engines(tower, rows, F32, recorder, launched.broken(CudaTowerPieces, fault))[1]
     with pytest.raises(AssertionError):
         check_passes(tower, rows, engine, 3)
         check_descent(tower, rows, engine, 3)
@@ -173,7 +174,7 @@ def test_broken_pieces_are_noticed(fault: str, recorder: Recorder):
 @pytest.mark.parametrize("function", ["oti", "ovi"])
 def test_whole_calls(function: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch):
     """From `sb.oti` and `sb.ovi` down to the kernels, against the full-context program."""
-    monkeypatch.setattr(_descent, "engine_kind", lambda *_: "kernels")
+    monkeypatch.setattr(choice, "choose", lambda *_: "cuda")
     model = TEXT_MODELS["open_clip"]()
     width = (clip.text_tower if function == "oti" else clip.vision_tower)(model)[0].width
     f, init = towers.targets(3, towers.D, F32), towers.start(3, 1, width, F32)

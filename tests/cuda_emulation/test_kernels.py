@@ -9,6 +9,7 @@ import pytest
 
 from tests.cuda_emulation.all_cases import CASES
 from tests.cuda_emulation.build import ORDERS, SANITIZE, Emulation, kernel_sources, report_of, run_cases
+from tests.support.comparer import note
 from tests.support.source_tree import environment
 
 pytestmark = pytest.mark.slow
@@ -21,7 +22,8 @@ def test_kernels_meet_the_oracle(emulation: Emulation, order: str):
     assert len(report["worst"]) >= 30
     for name, error in report["worst"].items():
         print(f"  {name}: {error:.1e}")
-        assert error <= (3e-5 if "grad" in name or "input" in name else 1e-5), name
+    for family, dtype, error in report["families"]:
+        note(family, dtype, error)
 
 
 def test_every_kernel_has_a_case():
@@ -29,15 +31,15 @@ def test_every_kernel_has_a_case():
     assert sources - {"descend"} <= set(CASES) and {"cosine_loss", "adamw"} <= set(CASES)
 
 
-def test_kernels_are_clean_under_sanitizers(emulation: Emulation, tmp_path: Path):
-    plain, emulation = emulation, Emulation(tmp_path, *SANITIZE)
+def test_kernels_are_clean_under_sanitizers(tmp_path: Path):
+    emulation = Emulation(*SANITIZE, plain=("bind", "module", "selftest"))
     libraries = []
     for name in ("libasan.so", "libstdc++.so"):  # the second so that the first finds what it intercepts
         command = [emulation.compiler, f"-print-file-name={name}"]
         libraries.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
     if not Path(libraries[0]).is_absolute():
         pytest.skip("this g++ has no AddressSanitizer runtime (libasan.so)")
-    emulation.build(kept=[o for o in plain.objects if o.stem.startswith(("bind", "module", "selftest"))])
+    emulation.build()
     env = environment(
         LD_PRELOAD=" ".join(libraries), ASAN_OPTIONS="detect_leaks=0:detect_stack_use_after_return=0",
         CUDA_EMULATION_SANITIZED="1", PYTHONMALLOC="malloc",
@@ -49,9 +51,6 @@ def test_kernels_are_clean_under_sanitizers(emulation: Emulation, tmp_path: Path
     assert source.count(text) == 1
     broken = tmp_path / "descend.cu"
     broken.write_text(source.replace(text, text.replace("i < width", "i <= width")))
-    wrong = emulation.compile(broken, tmp_path / "broken.o")
-    objects = [wrong if o.stem == "descend" else o for o in emulation.objects]
-    done = run_cases(
-        emulation.link(objects, tmp_path / emulation.module.name), "ascending", "cosine_loss", env=env
-    )
+    module = emulation.with_one_replaced("descend", emulation.compile(broken, strict=False), tmp_path)
+    done = run_cases(module, "ascending", "cosine_loss", env=env)
     assert done.returncode != 0 and "AddressSanitizer" in done.stderr, done.stderr[-2000:]

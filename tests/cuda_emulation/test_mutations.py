@@ -5,7 +5,6 @@ Each mutation replaces one exact piece of source text, which must exist once.
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -397,14 +396,17 @@ MUTATIONS |= TRAIN_MUTATIONS
 CSRC = ROOT / "csrc"
 
 
-def verdict(name: str, emulation: Emulation, folder: Path) -> tuple[int, str]:
-    """Exit status and last word of the case's run with this one piece of source broken."""
-    file, text, replacement, case, order = MUTATIONS[name]
+def stem_of(case: str) -> str:
+    return {"cosine_loss": "descend", "adamw": "descend"}.get(case, case)
+
+
+def broken(name: str, emulation: Emulation, folder: Path) -> Path:
+    """The object of the one kernel whose case must notice, compiled with this piece of source broken."""
+    file, text, replacement, case, _ = MUTATIONS[name]
     original = (CSRC / file).read_text()
     assert original.count(text) == 1, f"{file} holds {original.count(text)} times: {text!r}"
     # A header is compiled with the kernel whose case runs; a file finds headers beside it first.
-    stem = {"cosine_loss": "descend", "adamw": "descend"}.get(case, case)
-    kernel = kernel_sources()[stem]
+    kernel = kernel_sources()[stem_of(case)]
     mutant = folder / file
     for parent in (mutant.parent, folder / kernel.parent.name):
         parent.mkdir(parents=True, exist_ok=True)
@@ -414,28 +416,15 @@ def verdict(name: str, emulation: Emulation, folder: Path) -> tuple[int, str]:
     source = folder / kernel.relative_to(CSRC)
     source.write_text(kernel.read_text())
     mutant.write_text(original.replace(text, replacement))
-    broken = emulation.compile(source, folder / f"{stem}.o", first=[folder])
-    objects = [broken if o.stem == stem else o for o in emulation.objects]
-    done = run_cases(emulation.link(objects, folder / emulation.module.name), order, case, timeout=120)
-    return done.returncode, (done.stderr.strip().splitlines() or ["crash"])[-1]
-
-
-@pytest.fixture(scope="module")
-def verdicts(
-    emulation: Emulation, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> dict[str, Future[tuple[int, str]]]:
-    """All that were asked for, two at a time."""
-    folder = tmp_path_factory.mktemp("mutated")
-    asked = [item.callspec.params["name"] for item in request.session.items if item.fspath == request.fspath]
-    pool = ThreadPoolExecutor(2)
-    request.addfinalizer(pool.shutdown)
-    return {
-        name: pool.submit(verdict, name, emulation, folder / str(number)) for number, name in enumerate(asked)
-    }
+    return emulation.compile(source, first=folder, strict=False)
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
-def test_mutation_is_caught(name: str, verdicts: dict[str, Future[tuple[int, str]]]):
-    status, told = verdicts[name].result()
-    assert status != 0, "the kernel is broken and the run is green"
+def test_mutation_is_caught(name: str, emulation: Emulation, tmp_path: Path):
+    *_, case, order = MUTATIONS[name]
+    mutant = broken(name, emulation, tmp_path / "source")
+    module = emulation.with_one_replaced(stem_of(case), mutant, tmp_path)
+    done = run_cases(module, order, case, timeout=120)
+    assert done.returncode != 0, "the kernel is broken and the run is green"
+    told = (done.stderr.strip().splitlines() or ["crash"])[-1]
     print(f"  {name}: {told[:120]}")

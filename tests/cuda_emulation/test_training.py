@@ -13,15 +13,20 @@ import torch
 import semobridge_ext as sb
 from semobridge_ext._engines.bridge_training import cuda as training_cuda
 from semobridge_ext._engines.bridge_training import step as bridge_training
-from semobridge_ext._engines.bridge_training.cuda import CudaPieces, dry_step
-from semobridge_ext._engines.bridge_training.reference import LossWeights
-from semobridge_ext._engines.bridge_training.torch import TorchPieces
-from semobridge_ext.fewshot.training import PRESETS
+from semobridge_ext._engines.bridge_training.choice import Choice
+from semobridge_ext._engines.bridge_training.cost import counted_step
+from semobridge_ext._engines.bridge_training.cpu import CpuTrainingPieces
+from semobridge_ext._engines.bridge_training.cuda import CudaTrainingPieces
+from semobridge_ext._engines.bridge_training.spec import LossWeights
+from semobridge_ext._engines.bridge_training.torch import TorchTrainingPieces
+from semobridge_ext.fewshot.training_schedule import PRESETS
 from semobridge_ext.runtime import backend as _backend
 from semobridge_ext.runtime.step_graph import repeatable
 from tests.cuda_emulation.build import Emulation
 from tests.cuda_emulation.run_cases import load
-from tests.fewshot.test_training import (
+from tests.support.graph_recorder import Recorder
+from tests.support.problems import make
+from tests.support.training import (
     LOSSES,
     SHAPES,
     autograd,
@@ -30,8 +35,6 @@ from tests.fewshot.test_training import (
     in_order,
     trainer_of,
 )
-from tests.support.graph_recorder import Recorder
-from tests.support.problems import make
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +49,7 @@ def recorder(emulated, monkeypatch: pytest.MonkeyPatch) -> Recorder:
     """The kernels in place of the CPU's, every trainer captured."""
     recorder = Recorder()
     monkeypatch.setattr(training_cuda, "_C", recorder.native(emulated))
-    monkeypatch.setattr(bridge_training, "pieces_for", lambda *_: CudaPieces)
+    monkeypatch.setattr(bridge_training, "choose", lambda *_: Choice(CudaTrainingPieces))
     monkeypatch.setattr(bridge_training, "repeatable", partial(repeatable, capture=recorder.capture))
     return recorder
 
@@ -91,7 +94,7 @@ def test_trajectory_of_200_steps(recorder: Recorder):
 @pytest.mark.parametrize("chunks", [1 << 20, 1])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_replays_are_the_steps(loss: str, chunks: int, recorder: Recorder, monkeypatch):
-    monkeypatch.setattr(bridge_training, "_CHUNK_VALUES_CUDA", chunks)
+    monkeypatch.setattr(training_cuda, "CHUNK_VALUES_CUDA", chunks)
     p = make(50, [1, 2, 7, 3, 2] * 10, 2, 21, 19)
     replayed, stepped = (trainer_of(p, LOSSES[loss]) for _ in range(2))
     stepped._graph = False
@@ -113,19 +116,19 @@ def test_launches_of_a_whole_step(recorder: Recorder):
     trainer = trainer_of(p, LossWeights())
     trainer.plan([1e-3], 0.01)
     trainer.step()
-    ours = [name for name in recorder.launches if name.endswith("_cuda")]
+    ours = [name.removesuffix("_cuda") for name in recorder.launches if name.endswith("_cuda")]
     noted: list[tuple[str, int]] = []
     shots, labels = in_order(p)
-    step = dry_step(
+    step = counted_step(
         p.bridge().inverse, p.projection, shots, labels, p.text, p.hidden,
-        note=lambda name, moved: noted.append((name, moved)),
+        note=lambda name, moved, _: noted.append((name, moved)),
     )  # fmt: skip
-    noted.clear()
+    assert not noted, "the workspaces' own step is not counted"
     step()
     assert [name for name, _ in noted] == ours and all(moved > 0 for _, moved in noted)
     moved = dict(noted)
-    assert moved["adamw_flat_cuda"] == 4 * 7 * trainer._flat[0].numel()
-    assert moved["row_loss_cuda"] == 12 * (4 * 2 * 12 + 4 + 8), "the last: text, no scale, no dot"
+    assert moved["adamw_flat"] == 4 * 7 * trainer._flat[0].numel()
+    assert moved["row_loss"] == 12 * (4 * 2 * 12 + 4 + 8), "the last: text, no scale, no dot"
     products = len(recorder.launches) - len(ours)
     print(f"  {len(recorder.launches)} launches: {len(ours)} kernels and {products} of PyTorch")
     assert len(recorder.launches) <= 40
@@ -136,7 +139,7 @@ def test_fit_agrees_with_the_cpu(recorder: Recorder, monkeypatch, tmp_path):
     held = (p.queries, p.targets)
     with monkeypatch.context() as patch:
         patch.setattr(bridge_training, "repeatable", repeatable)
-        patch.setattr(bridge_training, "pieces_for", lambda *_: TorchPieces)
+        patch.setattr(bridge_training, "choose", lambda *_: Choice(TorchTrainingPieces))
         cpu = classifier(p, eval_every=10, steps=30).fit(p.shots, p.labels, validation=held)
     path = tmp_path / "run.safetensors"
     cuda = classifier(p, eval_every=10, steps=30, checkpoint_every=10)
@@ -171,12 +174,17 @@ def test_choice(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.undo()
     cuda = torch.device("cuda")
     monkeypatch.setattr(_backend, "HAS_CUDA", True)
-    choose = bridge_training.pieces_for
-    assert choose(cuda, torch.float32) is TorchPieces, "unmeasured: on request alone"
+
+    def choose(device: torch.device, dtype: torch.dtype) -> tuple[object, bool]:
+        pieces, streamed, graph = bridge_training.choose("SeMoBridgeT", device, dtype)
+        assert not streamed
+        return pieces, graph
+
+    assert choose(cuda, torch.float32) == (TorchTrainingPieces, True), "unmeasured: on request alone"
     with sb.backend("native"):
-        assert choose(cuda, torch.float32) is CudaPieces
+        assert choose(cuda, torch.float32) == (CudaTrainingPieces, True)
         with pytest.raises(NotImplementedError, match=r"^SeMoBridgeT: backend 'native' has no CUDA kernel"):
             choose(cuda, torch.float64)
     with sb.backend("eager"):
-        assert choose(cuda, torch.float32) is TorchPieces
-    assert choose(torch.device("cpu"), torch.float64).__name__ == "NativePieces"
+        assert choose(cuda, torch.float32) == (TorchTrainingPieces, False)
+    assert choose(torch.device("cpu"), torch.float64) == (CpuTrainingPieces, True)

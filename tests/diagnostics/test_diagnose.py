@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import semobridge_ext as sb
-from semobridge_ext.diagnostics import resampling as _resampling
+from semobridge_ext.diagnostics import resampling
 
 
 def problem(n: int = 90, width: int = 12, classes: int = 6, spread: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -91,8 +91,8 @@ def test_tiles_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch):
     x, y = problem(101)
     x = x.double()
     whole = sb.diagnose(x, y, resamples=40)
-    monkeypatch.setattr(_resampling, "_BLOCK", 101 * 7)  # 14 full tiles and one of three rows
-    monkeypatch.setattr(_resampling, "_DRAWS", 101 * 9)
+    monkeypatch.setattr(resampling, "_BLOCK", 101 * 7)  # 14 full tiles and one of three rows
+    monkeypatch.setattr(resampling, "_DRAWS", 101 * 9)
     tiled = sb.diagnose(x, y, resamples=40)
     assert torch.equal(tiled.before.intra, whole.before.intra)
     for name, want in whole.before.values.items():
@@ -107,10 +107,17 @@ def test_tiles_bound_the_memory(monkeypatch: pytest.MonkeyPatch):
         return real(values, *args, **options)
 
     x, y = problem(300)
-    monkeypatch.setattr(_resampling, "_BLOCK", 3000)
+    monkeypatch.setattr(resampling, "_BLOCK", 3000)
     monkeypatch.setattr(torch, "bincount", spy)
     sb.diagnose(x, y, resamples=5)
     assert max(seen) == 3000
+
+
+def test_modality_gap_against_hand_figures():
+    image = torch.tensor([[2.0, 0.0], [5.0, 0.0]])
+    text = torch.tensor([[0.0, 1.0], [0.0, 3.0]])
+    assert resampling.modality_gap(image, text) == pytest.approx(2**0.5)
+    assert resampling.modality_gap(image, 3 * image) == 0
 
 
 # -- intervals ---------------------------------------------------------------------------------------

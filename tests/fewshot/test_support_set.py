@@ -11,7 +11,7 @@ import torch
 import semobridge_ext as sb
 from tests.ops.support_logits.test_op import oracle, problem
 from tests.support.assertions import assert_close, assert_same_bits
-from tests.support.tolerances import DTYPES
+from tests.support.samples import DTYPES
 
 C = 7
 

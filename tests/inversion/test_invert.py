@@ -12,21 +12,11 @@ import torch
 import semobridge_ext as sb
 from semobridge_ext import clip
 from tests.support import towers
-from tests.support.assertions import assert_row_relative, assert_same_bits
-from tests.support.towers import DESCENT, F32, F64, TEXT, TEXT_MODELS, VISION_MODELS
+from tests.support.assertions import assert_same_bits
+from tests.support.inversions import compare
+from tests.support.towers import F32, F64, TEXT, TEXT_MODELS, VISION_MODELS
 
 TEMPLATES = ("a photo of {}", "a photo of {} in the wild.", "{} is big", "{}")
-
-
-def compare(ours: sb.Inversion, theirs: sb.Inversion, dtype: torch.dtype, context: str = "") -> None:
-    bound = DESCENT[dtype]
-    flat = [t.flatten(1) for t in (ours.tokens, theirs.tokens.double())]
-    assert_row_relative(flat[0], flat[1], bound, f"{context} tokens")
-    assert_row_relative(ours.features, theirs.features.double(), bound, f"{context} features")
-    torch.testing.assert_close(ours.losses.double(), theirs.losses.double(), rtol=0, atol=bound)
-    assert ours.recorded.keys() == theirs.recorded.keys()
-    for step, features in ours.recorded.items():
-        assert_row_relative(features, theirs.recorded[step].double(), bound, f"{context} step {step}")
 
 
 @pytest.mark.parametrize("kind", TEXT_MODELS)

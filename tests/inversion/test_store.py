@@ -16,18 +16,10 @@ import semobridge_ext as sb
 from semobridge_ext.inversion import invert as inversion
 from tests.support import towers
 from tests.support.assertions import assert_same_bits
+from tests.support.inversions import SAMPLES, SIZE, STEPS, arguments
 from tests.support.towers import F32, TEXT, TEXT_MODELS
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS, SAMPLES, SIZE = 40, 40, 4
-
-
-def arguments(model: torch.nn.Module | None = None, **changed: object) -> tuple[tuple, dict]:
-    options = {
-        "init": towers.start(SAMPLES, 1, TEXT, F32), "steps": STEPS, "batch_size": SIZE, "record_steps": (5,),
-    }  # fmt: skip
-    f = changed.pop("features", towers.targets(SAMPLES, towers.D, F32))
-    return (model or TEXT_MODELS["open_clip"](), f), {**options, **changed}
 
 
 def parts(out: Path) -> list[Path]:
@@ -51,7 +43,7 @@ def test_file_holds_the_result(tmp_path: Path) -> None:
 
 _CHILD = """
 import sys
-from tests.inversion.test_store import arguments
+from tests.support.inversions import arguments
 import semobridge_ext as sb
 positional, options = arguments()
 print("start", flush=True)

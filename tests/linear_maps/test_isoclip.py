@@ -16,7 +16,7 @@ from semobridge_ext.clip import encode_image, encode_text
 from semobridge_ext.linear_maps.spectrum import PUBLISHED
 from tests.clip.test_encode import timm_linear
 from tests.support.assertions import assert_close, assert_row_relative, assert_same_bits
-from tests.support.tolerances import DTYPES
+from tests.support.samples import DTYPES
 from tests.support.towers import (
     TEXT_MODELS,
     VISION_MODELS,

@@ -17,7 +17,7 @@ from torch import Tensor
 import semobridge_ext as sb
 from tests.support.assertions import assert_close, assert_row_relative, assert_same_bits
 from tests.support.projections import with_rank
-from tests.support.tolerances import DTYPES
+from tests.support.samples import DTYPES
 
 F64 = torch.float64
 

@@ -20,8 +20,8 @@ import torch
 
 import semobridge_ext as sb
 from semobridge_ext.runtime import backend as _backend
-from tests.conftest import runnable_isas
-from tests.support.source_tree import ROOT, environment, run
+from tests.support.places import runnable_isas
+from tests.support.source_tree import environment, run
 
 HEAVY = (
     "open_clip", "matplotlib", "torchvision", "triton", "transformers", "sklearn", "scipy", "optuna",
@@ -155,7 +155,9 @@ def test_docstring_is_complete(name: str):
     parameters = inspect.signature(thing).parameters
     wanted = ["Example:"]
     if parameters:
-        wanted += ["Args:", "Raises:"]
+        wanted.append("Args:")
+        if not (inspect.isclass(thing) and issubclass(thing, tuple)):  # a result checks nothing
+            wanted.append("Raises:")
         for parameter in parameters:
             assert re.search(rf"\b{parameter}\b", text), f"{parameter} is not described"
     is_context = hasattr(thing, "__wrapped__") and inspect.isgeneratorfunction(thing.__wrapped__)
@@ -186,33 +188,3 @@ def test_submodules_do_not_hide_public_functions():
     for name in PUBLIC:
         owner, _, attribute = name.rpartition(".")
         assert not inspect.ismodule(getattr(sys.modules[owner], attribute)), name
-
-
-# -- README ------------------------------------------------------------------------------------------
-
-
-def _blocks() -> list[tuple[str, str]]:
-    found = []
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
-        if path.is_file():
-            parts = re.findall(
-                r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
-            )
-            if parts:
-                found.append((path.name, "\n".join(parts)))
-    return found
-
-
-def test_readme_begins_with_a_snippet_that_asserts():
-    if not (ROOT / "README.md").is_file():
-        pytest.skip("the tests run outside the source tree; needed: README.md")
-    first = re.search(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
-    assert first and "import semobridge_ext as sb" in first[1] and "assert " in first[1]
-
-
-@pytest.mark.parametrize("file,code", _blocks(), ids=[name for name, _ in _blocks()])
-def test_documented_snippets_run(file: str, code: str, tmp_path: Path):
-    script = tmp_path / "snippets.py"
-    script.write_text(code, encoding="utf-8")
-    done = run(sys.executable, script, cwd=tmp_path, env=environment())
-    assert done.returncode == 0, f"{file}: {done.stderr}"

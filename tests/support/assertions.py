@@ -1,36 +1,22 @@
-"""Asserters that cannot pass on nothing: they reject NaN first and require an oracle with signal."""
+"""Asserters on tensors; each refuses NaN first and requires an oracle with signal."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from tests.support.tolerances import tolerance
+from tests.support.comparer import Found, compare, spacing
 
-# (family, dtype) -> worst error of this run; conftest prints it at the end.
-WORST: dict[tuple[str, torch.dtype], float] = {}
 
-_SIGNAL = 0.25  # at least this share of the oracle's values must differ from zero
-_BIAS_SAMPLES = 256  # fewer values say nothing about a systematic lean
-_BIAS_LIMIT = 0.1  # truncation instead of rounding leans by half a unit in the last place
-_BIAS_NOISE = 2.6  # over sqrt(n): 4.5 deviations of the mean of n evenly spread roundings
+def name_of(dtype: torch.dtype) -> str:
+    """As the table names it."""
+    return str(dtype).removeprefix("torch.")
 
 
 def ulp(value: Tensor, dtype: torch.dtype) -> Tensor:
     """One unit in the last place of ``dtype`` at each float64 value, subnormals included."""
-    info = torch.finfo(dtype)
-    magnitude = value.abs().clamp_min(info.tiny)
-    _, exponent = torch.frexp(magnitude)  # magnitude = m·2^exponent with m in [0.5, 1)
-    return torch.ldexp(torch.full_like(magnitude, info.eps), exponent - 1)
-
-
-def _worst_index(ratio: Tensor) -> tuple[int, ...]:
-    flat = int(ratio.argmax())
-    index = []
-    for size in reversed(ratio.shape):
-        index.append(flat % size)
-        flat //= size
-    return tuple(reversed(index))
+    return torch.from_numpy(np.asarray(spacing(value.numpy(), name_of(dtype))))
 
 
 def assert_close(
@@ -40,47 +26,12 @@ def assert_close(
     *,
     dtype: torch.dtype | None = None,  # of the computation; default: of `got`
     context: str = "",
-) -> None:
+) -> Found:
     """``got`` is finite and within the table's bound of ``want``, without a systematic lean."""
-    got, want = got.detach(), want.detach()
-    dtype = got.dtype if dtype is None else dtype
-    where = f"{family}/{dtype} {context}".strip()
-    assert want.dtype is torch.float64, f"{where}: the oracle must be float64, is {want.dtype}"
-    assert got.shape == want.shape, f"{where}: shape {tuple(got.shape)}, oracle {tuple(want.shape)}"
-    assert want.numel() > 0, f"{where}: nothing to compare"
-    assert torch.isfinite(want).all(), f"{where}: the oracle is not finite"
-    finite = torch.isfinite(got)
-    assert finite.all(), (
-        f"{where}: {int((~finite).sum())} of {got.numel()} values are NaN or infinite, "
-        f"first at {tuple((~finite).nonzero()[0].tolist())}"
-    )
-    signal = float((want != 0).double().mean())
-    assert signal >= _SIGNAL, f"{where}: the oracle is zero in {1 - signal:.0%} of its values"
-
-    limit = tolerance(family, dtype)
-    scale = want.abs().amax(-1, keepdim=True) if want.dim() else want.abs()
-    unit = ulp(want, dtype)
-    error = got.double() - want
-    bound = limit.ulps * unit + limit.relative * scale
-    # An all-zero row of the oracle allows no error at all.
-    ratio = torch.where(error == 0, torch.zeros_like(error), error.abs() / bound)
-    at = _worst_index(ratio)
-    # For the half types: what is left for the last place once the accumulated error is granted.
-    half = (error.abs() - limit.relative * scale).clamp_min(0) / unit
-    seen = half if limit.ulps else error.abs() / scale
-    worst = float(torch.where(error == 0, torch.zeros_like(error), seen).max())
-    WORST[family, dtype] = max(WORST.get((family, dtype), 0.0), worst)
-    assert float(ratio[at]) <= 1, (
-        f"{where}: worst at {at}: got {float(got[at])!r}, oracle {float(want[at])!r}, "
-        f"{float(ratio[at]):.3g} times the bound {float(bound[at]):.3g}; "
-        f"{int((ratio > 1).sum())} of {ratio.numel()} values beyond it"
-    )
-    if error.numel() >= _BIAS_SAMPLES:
-        lean = float((error * want.sign() / bound).nan_to_num(0.0).mean())
-        assert abs(lean) <= max(_BIAS_LIMIT, _BIAS_NOISE / error.numel() ** 0.5), (
-            f"{where}: errors lean {'away from' if lean > 0 else 'towards'} zero, "
-            f"mean signed error {lean:.3g} of the bound"
-        )
+    name = name_of(got.dtype if dtype is None else dtype)
+    assert want.dtype is torch.float64, f"{family}: the oracle must be float64, is {want.dtype}"
+    wide, oracle = (t.detach().double().cpu().numpy() for t in (got, want))
+    return compare(wide, oracle, family, name, context)
 
 
 def assert_row_relative(got: Tensor, want: Tensor, limit: float, context: str = "") -> float:

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from semobridge_ext._engines.tower_descent.spec import LearnedRows, Tower
-from semobridge_ext._engines.tower_descent.torch import Ends, TorchPieces
+from semobridge_ext._engines.tower_descent.tensors import Ends
+from semobridge_ext._engines.tower_descent.torch import TorchTowerPieces
 from semobridge_ext.inversion import reference as inversion
 from semobridge_ext.ops import LaunchedTower, LaunchedWeights
 from semobridge_ext.reference import tower_features
-from tests.engines.tower_descent.test_cpu import in_dtype
 from tests.support import towers
 from tests.support.assertions import assert_row_relative
 from tests.support.graph_recorder import Recorder
+from tests.support.random_tower import in_dtype
 from tests.support.towers import F32, F64
 
 BF16, F16 = torch.bfloat16, torch.float16
@@ -93,7 +94,7 @@ def check_descent(tower: Tower, rows: LearnedRows, engine: LaunchedTower, sample
         assert float((1 - near).max()) <= 2 * FEATURE[stored] + PASS[stored] ** 2, f"{context} step {step}"
 
 
-def engines(tower: Tower, rows: LearnedRows, stored: torch.dtype, pieces: type[TorchPieces]):
+def engines(tower: Tower, rows: LearnedRows, stored: torch.dtype, pieces: type[TorchTowerPieces]):
     """The engine by itself and over a recorder that repeats launches as a graph would."""
     recorder = Recorder()
     weights = LaunchedWeights(tower, stored)
@@ -104,7 +105,7 @@ def engines(tower: Tower, rows: LearnedRows, stored: torch.dtype, pieces: type[T
 # -- broken on purpose -------------------------------------------------------------------------------
 
 
-def broken(base: type[TorchPieces], fault: str) -> type[TorchPieces]:
+def broken(base: type[TorchTowerPieces], fault: str) -> type[TorchTowerPieces]:
     """`base` with one piece that does not do what it says."""
 
     class Residual(base):

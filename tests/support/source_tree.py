@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import semobridge_ext as sb
+from tests.support.build_cache import ROOT, files_below, kept, version_of
 
-ROOT = Path(__file__).resolve().parents[2]
 CROSS = "aarch64-linux-gnu-g++"
 # CMake's cross-compilation switch with a processor that it has no vector flags for.
 PORTABLE_ONLY = ("-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=generic")
@@ -61,11 +61,7 @@ def configure(source: Path, build: Path, *options: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def compile_all(build: Path) -> subprocess.CompletedProcess[str]:
-    return run("cmake", "--build", build, "--parallel", "2")
-
-
-def copy_core(target: Path) -> Path:
+def at_o1(target: Path) -> Path:
     """A copy of the core and its test that compiles at -O1: where the result counts, not its speed."""
     need_source()
     shutil.copytree(ROOT / "csrc", target / "csrc")
@@ -76,9 +72,27 @@ def copy_core(target: Path) -> Path:
     return target
 
 
-def build_core_test(source: Path, build: Path, *options: str) -> tuple[Path, str]:
-    """The program and what the compiler said."""
+def core_test(*options: str, fast: bool = False, compiler: str = "c++") -> Path:
+    """The folder of the built C++ test, kept by content: `build/test_core`; the compiler's words in `log`.
+
+    `fast`: from a copy at -O1, beside it in `source`.
+    """
+    need_source()
+    need("cmake", "build the C++ test")
+    sources = files_below(ROOT / "csrc", ROOT / "tests" / "cpp", ending=(".h", ".cpp", ".def"))
+    names = [str(path.relative_to(ROOT)) for path in sources]
+    key = [version_of(need(compiler, "build the C++ test")), *options, fast, *names, *sources]
+
+    def make(folder: Path) -> None:
+        done = build_core_test(at_o1(folder / "source") if fast else ROOT, folder / "build", *options)
+        (folder / "log").write_text(done)
+
+    return kept("core", [*key, ROOT / "CMakeLists.txt"], make)
+
+
+def build_core_test(source: Path, build: Path, *options: str) -> str:
+    """What the compiler said."""
     configure(source, build, *options)
-    done = compile_all(build)
+    done = run("cmake", "--build", build, "--parallel", "2")
     assert done.returncode == 0, done.stdout + done.stderr
-    return build / "test_core", done.stdout + done.stderr
+    return done.stdout + done.stderr

@@ -1,30 +1,20 @@
-"""Reference of SeMoBridge-T: the loss as its authors compute it (arXiv 2509.26036, METHODS §2).
+"""Oracle of bridge_training: SeMoBridge-T's loss as its authors compute it (arXiv 2509.26036; docs/methods.md
+§2).
 
     L = ½·CE_img + ½·½(CE_txtp + CE_txte) + 0.1·CE_cons + 0.1·L_bias
 
-Every bridged shot is made, projected and normalised; autograd does the rest. The oracle and the
-baseline of fewshot/training.py.
+Every bridged shot is made, projected and normalised; autograd does the rest. Tests compare with it, the
+benchmark times it as the baseline.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from semobridge_ext._engines.bridge_training.spec import LossWeights
 from semobridge_ext._ops.project_normalize.reference import scale_rows
-
-
-class LossWeights(NamedTuple):
-    """Factors of the five losses; 0 leaves one out."""
-
-    image: float = 0.5
-    text_projected: float = 0.25
-    text_embedded: float = 0.25
-    consistency: float = 0.1
-    bias: float = 0.1
 
 
 def bias_loss(tau: Tensor) -> Tensor:  # [C, T] -> scalar

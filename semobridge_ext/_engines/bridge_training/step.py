@@ -1,4 +1,4 @@
-"""One SeMoBridge-T step by hand: loss, gradients, AdamW (arXiv 2509.26036; METHODS §2).
+"""One SeMoBridge-T step by hand: loss, gradients, AdamW (arXiv 2509.26036; docs/methods.md §2).
 
 Rows lie in class order. With B = W F̂ᵀ [T, C], the cheaper exact forms are
 
@@ -12,8 +12,8 @@ forward, [F̂ᵀ | W⁺B], and one backward, Z = fᵀ[G₁ | G₂] (G the gradie
     de = (m̄ − u(u·m̄))/(K r) − (Σ_c g l / q²)·h        u = e/r,  m̄ = dm,  Y = Σ_k G₂
 
 which is 3 products of N·T·D and 4 of N·C·D multiply-adds, against 5 and 6 for autograd. The products are
-PyTorch's; what lies between them is in torch.py (CPU core, plain PyTorch) and cuda.py.
-Chunks of rows keep a chunk's logits in cache between the product, the softmax and the next product.
+PyTorch's; the pieces between them are in torch.py, cpu.py and cuda.py, and choice.py picks one of these.
+A chunk of rows keeps its logits in cache between the product, the softmax and the next product.
 """
 
 from __future__ import annotations
@@ -23,158 +23,61 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from semobridge_ext._engines.bridge_training.cuda import CudaPieces
-from semobridge_ext._engines.bridge_training.reference import LossWeights
-from semobridge_ext._engines.bridge_training.torch import Batch, NativePieces, TorchPieces
-from semobridge_ext.runtime.backend import HAS_CUDA, requested
-from semobridge_ext.runtime.choice import resolve
+from semobridge_ext._engines.bridge_training.choice import Choice, PiecesOf, choose
+from semobridge_ext._engines.bridge_training.spec import LossWeights
+from semobridge_ext._engines.bridge_training.workspace import Workspace
 from semobridge_ext.runtime.step_graph import WARM_UP, Step, repeatable
 
-_CHUNK_VALUES = 1 << 20  # logits of a chunk of rows: 4 MiB
-_CHUNK_VALUES_CUDA = 1 << 26  # a GPU gains nothing from a chunk in cache, but pays for every launch
-_ALIGN = 64  # values: where a parameter begins in the one array of all
 
-
-def pieces_for(device: torch.device, dtype: torch.dtype) -> Callable[[Batch], TorchPieces]:
-    """What runs between the products, by the backend asked for."""
-    single = dtype is torch.float32
-    name = resolve("SeMoBridgeT", device, cuda=single, triton=single or "float64")
-    if name == "native":
-        return NativePieces if device.type == "cpu" else CudaPieces
-    # Triton streams the wide losses; what is left is small, and csrc/cuda's where that was built.
-    return CudaPieces if name == "triton" and device.type == "cuda" and HAS_CUDA else TorchPieces
-
-
-class BridgeTrainer:
+class BridgeTrainer(Workspace):
     """Parameters, AdamW state and workspaces of one run; a step reads nothing back to the host.
 
     Args:
-        inverse: [D, T] initial W⁺; copied. text_projection: [T, D]. shots: [M, D] in class order.
-        labels: [M] sorted. text: [C, D] unit rows. hidden: [C, T] unit rows, or None.
+        inverse: [D, T] initial W⁺; copied. text_projection: [T, D]. shots: [N, D] in class order.
+        labels: [N] int64, sorted. text: [C, D] unit rows. hidden: [C, T] unit rows, or None.
         class_bias: train τ. logit_scale: κ. weights: factors of the losses.
         pieces: what runs between the products; None: by device, dtype and backend.
+        function: the caller, for the messages of a backend that cannot be had.
 
-    All tensors of one dtype (float32 or float64) and device. ``plan`` gives the rates, ``step`` takes the
+    All tensors of one dtype (float32 or float64) and device. ``plan`` sets the rates, ``step`` takes the
     steps. On a CUDA device the first step is captured in a graph, which every step replays: nothing
-    is allocated, and what changes from step to step (their count, rates) is read from the device.
+    is allocated, and what changes from step to step (the count, the rates) is read from the device.
+
+    Raises:
+        RuntimeError, NotImplementedError: the backend asked for was not built, or has no kernel for the
+            device and dtype.
 
     Numerics: sums in that dtype, in an order that does not depend on the threads. Products are
     PyTorch's and follow ``torch.backends.cuda.matmul.allow_tf32``.
 
-    Memory: 2·M·T (plain PyTorch: 3·M·T), a chunk of logits (plain PyTorch: two; Triton: none, but up to 16
-    of [D, C]), three of [C, C], four
-    copies of the parameters, and of [C, D] and [C, T] about a dozen.
+    Memory: 2·N·T values (plain PyTorch: 3·N·T), a chunk of logits (plain PyTorch: two; Triton: none, but
+    up to 16 of [D, C]), three of [C, C], four copies of the parameters, and about a dozen of [C, D] and
+    [C, T].
     """
 
     def __init__(
         self,
-        inverse: Tensor,
-        text_projection: Tensor,
-        shots: Tensor,
-        labels: Tensor,
-        text: Tensor,
-        hidden: Tensor | None,
+        inverse: Tensor,  # [D, T]
+        text_projection: Tensor,  # [T, D]
+        shots: Tensor,  # [N, D]
+        labels: Tensor,  # [N]
+        text: Tensor,  # [C, D]
+        hidden: Tensor | None,  # [C, T]
         *,
         class_bias: bool = True,
         logit_scale: float = 100.0,
         weights: LossWeights | None = None,
-        pieces: Callable[[Batch], TorchPieces] | None = None,
+        pieces: PiecesOf | None = None,
+        function: str = "BridgeTrainer",
     ) -> None:
-        self.weights = weights or LossWeights()
-        self.w = text_projection.contiguous()
-        self.shots, self.text, self.hidden = shots.contiguous(), text.contiguous(), hidden
-        self.gram = self.w @ self.w.T  # WWᵀ
-        self.classes = text.shape[0]
-        counts = torch.bincount(labels, minlength=self.classes)
-        self.labels = labels
-        offsets = torch.zeros(self.classes + 1, dtype=torch.int64)
-        torch.cumsum(counts.cpu(), 0, out=offsets[1:])
-        self.bounds = offsets.tolist()
-        norms = torch.linalg.vector_norm(shots, dim=1)
-        self.image_scale = torch.where(norms == 0, torch.zeros_like(norms), logit_scale / norms)
-        self.image_on = self.weights.image != 0
-        self.consistency_on = self.weights.consistency != 0
-        batch = Batch(
-            labels.contiguous(), offsets.to(shots.device), self.bounds, counts.to(shots.dtype).unsqueeze(1),
-            self.w.shape[0],
+        chosen = choose(function, shots.device, shots.dtype) if pieces is None else Choice(pieces)
+        super().__init__(
+            inverse, text_projection, shots, labels, text, hidden, class_bias=class_bias,
+            logit_scale=logit_scale, weights=weights or LossWeights(), pieces=chosen.pieces,
+            streamed=chosen.streamed,
         )  # fmt: skip
-        self.pieces = (pieces or pieces_for(shots.device, shots.dtype))(batch)
-        self._graph = requested() != "eager"
-        self._streamed = None
-        if pieces is None and requested() == "triton":
-            from semobridge_ext._engines.bridge_training.triton import StreamedLoss
-
-            self._streamed = StreamedLoss(self.shots, batch.labels, batch.offsets)
-        self._make_parameters(inverse, class_bias)
-        self._chunks = self._cut()
-        self._make_workspaces()
+        self._graph = chosen.graph
         self.plan([], 0.0)
-
-    def _make_parameters(self, inverse: Tensor, class_bias: bool) -> None:
-        """Parameters, gradients and moments: each one array, which AdamW takes whole, and views of it."""
-        shapes = {"inverse": inverse.shape}
-        if class_bias:
-            shapes["tau"] = torch.Size((self.classes, inverse.shape[1]))
-        begin, end = {}, 0
-        for name, shape in shapes.items():
-            begin[name] = end
-            end += -(-shape.numel() // _ALIGN) * _ALIGN
-
-        def views(flat: Tensor) -> dict[str, Tensor]:
-            return {n: flat[begin[n] : begin[n] + s.numel()].view(s) for n, s in shapes.items()}
-
-        new = self.shots.new_zeros
-        self._flat = new(end), new(end), new(end), new(end)
-        self.parameters, self.gradients, first, second = map(views, self._flat)
-        self.state = {name: (first[name], second[name]) for name in shapes}
-        self.parameters["inverse"].copy_(inverse)
-
-    def _make_workspaces(self) -> None:
-        new, c, (n, d), t = self.shots.new_empty, self.classes, self.shots.shape, self.w.shape[0]
-        self.e, self.h, self.r = new(n, t), new(n, t), new(n)
-        self.q, self.inverse_q, self.dot = new(n), new(n), new(n)
-        self.mean, self.grad_mean = new(c, t), new(c, t)
-        self.hat, self.hat_norms, self.grad_hat = new(c, d), new(c, 1), new(c, d)
-        wide = c * (self.image_on + self.consistency_on)
-        longest = max(self.bounds[b] - self.bounds[a] for a, b in self._chunks)
-        self.logits = new(0 if self._streamed else longest, wide)
-        self.z = new(d, wide)
-        self.square = new(c, c)  # what a class adds to its shots' logits, later logits of the text losses
-        self.operand = self.hat.T
-        if self.consistency_on:
-            self.back, self.grad_back, self.carried = new(t, c), new(t, c), new(d, c)
-            self.operand = new(d, wide) if self.image_on else self.carried
-        self.sums = self.extra = None
-        if self.consistency_on and "tau" in self.parameters:
-            self.sums, self.extra = new(c, c), new(c, t)
-        if self.hidden is not None and self.weights.text_embedded != 0:
-            self.unit_mean, self.mean_norms, self.grad_unit = new(c, t), new(c, 1), new(c, t)
-        self._make_parts()
-
-    def _make_parts(self) -> None:
-        """The losses' parts: one array, and each loss's share of it."""
-        c = self.classes if self.pieces.loss_per_row else 1
-        size = {"image": len(self.shots), "consistency": len(self.shots)}
-        size |= {"text_projected": c, "text_embedded": c, "bias": c}
-        missing = {"bias": "tau" not in self.parameters, "text_embedded": self.hidden is None}
-        on = [n for n in size if getattr(self.weights, n) != 0 and not missing.get(n)]
-        self._all_parts = self.shots.new_zeros(sum(size[n] for n in on))
-        self._parts = dict(zip(on, self._all_parts.split([size[n] for n in on]), strict=True))
-        self._loss = self.shots.new_zeros(1)
-        self._count = torch.zeros(1, dtype=torch.int64, device=self.shots.device)  # of the steps taken
-        self._now = torch.zeros_like(self._count)  # the step under way
-
-    def _cut(self) -> list[tuple[int, int]]:
-        """Ranges of classes whose logits are about a chunk."""
-        width = max(1, self.classes * (self.image_on + self.consistency_on))
-        on_gpu = self.shots.is_cuda or isinstance(self.pieces, CudaPieces)
-        rows = max(64, (_CHUNK_VALUES_CUDA if on_gpu else _CHUNK_VALUES) // width)
-        chunks, first = [], 0
-        for c in range(1, self.classes + 1):
-            if c == self.classes or self.bounds[c + 1] - self.bounds[first] > rows:
-                chunks.append((first, c))
-                first = c
-        return chunks
 
     # -- loss and gradients --------------------------------------------------------------------------
 
@@ -320,11 +223,12 @@ class BridgeTrainer:
             )
         if self._once is None:
             state = [self._flat[0], *self._flat[2:], self._count, self._losses]
-            self._once = repeatable(self._take, state, self.shots.device) if self._graph else self._take
+            self._once = repeatable(self.launch, state, self.shots.device) if self._graph else self.launch
         self._once()
         self._steps += 1
         return self.losses[self._steps - 1]
 
-    def _take(self) -> None:
+    def launch(self) -> None:
+        """One step as a sequence of launches that a graph can repeat."""
         self.loss_and_gradients()
         self.pieces.adamw(*self._flat, self._now, self._count)

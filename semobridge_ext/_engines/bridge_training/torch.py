@@ -1,62 +1,52 @@
-"""What lies between the matrix products of a SeMoBridge-T step: in plain PyTorch, or by the CPU core.
+"""What lies between the matrix products of a SeMoBridge-T step, in plain PyTorch.
 
-`TorchPieces` says what each piece computes, `NativePieces` takes the wide ones to the core of the CPU,
-training_cuda.py all of them to CUDA kernels. Every piece writes into tensors it is given, workspaces are
-made once and kept, nothing is read back: a step can be captured in a CUDA graph. No sum depends on the
-order in which threads come.
+cpu.py takes the wide pieces to the core of the CPU, cuda.py all of them to CUDA kernels. Every piece writes
+into tensors that it is given, workspaces are made once and kept, nothing is read back: a CUDA graph can
+repeat a step. No sum depends on the order in which threads finish.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from semobridge_ext.runtime.backend import _C, DTYPE_CODES
+from semobridge_ext._engines.bridge_training.spec import Batch, Chunk
+from semobridge_ext.runtime import adamw
+from semobridge_ext.runtime.scratch import Scratch
 from semobridge_ext.runtime.step_graph import WARM_UP
 
-BETAS, EPS = (0.9, 0.999), 1e-8
-Chunk = tuple[int, int]  # the first of its classes and the one behind the last
+CHUNK_VALUES = 1 << 20  # logits of a chunk of rows: 4 MiB, which stay in cache
+CHUNK_VALUES_CUDA = 1 << 26  # a GPU gains nothing from a chunk in cache, but pays for every launch
 
 
-class Batch(NamedTuple):
-    """Rows in class order."""
-
-    labels: Tensor  # [N] int64, ascending
-    offsets: Tensor  # [C + 1] int64
-    bounds: list[int]  # the offsets on the host
-    counts: Tensor  # [C, 1] shots of each class
-    width: int  # T
-
-
-class TorchPieces:
+class TorchTrainingPieces:
     """Plain PyTorch, any device and dtype."""
 
     loss_per_row = False  # whether the losses over C rows come as C values or as one
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
-        self._kept: dict[str, Tensor] = {}
+        self.longest = 0  # rows of the longest chunk
+        self.scratch = Scratch(batch.labels.device)
         self._offsets: dict[Chunk, Tensor] = {}
         self._table = batch.counts.new_empty(0, 3)
 
-    def _keep(self, name: str, like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """A workspace: made by the first steps, the same memory ever after."""
-        size, kept = math.prod(shape), self._kept.get(name)
-        if kept is None or kept.numel() < size:
-            kept = self._kept[name] = like.new_empty(size, dtype=dtype or like.dtype)
-        return kept[:size].view(shape)
+    @property
+    def chunk_values(self) -> int:
+        return CHUNK_VALUES_CUDA if self.batch.labels.is_cuda else CHUNK_VALUES
+
+    def _take(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return self.scratch.take(name, shape, dtype or self.batch.counts.dtype)
 
     def _zero_to_zero(self, values: Tensor, tested: Tensor) -> Tensor:
         """`values` with 0 where `tested` is 0."""
-        zero = self._keep("zero", tested, *tested.shape, dtype=torch.bool)
+        zero = self._take("zero", *tested.shape, dtype=torch.bool)
         return values.masked_fill_(torch.eq(tested, 0, out=zero), 0)
 
     def _reciprocal(self, x: Tensor) -> Tensor:
-        return self._zero_to_zero(torch.reciprocal(x, out=self._keep("reciprocal", x, *x.shape)), x)
+        return self._zero_to_zero(torch.reciprocal(x, out=self._take("reciprocal", *x.shape)), x)
 
     def _class_sums(self, x: Tensor, chunk: Chunk, out: Tensor) -> None:
         """Σ over the rows of each class; unlike index_add_ in one order on every device."""
@@ -71,7 +61,7 @@ class TorchPieces:
 
     def class_means(self, e: Tensor, tau: Tensor | None, r: Tensor, mean: Tensor) -> None:
         """e ← e + τ_y; r = ‖e‖; mean_c = mean over the rows of c of e/r."""
-        rows = self._keep("rows", e, *e.shape)
+        rows = self._take("rows", *e.shape)
         if tau is not None:
             e.add_(torch.index_select(tau, 0, self.batch.labels, out=rows))
         torch.linalg.vector_norm(e, dim=1, out=r)
@@ -81,7 +71,7 @@ class TorchPieces:
 
     def row_lengths(self, a: Tensor, b: Tensor, q: Tensor, inverse: Tensor) -> None:
         """q = sqrt(max(a·b, 0)); inverse = 1/q, 0 where q is 0."""
-        torch.sum(torch.mul(a, b, out=self._keep("rows", a, *a.shape)), dim=1, out=q)
+        torch.sum(torch.mul(a, b, out=self._take("rows", *a.shape)), dim=1, out=q)
         q.clamp_(min=0).sqrt_()
         inverse.copy_(self._reciprocal(q))
 
@@ -96,12 +86,14 @@ class TorchPieces:
         """
         begin, end = self.batch.bounds[chunk[0]], self.batch.bounds[chunk[1]]
         y, row_scale = self.batch.labels[begin:end], scale[begin:end].unsqueeze(1)
-        log_p = self._keep("log_p", x, *x.shape)
+        # At the longest chunk's size, so that no chunk outgrows another's.
+        longest = max(self.longest, end - begin)
+        log_p = self._take("log_p", longest, x.shape[1])[: end - begin]
         if add is not None:
             x.add_(torch.index_select(add, 0, y, out=log_p))
         logits = x.mul_(row_scale)
         torch.log_softmax(logits, dim=1, out=log_p)
-        own = self._keep("own", x, end - begin, 1)
+        own = self._take("own", longest, 1)[: end - begin]
         torch.mul(torch.gather(log_p, 1, y.unsqueeze(1), out=own).squeeze(1), -factor, out=loss[begin:end])
         g = log_p.exp_().mul_(factor)
         g.scatter_(1, y.unsqueeze(1), own.exp_().sub_(1).mul_(factor))
@@ -119,14 +111,14 @@ class TorchPieces:
 
         May overwrite e and grad_mean.
         """
-        inverse, m = self._reciprocal(r).unsqueeze(1), self._keep("rows", e, *e.shape)
+        inverse, m = self._reciprocal(r).unsqueeze(1), self._take("rows", *e.shape)
         torch.index_select(grad_mean.div_(self.batch.counts), 0, self.batch.labels, out=m)
         if dot is None:
             torch.mul(m, inverse, out=h)
         else:
-            ratio = torch.mul(inverse_q, inverse_q, out=self._keep("ratio", q, *q.shape)).mul_(dot).neg_()
+            ratio = torch.mul(inverse_q, inverse_q, out=self._take("ratio", *q.shape)).mul_(dot).neg_()
             h.mul_(ratio.unsqueeze(1)).addcmul_(m, inverse)
-        unit, along = e.mul_(inverse), self._keep("along rows", e, len(e), 1)
+        unit, along = e.mul_(inverse), self._take("along rows", len(e), 1)
         torch.sum(m.mul_(unit), dim=1, keepdim=True, out=along)
         h.addcmul_(unit, along.mul_(inverse), value=-1)
         if grad_tau is not None:
@@ -141,8 +133,8 @@ class TorchPieces:
 
     def unit_grad(self, grad: Tensor, unit: Tensor, norms: Tensor, into: Tensor | None = None) -> None:
         """The gradient of x from that of x/‖x‖, in place of ``grad`` or added to ``into``."""
-        rows = self._keep("class rows", unit, *unit.shape)
-        along = self._keep("along", unit, len(unit), 1)
+        rows = self._take("class rows", *unit.shape)
+        along = self._take("along", len(unit), 1)
         torch.sum(torch.mul(unit, grad, out=rows), dim=1, keepdim=True, out=along)
         grad.sub_(torch.mul(unit, along, out=rows)).mul_(self._reciprocal(norms))
         if into is not None:
@@ -150,7 +142,7 @@ class TorchPieces:
 
     def diagonal_loss(self, logits: Tensor, factor: float, loss: Tensor) -> Tensor:
         """``factor``·mean CE(logits, own class) of [C, C] logits; returns where their gradient lies."""
-        log_p = torch.log_softmax(logits, dim=1, out=self._keep("square", logits, *logits.shape))
+        log_p = torch.log_softmax(logits, dim=1, out=self._take("square", *logits.shape))
         torch.mean(log_p.diagonal(), dim=0, keepdim=True, out=loss).mul_(-factor)
         grad = log_p.exp_().mul_(factor / len(logits))
         grad.diagonal().sub_(factor / len(logits))
@@ -158,8 +150,8 @@ class TorchPieces:
 
     def bias_loss(self, tau: Tensor, weight: float, grad_tau: Tensor, loss: Tensor) -> None:
         """weight·mean_c (‖τ_c‖ − mean‖τ‖)²; its gradient, 0 at τ_c = 0, is added to ``grad_tau``."""
-        unit = self._keep("class rows", tau, *tau.shape)
-        norms, mean = self._keep("tau norms", tau, len(tau), 1), self._keep("tau mean", tau, 1, 1)
+        unit = self._take("class rows", *tau.shape)
+        norms, mean = self._take("tau norms", len(tau), 1), self._take("tau mean", 1, 1)
         self.unit_rows(tau, unit, norms)
         deviation = norms.sub_(torch.mean(norms, dim=0, keepdim=True, out=mean))
         # The mean's own derivative cancels: the deviations sum to zero.
@@ -174,7 +166,7 @@ class TorchPieces:
         for part in parts.values():
             each = part
             if part.numel() != 1:
-                each = torch.sum(part, dim=0, keepdim=True, out=self._keep("part", part, 1))
+                each = torch.sum(part, dim=0, keepdim=True, out=self._take("part", 1))
             loss.add_(each)
         losses.index_copy_(0, count, loss)
         now.copy_(count)
@@ -186,79 +178,16 @@ class TorchPieces:
 
         A row is 1 − lr·decay, lr/(1 − β1^n), sqrt(1 − β2^n): a step reads what changes from there.
         """
-        rows = []
-        for n, rate in enumerate([*rates, *[0.0] * (WARM_UP + 1)], 1):  # warm-up may run past the end
-            rows.append((1 - rate * decay, rate / (1 - BETAS[0] ** n), (1 - BETAS[1] ** n) ** 0.5))
+        planned = [*rates, *[0.0] * (WARM_UP + 1)]  # warm-up may run past the end
+        rows = [(1 - lr * decay, *adamw.corrections(lr, n)) for n, lr in enumerate(planned, 1)]
         self._table = torch.tensor(rows, dtype=torch.float64).to(like.device, like.dtype)
 
     def adamw(
         self, parameter: Tensor, gradient: Tensor, first: Tensor, second: Tensor, now: Tensor, count: Tensor
     ) -> None:
         """Step ``now`` as ``torch.optim.AdamW`` takes it; count ← now + 1."""
-        row = torch.index_select(self._table, 0, now, out=self._keep("factors", self._table, 1, 3))
-        keep, rate, correction = row[0].unbind()
-        parameter.mul_(keep)
-        first.lerp_(gradient, 1 - BETAS[0])
-        second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
-        root = torch.sqrt(second, out=self._keep("root", second, *second.shape))
-        root.div_(correction).add_(EPS)
-        parameter.sub_(torch.div(first, root, out=root).mul_(rate))
+        row = torch.index_select(self._table, 0, now, out=self._take("factors", 1, 3))
+        keep, rate, root = row[0].unbind()
+        work = self._take("work", *second.shape)
+        adamw.update(parameter, gradient, first, second, keep=keep, rate=rate, root=root, work=work)
         torch.add(now, 1, out=count)
-
-
-class NativePieces(TorchPieces):
-    """The wide pieces by the CPU core, in float32 or float64."""
-
-    def __init__(self, batch: Batch) -> None:
-        super().__init__(batch)
-        self._core = _C.ClassBatch(DTYPE_CODES[batch.counts.dtype], batch.offsets.data_ptr(), batch.width)
-
-    def class_means(self, e: Tensor, tau: Tensor | None, r: Tensor, mean: Tensor) -> None:
-        self._core.shot_norms(
-            *self._all(), e.data_ptr(), address(tau), r.data_ptr(), mean.data_ptr(), torch.get_num_threads()
-        )
-
-    def row_lengths(self, a: Tensor, b: Tensor, q: Tensor, inverse: Tensor) -> None:
-        self._core.shot_dots(*self._all(), a.data_ptr(), b.data_ptr(), q.data_ptr(), torch.get_num_threads())
-        inverse.copy_(self._reciprocal(q))
-
-    def row_loss(
-        self, chunk: Chunk, x: Tensor, factor: float, scale: Tensor, loss: Tensor,
-        add: Tensor | None = None, dot: Tensor | None = None, sums: Tensor | None = None,
-    ) -> None:  # fmt: skip
-        if sums is not None:
-            sums[chunk[0] : chunk[1]].zero_()  # the core adds to them
-        self._core.row_loss(
-            *chunk, x.shape[1], x.stride(0), factor, x.data_ptr(), scale.data_ptr(), address(add),
-            loss.data_ptr(), address(dot), address(sums), torch.get_num_threads(),
-        )  # fmt: skip
-
-    def shot_grads(
-        self, e: Tensor, h: Tensor, r: Tensor, q: Tensor, inverse_q: Tensor, dot: Tensor | None,
-        grad_mean: Tensor, grad_tau: Tensor | None, extra: Tensor | None,
-    ) -> None:  # fmt: skip
-        self._core.shot_grads(
-            *self._all(), e.data_ptr(), h.data_ptr(), r.data_ptr(), q.data_ptr(), address(dot),
-            grad_mean.data_ptr(), address(grad_tau), torch.get_num_threads(),
-        )  # fmt: skip
-        if grad_tau is not None and extra is not None:
-            grad_tau.add_(extra)
-
-    def plan(self, rates: Sequence[float], decay: float, like: Tensor) -> None:
-        self._rates, self._decay = list(rates), decay
-
-    def adamw(
-        self, parameter: Tensor, gradient: Tensor, first: Tensor, second: Tensor, now: Tensor, count: Tensor
-    ) -> None:
-        step = int(now)  # on the CPU nothing waits for it
-        _C.adamw(
-            DTYPE_CODES[parameter.dtype], parameter.numel(), parameter.data_ptr(), gradient.data_ptr(),
-            first.data_ptr(), second.data_ptr(), self._rates[step], self._decay, *BETAS, EPS, step + 1,
-            torch.get_num_threads(),
-        )  # fmt: skip
-        count.fill_(step + 1)
-
-
-def address(tensor: Tensor | None) -> int:
-    """Where it lies; 0: none."""
-    return 0 if tensor is None else tensor.data_ptr()

@@ -8,27 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semobridge_ext._engines.tower_descent.cuda import KernelAttention, KernelPieces
+from semobridge_ext._engines.tower_descent.cuda import CudaAttention, CudaTowerPieces
 from semobridge_ext._engines.tower_descent.spec import Block, LearnedRows, Linear, Norm, Tower
 from semobridge_ext._engines.tower_descent.step import LaunchedTower
-from semobridge_ext._engines.tower_descent.torch import Ends, TorchPieces
-from semobridge_ext._engines.tower_descent.torch_attention import TorchAttention
+from semobridge_ext._engines.tower_descent.tensors import Ends
+from semobridge_ext._engines.tower_descent.torch import TorchAttention, TorchTowerPieces
 from semobridge_ext._engines.tower_descent.weights import LaunchedWeights
-
-Note = Callable[[str, int, int], None]  # kernel, bytes, operations
-
-
-def _bytes(*tensors: Tensor | None) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+from semobridge_ext.runtime.launches import Note, bytes_of
 
 
-def _attention_cost(state: KernelAttention) -> tuple[int, int]:
+def _attention_cost(state: CudaAttention) -> tuple[int, int]:
     """Bytes of queries, keys, values and probabilities; operations of both products."""
     h = state.heads
     queries, size = len(h.visible) * h.samples, h.qkv.element_size()
     seen = h.prefix_rows * len(h.visible) + sum(map(len, h.visible))
     rows = (queries + 2 * h.slots * h.samples + 2 * h.prefix_rows) * h.model * size
-    return rows + _bytes(state.p), 4 * seen * h.samples * h.model
+    return rows + bytes_of(state.p), 4 * seen * h.samples * h.model
 
 
 def tower_of_shape(
@@ -47,6 +42,48 @@ def tower_of_shape(
     return Tower("shape", heads, kind, causal, (block,) * layers, norm if pre else None, norm, projection)
 
 
+class _NotedPieces(CudaTowerPieces):
+    """A note in place of each launch, once the workspaces are made."""
+
+    note: Note | None = None
+
+    def _note(self, kernel: str, moved: int, operations: int = 0) -> None:
+        if self.note is not None:
+            self.note(kernel, moved, operations)
+
+    def norm(
+        self, x: Tensor, delta: Tensor | None, total: Tensor | None, norm: Norm, y: Tensor, state: Any
+    ) -> None:
+        self._note("layer_norm", bytes_of(x, delta, total, y, *state))
+
+    def norm_grad(
+        self, grad: Tensor, residual: Tensor | None, norm: Norm, state: Any, x: Tensor, out: Tensor
+    ) -> None:
+        self._note("layer_norm_grad", bytes_of(grad, residual, x, out, *state))
+
+    def activate(self, h: Tensor, y: Tensor) -> None:
+        self._note("activate", bytes_of(h, y, h))
+
+    def attention(self, state: Any, o: Tensor) -> None:
+        if isinstance(state, TorchAttention):
+            return super().attention(state, o)
+        moved, work = _attention_cost(state)
+        self._note("attention", moved + bytes_of(o), work)
+
+    def attention_grad(self, state: Any, grad_o: Tensor, grad_qkv: Tensor) -> None:
+        if isinstance(state, TorchAttention):
+            return super().attention_grad(state, grad_o, grad_qkv)
+        moved, work = _attention_cost(state)
+        self._note("attention_grad", moved + bytes_of(grad_o, grad_qkv), 5 * work // 2)
+
+    def cosine_loss(self, e: Ends) -> None:
+        self._note("cosine_loss", bytes_of(e.features, e.targets, e.grad_features, e.unit, e.live))
+
+    def adamw(self, e: Ends) -> None:
+        moved = bytes_of(e.grad, e.inputs) + e.inputs.numel() * e.base.element_size()
+        self._note("adamw", moved + 2 * bytes_of(e.tokens, e.exp_avg, e.exp_avg_sq))
+
+
 def counted_step(
     tower: Tower,
     rows: LearnedRows,
@@ -61,46 +98,11 @@ def counted_step(
     Args:
         tower, rows: on any device; on ``meta`` nothing is computed.
         samples: S.
-        note: is called in place of each kernel of csrc/cuda with its name, the bytes that it must move and
-            its operations. What PyTorch launches (the products, and with ``kernels=False`` everything) is for
-            the caller's dispatch mode to see.
+        note: is called in place of each kernel of csrc/tower_descent. What PyTorch launches (the products,
+            and with ``kernels=False`` everything) is left to the caller's dispatch mode.
         weights: dtype of products and activations, as in ``oti``.
     """
-
-    class Noted(KernelPieces):
-        def norm(
-            self, x: Tensor, delta: Tensor | None, total: Tensor | None, norm: Norm, y: Tensor, state: Any
-        ) -> None:
-            note("layer_norm", _bytes(x, delta, total, y, *state), 0)
-
-        def norm_grad(
-            self, grad: Tensor, residual: Tensor | None, norm: Norm, state: Any, x: Tensor, out: Tensor
-        ) -> None:
-            note("layer_norm_grad", _bytes(grad, residual, x, out, *state), 0)
-
-        def activate(self, h: Tensor, y: Tensor) -> None:
-            note("activate", _bytes(h, y, h), 0)
-
-        def attention(self, state: Any, o: Tensor) -> None:
-            if isinstance(state, TorchAttention):
-                return super().attention(state, o)
-            moved, work = _attention_cost(state)
-            note("attention", moved + _bytes(o), work)
-
-        def attention_grad(self, state: Any, grad_o: Tensor, grad_qkv: Tensor) -> None:
-            if isinstance(state, TorchAttention):
-                return super().attention_grad(state, grad_o, grad_qkv)
-            moved, work = _attention_cost(state)
-            note("attention_grad", moved + _bytes(grad_o, grad_qkv), 5 * work // 2)
-
-        def cosine_loss(self, e: Ends) -> None:
-            note("cosine_loss", _bytes(e.features, e.targets, e.grad_features, e.unit, e.live), 0)
-
-        def adamw(self, e: Ends) -> None:
-            moved = _bytes(e.grad, e.inputs) + e.inputs.numel() * e.base.element_size()
-            note("adamw", moved + 2 * _bytes(e.tokens, e.exp_avg, e.exp_avg_sq), 0)
-
-    pieces: type[TorchPieces] = Noted if kernels else TorchPieces
+    pieces = _NotedPieces if kernels else TorchTowerPieces
     engine = LaunchedTower(LaunchedWeights(tower, weights), rows, pieces=pieces)
     plan = engine.plan(samples)[0]
 
@@ -108,7 +110,7 @@ def counted_step(
         with torch.no_grad():
             plan.step()
 
-    found, note = note, lambda *_: None
-    step()  # makes the workspaces
-    note = found
+    step()
+    if isinstance(plan.pieces, _NotedPieces):
+        plan.pieces.note = note
     return step

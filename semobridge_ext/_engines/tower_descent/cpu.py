@@ -1,4 +1,4 @@
-"""frozen_tower: learned vectors in a frozen transformer tower, forward and input gradient.
+"""FrozenTower: learned vectors in a frozen transformer tower, forward and input gradient.
 
     feature(v)              the tower's feature with the vectors v in their positions
     gradient(v, g)          gᵀ·∂feature/∂v, no weight gradients
@@ -17,8 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semobridge_ext._engines.tower_descent.spec import ACTIVATIONS, LearnedRows, Linear, Norm, Tower, slots_of
+from semobridge_ext._engines.tower_descent.rows import slot_rows
+from semobridge_ext._engines.tower_descent.spec import ACTIVATIONS, LearnedRows, Linear, Norm, Tower
+from semobridge_ext.runtime.adamw import BETAS, EPS
 from semobridge_ext.runtime.backend import _C, DTYPE_CODES
+from semobridge_ext.runtime.views import address, view
 
 STORED = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -58,7 +61,7 @@ class PackedTower:
 
     def __init__(self, tower: Tower, weights: torch.dtype | None = None) -> None:
         self.tower = tower
-        self.compute = torch.float64 if tower.dtype == torch.float64 else torch.float32
+        self.compute = tower.compute
         if weights is None:
             weights = torch.float16 if lossless_half(tower) else torch.float32
         self.stored = torch.float64 if self.compute == torch.float64 else weights
@@ -86,13 +89,10 @@ class PackedTower:
     def _pack(self, matrix: Tensor) -> int:
         matrix = matrix.contiguous()
         rows, cols = matrix.shape
-        address = self._next
-        _C.pack_stored(
-            matrix.data_ptr(), DTYPE_CODES[matrix.dtype], rows, cols, cols, DTYPE_CODES[self.stored],
-            address,
-        )  # fmt: skip
+        begin = self._next
+        _C.pack_matrix(view(matrix), DTYPE_CODES[self.stored], begin)
         self._next += _C.packed_elements(rows, cols) * self._arena.element_size()
-        return address
+        return begin
 
     def _vector(self, value: Tensor) -> int:
         kept = value.to(self.compute).contiguous()
@@ -136,35 +136,23 @@ class FrozenTower:
     """
 
     def __init__(self, packed: PackedTower, rows: LearnedRows) -> None:
-        from semobridge_ext._engines.tower_descent.reference import run_block
-
         tower = packed.tower
-        slots = slots_of(tower, rows)
         self.packed, self.compute = packed, packed.compute
         self.vectors, self.width, self.dim = rows.vectors, tower.width, tower.features
-        self.slots, self.prefix = len(slots.order), slots.prefix
-        base = rows.base.to(self.compute)
-        if base.dim() == 2:
-            base = base.unsqueeze(1)
+        self._rows = slot_rows(tower, rows, self.compute, self.compute)  # the core reads it by address
+        base, prefixes = self._rows.base, self._rows.prefixes
+        self.slots, self.prefix = len(self._rows.source), self._rows.prefix
         self.constants = base.shape[1]  # 1, or the number of samples
-        prefixes: list[Tensor] = []
-        x = base[: slots.prefix, 0].unsqueeze(0)  # [1, P, T]
-        for block in tower.blocks if slots.prefix else ():
-            x, k, v = run_block(tower, block, x)
-            prefixes.append(torch.cat([k, v]).contiguous())  # [2, P, T]
-        self._base = base[list(slots.order)].contiguous()  # [n, 1 or S, T]
-        self._prefixes = prefixes
         self._native: Any = _C.FrozenTower(
             DTYPE_CODES[self.compute], DTYPE_CODES[packed.stored], tower.width, tower.heads,
             tower.features, rows.vectors, ACTIVATIONS.index(tower.activation), *packed.norms,
             packed.projection,
         )  # fmt: skip
         for i, layer in enumerate(packed.layers):
-            address = prefixes[i].data_ptr() if prefixes else 0
-            self._native.add_layer(*layer[:6], address, layer[6])
+            self._native.add_layer(*layer[:6], address(prefixes[i] if prefixes else None), layer[6])
         self._native.set_slots(
-            [rows.source[p] for p in slots.order], [list(v) for v in slots.visible], slots.prefix,
-            self._base.data_ptr(), self.constants * tower.width,
+            list(self._rows.source), [list(v) for v in self._rows.visible], self.prefix,
+            base.data_ptr(), self.constants * tower.width,
             0 if self.constants == 1 else tower.width,
         )  # fmt: skip
         self._workspace = torch.empty(0, dtype=self.compute)
@@ -174,7 +162,7 @@ class FrozenTower:
         return self._native.workspace(samples, torch.get_num_threads())
 
     def _scratch(self, samples: int) -> int:
-        elements = self.workspace_bytes(samples) // self._base.element_size() + 16
+        elements = self.workspace_bytes(samples) // self._workspace.element_size() + 16
         if self._workspace.numel() < elements:
             self._workspace = torch.empty(elements, dtype=self.compute)
         return (self._workspace.data_ptr() + 63) // 64 * 64
@@ -210,10 +198,9 @@ class FrozenTower:
     ) -> None:
         tokens = tokens.detach().contiguous()
         n = tokens.shape[0]
-        pointers = [0 if t is None else t.data_ptr() for t in (features, grad_features, grad_tokens)]
         self._native.evaluate(
-            n, tokens.data_ptr(), pointers[0], unit, pointers[1], pointers[2], self._scratch(n),
-            torch.get_num_threads(),
+            n, tokens.data_ptr(), address(features), unit, address(grad_features), address(grad_tokens),
+            self._scratch(n), torch.get_num_threads(),
         )  # fmt: skip
 
     def descend(
@@ -239,8 +226,8 @@ class FrozenTower:
         losses = torch.empty(max(step_end - step_begin, 0), n, dtype=self.compute)
         self._native.descend(
             n, tokens.data_ptr(), exp_avg.data_ptr(), exp_avg_sq.data_ptr(), targets.data_ptr(),
-            losses.data_ptr(), step_begin, step_end, grad_scale, lr, 0.9, 0.999, 1e-8, weight_decay,
-            list(record_steps) if recorded is not None else [],
-            0 if recorded is None else recorded.data_ptr(), self._scratch(n), torch.get_num_threads(),
+            losses.data_ptr(), step_begin, step_end, grad_scale, lr, *BETAS, EPS, weight_decay,
+            list(record_steps) if recorded is not None else [], address(recorded), self._scratch(n),
+            torch.get_num_threads(),
         )  # fmt: skip
         return losses

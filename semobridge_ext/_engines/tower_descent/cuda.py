@@ -1,4 +1,4 @@
-"""The pieces of _engines/tower_descent/torch.py as kernels of csrc/cuda, one launch each."""
+"""The pieces of an inversion step as CUDA kernels (csrc/tower_descent), one launch each."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ import torch
 from torch import Tensor
 
 from semobridge_ext._engines.tower_descent.spec import ACTIVATIONS, Norm
-from semobridge_ext._engines.tower_descent.torch import Ends, TorchPieces
-from semobridge_ext._engines.tower_descent.torch_attention import Heads, TorchAttention
+from semobridge_ext._engines.tower_descent.tensors import Ends, Heads
+from semobridge_ext._engines.tower_descent.torch import TorchAttention, TorchTowerPieces
+from semobridge_ext.runtime.adamw import BETAS, EPS
 from semobridge_ext.runtime.backend import _C, DTYPE_CODES
-from semobridge_ext.runtime.views import place, row_view, view
+from semobridge_ext.runtime.views import address, place, row_view, view
 
-# One warp takes a query through all keys; beyond this many the batched products of PyTorch, on tensor
-# cores, are the better shape.
+# One warp takes a query through all keys. With more keys than this the batched products of PyTorch, on
+# tensor cores, fit better.
 FEW_SLOTS = 64
 WIDEST_HEAD = 128
 _NOTHING = row_view(None)
 
 
-class KernelAttention:
+class CudaAttention:
     """One layer's probabilities and lists for the few-query kernels."""
 
-    def __init__(self, heads: Heads, pieces: TorchPieces) -> None:
+    def __init__(self, heads: Heads, pieces: TorchTowerPieces) -> None:
         self.heads, device = heads, pieces.scratch.device
         lengths = [len(own) for own in heads.visible]
         self.visible = torch.tensor(list(chain(*heads.visible)), dtype=torch.int32).to(device)
@@ -38,12 +39,12 @@ class KernelAttention:
         h = self.heads
         return (
             DTYPE_CODES[h.qkv.dtype], h.samples, h.heads, h.model // h.heads, h.slots, len(h.visible),
-            h.prefix_rows, h.qkv.data_ptr(), h.qkv.stride(0), 0 if h.prefix is None else h.prefix.data_ptr(),
+            h.prefix_rows, h.qkv.data_ptr(), h.qkv.stride(0), address(h.prefix),
             self.visible.data_ptr(), self.begin.data_ptr(), self.keys, self.p.data_ptr(),
         )  # fmt: skip
 
 
-class KernelPieces(TorchPieces):
+class CudaTowerPieces(TorchTowerPieces):
     """Products by PyTorch, everything between by the native core; storage float32, float16 or bfloat16."""
 
     def norm_state(self, rows: int, width: int) -> tuple[Tensor, Tensor]:
@@ -81,7 +82,7 @@ class KernelPieces(TorchPieces):
     def attention_state(self, heads: Heads) -> Any:
         if heads.slots > FEW_SLOTS or heads.model // heads.heads > WIDEST_HEAD:
             return super().attention_state(heads)
-        return KernelAttention(heads, self)
+        return CudaAttention(heads, self)
 
     def attention(self, state: Any, o: Tensor) -> None:
         if isinstance(state, TorchAttention):
@@ -106,6 +107,6 @@ class KernelPieces(TorchPieces):
         _C.adamw_cuda(
             *e.tokens.shape, len(e.source), e.index.data_ptr(), view(e.grad), e.tokens.data_ptr(),
             e.exp_avg.data_ptr(), e.exp_avg_sq.data_ptr(), e.rates[0].data_ptr(), e.rates[1].data_ptr(),
-            e.step_now.data_ptr(), e.step.data_ptr(), e.lr, 0.9, 0.999, 1e-8, e.weight_decay, e.grad_factor,
+            e.step_now.data_ptr(), e.step.data_ptr(), e.lr, *BETAS, EPS, e.weight_decay, e.grad_factor,
             e.base.data_ptr(), e.base.shape[1], view(e.inputs), *place(e.tokens),
         )  # fmt: skip

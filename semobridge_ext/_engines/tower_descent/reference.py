@@ -1,5 +1,4 @@
-"""Reference of _engines/tower_descent/cpu.py: the tower in plain PyTorch, every position, autograd's
-gradient."""
+"""Oracle of tower_descent: the tower in plain PyTorch, every position, autograd's gradient."""
 
 from __future__ import annotations
 

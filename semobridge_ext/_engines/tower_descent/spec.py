@@ -1,7 +1,7 @@
 """A frozen transformer tower as plain tensors, and the rows that are learned in it.
 
-What semobridge_ext/clip extracts from a model and what _engines/tower_descent/cpu.py runs. Matrices stand as
-``x @ weight``; a block is pre-norm:
+semobridge_ext/clip extracts it from a model, the engines of this folder run it. Matrices multiply from the
+right, ``x @ weight``; a block is pre-norm:
 
     x ← x + attention(LN1(x)·Wqkv + b)·Wo + b        x ← x + act(LN2(x)·W1 + b)·W2 + b
 
@@ -67,6 +67,11 @@ class Tower:
     @property
     def dtype(self) -> torch.dtype:
         return self.blocks[0].qkv.weight.dtype
+
+    @property
+    def compute(self) -> torch.dtype:
+        """Of sums, statistics, losses and learned rows."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
 
     @property
     def device(self) -> torch.device:

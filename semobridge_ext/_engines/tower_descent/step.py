@@ -1,14 +1,13 @@
-"""LaunchedTower: what _engines/tower_descent/cpu.py does inside the core, as launches on a device.
+"""LaunchedTower: what cpu.py does inside the core, as launches on a device.
 
     feature(v)              the tower's feature with the vectors v in their positions
     gradient(v, g)          gᵀ·∂feature/∂v, no weight gradients
     descend(v)              AdamW steps on 1 − cos(feature(v), target)
 
-One step is the sequence of _engines/tower_descent/plan.py: cuBLAS products by torch, everything between by
-the pieces of
-_engines/tower_descent/torch.py (PyTorch) or _engines/tower_descent/cuda.py (csrc/cuda). On a CUDA device it
-is captured once
-in a graph and replayed; on the CPU the same sequence runs, for tests. No step waits for the device.
+The algorithm is that of csrc/tower_descent/tower_descent.h: cuBLAS products by torch, everything between
+them by the pieces of torch.py (PyTorch) or cuda.py (csrc/tower_descent); the residual sum in front of a
+norm and the norm are one piece. A CUDA device captures the step once in a graph and replays it; the CPU
+runs the same sequence, for tests. No step waits for the device.
 """
 
 from __future__ import annotations
@@ -21,15 +20,107 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from semobridge_ext._engines.tower_descent.plan import TABLE, Plan
+from semobridge_ext._engines.tower_descent.buffers import TABLE, Buffers, Pass
+from semobridge_ext._engines.tower_descent.rows import slot_rows
 from semobridge_ext._engines.tower_descent.spec import LearnedRows
-from semobridge_ext._engines.tower_descent.torch import TorchPieces
-from semobridge_ext._engines.tower_descent.weights import LaunchedWeights, launched_rows
+from semobridge_ext._engines.tower_descent.torch import TorchTowerPieces
+from semobridge_ext._engines.tower_descent.weights import LaunchedWeights
+from semobridge_ext.runtime import adamw
 from semobridge_ext.runtime.step_graph import Step, repeatable
 
 _PLANS = 2  # shapes that are kept, with their buffers and graphs
 _HALF_SCALE = 6  # float16: the gradient of the loss is scaled to 2^6..2^7 times 1/‖t‖
 Hyper = tuple[float, float, float]  # grad_scale, lr, weight_decay
+
+
+class Plan(Buffers):
+    """The step over its buffers, as a sequence of launches."""
+
+    # -- forward -------------------------------------------------------------------------------
+
+    def forward(self) -> None:
+        """inputs → features."""
+        p, w = self.pieces, self.weights
+        if w.norm_pre is not None:
+            p.norm(self.raw, None, None, w.norm_pre, self.x0[self.learned], self.pre)
+        before: Pass | None = None
+        for now in self.passes:
+            self._forward_layer(now, before)
+            before = now
+        assert before is not None
+        delta = self._take("delta", self.samples, self.width)
+        if w.norm_final is None:
+            p.add(before.middle, delta, self.last)
+        else:
+            p.norm(before.middle, delta, self.last, w.norm_final, self.normed, self.final)
+        if w.projection is not None:
+            p.product(self.normed, w.projection, self.ends.features)
+
+    def _forward_layer(self, now: Pass, before: Pass | None) -> None:
+        p, layer, out = self.pieces, now.layer, now.out_rows
+        y = self._take("y", self.all_rows, self.width)
+        o = self._take("o", out, self.width)
+        delta = self._take("delta", out, self.width)
+        if before is None:
+            p.norm(now.x[now.rows], None, None, layer.norm1, y[now.rows], now.norm1)
+        else:
+            moved = self._take("delta", self.all_rows, self.width)
+            p.norm(before.middle, moved, now.x, layer.norm1, y, now.norm1)
+        p.product(y[now.rows], layer.qkv, now.qkv[now.rows, now.projected])
+        p.attention(now.attention, o)
+        if layer.query is None:
+            p.product(o, layer.out, delta)
+            p.norm(now.x[:out], delta, now.middle, layer.norm2, y[:out], now.norm2)
+        else:
+            p.product(o, layer.out, now.middle)
+            p.norm(now.middle, None, None, layer.norm2, y[:out], now.norm2)
+        p.product(y[:out], layer.fc, now.h)
+        hidden = self._take("hidden", *now.h.shape)
+        p.activate(now.h, hidden)
+        p.product(hidden, layer.proj, delta)
+
+    # -- backward --------------------------------------------------------------------------------
+
+    def backward(self) -> None:
+        """grad_features → grad of the inputs."""
+        p, w, e = self.pieces, self.weights, self.ends
+        grad = e.grad_features
+        if w.projection is not None:
+            grad = self._take("grad", self.samples, self.width)
+            p.product_grad(e.grad_features, w.projection, grad)
+        if w.norm_final is not None:
+            p.norm_grad(grad, None, w.norm_final, self.final, self.last, self.dx[: self.samples])
+            grad = self.dx[: self.samples]
+        for now in reversed(self.passes):
+            self._backward_layer(now, grad)
+            grad = self.dx
+        if w.norm_pre is not None:
+            p.norm_grad(self.dx[self.learned], None, w.norm_pre, self.pre, self.raw, self.grad_raw)
+
+    def _backward_layer(self, now: Pass, grad: Tensor) -> None:
+        p, layer, out = self.pieces, now.layer, now.out_rows
+        hidden = self._take("hidden", *now.h.shape)
+        da = self._take("da", self.all_rows, self.width)
+        dqkv = self._take("dqkv", self.all_rows, 3 * self.width)
+        middle = self._take("pooled dm", out, self.width) if now.residual is None else now.residual[:out]
+        p.product_grad(grad, layer.proj, hidden)
+        p.activate_grad(hidden, now.h)
+        p.product_grad(hidden, layer.fc, da[:out])
+        p.norm_grad(da[:out], grad, layer.norm2, now.norm2, now.middle, middle)
+        p.product_grad(middle, layer.out, da[:out])
+        p.attention_grad(now.attention, da[:out], dqkv)
+        p.product_grad(dqkv[now.rows, now.projected], layer.qkv, da[now.rows])
+        residual = None if now.residual is None else now.residual[now.rows]
+        p.norm_grad(da[now.rows], residual, layer.norm1, now.norm1, now.x[now.rows], self.dx[now.rows])
+
+    # -- the step ------------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """Loss and gradient of the inputs as they are, AdamW, the inputs of the next step."""
+        self.forward()
+        self.pieces.cosine_loss(self.ends)
+        self.backward()
+        self.pieces.adamw(self.ends)
 
 
 class LaunchedTower:
@@ -38,8 +129,8 @@ class LaunchedTower:
     Args:
         weights: several templates may share them.
         rows: what is learned and what stands around it.
-        pieces: TorchPieces, or KernelPieces for the kernels of a build with CUDA.
-        capture: stands in for the CUDA graph (see `_step_graph.repeatable`).
+        pieces: TorchTowerPieces, or CudaTowerPieces for the kernels of a build with CUDA.
+        capture: stands in for the CUDA graph (see runtime/step_graph.py).
 
     Raises:
         ValueError: no position is learned, or a causal tower's pooled position sees none.
@@ -65,7 +156,7 @@ class LaunchedTower:
         weights: LaunchedWeights,
         rows: LearnedRows,
         *,
-        pieces: type[TorchPieces] = TorchPieces,
+        pieces: type[TorchTowerPieces] = TorchTowerPieces,
         capture: Callable[[Step, torch.device], Step] | None = None,
     ) -> None:
         tower = weights.tower
@@ -73,7 +164,7 @@ class LaunchedTower:
         self.vectors, self.width, self.dim = rows.vectors, tower.width, tower.features
         self.device = tower.device
         with self._plainly():
-            self.rows = launched_rows(tower, rows, self.compute, self.stored)
+            self.rows = slot_rows(tower, rows, self.compute, self.stored)
         self.constants = self.rows.base.shape[1]  # 1, or the number of samples
         self._pieces, self._capture = pieces, capture
         self._plans: OrderedDict[int, tuple[Plan, dict[Hyper, Step]]] = OrderedDict()
@@ -202,8 +293,7 @@ class LaunchedTower:
 
     def _set_rates(self, plan: Plan, begin: int, count: int, lr: float) -> None:
         """The tables of AdamW's bias corrections for steps [begin, begin + count), and the count to 0."""
-        taken = [begin + i + 1 for i in range(count)]
-        table = [[lr / (1 - 0.9**t) for t in taken], [(1 - 0.999**t) ** 0.5 for t in taken]]
+        table = list(zip(*(adamw.corrections(lr, begin + i + 1) for i in range(count)), strict=True))
         # From pageable memory: on its way when the call returns, and the host does not wait.
         plan.ends.rates[:, :count].copy_(torch.tensor(table, dtype=self.compute), non_blocking=True)
         plan.ends.step.zero_()

@@ -1,10 +1,9 @@
 """The pieces of an inversion step on a device, in plain PyTorch: what stands between the products.
 
-_engines/tower_descent/plan.py strings them together; _engines/tower_descent/cuda.py puts the kernels of
-csrc/cuda in their
-place. A piece writes into tensors that it is given, allocates nothing and reads nothing back, so that a
-CUDA graph can repeat it. `compute` is float32 (float64 in a float64 tower) and holds sums, statistics,
-the loss and the learned rows; `stored` is the type of activations and products.
+step.py strings them together, cuda.py replaces them by the kernels of csrc/tower_descent. A piece writes into
+tensors that it is given, allocates nothing and reads nothing back, so that a CUDA graph can repeat it.
+`compute` is float32 (float64 in a float64 tower) and holds sums, statistics, the loss and the learned rows;
+`stored` is the type of activations and products.
 
 Letters: N rows · T tower width · M hidden width · D feature width · S samples · R learned vectors ·
 n slots · m learned slots · P prefix rows.
@@ -12,53 +11,96 @@ n slots · m learned slots · P prefix rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from semobridge_ext._engines.tower_descent.spec import Linear, Norm
-from semobridge_ext._engines.tower_descent.torch_attention import Heads, Scratch, TorchAttention
+from semobridge_ext._engines.tower_descent.tensors import Ends, Heads
+from semobridge_ext.runtime import adamw
+from semobridge_ext.runtime.scratch import Scratch
 
 _QUICK = 1.702
 _aten = torch.ops.aten
 
 
-@dataclass
-class Ends:
-    """The two ends of a step: the loss behind the feature, and the learned rows that AdamW moves."""
+class TorchAttention:
+    """One layer's attention as batched products over copies of the heads, for any number of slots.
 
-    features: Tensor  # [S, D] stored
-    targets: Tensor  # [S, D] unit rows or zero
-    live: Tensor  # [S, 1] the scale of the gradient, 0 where the target is a zero row
-    grad_features: Tensor  # [S, D] stored
-    losses: Tensor  # [steps, S]
-    unit: Tensor  # [S, D]
-    step: Tensor  # [1] int64, the row of `losses` and `rates` that is next
-    step_now: Tensor  # [1] int64
-    rates: Tensor  # [2, steps]: lr / (1 − β1^(i+1)), sqrt(1 − β2^(i+1))
-    tokens: Tensor  # [S, R, T]
-    exp_avg: Tensor  # [S, R, T]
-    exp_avg_sq: Tensor  # [S, R, T]
-    grad: Tensor  # [m·S, T] stored
-    inputs: Tensor  # [m·S, T] stored
-    base: Tensor  # [m, 1 or S, T]
-    source: tuple[int, ...]  # [m] which vector a slot adds
-    index: Tensor  # [m] int32, the same
-    spread: Tensor  # [R, m] ones where a slot adds a vector
-    grad_scale: float = 1.0  # of the loss, times 1/grad_factor
-    grad_factor: float = 1.0  # a power of two; not 1 where float16 would lose small gradients
-    lr: float = 0.0
-    weight_decay: float = 0.0
+    p = softmax(q·Kᵀ/√d)    o = p·V        over  [prefix | visible own slots]
+    """
 
-    @property
-    def one_each(self) -> bool:
-        """Slot i adds vector i, as in every text template."""
-        return self.source == tuple(range(self.tokens.shape[1]))
+    def __init__(self, heads: Heads, stored: torch.dtype, scratch: Scratch) -> None:
+        self.heads, self.stored, self.scratch = heads, stored, scratch
+        samples, slots, prefix = heads.samples, heads.slots, heads.prefix_rows
+        self.queries, self.width = len(heads.visible), heads.model // heads.heads
+        self.batch, self.keys = samples * heads.heads, prefix + slots
+        self.grid = (samples, heads.heads)
+
+        def new(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=stored, device=scratch.device)
+
+        self.q = new(*self.grid, self.queries, self.width)
+        self.kv = new(2, *self.grid, self.keys, self.width)
+        self.p = new(self.batch, self.queries, self.keys)
+        if heads.prefix is not None:
+            rows = heads.prefix.view(2, 1, prefix, heads.heads, self.width)
+            self.kv[:, :, :, :prefix] = rows.transpose(2, 3)
+        self.mask = None
+        if any(len(own) < slots for own in heads.visible):
+            seen = [[j < prefix or j - prefix in own for j in range(self.keys)] for own in heads.visible]
+            hidden = torch.tensor(seen).logical_not()
+            mask = torch.zeros(hidden.shape, dtype=stored).masked_fill_(hidden, float("-inf"))
+            self.mask = mask.to(scratch.device)
+
+    def _query_rows(self, qkv: Tensor) -> Tensor:  # [S, heads, queries, d] of [n·S, 3T]
+        h = self.heads
+        rows = qkv[: self.queries * h.samples, : h.model]
+        return rows.view(self.queries, *self.grid, self.width).permute(1, 2, 0, 3)
+
+    def _key_rows(self, qkv: Tensor) -> Tensor:  # [2, S, heads, n, d] of [n·S, 3T]
+        h = self.heads
+        return qkv[:, h.model :].view(h.slots, h.samples, 2, h.heads, self.width).permute(2, 1, 3, 0, 4)
+
+    def _flat(self, x: Tensor) -> Tensor:  # [S·heads, queries, d] of [queries·S, T], a view
+        return x.view(self.queries, self.batch, self.width).transpose(0, 1)
+
+    def forward(self, o: Tensor) -> None:
+        prefix = self.heads.prefix_rows
+        torch.mul(self._query_rows(self.heads.qkv), self.width**-0.5, out=self.q)
+        self.kv[:, :, :, prefix:].copy_(self._key_rows(self.heads.qkv))
+        k, v = self.kv.view(2, self.batch, self.keys, self.width)
+        scores = self.scratch.take("scores", tuple(self.p.shape), self.stored)
+        torch.bmm(self.q.view(self.batch, self.queries, self.width), k.transpose(1, 2), out=scores)
+        if self.mask is not None:
+            scores.add_(self.mask)
+        torch.softmax(scores, -1, out=self.p)
+        torch.bmm(self.p, v, out=self._flat(o))
+
+    def backward(self, grad_o: Tensor, grad_qkv: Tensor) -> None:
+        h, prefix = self.heads, self.heads.prefix_rows
+        k, v = self.kv.view(2, self.batch, self.keys, self.width)
+        grad = self._flat(grad_o)
+        dp = self.scratch.take("scores", tuple(self.p.shape), self.stored)
+        ds = self.scratch.take("ds", tuple(self.p.shape), self.stored)
+        torch.bmm(grad, v.transpose(1, 2), out=dp)
+        torch.ops.aten._softmax_backward_data.out(dp, self.p, -1, self.stored, grad_input=ds)
+        own = self.scratch.take("key gradients", (2, self.batch, h.slots, self.width), self.stored)
+        q = self.q.view(self.batch, self.queries, self.width)  # holds 1/√d
+        torch.bmm(ds[:, :, prefix:].transpose(1, 2), q, out=own[0])
+        torch.bmm(self.p[:, :, prefix:].transpose(1, 2), grad, out=own[1])
+        self._key_rows(grad_qkv).copy_(own.view(2, *self.grid, h.slots, self.width))
+        if h.constant_query:
+            return
+        grad_q = self.scratch.take("query gradients", tuple(q.shape), self.stored)
+        torch.bmm(ds, k, out=grad_q)
+        torch.mul(grad_q.view(self.q.shape), self.width**-0.5, out=self._query_rows(grad_qkv))
+        if self.queries < h.slots:
+            grad_qkv[self.queries * h.samples :, : h.model].zero_()
 
 
-class TorchPieces:
+class TorchTowerPieces:
     """Every piece as a few operators of PyTorch, on any device and in any floating dtype."""
 
     def __init__(self, compute: torch.dtype, stored: torch.dtype, scratch: Scratch, activation: str) -> None:
@@ -219,12 +261,10 @@ class TorchPieces:
         now = self.scratch.take("rates", (2, 1), self.compute)
         move = self.scratch.take("move", tuple(e.tokens.shape), self.compute)
         torch.index_select(e.rates, 1, e.step, out=now)
-        e.exp_avg.lerp_(g, 1 - 0.9)
-        e.exp_avg_sq.mul_(0.999).addcmul_(g, g, value=1 - 0.999)
-        torch.sqrt(e.exp_avg_sq, out=move)
-        move.div_(now[1]).add_(1e-8)
-        torch.div(e.exp_avg, move, out=move)
-        e.tokens.mul_(1 - e.lr * e.weight_decay).addcmul_(move, now[0], value=-1)
+        adamw.update(
+            e.tokens, g, e.exp_avg, e.exp_avg_sq, keep=1 - e.lr * e.weight_decay, rate=now[0], root=now[1],
+            work=move, one_launch=True,
+        )  # fmt: skip
         self.write_inputs(e)
         e.step.add_(1)
 

@@ -1,4 +1,4 @@
-"""A tower's weights and a template's rows on a device, as _engines/tower_descent/plan.py runs them."""
+"""A tower's weights as the products of a device take them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from semobridge_ext._engines.tower_descent.spec import Block, LearnedRows, Linear, Norm, Tower, slots_of
+from semobridge_ext._engines.tower_descent.spec import Block, Linear, Norm, Tower
 
 
 @dataclass(frozen=True)
@@ -23,24 +23,8 @@ class LaunchedLayer:
     query: Tensor | None  # [T]
 
 
-@dataclass(frozen=True)
-class LaunchedRows:
-    """What is learned, in slots, and the constants around it."""
-
-    base: Tensor  # [n, 1 or S, T]
-    source: tuple[int, ...]  # [n], −1 for none
-    visible: tuple[tuple[int, ...], ...]  # per slot
-    prefixes: tuple[Tensor, ...]  # per layer [2, P, T], or none at all
-    vectors: int
-
-    @property
-    def learned(self) -> range:
-        slots = [i for i, s in enumerate(self.source) if s >= 0]
-        return range(slots[0], slots[-1] + 1)
-
-
 class LaunchedWeights:
-    """A tower's weights as a device's products take them.
+    """A tower's weights as the products of a device take them.
 
     Args:
         tower: on any device.
@@ -48,7 +32,7 @@ class LaunchedWeights:
             torch.float16 and torch.bfloat16 round both. A float64 tower stays float64.
 
     Raises:
-        Nothing: a matrix that does not fit its layer shows in the first product.
+        RuntimeError: from the first product, where a matrix does not fit its layer.
 
     Memory: one copy of every matrix in ``weights``; none where that is the tower's own type.
 
@@ -64,7 +48,7 @@ class LaunchedWeights:
 
     def __init__(self, tower: Tower, weights: torch.dtype | None = None) -> None:
         self.tower = tower
-        self.compute = torch.float64 if tower.dtype == torch.float64 else torch.float32
+        self.compute = tower.compute
         self.stored = self.compute if weights is None or self.compute == torch.float64 else weights
         self.norm_pre, self.norm_final = self._norm(tower.norm_pre), self._norm(tower.norm_final)
         self.projection = None if tower.projection is None else self._linear(tower.projection)
@@ -89,21 +73,3 @@ class LaunchedWeights:
             norm1, self._linear(block.qkv, skip), self._linear(block.out), norm2, self._linear(block.fc),
             self._linear(block.proj), None if block.query is None else block.query.to(self.stored),
         )  # fmt: skip
-
-
-def launched_rows(tower: Tower, rows: LearnedRows, compute: torch.dtype, stored: torch.dtype) -> LaunchedRows:
-    """The slots of ``rows``, and the keys and values of the positions before them."""
-    from semobridge_ext._engines.tower_descent.reference import run_block
-
-    slots = slots_of(tower, rows)
-    base = rows.base.to(compute)
-    base = base.unsqueeze(1) if base.dim() == 2 else base  # [L, 1 or S, T]
-    prefixes: list[Tensor] = []
-    x = base[: slots.prefix, 0].unsqueeze(0)  # [1, P, T]
-    for block in tower.blocks if slots.prefix else ():
-        x, k, v = run_block(tower, block, x)
-        prefixes.append(torch.cat([k, v]).to(stored).contiguous())  # [2, P, T]
-    source = tuple(rows.source[p] for p in slots.order)
-    return LaunchedRows(
-        base[list(slots.order)].contiguous(), source, slots.visible, tuple(prefixes), rows.vectors
-    )

@@ -53,7 +53,7 @@ def blend_logits(
         weights = torch.ones(_padded(classes), dtype=compute_dtype(x.dtype))
         weights[:classes] = torch.exp(params.s * exponents)
     addresses = [0 if t is None else t.data_ptr() for t in (labels, logits, *(blocks or (None,) * 3))]
-    _C.blend(
+    _C.blend_logits(
         x.data_ptr(), DTYPE_CODES[x.dtype], *x.shape, x.stride(0), right.data_ptr(), cols, classes,
         bridged, 0 if weights is None else weights.data_ptr(), *params[1:], *addresses,
         torch.get_num_threads(),

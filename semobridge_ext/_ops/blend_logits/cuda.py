@@ -1,4 +1,4 @@
-"""SeMoBridge's blend on a CUDA device: one product by cuBLAS and its epilogue (blend_cuda.h)."""
+"""SeMoBridge's blend on a CUDA device: one product by cuBLAS and its epilogue (csrc/blend_logits/cuda.h)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def blend_logits(
         rows = x[i : i + step]
         with torch.autocast(x.device.type, enabled=False):  # the kernel reads float32
             z = rows.to(torch.float32) @ right
-        _C.blend_cuda(
+        _C.blend_logits_cuda(
             view(rows), view(z), classes, rank, 0 if weights is None else weights.data_ptr(),
             *params[1:], *(0 if t is None else t[i:].data_ptr() for t in (labels, logits)), *place(x),
         )  # fmt: skip

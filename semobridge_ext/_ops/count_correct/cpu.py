@@ -17,7 +17,7 @@ MARGIN = 1e-6
 
 def candidate_pad() -> int:
     """Candidates of a row come in multiples of this."""
-    return _C.SEARCH_PAD
+    return _C.CANDIDATE_PAD
 
 
 def prune_candidates(

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from semobridge_ext.runtime.backend import _C, DTYPE_CODES
 from semobridge_ext.runtime.rows import compute_dtype
+from semobridge_ext.runtime.views import view
 
 _get_num_threads = torch.get_num_threads
 
@@ -18,8 +19,7 @@ def pack_matrix(matrix: Tensor, compute: torch.dtype) -> Tensor:  # [K, M] -> pa
         matrix = matrix.contiguous()
     rows, cols = matrix.shape
     packed = torch.empty(_C.packed_elements(rows, cols), dtype=compute)
-    codes = DTYPE_CODES[matrix.dtype], DTYPE_CODES[compute]
-    _C.pack_matrix(matrix.data_ptr(), codes[0], rows, cols, matrix.stride(0), codes[1], packed.data_ptr())
+    _C.pack_matrix(view(matrix), DTYPE_CODES[compute], packed.data_ptr())
     return packed
 
 

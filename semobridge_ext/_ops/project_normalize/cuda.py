@@ -70,8 +70,8 @@ class Projection:
     def _few(self, rows: Tensor, out: Tensor) -> None:
         raw = torch.empty_like(out, dtype=torch.float32)
         device, stream = place(rows)
-        tickets = self._ticket("few", _C.project_tickets(FEW), rows, stream)
-        _C.project_cuda(
+        tickets = self._ticket("few", _C.project_normalize_cuda_tickets(FEW), rows, stream)
+        _C.project_normalize_cuda(
             view(rows), view(self._transposed), *self._finish, view(out), 0, raw.data_ptr(),
             tickets.data_ptr(), device, stream,
         )  # fmt: skip
@@ -80,7 +80,7 @@ class Projection:
         raw = torch.empty_like(out, dtype=torch.float32)
         device, stream = place(rows)
         by = self._half_scale if rows.dtype is torch.float16 else 1.0
-        tickets = self._ticket("tiled", _C.project_tile_tickets(TILED), rows, stream)
+        tickets = self._ticket("tiled", _C.project_tile_cuda_tickets(TILED), rows, stream)
         _C.project_tile_cuda(
             view(rows), view(self._matrix), by, *self._finish, view(out), 0, raw.data_ptr(),
             tickets.data_ptr(), device, stream,

@@ -27,7 +27,7 @@ _NAME = "support_logits"
 
 
 def _refuse_overflow(out: Tensor, queries: Tensor, keys: Tensor, weights: Tensor | None, beta: float) -> None:
-    """An infinity that no input brought along is an overflow and must not pass for a logit."""
+    """Raises where a sum overflowed: it is infinite although every input is finite."""
     if out.numel() == 0 or out.device.type != "cpu" or bool(torch.isfinite(out.sum())):
         return
     finite = torch.isfinite(out)

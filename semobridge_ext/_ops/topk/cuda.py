@@ -1,4 +1,4 @@
-"""topk on a CUDA device: products of chunks by cuBLAS, their best kept in registers (topk_cuda.h)."""
+"""topk on a CUDA device: products of chunks by cuBLAS, their best kept in registers (csrc/topk/cuda.h)."""
 
 from __future__ import annotations
 

@@ -30,9 +30,6 @@ class TopK(NamedTuple):
     Returns:
         A named tuple ``(scores, indices)``.
 
-    Raises:
-        Nothing: ``topk`` has checked its input.
-
     Example:
         >>> import torch, semobridge_ext as sb
         >>> sb.topk(torch.eye(2), torch.eye(2), 1).indices.tolist()

@@ -39,8 +39,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from semobridge_ext._version import __version__
-    from semobridge_ext.runtime import calibration
-    from semobridge_ext.runtime import thresholds as _thresholds
+    from semobridge_ext.runtime import calibration, thresholds
 
     if not args.device.startswith("cuda"):
         raise ValueError(
@@ -51,12 +50,12 @@ def run(args: argparse.Namespace) -> int:
             "calibrate: needs a GPU that PyTorch can use, got none; run it on the machine that has one"
         )
     device = torch.device(args.device)
-    file = args.out or _thresholds.path()
+    file = args.out or thresholds.path()
     if file.exists():
-        _thresholds.read(file, remake=True)  # a foreign file is refused before minutes are spent
+        thresholds.read(file, remake=True)  # a foreign file is refused before minutes are spent
     name = torch.cuda.get_device_name(device)
     found = measure_all(device, name)
-    _thresholds.write(file, name, __version__, calibration.thresholds(found))
+    thresholds.write(file, name, __version__, calibration.thresholds(found))
     print(f"written to {file}")
     return 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import textwrap
@@ -14,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from semobridge_ext.bridging import Bridge
-from semobridge_ext.cli import demo_measure as measure
-from semobridge_ext.cli import demo_plot as plot
-from semobridge_ext.cli import demo_text as text
+from semobridge_ext.cli import demo_measure, demo_plot, demo_text
 from semobridge_ext.cli.arguments import count
+from semobridge_ext.cli.embedded import TEMPLATES, chosen_sets
+from semobridge_ext.cli.output import has_matplotlib, write_json
 
 SCHEMA = "semobridge-ext demo 1"
-TEMPLATES = ("{}", "an icon of {}", "a drawing of {}")
 PICTURE = "demo.png"
 
 _DESCRIPTION = """\
@@ -93,21 +91,6 @@ def _progress(description: str) -> Any:
     return wrap
 
 
-def _chosen_sets(word: str) -> list[str]:
-    import difflib
-
-    from semobridge_ext.data import list_picto
-
-    known = list(list_picto())
-    if word == "all":
-        return known
-    if word not in known:
-        near = difflib.get_close_matches(word, known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else "choose one of them"
-        raise ValueError(f"--set must be one of {', '.join(known)} or all, got '{word}'; {hint}")
-    return [word]
-
-
 def _check_target(option: str, path: Path) -> None:
     """A path that cannot be written is told before the work, not after it."""
     folder = path.parent
@@ -116,25 +99,27 @@ def _check_target(option: str, path: Path) -> None:
         raise ValueError(f"{option} must be a file that can be written, got {path}, which {why}")
 
 
-def _load_clip() -> measure.Clip:
+def _load_clip() -> demo_measure.Clip:
     from semobridge_ext.data import load_picto_clip
 
     model, preprocess, tokenizer = load_picto_clip()
-    return measure.Clip(model.eval(), preprocess, tokenizer)
+    return demo_measure.Clip(model.eval(), preprocess, tokenizer)
 
 
 def _measure_set(
-    name: str, clip: measure.Clip, args: argparse.Namespace
-) -> tuple[dict[str, Any], measure.Cloud, Callable[[], dict[str, Any]]]:
+    name: str, clip: demo_measure.Clip, args: argparse.Namespace
+) -> tuple[dict[str, Any], demo_measure.Cloud, Callable[[], dict[str, Any]]]:
     from semobridge_ext.data import load_picto
 
     templates = tuple(args.prompt or TEMPLATES)
     began = time.perf_counter()
     dataset = load_picto(name)
-    problem, length = measure.load_problem(clip, dataset, templates, _progress(f"encoding {name}"))
+    problem = demo_measure.load_problem(clip, dataset, templates, _progress(f"encoding {name}"))
     encoded = time.perf_counter()
-    bridge = Bridge.from_clip(clip.model, text_length=length)
-    sizes = problem.support_labels.bincount(minlength=len(problem.text))
+    bridge = Bridge.from_clip(clip.model, text_length=problem.text_length)
+    labels, classes = problem.train[1], len(dataset.class_names)
+    drawings = len(labels) + len(problem.test[1])
+    sizes = labels.bincount(minlength=classes)
     wanted = sorted(set(args.shots))
     shots = [k for k in wanted if k <= int(sizes.max())]
     if not shots:
@@ -145,46 +130,37 @@ def _measure_set(
     figures: dict[str, Any] = {
         "set": name,
         "description": dataset.description,
-        "classes": len(problem.text),
-        "train_images": len(problem.support),
-        "test_images": len(problem.queries),
+        "classes": classes,
+        "train_images": len(labels),
+        "test_images": len(problem.test[1]),
         "fewest_per_class": int(sizes.min()),
         "most_per_class": int(sizes.max()),
-        "chance": 1 / len(problem.text),
+        "chance": 1 / classes,
         "shots": shots,
         "shots_left_out": [k for k in wanted if k not in shots],
         "short_classes": {str(k): int((sizes < k).sum()) for k in shots},
         "seeds": list(range(args.seeds)),
         "templates": list(templates),
-        "text_length": length,
-        "seconds_per_image_encoding": (encoded - began) / (len(problem.support) + len(problem.queries)),
+        "text_length": problem.text_length,
+        "seconds_per_image_encoding": (encoded - began) / drawings,
     }
-    figures |= measure.accuracy_figures(
+    figures |= demo_measure.accuracy_figures(
         problem, bridge, figures["shots"], figures["seeds"], _progress(f"episodes of {name}")
     )
-    figures["gap"], cloud = measure.gap_figures(problem, bridge)
-    return figures, cloud, partial(measure.speed_figures, bridge, problem.queries)
+    figures["gap"], cloud = demo_measure.gap_figures(problem, bridge)
+    return figures, cloud, partial(demo_measure.speed_figures, bridge, problem.test[0])
 
 
 def _print_set(figures: dict[str, Any]) -> None:
-    print(f"\n{text.header(figures)}")
-    _print_findings(text.remarks(figures))
-    print(f"\n{text.accuracy_table(figures)}\n\n{text.difference_table(figures)}\n")
-    _print_findings(text.findings(figures))
+    print(f"\n{demo_text.header(figures)}")
+    _print_findings(demo_text.remarks(figures))
+    print(f"\n{demo_text.accuracy_table(figures)}\n\n{demo_text.difference_table(figures)}\n")
+    _print_findings(demo_text.findings(figures))
 
 
 def _print_findings(sentences: Sequence[str]) -> None:
     for sentence in sentences:
         print(textwrap.fill(sentence, 98, initial_indent="- ", subsequent_indent="  "))
-
-
-def _write_json(path: Path, figures: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -194,7 +170,7 @@ def run(args: argparse.Namespace) -> int:
         _check_target("--out", args.out)
     if args.json is not None:
         _check_target("--json", args.json)
-    names = _chosen_sets(args.set)
+    names = chosen_sets(args.set)
     clip = _load_clip()
     results = []
     for name in names:
@@ -202,8 +178,8 @@ def run(args: argparse.Namespace) -> int:
         results.append((figures, cloud))
         _print_set(figures)
     speed = time_bridge()  # the bridge does the same work whichever set its rows come from
-    print(f"\n{text.speed_table(speed)}\n")
-    _print_findings([text.speed_finding(speed)])
+    print(f"\n{demo_text.speed_table(speed)}\n")
+    _print_findings([demo_text.speed_finding(speed)])
     if args.json is not None:
         from semobridge_ext.runtime.info import build_info
 
@@ -213,10 +189,10 @@ def run(args: argparse.Namespace) -> int:
             "speed": speed,
             "environment": build_info(),
         }
-        _write_json(args.json, record)
+        write_json(args.json, record)
         print(f"\nfigures: {args.json}")
-    if draw and plot.available():
-        plot.save(args.out, results)
+    if draw and has_matplotlib():
+        demo_plot.save(args.out, results)
         print(f"\npicture: {args.out}")
     elif draw:
         print("\nno picture: matplotlib is missing; pip install 'semobridge-ext[plots]' and run again")

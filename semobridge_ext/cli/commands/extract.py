@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from semobridge_ext.cli import models as _models
-from semobridge_ext.cli.shards import Folder, arrow, whole
+from semobridge_ext import _files
+from semobridge_ext.cli import models
+from semobridge_ext.cli.arguments import count
+from semobridge_ext.cli.shards import Folder, arrow
 
 _DESCRIPTION = """\
 Encodes images with a CLIP model. What cannot be decoded is counted and listed, and stops nothing.
@@ -47,16 +49,6 @@ then: semobridge-ext map, search, retrieve, report
 """
 
 
-def count(word: str, least: int = 1) -> int:
-    try:
-        value = int(word)
-    except ValueError:
-        value = least - 1
-    if value < least:
-        raise argparse.ArgumentTypeError(f"must be a whole number from {least} up, got '{word}'")
-    return value
-
-
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "extract",
@@ -67,7 +59,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("input", metavar="INPUT", help="folder, list file, .csv or .tar (brace pattern)")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder for the shards; made if absent")
-    _models.add_arguments(parser)
+    models.add_arguments(parser)
     parser.add_argument("--batch-size", type=count, default=128, metavar="N", help="images (default: 128)")
     cores = min(8, len(os.sched_getaffinity(0)))
     text = f"decoding processes; 0: in this one (default here: {cores})"
@@ -149,33 +141,31 @@ def _bar(args: argparse.Namespace, total: int | None, start: int) -> Any:
     return tqdm(total=total, initial=start, unit="image", desc="extract", disable=args.quiet or None)
 
 
-def _encode(encoder: _models.Encoder, pixels: torch.Tensor | None, device: str) -> np.ndarray:
+def _encode(encoder: models.Encoder, pixels: torch.Tensor | None, device: str) -> np.ndarray:
     if pixels is None:
         return np.empty((0, 0), np.float32)
-    with torch.inference_mode():
-        images = pixels.to(device, non_blocking=True)
-        return encoder.model.encode_image(images).float().cpu().numpy()
+    return encoder.images(pixels.to(device, non_blocking=True)).numpy()
 
 
 def _collect(folder: Folder) -> tuple[int, int]:
     """Writes corrupt.tsv from the shards; (features, corrupt)."""
     rows = lost = 0
-    with whole(folder.path / "corrupt.tsv") as temporary, open(temporary, "w", encoding="utf-8") as file:
+    with _files.replaced(folder.path / "corrupt.tsv") as file:
         for index in folder.shards():
             metadata = arrow("extract").read_metadata(folder.metadata_path(index))
             rows += metadata.num_rows
             for line in metadata.metadata[b"corrupt"].decode().splitlines():
-                file.write(line + "\n")
+                file.write(line.encode() + b"\n")
                 lost += 1
     return rows, lost
 
 
-def _settings(args: argparse.Namespace, source: Any, encoder: _models.Encoder, names: Any) -> dict[str, Any]:
+def _settings(args: argparse.Namespace, source: Any, encoder: models.Encoder, names: Any) -> dict[str, Any]:
     return {
         "command": "extract",
         "model": names[0],
         "pretrained": names[1],
-        "weights_sha256": _models.weights_digest(encoder.model),
+        "weights_sha256": models.weights_digest(encoder.model),
         "preprocess": " ".join(str(encoder.preprocess).split()),
         "features": "before projection" if args.before_projection else "projected",
         "normalized": args.normalize,
@@ -190,7 +180,7 @@ def run(args: argparse.Namespace) -> int:
     from semobridge_ext.cli.sources import open_source
 
     arrow("extract")
-    names = _models.resolve("extract", args.model, args.pretrained)
+    names = models.resolve("extract", args.model, args.pretrained)
     if names[0] != args.model:
         print(f"model: {names[0]}", file=sys.stderr)
     if args.out.is_file():
@@ -199,10 +189,10 @@ def run(args: argparse.Namespace) -> int:
     source = open_source(
         "extract", args.input, args.out / "inputs.jsonl", label=args.label, column=args.path_column
     )
-    encoder = _models.load("extract", *names, args.device)
+    encoder = models.load("extract", *names, args.device)
     settings = _settings(args, source, encoder, names)
     if args.before_projection:
-        _models.cut_projection("extract", encoder.model)
+        encoder = encoder.before_projection("extract")
     folder, began = Folder("extract", args.out), time.perf_counter()
     with folder.claim(settings) as first:
         if folder.summary():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from semobridge_ext import _files
 from semobridge_ext.cli import fewshot_output as output
 from semobridge_ext.cli.arguments import count
-from semobridge_ext.fewshot.study import METHODS, Options, StudyProblem, run_episode
+from semobridge_ext.cli.embedded import TEMPLATES, chosen_sets, encode_drawings
+from semobridge_ext.fewshot.study import Problem, run_episode
+from semobridge_ext.fewshot.study_estimators import METHODS, EstimatorMethods, Options
 
-TEMPLATES = ("{}", "an icon of {}", "a drawing of {}")
 _EPILOG = """\
 feature files (.npz or .safetensors): 'features' [N, D] raw image features and 'labels' [N] integers
 from 0; the training file may add 'text' [C, D], 'hidden' [C, T] (the same before the projection) and
@@ -93,7 +94,7 @@ def _load_file(path: Path) -> dict[str, Tensor]:
     return {**tensors, "features": features.float(), "labels": labels.long()}
 
 
-def _file_problem(args: argparse.Namespace) -> StudyProblem:
+def _file_problem(args: argparse.Namespace) -> Problem:
     if args.train is None or args.test is None:
         raise ValueError("fewshot: --train and --test go together; give both feature files")
     train, test = _load_file(args.train), _load_file(args.test)
@@ -113,36 +114,29 @@ def _file_problem(args: argparse.Namespace) -> StudyProblem:
         aside[order] = place < (sizes[y[order]] // 3).clamp(min=1)
         val = x[aside], y[aside]
         x, y = x[~aside], y[~aside]
-    return StudyProblem(
+    return Problem(
         args.train.stem, (x, y), val, (test["features"], test["labels"]),
         train.get("text"), train.get("hidden"), train.get("text_projection"),
     )  # fmt: skip
 
 
-def _picto_problems(word: str) -> Iterable[StudyProblem]:
-    import difflib
-
+def _picto_problems(word: str) -> Iterable[Problem]:
     from semobridge_ext.clip import text_projection
     from semobridge_ext.clip.class_text import class_text_features
-    from semobridge_ext.data import list_picto, load_picto, load_picto_clip
-    from semobridge_ext.fewshot.episodes import encode_images
+    from semobridge_ext.data import load_picto, load_picto_clip
 
-    known = list(list_picto())
-    if word != "all" and word not in known:
-        near = difflib.get_close_matches(word, known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else "choose one of them"
-        raise ValueError(f"--set must be one of {', '.join(known)} or all, got '{word}'; {hint}")
+    names = chosen_sets(word)
     model, preprocess, tokenizer = load_picto_clip()
     model.eval()
-    for name in known if word == "all" else [word]:
+    for name in names:
         ds = load_picto(name)
-        features = encode_images(model, preprocess, ds.images).float().clone()
+        features = encode_drawings(model, preprocess, ds.images).float().clone()
         labels = torch.as_tensor(ds.labels).long()
         parts = [torch.as_tensor(p) for p in (ds.train, ds.val, ds.test)]
         text = class_text_features(model, ds.class_names, TEMPLATES, tokenizer=tokenizer)
         train, val, test = ((features[p], labels[p]) for p in parts)
         projection = text_projection(model).float()
-        yield StudyProblem(
+        yield Problem(
             name, train, val, test, text.projected.float(), text.hidden.float(), projection, text.length
         )
 
@@ -150,29 +144,34 @@ def _picto_problems(word: str) -> Iterable[StudyProblem]:
 # -- the run --------------------------------------------------------------------------------------------
 
 
-def _reachable(problem: StudyProblem, shots: list[int]) -> list[int]:
+def _reachable(problem: Problem, shots: list[int]) -> list[int]:
     """Shot counts that at least half of the classes can fill; the others give what they have."""
     sizes = torch.bincount(problem.train[1], minlength=int(problem.train[1].max()) + 1)
     return [k for k in sorted(set(shots)) if k == 1 or float((sizes >= k).double().mean()) >= 0.5]
 
 
 def _run_set(
-    problem: StudyProblem, args: argparse.Namespace, options: Options, store: Path, done: dict[str, Any]
+    problem: Problem, args: argparse.Namespace, options: Options, store: Path, done: dict[str, Any]
 ) -> list[output.Record]:
     from tqdm import tqdm
 
-    methods = tuple(args.methods or METHODS)
+    names = tuple(args.methods or METHODS)
+    methods = EstimatorMethods(problem, options, names)
     records: list[output.Record] = []
     episodes = [(k, seed) for k in _reachable(problem, args.shots) for seed in range(args.seeds)]
-    stamp = [list(options), sorted(methods), float(problem.train[0].double().sum()), len(problem.test[1])]
+    stamp = [list(options), sorted(names), float(problem.train[0].double().sum()), len(problem.test[1])]
     for shots, seed in tqdm(episodes, desc=problem.name, disable=None, leave=False):
         key = json.dumps([problem.name, shots, seed, stamp])
         if key not in done:
-            outcomes = run_episode(problem, shots, seed, options, methods)
+            outcomes = run_episode(problem, methods, shots, seed)
             done[key] = [
-                {"set": problem.name, "shots": shots, "seed": seed, "method": method, **outcome._asdict()}
-                for method, outcome in outcomes.items()
-            ]
+                {
+                    "set": problem.name, "shots": shots, "seed": seed, "method": name,
+                    "accuracy": outcome.accuracy, "seconds_fit": outcome.seconds_fit,
+                    "seconds_tune": outcome.seconds_tune,
+                }
+                for name, outcome in outcomes.items()
+            ]  # fmt: skip
             with open(store, "a", encoding="utf-8") as file:
                 file.write(json.dumps([key, done[key]]) + "\n")
         records += done[key]
@@ -194,12 +193,6 @@ def _finished(store: Path) -> dict[str, Any]:
     return done
 
 
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def run(args: argparse.Namespace) -> int:
     options = Options(args.trials, args.sampler, args.preset, args.steps)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -210,7 +203,8 @@ def run(args: argparse.Namespace) -> int:
     records: list[output.Record] = []
     notes = []
     for problem in problems:
-        counts = [len(part[1]) for part in (problem.train, problem.val, problem.test)]
+        parts = (problem.train, problem.val, problem.test)
+        counts = [0 if part is None else len(part[1]) for part in parts]
         classes = int(problem.train[1].max()) + 1
         notes.append(f"- {problem.name}: {classes} classes; {counts[0]} training, {counts[1]} validation, "
                      f"{counts[2]} test images")  # fmt: skip
@@ -227,8 +221,8 @@ def run(args: argparse.Namespace) -> int:
         + settings, "", *notes, "", *explained, "", "## Findings", "", *(f"- {s}" for s in told), "",
         "## Tables", "", output.as_markdown(rows),
     ])  # fmt: skip
-    _write(args.out / "fewshot.md", text)
-    _write(args.out / "fewshot.csv", output.as_csv(rows))
+    _files.write_text(args.out / "fewshot.md", text)
+    _files.write_text(args.out / "fewshot.csv", output.as_csv(rows))
     print(output.as_markdown(rows))
     print("\n".join(f"- {s}" for s in told))
     if not args.no_plot:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from semobridge_ext.cli import mappings as _mappings
-from semobridge_ext.cli.commands.extract import count
-from semobridge_ext.cli.shards import Folder, arrow, whole
+from semobridge_ext import _files
+from semobridge_ext.cli import mappings
+from semobridge_ext.cli.arguments import count
+from semobridge_ext.cli.shards import Folder, arrow
 
 _DESCRIPTION = """\
 Applies a mapping to every row of a folder of shards and writes another one: unit rows, the same order,
@@ -29,8 +30,8 @@ mappings:
                      --texts takes them from a file of texts instead. Half the width unless --components
   isoclip            needs shards of extract --before-projection; --k-top and --k-bottom, or --published.
                      Its images cannot be compared with texts any more
-  FILE.safetensors   whatever a mapping's .save() wrote: Bridge, also trained; IsoCLIP, LinearMap where
-                     this version has them; OUT/mapping.safetensors of an earlier run
+  FILE.safetensors   what a mapping's .save() wrote: Bridge (closed form or trained), IsoCLIP or
+                     LinearMap; OUT/mapping.safetensors of an earlier run
 
 examples:
   semobridge-ext map feats/ feats-bridge/ --mapping bridge
@@ -50,7 +51,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("input", metavar="IN", type=Path, help="folder of shards")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write; made if absent")
-    names = "|".join(_mappings.MAKERS)
+    names = "|".join(mappings.MAKERS)
     parser.add_argument("--mapping", required=True, metavar="NAME", help=f"{names}|FILE.safetensors")
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of OUT")
     parser.add_argument("--atol", type=float, default=0.3, help="bridge: singular values dropped (0.3)")
@@ -77,41 +78,39 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _check(args: argparse.Namespace, folder: Folder, mapping: _mappings.Mapping) -> None:
-    found = folder.settings().get("features", _mappings.PROJECTED)
+def _check(args: argparse.Namespace, folder: Folder, mapping: mappings.Mapping) -> None:
+    found = folder.settings().get("features", mappings.PROJECTED)
     if found != mapping.takes:
-        option = " --before-projection" if mapping.takes == _mappings.HIDDEN else ""
+        option = " --before-projection" if mapping.takes == mappings.HIDDEN else ""
         raise ValueError(
-            f"map: IN must hold features of the kind '{mapping.takes}' for {mapping.name}, got "
-            f"'{found}'; extract "
-            f"the images{option or ' without --before-projection'} for it"
+            f"map: IN must hold features of the kind '{mapping.takes}' for {mapping.name}, got '{found}'; "
+            f"extract the images{option or ' without --before-projection'} for it"
         )
     if args.out.resolve() == args.input.resolve():
         raise ValueError(f"map: OUT must be another folder than IN, got {args.out} twice; choose another")
 
 
-def _apply(folder: Folder, out: Folder, index: int, mapping: _mappings.Mapping, dtype: str) -> int:
+def _apply(folder: Folder, out: Folder, index: int, mapping: mappings.Mapping, dtype: str) -> int:
     """One shard; its rows."""
-    source, rows = folder.features(index), None
-    done = 0
-    with whole(out.features_path(index)) as temporary:
-        for part in source.split(1 << 14):
-            mapped = mapping.apply(part.float())
-            if rows is None:
-                rows = np.lib.format.open_memmap(
-                    temporary, mode="w+", dtype=dtype, shape=(len(source), mapped.shape[1])
-                )
-            rows[done : done + len(part)] = mapped.numpy()
-            done += len(part)
-        if rows is None:  # a shard whose images were all corrupt
-            with open(temporary, "wb") as file:
-                np.save(file, np.empty((0, 0), dtype))
-        else:
-            rows.flush()
-            del rows
-    with whole(out.metadata_path(index)) as temporary:
-        shutil.copyfile(folder.metadata_file(index), temporary)
-    return done
+    source, width = folder.features(index), None
+    with _files.replaced(out.features_path(index)) as file:
+        for part in source.split(1 << 14) if source.shape[1] else ():
+            rows = mapping.apply(part.float()).numpy().astype(dtype)
+            if width is None:
+                width = rows.shape[1]
+                _write_header(file, (len(source), width), dtype)
+            file.write(rows.tobytes())
+        if width is None:  # a shard whose images were all corrupt
+            _write_header(file, (0, 0), dtype)
+    with _files.replaced(out.metadata_path(index)) as file, open(folder.metadata_file(index), "rb") as given:
+        shutil.copyfileobj(given, file)
+    return len(source)
+
+
+def _write_header(file: BinaryIO, shape: tuple[int, int], dtype: str) -> None:
+    """What stands before the rows in a .npy file."""
+    fields = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, fields)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -121,16 +120,17 @@ def run(args: argparse.Namespace) -> int:
     folder = Folder("map", args.input)
     indices = folder.shards()
     folder.check_finished()
-    mapping = _mappings.make(args.mapping, args, folder)
+    mapping = mappings.make(args.mapping, args, folder)
     _check(args, folder, mapping)
     args.out.mkdir(parents=True, exist_ok=True)
     if indices != list(range(len(indices))):
         raise ValueError(
             f"map: IN must have the shards 0 to {len(indices) - 1}, got {indices}; extract again"
         )
-    stored = args.out / f".mapping.{os.getpid()}.tmp"
-    mapping.save(stored)
-    digest = _digest(stored)
+    with tempfile.TemporaryDirectory() as place:
+        stored = Path(place) / "mapping.safetensors"
+        mapping.save(stored)
+        digest, data = _digest(stored), stored.read_bytes()
     settings = {
         **{k: v for k, v in folder.settings().items() if k in ("model", "pretrained", "weights_sha256")},
         "command": "map",
@@ -145,16 +145,11 @@ def run(args: argparse.Namespace) -> int:
         "source": str(args.input.resolve()),
     }
     out, began, rows = Folder("map", args.out), time.perf_counter(), 0
-    try:
-        data = stored.read_bytes()
-    finally:
-        stored.unlink(missing_ok=True)
     with out.claim(settings) as first:
         if out.summary():
             print(f"{args.out}: finished already, {out.summary()['rows']} rows")
             return 0
-        with whole(args.out / "mapping.safetensors") as temporary:
-            temporary.write_bytes(data)
+        _files.write_bytes(args.out / "mapping.safetensors", data)
         if first:
             print(f"{args.out}: {first} shards are done, going on", file=sys.stderr)
         for index in tqdm(indices[first:], unit="shard", desc="map", disable=args.quiet or None):

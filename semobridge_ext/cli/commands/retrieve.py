@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from semobridge_ext.cli.commands.extract import count
-from semobridge_ext.cli.shards import Folder, whole, write_json
+from semobridge_ext.cli.arguments import count
+from semobridge_ext.cli.output import write_csv, write_json
+from semobridge_ext.cli.shards import Folder
 from semobridge_ext.retrieval.metrics import retrieval_metrics
 
 _DESCRIPTION = """\
@@ -57,43 +53,13 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON too")
 
 
-def labelled(function: str, path: Path, label: str, codes: dict[str, int]) -> tuple[Tensor, Tensor]:
-    """Unit rows [N, D] and label codes [N] of the rows that have a label; `codes` grows."""
-    folder = Folder(function, path)
-    folder.shards()
-    folder.check_finished()
-    values = folder.column(label)
-    kept = torch.tensor([i for i, value in enumerate(values) if value is not None], dtype=torch.int64)
-    if not len(kept):
-        raise ValueError(
-            f"{function}: SHARDS must have labels, got {path} with none in '{label}'; extract a "
-            "folder with one "
-            "sub-folder a class, or name another column with --label"
-        )
-    rows = folder.load()
-    if len(rows) != len(values):
-        raise ValueError(
-            f"{function}: SHARDS must have one record a row, got {len(rows)} rows and "
-            f"{len(values)} records in {path}"
-        )
-    labels = torch.tensor([codes.setdefault(str(values[i]), len(codes)) for i in kept.tolist()])
-    return (rows if len(kept) == len(rows) else rows[kept]), labels
-
-
-def write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
-    text = io.StringIO()
-    csv.writer(text).writerows([header, *rows])
-    with whole(path) as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8")
-
-
 def run(args: argparse.Namespace) -> int:
     ks = tuple(sorted(set(args.recall_at)))
     codes: dict[str, int] = {}
-    query = None if args.queries is None else labelled("retrieve", args.queries, args.label, codes)
+    query = None if args.queries is None else Folder("retrieve", args.queries).labelled(args.label, codes)
     figures: dict[str, dict[str, Any]] = {}
     for path in args.shards:
-        rows, labels = labelled("retrieve", path, args.label, codes)
+        rows, labels = Folder("retrieve", path).labelled(args.label, codes)
         theirs, mine = (rows, labels) if query is None else query
         began = time.perf_counter()
         found = retrieval_metrics(theirs, rows, mine, labels, same_set=query is None, recall_at=ks)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from semobridge_ext._ops.topk.op import topk
-from semobridge_ext.cli import mappings as _mappings
-from semobridge_ext.cli import models as _models
-from semobridge_ext.cli import sheet as _sheet
-from semobridge_ext.cli.commands.extract import count
-from semobridge_ext.cli.shards import Folder, whole
+from semobridge_ext import _files
+from semobridge_ext.cli import mappings, models, sheet
+from semobridge_ext.cli.arguments import count
+from semobridge_ext.cli.output import write_json
+from semobridge_ext.cli.shards import Folder
+from semobridge_ext.retrieval.streamed import topk_over
 
 _DESCRIPTION = """\
 Exact search by cosine, shard by shard, memory-mapped: the gallery is never in memory as a whole. The
@@ -63,7 +63,7 @@ def _check(args: argparse.Namespace, settings: dict[str, Any]) -> None:
             f"search: SHARDS must name their model, got {args.shards} without settings.json; "
             "extract them here"
         )
-    hidden = settings.get("features") == _mappings.HIDDEN
+    hidden = settings.get("features") == mappings.HIDDEN
     if args.text and (hidden or settings.get("text") is False):
         raise ValueError(
             "search: --text must meet features that texts can be compared with, got "
@@ -75,7 +75,7 @@ def _check(args: argparse.Namespace, settings: dict[str, Any]) -> None:
             raise FileNotFoundError(f"search: --image must be an existing file, got {name}; check the name")
 
 
-def _encode_images(encoder: _models.Encoder, names: list[str], device: str) -> Tensor:
+def _encode_images(encoder: models.Encoder, names: list[str], device: str) -> Tensor:
     from PIL import Image
 
     pixels = []
@@ -85,21 +85,15 @@ def _encode_images(encoder: _models.Encoder, names: list[str], device: str) -> T
                 pixels.append(encoder.preprocess(image))
         except (OSError, SyntaxError, ValueError) as error:
             raise ValueError(f"search: --image must be a readable image, got {name} ({error})") from error
-    with torch.inference_mode():
-        return encoder.model.encode_image(torch.stack(pixels).to(device)).float().cpu().clone()
+    return encoder.images(torch.stack(pixels).to(device)).clone()
 
 
 def _queries(args: argparse.Namespace, settings: dict[str, Any]) -> Tensor:  # [N, D] unit rows
     """Texts, then images, in the space of the shards."""
-    encoder = _models.load("search", settings["model"], settings["pretrained"], args.device)
-    if _models.weights_digest(encoder.model) != settings["weights_sha256"]:
-        raise ValueError(
-            f"search: the model must be the one that made {args.shards}, got other weights under the name "
-            f"{settings['model']}; extract again"
-        )
+    encoder = models.maker_of("search", Folder("search", args.shards), args.device)
     mapping = None
     if settings.get("command") == "map":
-        mapping = _mappings.load(args.shards / "mapping.safetensors")
+        mapping = mappings.load(args.shards / "mapping.safetensors")
     parts = []
     if args.text:
         texts = encoder.texts(args.text)
@@ -107,32 +101,20 @@ def _queries(args: argparse.Namespace, settings: dict[str, Any]) -> Tensor:  # [
             normalize(texts if mapping is None or mapping.text is None else mapping.text(texts), dim=1)
         )
     if args.image:
-        if _mappings.HIDDEN in (settings.get("features"), settings.get("takes")):
-            _models.cut_projection("search", encoder.model)
+        if mappings.HIDDEN in (settings.get("features"), settings.get("takes")):
+            encoder = encoder.before_projection("search")
         images = _encode_images(encoder, args.image, args.device)
         parts.append(normalize(images if mapping is None else mapping.apply(images), dim=1))
     return torch.cat(parts)
 
 
-def nearest(folder: Folder, queries: Tensor, k: int, *, unit: bool) -> tuple[Tensor, Tensor]:
-    """Scores and row numbers [N, k] over all shards; equal scores stand in order of row."""
-    n = len(queries)
-    scores, rows = torch.empty(n, 0), torch.empty(n, 0, dtype=torch.int64)
-    base = 0
+def _gallery(folder: Folder, *, unit: bool) -> Iterator[Tensor]:
+    """Unit rows in order; raw ones pass through memory a block at a time to lose their lengths."""
     for index in folder.shards():
         shard = folder.features(index)
-        # Unit rows are searched where they lie; raw ones pass through memory to lose their lengths.
         for part in (shard,) if unit else shard.split(1 << 14):
-            if not part.numel():
-                continue
-            gallery = part if unit else normalize(part.float(), dim=1)
-            found = topk(queries, gallery, min(k, len(gallery)))
-            scores = torch.cat([scores, found.scores.float()], dim=1)
-            rows = torch.cat([rows, found.indices + base], dim=1)
-            order = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :k]
-            scores, rows = scores.gather(1, order), rows.gather(1, order)
-            base += len(part)
-    return scores, rows
+            if part.numel():
+                yield part if unit else normalize(part.float(), dim=1)
 
 
 def _records(folder: Folder, wanted: set[int]) -> dict[int, tuple[str, str]]:
@@ -159,26 +141,25 @@ def run(args: argparse.Namespace) -> int:
     _check(args, settings)
     queries = _queries(args, settings)
     began = time.perf_counter()
-    scores, found = nearest(folder, queries, args.k, unit=bool(settings.get("normalized")))
+    gallery = _gallery(folder, unit=bool(settings.get("normalized")))
+    scores, found = topk_over(queries, gallery, args.k)
     seconds = time.perf_counter() - began
     records = _records(folder, set(found.reshape(-1).tolist()))
     names = [(text, False) for text in args.text] + [(image, True) for image in args.image]
     rows = []
     for (name, is_image), values, indices in zip(names, scores.tolist(), found.tolist(), strict=True):
-        hits = [_sheet.Hit(*records[i], value) for value, i in zip(values, indices, strict=True)]
-        rows.append(_sheet.Row(name, is_image, hits))
+        hits = [sheet.Hit(*records[i], value) for value, i in zip(values, indices, strict=True)]
+        rows.append(sheet.Row(name, is_image, hits))
         print(f"{name}")
         for rank, hit in enumerate(hits, 1):
             print(f"  {rank:>3}  {hit.score:6.3f}  {hit.label:<24}  {hit.path}")
     if args.json is not None:
         value = [{"query": row.query, "hits": [hit._asdict() for hit in row.hits]} for row in rows]
-        with whole(args.json) as temporary:
-            temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(args.json, value)
     if args.out is not None:
         html = args.out.suffix.lower() == ".html"
-        data = _sheet.page(rows, f"search in {args.shards}") if html else _sheet.png(rows)
-        with whole(args.out) as temporary:
-            temporary.write_bytes(data)
+        data = sheet.page(rows, f"search in {args.shards}") if html else sheet.png(rows)
+        _files.write_bytes(args.out, data)
         print(f"contact sheet: {args.out}")
     print(f"searched in {1000 * seconds:.1f} ms")
     return 0

@@ -14,12 +14,14 @@ import torch
 
 import semobridge_ext as sb
 from semobridge_ext._engines.bridge_training import step as bridge_training
-from semobridge_ext._engines.bridge_training.reference import LossWeights
-from semobridge_ext._engines.bridge_training.torch import Batch, TorchPieces
+from semobridge_ext._engines.bridge_training import torch as torch_pieces
+from semobridge_ext._engines.bridge_training.choice import Choice
+from semobridge_ext._engines.bridge_training.spec import Batch, LossWeights
+from semobridge_ext._engines.bridge_training.torch import TorchTrainingPieces
 from semobridge_ext.runtime.step_graph import repeatable
-from tests.fewshot.test_training import LOSSES, classifier, trainer_of
 from tests.support.graph_recorder import Recorder
 from tests.support.problems import make
+from tests.support.training import LOSSES, classifier, trainer_of
 
 STEPS = 9
 RATES = [1e-3 * (1 + 0.3 * i) for i in range(STEPS)]
@@ -27,7 +29,10 @@ RATES = [1e-3 * (1 + 0.3 * i) for i in range(STEPS)]
 
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bridge_training, "pieces_for", lambda *_: TorchPieces)
+    choose = bridge_training.choose
+    monkeypatch.setattr(
+        bridge_training, "choose", lambda *a: Choice(TorchTrainingPieces, graph=choose(*a).graph)
+    )
 
 
 @pytest.fixture
@@ -51,7 +56,7 @@ def run(trainer: bridge_training.BridgeTrainer, steps: int = STEPS) -> list[torc
 )
 def test_replays_are_the_steps(loss: str, dtype: torch.dtype, chunks: str, recorder, monkeypatch):
     if chunks == "several chunks":
-        monkeypatch.setattr(bridge_training, "_CHUNK_VALUES", 1)
+        monkeypatch.setattr(torch_pieces, "CHUNK_VALUES", 1)
     p = make(50, [1, 2, 7, 3, 2] * 10, 2, 21, 19, dtype=dtype)
     replayed, stepped = (trainer_of(p, LOSSES[loss]) for _ in range(2))
     stepped._graph = False
@@ -136,7 +141,7 @@ def test_class_sums_have_one_order_and_keep_nan_apart():
     counts = [3, 1, 40, 2]
     offsets = torch.tensor([0, *counts]).cumsum(0)
     labels = torch.arange(4).repeat_interleave(torch.tensor(counts))
-    pieces = TorchPieces(
+    pieces = TorchTrainingPieces(
         Batch(labels, offsets, offsets.tolist(), torch.tensor(counts).view(-1, 1).float(), 5)
     )
     x = torch.randn(46, 5)

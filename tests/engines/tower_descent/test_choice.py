@@ -17,18 +17,20 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import semobridge_ext as sb
 from semobridge_ext import clip
+from semobridge_ext._engines.tower_descent import choice
 from semobridge_ext._engines.tower_descent import step as launched_tower
-from semobridge_ext._engines.tower_descent.cuda import KernelPieces
-from semobridge_ext._engines.tower_descent.torch import TorchPieces
+from semobridge_ext._engines.tower_descent.cuda import CudaTowerPieces
+from semobridge_ext._engines.tower_descent.eager import EagerTower
+from semobridge_ext._engines.tower_descent.torch import TorchTowerPieces
 from semobridge_ext.inversion import descent as _descent
 from semobridge_ext.ops import FrozenTower, LaunchedTower
 from semobridge_ext.runtime import backend as _backend
 from semobridge_ext.runtime.step_graph import repeatable
-from tests.engines.tower_descent.test_cpu import random_tower, some_rows
-from tests.inversion.test_invert import compare
 from tests.support import towers
 from tests.support.assertions import assert_row_relative, assert_same_bits
 from tests.support.graph_recorder import Recorder
+from tests.support.inversions import compare
+from tests.support.random_tower import random_tower, some_rows
 from tests.support.towers import DESCENT, F32, F64, TEXT, TEXT_MODELS, VISION, VISION_MODELS
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -40,15 +42,15 @@ CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 @pytest.mark.parametrize("cuda_build", [True, False])
 def test_choice(cuda_build: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_backend, "HAS_CUDA", cuda_build)
-    kind = _descent.engine_kind
-    assert kind("oti", CPU, F32) == kind("oti", CPU, F64) == "core"
-    assert kind("oti", CUDA, F32) == kind("oti", CUDA, F64) == "launches", "no nvcc kernels were asked for"
+    kind = choice.choose
+    assert kind("oti", CPU, F32) == kind("oti", CPU, F64) == "cpu"
+    assert kind("oti", CUDA, F32) == kind("oti", CUDA, F64) == "torch", "no nvcc kernels were asked for"
     with sb.backend("eager"):
         assert kind("oti", CPU, F32) == kind("oti", CUDA, F32) == "eager"
     with sb.backend("native"):
-        assert kind("oti", CPU, F32) == "core"
+        assert kind("oti", CPU, F32) == "cpu"
         if cuda_build:
-            assert kind("oti", CUDA, F32) == "kernels"
+            assert kind("oti", CUDA, F32) == "cuda"
             with pytest.raises(NotImplementedError, match="has no CUDA kernel for this call"):
                 kind("oti", CUDA, F64)
         else:
@@ -57,7 +59,7 @@ def test_choice(cuda_build: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     with sb.backend("triton"), pytest.raises(NotImplementedError, match="'triton' has no kernel"):
         kind("oti", CUDA, F32)
     monkeypatch.setattr(_backend, "_C", None)
-    assert kind("oti", CPU, F32) == "eager" and kind("oti", CUDA, F32) == "launches"
+    assert kind("oti", CPU, F32) == "eager" and kind("oti", CUDA, F32) == "torch"
 
 
 @pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
@@ -70,14 +72,14 @@ def test_engine_of_a_cuda_tower(monkeypatch: pytest.MonkeyPatch) -> None:
         tower = type(tower)(**{**vars(tower), **{k: on_cuda(v) for k, v in kept.items()}})
         rows = some_rows(tower, (-1, 0, -1), 2)
         rows = type(rows)(rows.base.to(CUDA), rows.source, rows.pool)
-        for name, pieces in (("auto", TorchPieces), ("native", KernelPieces)):
+        for name, pieces in (("auto", TorchTowerPieces), ("native", CudaTowerPieces)):
             with sb.backend(name):
-                engine = _descent.make_engine("oti", model, tower, rows, torch.bfloat16)
+                engine = choice.make_engine("oti", model, tower, rows, torch.bfloat16)
             assert isinstance(engine, LaunchedTower) and engine._pieces is pieces
             assert engine.stored is torch.bfloat16 and engine.compute is F32 and engine.device == CUDA
         with sb.backend("eager"):
-            engine = _descent.make_engine("oti", model, tower, rows, None)
-        assert isinstance(engine, _descent.EagerTower)
+            engine = choice.make_engine("oti", model, tower, rows, None)
+        assert isinstance(engine, EagerTower)
 
 
 def on_cuda(value: Any) -> Any:
@@ -93,9 +95,9 @@ def on_cuda(value: Any) -> Any:
 def test_weights_are_kept_with_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     model = TEXT_MODELS["open_clip"]()
     tower, rows = clip.text_tower(model)
-    make = _descent.make_engine
+    make = choice.make_engine
     core = make("oti", model, tower, rows, None)
-    monkeypatch.setattr(_descent, "engine_kind", lambda *_: "launches")
+    monkeypatch.setattr(choice, "choose", lambda *_: "torch")
     first, second = (make("oti", model, tower, rows, None) for _ in range(2))
     assert isinstance(core, FrozenTower) and isinstance(first, LaunchedTower)
     assert first.weights is second.weights
@@ -132,7 +134,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
         return repeatable(step, state, device, capture=recorder.capture)
 
     monkeypatch.setattr(launched_tower, "repeatable", graph)
-    monkeypatch.setattr(_descent, "engine_kind", lambda *_: "launches")
+    monkeypatch.setattr(choice, "choose", lambda *_: "torch")
     return recorder
 
 
@@ -159,7 +161,7 @@ def test_150_steps_are_the_core_s(recorder: Recorder, monkeypatch: pytest.Monkey
     init = towers.start(20, 1, TEXT, F32)
     ours = sb.oti(model, f, init=init, batch_size=8)
     assert recorder.replays == 450, "three chunks"
-    monkeypatch.setattr(_descent, "engine_kind", lambda *_: "core")
+    monkeypatch.setattr(choice, "choose", lambda *_: "cpu")
     core = sb.oti(model, f, init=init)
     cosine = torch.cosine_similarity(ours.features, core.features, dim=1)
     assert float(cosine.quantile(0.1)) >= 0.9999

@@ -10,18 +10,18 @@ import torch
 
 from semobridge_ext import clip
 from semobridge_ext._engines.tower_descent import step as launched_tower
+from semobridge_ext._engines.tower_descent.buffers import TABLE
 from semobridge_ext._engines.tower_descent.cost import counted_step, tower_of_shape
-from semobridge_ext._engines.tower_descent.plan import TABLE
 from semobridge_ext._engines.tower_descent.spec import LearnedRows, Linear
-from semobridge_ext._engines.tower_descent.torch import TorchPieces
+from semobridge_ext._engines.tower_descent.torch import TorchTowerPieces
 from semobridge_ext.inversion import reference as inversion
 from semobridge_ext.ops import LaunchedTower, LaunchedWeights
 from semobridge_ext.reference import tower_features
-from tests.engines.tower_descent.test_cpu import SHAPES, random_tower, some_rows
 from tests.support import launched, towers
 from tests.support.assertions import assert_row_relative, assert_same_bits
 from tests.support.graph_recorder import Recorder
 from tests.support.launched import BF16, F16, FAULTS, check_descent, check_passes, descend, engines
+from tests.support.random_tower import SHAPES, random_tower, some_rows
 from tests.support.towers import F32, F64, TEXT_MODELS, VISION_MODELS
 
 STORED = [F64, F32, BF16, F16]
@@ -33,7 +33,7 @@ def one_thread() -> None:
 
 
 def check(tower, rows, stored: torch.dtype, context: str, samples: int = 3) -> None:
-    plain, graph, recorder = engines(tower, rows, stored, TorchPieces)
+    plain, graph, recorder = engines(tower, rows, stored, TorchTowerPieces)
     check_passes(tower, rows, plain, samples, context)
     check_descent(tower, rows, graph, samples, context)
     assert recorder.replays == 20
@@ -86,7 +86,7 @@ def test_150_steps() -> None:
     tower, rows = clip.text_tower(TEXT_MODELS["open_clip"]())
     targets, start = towers.targets(30, tower.features, F32), towers.start(30, 1, tower.width, F32)
     theirs = inversion.descend(lambda v: tower_features(tower, rows, v), start, targets, 150, 0.02, 0.01, ())
-    engine = engines(tower, rows, F32, TorchPieces)[1]
+    engine = engines(tower, rows, F32, TorchTowerPieces)[1]
     tokens, moments = start.clone(), (torch.zeros_like(start), torch.zeros_like(start))
     unit = torch.nn.functional.normalize(targets, dim=1)
     options = {"grad_scale": 1 / 30, "lr": 0.02, "weight_decay": 0.01}
@@ -102,7 +102,7 @@ def test_slices_and_tables_change_no_bit() -> None:
     tower = random_tower(F64)
     rows = some_rows(tower, *SHAPES["apart"])
     steps = 2 * TABLE + 3
-    plain, graph, recorder = engines(tower, rows, F64, TorchPieces)
+    plain, graph, recorder = engines(tower, rows, F64, TorchTowerPieces)
     whole = descend(graph, 2, steps)
     assert recorder.replays == steps
     for got, want in zip(whole, descend(plain, 2, steps, cuts=(1, 5, TABLE, TABLE + 9)), strict=True):
@@ -115,7 +115,7 @@ def test_constants_of_each_sample() -> None:
     base = torch.randn(7, 5, tower.width, dtype=F64)
     base[:1] = base[:1, :1]
     rows = LearnedRows(base, (-1, 0, 1, 2, -1, -1, -1), 6)
-    plain, graph, _ = engines(tower, rows, F64, TorchPieces)
+    plain, graph, _ = engines(tower, rows, F64, TorchTowerPieces)
     check_passes(tower, rows, plain, 5)
     check_descent(tower, rows, graph, 5)
     with pytest.raises(ValueError, match=r"must have 5 samples.*got 4; "):
@@ -136,7 +136,7 @@ def test_filler_rows_change_nothing(samples: int, rows_of_plan: int) -> None:
 def test_shapes_are_kept_and_captured_once() -> None:
     tower = random_tower(F64)
     rows = some_rows(tower, *SHAPES["prefix and suffix"])
-    engine = engines(tower, rows, F64, TorchPieces)[1]
+    engine = engines(tower, rows, F64, TorchTowerPieces)[1]
     plans = [engine.plan(n)[0] for n in (3, 5, 3, 3, 5)]
     assert plans[0] is plans[2] is plans[3] and plans[1] is plans[4]
     first = descend(engine, 3, 5)
@@ -156,7 +156,7 @@ def test_nan_and_zero_rows_stay_alone() -> None:
     tower = random_tower(F32)
     rows = some_rows(tower, *SHAPES["apart"])
     for stored in (F32, BF16, F16):
-        engine = engines(tower, rows, stored, TorchPieces)[1]
+        engine = engines(tower, rows, stored, TorchTowerPieces)[1]
         tokens = towers.start(5, 2, tower.width, F32)
         unit = torch.nn.functional.normalize(towers.targets(5, tower.features, F32), dim=1)
         options = {"grad_scale": 0.2, "lr": 0.02, "weight_decay": 0.01}
@@ -237,7 +237,7 @@ def test_autocast_and_gradients_are_kept_out() -> None:
 def test_broken_pieces_are_noticed(fault: str) -> None:
     tower = random_tower(F64, layers=3)
     rows = some_rows(tower, *SHAPES["prefix and suffix"])
-    engine = engines(tower, rows, F64, launched.broken(TorchPieces, fault))[1]
+    engine = engines(tower, rows, F64, launched.broken(TorchTowerPieces, fault))[1]
     with pytest.raises(AssertionError):
         check_passes(tower, rows, engine, 3)
         check_descent(tower, rows, engine, 3)
@@ -280,6 +280,6 @@ def test_launches_of_a_step(layers: int) -> None:
             assert tower.projection is not None
             tower = replace(tower, projection=Linear(tower.projection.weight, None))
             own = some_rows(tower, rows.source, rows.pool)
-            graph, seen = engines(tower, own, BF16, TorchPieces)[1:]
+            graph, seen = engines(tower, own, BF16, TorchTowerPieces)[1:]
             descend(graph, 4, 4)
             assert Counter(seen.launches) == Counter(recorder.launches) and not noted

@@ -11,8 +11,7 @@ from torch import Tensor
 import semobridge_ext as sb
 from semobridge_ext.ops import project_normalize
 from tests.support.assertions import assert_close, assert_same_bits
-from tests.support.samples import FORWARD, VARIANTS, Sample
-from tests.support.tolerances import DTYPES
+from tests.support.samples import DTYPES, FORWARD, VARIANTS, Sample
 
 HALVES = (torch.bfloat16, torch.float16)
 

@@ -14,7 +14,7 @@ import semobridge_ext as sb
 from semobridge_ext.ops import support_logits
 from semobridge_ext.runtime import backend as _backend
 from tests.support.assertions import assert_close, assert_same_bits
-from tests.support.tolerances import DTYPES
+from tests.support.samples import DTYPES
 
 CHUNK = 1024  # kSupportChunk of csrc/support_logits/support_logits.h
 # N, S, C, D: one row, uneven tiles and panels, classes over several chunks, more classes than keys,

@@ -12,7 +12,7 @@ from torch import Tensor
 import semobridge_ext as sb
 from semobridge_ext.ops import topk
 from tests.support.assertions import assert_close, assert_same_bits
-from tests.support.tolerances import DTYPES
+from tests.support.samples import DTYPES
 
 SHAPES = [(1, 1, 3), (1, 700, 96), (15, 333, 17), (40, 5000, 33), (1100, 90, 8), (3, 70, 2500)]
 

@@ -12,26 +12,21 @@ from torch import Tensor
 
 import semobridge_ext as sb
 from semobridge_ext.ops import project_normalize
+from tests.support import comparer
+from tests.support.assertions import assert_close
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-GRADIENT = {
-    torch.float32: 1e-5,
-    torch.float16: 2e-3,
-    torch.bfloat16: 2e-2,
-}  # tests/support/tolerances.py: op_grad
 WORST: dict[str, float] = {}
 
 
-def near(name: str, got: Tensor, want: Tensor, relative: float) -> None:
-    """`relative` of the largest value of the row, and half a unit of a half type."""
-    assert got.shape == want.shape and want.dtype is torch.float64 and torch.isfinite(got).all(), name
+def near(
+    name: str, got: Tensor, want: Tensor, family: str = "kernel", dtype: torch.dtype | None = None
+) -> None:
+    """tests/support/comparer.py, with the worst error of each name on record."""
     assert (want != 0).double().mean() > 0.5, f"{name}: no signal"
-    eps = 0.0 if got.dtype is torch.float32 else torch.finfo(got.dtype).eps / 2
-    scale = want.abs().amax(-1, keepdim=True)
-    error = float((((got.double() - want).abs() - eps * want.abs()).clamp_min(0) / scale).max())
+    found = assert_close(got, want, family, dtype=dtype, context=name)
     key = f"{name}/{str(got.dtype).removeprefix('torch.')}"
-    WORST[key] = max(WORST.get(key, 0.0), error)
-    assert error <= relative, f"{key}: {error:.2e}"
+    WORST[key] = max(WORST.get(key, 0.0), found.beyond)
 
 
 def unit(*shape: int) -> Tensor:
@@ -48,11 +43,11 @@ def check_projection() -> None:
         grad = torch.randn(2, 9, 12)
         with sb.backend("triton"):
             got = project_normalize(x, matrix, bias=bias, scale=0.5)
-        near("project_normalize", got.detach(), want.detach(), 1e-5)
+        near("project_normalize", got.detach(), want.detach())
         found = torch.autograd.grad(got, leaves, grad.to(dtype))
         expected = torch.autograd.grad(want, wide, grad.to(dtype).double())
         for a, b in zip(found, expected, strict=True):
-            near("project_normalize gradients", a, b, GRADIENT[dtype])
+            near("project_normalize gradients", a, b, "op_grad", dtype)
 
 
 def check_bridge() -> None:
@@ -61,8 +56,8 @@ def check_bridge() -> None:
         f = torch.randn(3, 7, 12).to(dtype)
         want = torch.nn.functional.normalize(f.double() @ bridge._fold().projector, dim=-1)
         with sb.backend("triton"):
-            near("bridge", bridge(f), want, 1e-5)
-            near("bridge", bridge(f.transpose(0, 1)), want.transpose(0, 1), 1e-5)
+            near("bridge", bridge(f), want)
+            near("bridge", bridge(f.transpose(0, 1)), want.transpose(0, 1))
             assert bridge(f[:0]).shape == (0, 7, 12) and bridge(f[0, 0]).shape == (12,)
             launched = dict(bridge._projection(True, True)._launched)
             bridge(f)
@@ -76,9 +71,9 @@ def check_bridge() -> None:
     want = e @ bridge.text_projection.double()
     with sb.backend("triton"):
         got = bridge(f, normalize=False)
-    near("bridge as operators", got.detach(), want.detach(), 1e-5)
+    near("bridge as operators", got.detach(), want.detach())
     (found,) = torch.autograd.grad(got.sum(), f)
-    near("bridge gradient", found, torch.autograd.grad(want.sum(), wide)[0], 1e-5)
+    near("bridge gradient", found, torch.autograd.grad(want.sum(), wide)[0])
 
 
 def check_support() -> None:
@@ -96,13 +91,13 @@ def check_support() -> None:
             support.append(k.detach()[40:], labels[40:], w.detach()[40:])
             with torch.no_grad():
                 joined = support.logits(q, beta=3.0)
-        near("support_logits", got.detach(), want.detach(), 1e-5)
-        near("SupportSet", joined, want.detach(), 1e-5 if dtype is torch.float32 else 1e-2)
+        near("support_logits", got.detach(), want.detach())
+        near("SupportSet", joined, want.detach())
         found = torch.autograd.grad(got, (q, k, w), grad.to(dtype))
         expected = torch.autograd.grad(want, wide, grad.to(dtype).double())
         for name, a, b in zip(("queries", "keys", "weights"), found, expected, strict=True):
             shown = (a, b) if a.dim() > 1 else (a.unsqueeze(0), b.unsqueeze(0))
-            near(f"support_logits gradient of {name}", *shown, GRADIENT[dtype])
+            near(f"support_logits gradient of {name}", *shown, "op_grad", dtype)
 
 
 def check_topk() -> None:
@@ -115,14 +110,15 @@ def check_topk() -> None:
         got = sb.topk(q, gallery, 4, exclude=exclude)
         assert sb.topk(q[:0], gallery, 4).indices.shape == (0, 4)
     assert torch.equal(got.indices, want.topk(4).indices)
-    near("topk", got.scores.detach(), want.topk(4).values, 1e-5)
+    near("topk", got.scores.detach(), want.topk(4).values)
     found = torch.autograd.grad(got.scores.sum(), (q, gallery))
-    near("topk gradient", found[0], gallery.detach().double()[got.indices].sum(1), 1e-5)
+    near("topk gradient", found[0], gallery.detach().double()[got.indices].sum(1))
 
 
 def check_training() -> None:
     """Steps of SeMoBridge-T whose wide losses are streamed, against autograd in float64."""
-    from semobridge_ext._engines.bridge_training.reference import LossWeights, semobridge_t_loss
+    from semobridge_ext._engines.bridge_training.reference import semobridge_t_loss
+    from semobridge_ext._engines.bridge_training.spec import LossWeights
     from semobridge_ext._engines.bridge_training.step import BridgeTrainer
     from tests.support.graph_recorder import Recorder
 
@@ -142,10 +138,10 @@ def check_training() -> None:
                 trainer.parameters["tau"].copy_(tau.detach())
             loss, _ = semobridge_t_loss(leaf, tau, w, shots, labels, text, hidden, weights=weights)
             got = trainer.loss_and_gradients()
-            near("SeMoBridge-T loss", got.reshape(1, 1).clone(), loss.detach().reshape(1, 1), 1e-5)
+            near("SeMoBridge-T loss", got.reshape(1, 1).clone(), loss.detach().reshape(1, 1))
             leaves = [leaf] if tau is None else [leaf, tau]
             for name, want in zip(("inverse", "tau"), torch.autograd.grad(loss, leaves), strict=False):
-                near(f"SeMoBridge-T gradient of {name}", trainer.gradients[name], want, 1e-4)
+                near(f"SeMoBridge-T gradient of {name}", trainer.gradients[name], want)
     with sb.backend("triton"):
         steps = [BridgeTrainer(*single), BridgeTrainer(*single)]
     for trainer in steps:
@@ -235,4 +231,5 @@ if __name__ == "__main__":
     for check in checks:
         torch.manual_seed(2509)
         check()
-    print(json.dumps(WORST))
+    families = [(family, dtype, worst) for (family, dtype), worst in comparer.WORST.items()]
+    print(json.dumps({"worst": WORST, "families": families}))

@@ -1,0 +1,67 @@
+"""The wide pieces of a SeMoBridge-T step by the CPU core (csrc/bridge_training), in float32 or float64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from semobridge_ext._engines.bridge_training.spec import Batch, Chunk
+from semobridge_ext._engines.bridge_training.torch import TorchTrainingPieces
+from semobridge_ext.runtime.adamw import BETAS, EPS
+from semobridge_ext.runtime.backend import _C, DTYPE_CODES
+from semobridge_ext.runtime.views import address
+
+
+class CpuTrainingPieces(TorchTrainingPieces):
+    """The pieces over N rows, and AdamW, by the core; those over C rows stay with PyTorch."""
+
+    def __init__(self, batch: Batch) -> None:
+        super().__init__(batch)
+        self._core = _C.ClassBatch(DTYPE_CODES[batch.counts.dtype], batch.offsets.data_ptr(), batch.width)
+
+    def class_means(self, e: Tensor, tau: Tensor | None, r: Tensor, mean: Tensor) -> None:
+        self._core.shot_norms(
+            *self._all(), e.data_ptr(), address(tau), r.data_ptr(), mean.data_ptr(), torch.get_num_threads()
+        )
+
+    def row_lengths(self, a: Tensor, b: Tensor, q: Tensor, inverse: Tensor) -> None:
+        self._core.shot_dots(*self._all(), a.data_ptr(), b.data_ptr(), q.data_ptr(), torch.get_num_threads())
+        inverse.copy_(self._reciprocal(q))
+
+    def row_loss(
+        self, chunk: Chunk, x: Tensor, factor: float, scale: Tensor, loss: Tensor,
+        add: Tensor | None = None, dot: Tensor | None = None, sums: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        if sums is not None:
+            sums[chunk[0] : chunk[1]].zero_()  # the core adds to them
+        self._core.row_loss(
+            *chunk, x.shape[1], x.stride(0), factor, x.data_ptr(), scale.data_ptr(), address(add),
+            loss.data_ptr(), address(dot), address(sums), torch.get_num_threads(),
+        )  # fmt: skip
+
+    def shot_grads(
+        self, e: Tensor, h: Tensor, r: Tensor, q: Tensor, inverse_q: Tensor, dot: Tensor | None,
+        grad_mean: Tensor, grad_tau: Tensor | None, extra: Tensor | None,
+    ) -> None:  # fmt: skip
+        self._core.shot_grads(
+            *self._all(), e.data_ptr(), h.data_ptr(), r.data_ptr(), q.data_ptr(), address(dot),
+            grad_mean.data_ptr(), address(grad_tau), torch.get_num_threads(),
+        )  # fmt: skip
+        if grad_tau is not None and extra is not None:
+            grad_tau.add_(extra)
+
+    def plan(self, rates: Sequence[float], decay: float, like: Tensor) -> None:
+        self._rates, self._decay = list(rates), decay
+
+    def adamw(
+        self, parameter: Tensor, gradient: Tensor, first: Tensor, second: Tensor, now: Tensor, count: Tensor
+    ) -> None:
+        step = int(now)  # on the CPU nothing waits for it
+        _C.adamw(
+            DTYPE_CODES[parameter.dtype], parameter.numel(), parameter.data_ptr(), gradient.data_ptr(),
+            first.data_ptr(), second.data_ptr(), self._rates[step], self._decay, *BETAS, EPS, step + 1,
+            torch.get_num_threads(),
+        )  # fmt: skip
+        count.fill_(step + 1)

@@ -1,0 +1,154 @@
+"""Hugging Face's CLIPModel, and models of transformers that share its towers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from semobridge_ext._engines.tower_descent.spec import Linear, Tower
+from semobridge_ext.clip.adapter import (
+    Adapter,
+    ImageFormat,
+    Projector,
+    TextInput,
+    TextPooling,
+    VisionInput,
+    both_sides,
+)
+from semobridge_ext.clip.blocks import Reader, hf_blocks
+from semobridge_ext.clip.template import is_hugging_face
+
+
+class HuggingFace(Adapter):
+    """Towers lie in ``model.text_model`` and ``model.vision_model``, projections in the model itself."""
+
+    supports = "Hugging Face CLIPModel"
+
+    @classmethod
+    def recognises(cls, model: nn.Module) -> bool:
+        return any(hasattr(model, name) for name in ("text_model", "vision_model", "visual_projection"))
+
+    @property
+    def text(self) -> Any:
+        return getattr(self.model, "text_model", None)
+
+    @property
+    def vision(self) -> Any:
+        return getattr(self.model, "vision_model", None)
+
+    @property
+    def vision_kind(self) -> str | None:
+        return None if self.vision is None else type(self.vision).__name__
+
+    # -- facts ---------------------------------------------------------------------------------------
+
+    @property
+    def context_length(self) -> int:
+        return len(self.text.embeddings.position_embedding.weight)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.text.embeddings.token_embedding.weight)
+
+    @property
+    def image_format(self) -> ImageFormat:
+        """The processor, not the model, knows mean and deviation."""
+        return ImageFormat(both_sides(getattr(self.vision.config, "image_size", None)))
+
+    @property
+    def text_pooling(self) -> TextPooling:
+        eos = self.text.eos_token_id
+        # Configurations from before the id was corrected say 2, and the model then takes the largest id.
+        return TextPooling("argmax" if eos == 2 else "eos", eos)
+
+    def tokenize(self, tokenizer: Any, texts: Sequence[str]) -> Any:
+        if not is_hugging_face(tokenizer):
+            return tokenizer(list(texts))
+        length = self.context_length
+        return tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt")
+
+    # -- projections ---------------------------------------------------------------------------------
+
+    def text_projector(self) -> Projector | None:
+        value = getattr(self.model, "text_projection", None)
+        return None if value is None else Projector("model.text_projection", value)
+
+    def image_projector(self) -> Projector | None:
+        value = getattr(self.model, "visual_projection", None)
+        return None if value is None else Projector("model.visual_projection", value)
+
+    # -- features ------------------------------------------------------------------------------------
+
+    def encode_text(self, ids: Any) -> Tensor:
+        return self.encode_text_with_hidden(ids)[1]
+
+    def encode_text_with_hidden(self, ids: Any) -> tuple[Tensor, Tensor]:
+        projector = self.text_projector()
+        if projector is None:
+            raise self.unprojected("text")
+        inputs = dict(ids) if isinstance(ids, Mapping) else {"input_ids": ids}
+        pooled = self.text(**inputs).pooler_output
+        return pooled, projector.value(pooled)
+
+    def encode_image(self, images: Any) -> Tensor:
+        projector = self.image_projector()
+        if projector is None:
+            raise self.unprojected("image")
+        return projector.value(self.encode_image_hidden(images))
+
+    def encode_image_hidden(self, images: Any) -> Tensor:
+        inputs = dict(images) if isinstance(images, Mapping) else {"pixel_values": images}
+        return self.vision(**inputs).pooler_output
+
+    def patch_rows(self, images: Tensor) -> Tensor:
+        return self.vision.embeddings.patch_embedding(images).flatten(2).transpose(1, 2)
+
+    # -- towers --------------------------------------------------------------------------------------
+
+    def _text_input(self) -> TextInput:
+        embeddings = self.text.embeddings
+        return TextInput(
+            embeddings.token_embedding.weight, embeddings.position_embedding.weight, self.text_pooling
+        )
+
+    def read_text(self, reader: Reader) -> tuple[Tower, TextInput]:
+        text, projector = self.text, self.text_projector()
+        if not hasattr(text, "final_layer_norm") or hasattr(text, "head"):
+            raise reader.refuse(self.kind)
+        blocks, heads, activation = hf_blocks(reader, text.encoder.layers)
+        projection: Linear | None = None
+        if projector is not None:
+            projection = reader.linear(projector.value, projector.name.removeprefix("model."))
+        tower = Tower(
+            name=self.kind,
+            heads=heads,
+            activation=activation,
+            causal=True,
+            blocks=blocks,
+            norm_final=reader.norm(text.final_layer_norm, "final_layer_norm"),
+            projection=projection,
+        )
+        return tower, self._text_input()
+
+    def read_vision(self, reader: Reader) -> tuple[Tower, VisionInput]:
+        vision, projector = self.vision, self.image_projector()
+        if not hasattr(vision, "pre_layrnorm") or not hasattr(vision.embeddings, "class_embedding"):
+            raise reader.refuse(self.kind)
+        if projector is None:
+            raise reader.refuse(f"{self.kind} without a projection")
+        blocks, heads, activation = hf_blocks(reader, vision.encoder.layers)
+        tower = Tower(
+            name=self.kind,
+            heads=heads,
+            activation=activation,
+            causal=False,
+            blocks=blocks,
+            norm_pre=reader.norm(vision.pre_layrnorm, "pre_layrnorm"),
+            norm_final=reader.norm(vision.post_layernorm, "post_layernorm"),
+            projection=reader.linear(projector.value, "visual_projection"),
+        )
+        embeddings = vision.embeddings
+        prefix = reader.tensor(embeddings.class_embedding).reshape(1, -1)
+        return tower, VisionInput(prefix, reader.tensor(embeddings.position_embedding.weight), 0)

@@ -1,0 +1,120 @@
+"""The towers of a CLIP model as plain tensors, with learned rows where pseudo-tokens stand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from semobridge_ext._engines.tower_descent.spec import LearnedRows, Tower
+from semobridge_ext.clip.adapter import Adapter, VisionInput
+from semobridge_ext.clip.blocks import Reader
+from semobridge_ext.clip.families import adapter_of
+from semobridge_ext.clip.template import template_ids
+
+_TEXT_REMEDY = "use a CLIP or SigLIP-style text transformer, or reference.oti"
+_VISION_REMEDY = "use a vision transformer with class-token or attention pooling"
+
+
+def _reader(adapter: Adapter, remedy: str) -> Reader:
+    double = next(adapter.model.parameters()).dtype == torch.float64
+    return Reader(adapter.function, torch.float64 if double else torch.float32, remedy)
+
+
+def text_tower(
+    model: Any,
+    template: str = "a photo of {}",
+    *,
+    num_tokens: int = 1,
+    tokenizer: Any = None,
+) -> tuple[Tower, LearnedRows]:
+    """The text tower of a CLIP model with ``num_tokens`` learned rows in place of ``{}``.
+
+    Args:
+        model: a CLIP model of a family that ``semobridge_ext.clip`` lists, on any device.
+        template: contains ``{}`` once, anywhere.
+        num_tokens: R, pseudo-words in the placeholder's place.
+        tokenizer: the model's own; None: CLIP's where the vocabulary is CLIP's.
+
+    Returns:
+        The tower in float32 (float64 for a float64 model), and its rows: base [L, T], the constant
+        tokens with their positional embedding, and which positions are learned.
+
+    Raises:
+        TypeError: not a CLIP model. NotImplementedError: a tower that computes something else (the
+            message names it). ValueError: template or tokenizer do not fit.
+
+    Numerics: the weights are copied as they are; a layer scale is multiplied into the layer before it.
+
+    Memory: matrices in the tower's own dtype are views of the model's; others are copied.
+
+    Example:
+        >>> import semobridge_ext as sb
+        >>> tower, rows = sb.clip.text_tower(sb.load_picto_clip()[0], "an icon of {}")
+        >>> tower.width, tower.features, rows.source[:6]
+        (192, 192, (-1, -1, -1, -1, 0, -1))
+    """
+    adapter = adapter_of("text_tower", model)
+    reader = _reader(adapter, _TEXT_REMEDY)
+    tower, own = adapter.read_text(reader)
+    if tokenizer is None:
+        tokenizer = adapter.default_tokenizer()
+    ids, learned = template_ids(adapter.function, tokenizer, template, num_tokens, len(own.positions))
+    ids = ids.to(own.embedding.device)
+    pool = int(own.pooling.positions(ids))
+    base = own.embedding.detach()[ids].to(tower.dtype)
+    base[learned] = 0
+    base = base + own.positions.detach()[: len(ids)].to(tower.dtype)
+    source = [learned.index(i) if i in learned else -1 for i in range(len(ids))]
+    if own.pad is not None:
+        keep = [i for i in range(len(ids)) if ids[i] != own.pad or i in learned]
+        if pool not in keep:
+            raise reader.refuse(f"{tower.name} that pools a padding token")
+        base, source, pool = base[keep], [source[i] for i in keep], keep.index(pool)
+    return tower, LearnedRows(base, tuple(source), pool)
+
+
+def _patched(own: VisionInput, num_patches: int) -> LearnedRows:
+    """Class and register tokens, then patch u holding pseudo-patch ⌊u·P/U⌋."""
+    constants = 0 if own.prefix is None else len(own.prefix)
+    base = own.positions.clone()
+    if own.prefix is not None:
+        base[:constants] += own.prefix
+    patches = len(base) - constants
+    source = [-1] * constants + [u * num_patches // patches for u in range(patches)]
+    return LearnedRows(base, tuple(source), own.pooled)
+
+
+def vision_tower(model: Any, *, num_patches: int = 1) -> tuple[Tower, LearnedRows]:
+    """The vision transformer of a CLIP model with ``num_patches`` learned pseudo-patches.
+
+    Args:
+        model: a CLIP model of a family that ``semobridge_ext.clip`` lists, on any device.
+        num_patches: P; patch u of U holds pseudo-patch ⌊u·P/U⌋ (nearest interpolation).
+
+    Returns:
+        The tower in float32 (float64 for a float64 model), and its rows: base [L, V], class tokens and
+        positional embedding, and which pseudo-patch stands where.
+
+    Raises:
+        TypeError: not a CLIP model. NotImplementedError: ResNets and other towers (the message names
+            what was found). ValueError: more pseudo-patches than patches.
+
+    Numerics, Memory: as :func:`text_tower`.
+
+    Example:
+        >>> import semobridge_ext as sb
+        >>> tower, rows = sb.clip.vision_tower(sb.load_picto_clip()[0], num_patches=2)
+        >>> tower.width, rows.vectors, rows.pool
+        (192, 2, 0)
+    """
+    adapter = adapter_of("vision_tower", model)
+    tower, own = adapter.read_vision(_reader(adapter, _VISION_REMEDY))
+    rows = _patched(own, num_patches)
+    patches = sum(s >= 0 for s in rows.source)
+    if num_patches > patches:
+        raise ValueError(
+            f"vision_tower: num_patches must be at most the model's {patches} patches, got {num_patches}; "
+            "1 to 4 is usual"
+        )
+    return tower, rows

@@ -1,0 +1,140 @@
+"""Methods that are estimators, fitted and tuned: those of ``semobridge-ext fewshot``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from semobridge_ext.bridging import Bridge
+from semobridge_ext.fewshot.baselines import LDA, NearestClassMean, ZeroShot
+from semobridge_ext.fewshot.caches import APE, TipAdapter, TipAdapterF
+from semobridge_ext.fewshot.classifier import SeMoBridgeClassifier
+from semobridge_ext.fewshot.study import Outcome, Problem
+from semobridge_ext.fewshot.training import SeMoBridgeT
+
+# In the order of the tables. A method's second word says what it answers.
+METHODS = {
+    "zero-shot": "text alone",
+    "nearest class mean": "raw prototypes alone",
+    "LDA": "raw features, shrunk covariance; ρ tuned",
+    "Tip-Adapter": "α, β tuned",
+    "Tip-Adapter-F": "keys trained; α, β tuned",
+    "APE": "α, β tuned",
+    "blend without bridge": "control: SeMoBridge with the identity for a bridge, tuned",
+    "SeMoBridge, no blend": "bridged prototypes alone (z2)",
+    "SeMoBridge, untuned": "closed form, equal weights",
+    "SeMoBridge": "closed form, blend tuned",
+    "SeMoBridge-T, no blend": "trained, z2 alone",
+    "SeMoBridge-T, no text losses": "trained without CE_txtp and CE_txte, tuned",
+    "SeMoBridge-T, no bias": "trained without τ, tuned",
+    "SeMoBridge-T": "trained, blend tuned",
+}
+NEEDS_TEXT = {"zero-shot", "Tip-Adapter", "Tip-Adapter-F", "APE"}
+_ALONE: dict[str, Any] = {"lambda1": 0.0, "lambda2": 1.0, "lambda3": 0.0}
+_UNTUNED = {"zero-shot", "nearest class mean", "SeMoBridge, no blend", "SeMoBridge, untuned"}
+
+
+class Options(NamedTuple):
+    """How much work an episode is."""
+
+    trials: int = 1000
+    sampler: str = "random"
+    preset: str = "paper"
+    steps: int | None = None
+
+
+def _trained(problem: Problem, bridge: Bridge, options: Options, **changes: Any) -> SeMoBridgeT:
+    losses = {} if problem.hidden is not None else {"text_embedded": 0.0}
+    if problem.text is None:
+        losses["text_projected"] = 0.0
+    losses |= changes.pop("losses", {})
+    return SeMoBridgeT(
+        bridge,
+        problem.text,
+        problem.hidden,
+        losses=losses,
+        preset=options.preset,
+        steps=options.steps,
+        **changes,
+    )
+
+
+def make_method(name: str, problem: Problem, bridge: Bridge | None, options: Options) -> Any:
+    """The unfitted estimator of a row of the table; None where the problem lacks what it needs."""
+    text = problem.text
+    if (name in NEEDS_TEXT and text is None) or ("SeMoBridge" in name and bridge is None):
+        return None
+    if name.startswith("SeMoBridge-T"):
+        assert bridge is not None
+        if name.endswith("no text losses"):
+            none = {"text_projected": 0.0, "text_embedded": 0.0}
+            return _trained(problem, bridge, options, losses=none)
+        return _trained(problem, bridge, options, class_bias=not name.endswith("no bias"))
+    table: dict[str, Callable[[], Any]] = {
+        "zero-shot": lambda: ZeroShot(text),
+        "nearest class mean": NearestClassMean,
+        "LDA": LDA,
+        "Tip-Adapter": lambda: TipAdapter(text),
+        "Tip-Adapter-F": lambda: TipAdapterF(text),
+        "APE": lambda: APE(text),
+        "blend without bridge": lambda: SeMoBridgeClassifier("identity", text),
+        "SeMoBridge, no blend": lambda: SeMoBridgeClassifier(bridge, text, **_ALONE),
+        "SeMoBridge, untuned": lambda: SeMoBridgeClassifier(bridge, text),
+        "SeMoBridge": lambda: SeMoBridgeClassifier(bridge, text),
+    }
+    return table[name]()
+
+
+class EstimatorMethods:
+    """``METHODS`` for one problem, each fitted anew on every draw of shots.
+
+    Args:
+        problem: with a validation part, which tuning and training look at.
+        options: how much work an episode is.
+        names: the methods to run; those that the problem cannot serve are left out.
+    """
+
+    def __init__(self, problem: Problem, options: Options, names: Sequence[str] = tuple(METHODS)) -> None:
+        self.problem, self.options, self.names = problem, options, names
+
+    def __call__(self, rows: Tensor, seed: int) -> dict[str, Outcome]:
+        """Outcomes of one draw of training rows [M], in the order of the tables."""
+        problem = self.problem
+        x, y = problem.train[0][rows], problem.train[1][rows]
+        bridge = None
+        if problem.text_projection is not None:
+            bridge = Bridge(problem.text_projection, text_length=problem.text_length)
+        outcomes: dict[str, Outcome] = {}
+        for name in self.names:
+            if name == "SeMoBridge-T, no blend":
+                continue  # the same training as SeMoBridge-T: scored with it
+            clf = make_method(name, problem, bridge, self.options)
+            if clf is not None:
+                outcomes |= self._run(name, clf, x, y, seed)
+        return {name: outcomes[name] for name in METHODS if name in outcomes}
+
+    def _run(self, name: str, clf: Any, x: Tensor, y: Tensor, seed: int) -> dict[str, Outcome]:
+        """Fit, tune and score one estimator."""
+        options, validation, test = self.options, self.problem.val, self.problem.test
+        assert validation is not None
+        outcomes: dict[str, Outcome] = {}
+        began = time.perf_counter()
+        if isinstance(clf, SeMoBridgeT):
+            clf.fit(x, y, validation=validation)
+        else:
+            clf.fit(x, y)
+        fit_seconds = time.perf_counter() - began
+        if name == "SeMoBridge-T" and "SeMoBridge-T, no blend" in self.names:
+            blend, clf.params_ = clf.params_, clf.params_._replace(**_ALONE)
+            outcomes["SeMoBridge-T, no blend"] = Outcome(clf._right("score", *test), fit_seconds)
+            clf.params_ = blend
+        began = time.perf_counter()
+        if name not in _UNTUNED:
+            batch = options.trials if options.sampler == "random" else 1
+            clf.tune(*validation, n_trials=options.trials, seed=seed, sampler=options.sampler, batch=batch)
+        tune_seconds = time.perf_counter() - began
+        outcomes[name] = Outcome(clf._right("score", *test), fit_seconds, tune_seconds)
+        return outcomes

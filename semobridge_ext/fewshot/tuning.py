@@ -1,0 +1,188 @@
+"""Tuning of the blend's parameters on validation data (docs/methods.md §1: 1000 trials of TPE)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from semobridge_ext._ops.blend_logits.op import BlendOperand
+from semobridge_ext._ops.blend_logits.spec import BlendParams
+from semobridge_ext._ops.count_correct.op import CorrectCounter
+
+RANGES = {
+    "s": (0.0, 1.5),
+    "alpha": (0.0, 10.0),
+    "beta": (0.0, 10.0),
+    "gamma": (0.0, 10.0),
+    "lambda1": (0.0, 1.0),
+    "lambda2": (0.0, 1.0),
+    "lambda3": (0.0, 1.0),
+}
+# The weights' ratios without their redundant common factor: how much the shots weigh, and how much of
+# that the bridged queries.
+SHARES = {"shots": (0.0, 1.0), "queries": (0.0, 1.0)}
+_LAMBDAS = ("lambda1", "lambda2", "lambda3")
+
+
+class TuneResult(NamedTuple):
+    """What tuning found; ``history`` has one (parameters, accuracy) per trial, in order."""
+
+    best: BlendParams
+    accuracy: float
+    trial: int
+    history: list[tuple[BlendParams, float]]
+
+
+def _space(
+    ranges: dict[str, tuple[float, float]] | None, fixed: dict[str, float], redundant: bool
+) -> dict[str, tuple[float, float]]:
+    space = {**RANGES, **(ranges or {})}
+    for given in (ranges or {}), fixed:
+        unknown = set(given) - set(RANGES)
+        if unknown:
+            raise ValueError(
+                f"tune: ranges and fixed must name {list(RANGES)}, got {sorted(unknown)}; rename"
+            )
+    for name, (low, high) in space.items():
+        if not (math.isfinite(low) and math.isfinite(high) and 0 <= low <= high):
+            raise ValueError(
+                f"tune: ranges must be finite with 0 <= low <= high, got {name}: {(low, high)}; fix it"
+            )
+    explicit = redundant or any(n in fixed or n in (ranges or {}) for n in _LAMBDAS)
+    if not explicit:
+        for name in _LAMBDAS:
+            del space[name]
+        space |= SHARES
+    return {name: bounds for name, bounds in space.items() if name not in fixed}
+
+
+def _params(values: dict[str, float], fixed: dict[str, float]) -> BlendParams:
+    values = {**values, **fixed}
+    if "shots" in values:
+        shots, queries = values.pop("shots"), values.pop("queries")
+        weights = (1 - shots, shots * (1 - queries), shots * queries)
+        largest = max(weights)
+        values |= {name: w / largest for name, w in zip(_LAMBDAS, weights, strict=True)}
+    return BlendParams(**values)
+
+
+class _Random:
+    def __init__(self, space: dict[str, tuple[float, float]], seed: int) -> None:
+        self._space, self._rng = space, np.random.RandomState(seed)
+
+    def ask(self) -> tuple[Any, dict[str, float]]:
+        return None, {n: float(self._rng.uniform(low, high)) for n, (low, high) in self._space.items()}
+
+    def tell(self, trial: Any, value: float) -> None:
+        pass
+
+
+class _Optuna:
+    def __init__(self, space: dict[str, tuple[float, float]], seed: int, sampler: Any) -> None:
+        try:
+            import optuna
+        except ImportError as error:
+            raise ImportError(
+                "tune: sampler 'optuna' must be installed; pip install 'semobridge-ext[search]', or use "
+                "sampler='random'"
+            ) from error
+        if isinstance(sampler, str):
+            sampler = optuna.samplers.TPESampler(seed=seed)
+        verbosity = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        try:
+            self._study = optuna.create_study(direction="maximize", sampler=sampler)
+        finally:
+            optuna.logging.set_verbosity(verbosity)
+        self._space: dict[str, Any] = {
+            n: optuna.distributions.FloatDistribution(low, high) for n, (low, high) in space.items()
+        }
+
+    def ask(self) -> tuple[Any, dict[str, float]]:
+        trial = self._study.ask(self._space)
+        return trial, trial.params
+
+    def tell(self, trial: Any, value: float) -> None:
+        self._study.tell(trial, value)
+
+
+def tune_blend(
+    operand: BlendOperand,
+    x: Tensor,  # [N, D]
+    labels: Tensor,  # [N] int64
+    *,
+    n_trials: int = 1000,
+    seed: int = 0,
+    sampler: Any = "optuna",
+    ranges: dict[str, tuple[float, float]] | None = None,
+    fixed: dict[str, float] | None = None,
+    redundant: bool = False,
+    batch: int = 1,
+    progress: bool = False,
+) -> TuneResult:
+    """Maximises validation accuracy over the blend's parameters; the first best trial is kept.
+
+    Every trial's accuracy is exact: that of a float64 evaluation of the formula on the cosines
+    (_ops/count_correct/op.py). Arguments as in ``SeMoBridgeClassifier.tune``.
+
+    Raises:
+        ImportError: Optuna is asked for and missing. ValueError: unknown names, bad bounds or counts.
+    """
+    for name, value in (("n_trials", n_trials), ("batch", batch)):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+            raise ValueError(f"tune: {name} must be a whole number from 1 up, got {value!r}; try 1000")
+    fixed = {name: float(value) for name, value in (fixed or {}).items()}
+    space = _space(ranges, fixed, redundant)
+    if isinstance(sampler, str) and sampler not in ("optuna", "random"):
+        raise ValueError(
+            f"tune: sampler must be 'optuna', 'random' or an Optuna sampler, got {sampler!r}; choose"
+        )
+    source: Any = _Random(space, seed) if sampler == "random" else _Optuna(space, seed, sampler)
+    objective = CorrectCounter(operand, x, labels, called="tune")
+    history: list[tuple[BlendParams, float]] = []
+    best = -1
+    with _bar(n_trials, progress) as bar:
+        while len(history) < n_trials:
+            asked = [source.ask() for _ in range(min(batch, n_trials - len(history)))]
+            params = [_params(values, fixed) for _, values in asked]
+            counts = objective.correct(params)
+            for (trial, _), p, count in zip(asked, params, counts, strict=True):
+                accuracy = count / len(x)
+                source.tell(trial, accuracy)
+                if best < 0 or accuracy > history[best][1]:
+                    best = len(history)
+                history.append((p, accuracy))
+            bar.update(len(asked))
+    return TuneResult(history[best][0], history[best][1], best, history)
+
+
+def _bar(total: int, progress: bool) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc="tune", unit="trial", disable=not progress)
+
+
+def fit_scale(logits: Tensor, labels: Tensor) -> float:  # [N, C] float64, [N]
+    """The factor that minimises the mean negative log-likelihood of softmax(scale·logits)."""
+
+    def loss(exponent: float) -> float:
+        return float(torch.nn.functional.cross_entropy(math.exp(exponent) * logits, labels))
+
+    low, high = math.log(1e-2), math.log(1e5)
+    golden = (math.sqrt(5) - 1) / 2
+    left, right = high - golden * (high - low), low + golden * (high - low)
+    at_left, at_right = loss(left), loss(right)
+    for _ in range(40):  # the loss is convex in the scale, hence unimodal in its logarithm
+        if at_left <= at_right:
+            high, right, at_right = right, left, at_left
+            left = high - golden * (high - low)
+            at_left = loss(left)
+        else:
+            low, left, at_left = left, right, at_right
+            right = low + golden * (high - low)
+            at_right = loss(right)
+    return math.exp((low + high) / 2)

@@ -1,0 +1,35 @@
+"""What an inversion returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """What an inversion found; :func:`semobridge_ext.oti` and ``ovi`` return it.
+
+    Args:
+        tokens: [B, R, T] (OVI: [B, P, V]) the learned vectors.
+        features: [B, D] their features, unit rows.
+        losses: [steps] mean over the samples of 1 − cos before each step.
+        recorded: step → [B, D] unit features of the tokens after that many steps.
+        steps_done: [B] steps that each sample took (fewer after early stopping or an interruption).
+        interrupted: True after Ctrl-C; tokens and features then hold the first rows only.
+
+    Example:
+        >>> import torch
+        >>> unit, losses = torch.eye(3)[:2], torch.tensor([0.9, 0.4])
+        >>> inv = Inversion(torch.zeros(2, 1, 8), unit, losses, {}, torch.full((2,), 2))
+        >>> inv.features.shape, inv.interrupted
+        (torch.Size([2, 3]), False)
+    """
+
+    tokens: Tensor
+    features: Tensor
+    losses: Tensor
+    recorded: dict[int, Tensor]
+    steps_done: Tensor
+    interrupted: bool = False

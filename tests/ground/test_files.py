@@ -1,0 +1,134 @@
+"""A file is whole or untouched, whatever happens while it is written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from semobridge_ext import _files
+
+
+def test_all_forms_write_what_they_are_given(tmp_path: Path):
+    with _files.replaced(tmp_path / "a") as file:
+        file.write(b"one ")
+        file.write(b"two")
+    _files.write_bytes(tmp_path / "b", b"\x00\xff")
+    _files.write_text(str(tmp_path / "c"), "ℓ\n")
+    assert (tmp_path / "a").read_bytes() == b"one two"
+    assert (tmp_path / "b").read_bytes() == b"\x00\xff"
+    assert (tmp_path / "c").read_bytes() == "ℓ\n".encode()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt, SystemExit])
+def test_a_failing_writer_leaves_the_old_file(tmp_path: Path, kind: type[BaseException]):
+    target = tmp_path / "file"
+    target.write_bytes(b"old")
+    with pytest.raises(kind), _files.replaced(target) as file:
+        file.write(b"half of the new")
+        raise kind
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_failing_disk_leaves_the_old_file(tmp_path: Path, monkeypatch, step: str):
+    target = tmp_path / "file"
+    target.write_bytes(b"old")
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(OSError, match="no space left"):
+        _files.write_bytes(target, b"new")
+    monkeypatch.undo()
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_the_old_file_stands_until_the_block_ends(tmp_path: Path):
+    target = tmp_path / "file"
+    target.write_bytes(b"old")
+    with _files.replaced(target) as file:
+        file.write(b"new")
+        file.flush()
+        beside = [p.name for p in tmp_path.iterdir() if p != target]
+        assert target.read_bytes() == b"old"
+        # Folders of shards remove such names after a killed run.
+        assert len(beside) == 1 and beside[0].startswith(".file.") and beside[0].endswith(".tmp")
+    assert target.read_bytes() == b"new"
+
+
+def test_a_planted_link_is_not_followed(tmp_path: Path, monkeypatch):
+    """A name that is taken, by a link here, is passed over: creation is exclusive."""
+    target, victim = tmp_path / "file", tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    random = [b"\x00" * 8, b"\x01" * 8]
+    (tmp_path / f".file.{random[0].hex()}.tmp").symlink_to(victim)
+    names = iter(random)
+    monkeypatch.setattr(os, "urandom", lambda size: next(names))
+    _files.write_bytes(target, b"new")
+    assert target.read_bytes() == b"new" and victim.read_bytes() == b"precious"
+    assert not target.is_symlink()
+
+
+def test_names_are_random(tmp_path: Path):
+    names = set()
+    for _ in range(8):
+        with _files.replaced(tmp_path / "file"):
+            names |= {p.name for p in tmp_path.iterdir() if p.name != "file"}
+    assert len(names) == 8
+
+
+def test_file_and_folder_are_synced_in_order(tmp_path: Path, monkeypatch):
+    done: list[str] = []
+    sync, replace = os.fsync, os.replace
+
+    def spy_sync(handle: int) -> None:
+        done.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        sync(handle)
+
+    def spy_replace(source, target) -> None:
+        done.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", spy_sync)
+    monkeypatch.setattr(os, "replace", spy_replace)
+    _files.write_bytes(tmp_path / "file", b"data")
+    assert done == ["file", "rename", "folder"]
+
+
+def test_file_systems_that_cannot_sync_a_folder(tmp_path: Path, monkeypatch):
+    sync = os.fsync
+
+    def fail(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(number, "no")
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    number = errno.EINVAL
+    _files.write_bytes(tmp_path / "file", b"data")
+    assert (tmp_path / "file").read_bytes() == b"data"
+    number = errno.EIO
+    with pytest.raises(OSError, match="no"):
+        _files.write_bytes(tmp_path / "file", b"data")
+
+
+def test_permissions_follow_the_umask(tmp_path: Path):
+    before = os.umask(0o027)
+    try:
+        _files.write_bytes(tmp_path / "file", b"data")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+
+
+def test_a_missing_folder_is_named(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="gone"):
+        _files.write_bytes(tmp_path / "gone" / "file", b"data")
