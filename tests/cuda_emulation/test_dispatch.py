@@ -19,7 +19,6 @@ from semobridge_ext.runtime import backend as _backend
 from tests.cuda_emulation.build import Emulation
 from tests.cuda_emulation.run_cases import load
 
-pytestmark = pytest.mark.slow
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 CPU = torch.device("cpu")
 

@@ -20,7 +20,7 @@ import torch
 
 import semobridge_ext as sb
 from semobridge_ext.runtime import backend as _backend
-from tests.conftest import runnable_isas
+from tests.support.places import runnable_isas
 from tests.support.source_tree import environment, run
 
 HEAVY = (

@@ -14,8 +14,8 @@ from semobridge_ext._ops.project_normalize import cpu as cpu_projection
 from semobridge_ext.bridging import closed_form as bridging
 from semobridge_ext.ops import project_normalize
 from semobridge_ext.runtime import backend as _backend
-from tests.conftest import runnable_isas
 from tests.support.assertions import assert_same_bits
+from tests.support.places import runnable_isas
 from tests.support.source_tree import environment, run
 
 _CALL = """
