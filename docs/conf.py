@@ -36,7 +36,6 @@ default_role = "code"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
-napoleon_use_ivar = True
 napoleon_custom_sections = list(CUSTOM)
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

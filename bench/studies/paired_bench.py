@@ -164,7 +164,7 @@ def visual() -> Iterator[Member]:
     import semobridge_ext as sb
 
     model, init, f = _vit_b_32(12, 1), 0.02 * _draw(1, 1, 768), _draw(2, 8, WIDTH)
-    yield "OVI step B=8", lambda: sb.ovi(model, f, steps=2, init=init), 2
+    yield "OVI step B=8", lambda: sb.ovi(model, f, steps=1, init=init), 1
 
 
 def seconds_of(call: Callable[[], Any], budget: float) -> float:
@@ -172,7 +172,7 @@ def seconds_of(call: Callable[[], Any], budget: float) -> float:
     call()
     once = timeit.timeit(call, number=1)
     number = max(1, math.ceil(2e-3 / once))
-    repeat = int(min(max(budget / (once * number), 3), 200))
+    repeat = int(min(max(budget / (once * number), 2), 200))
     return statistics.median(timeit.repeat(call, number=number, repeat=repeat)) / number
 
 
@@ -220,7 +220,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)
-    parser.add_argument("--rounds", type=int, default=8, help="pairs of processes; 4 judge")
+    parser.add_argument("--rounds", type=int, default=6, help="pairs of processes; 4 judge")
     parser.add_argument("--only", default="*", metavar="PATTERN", help="members by name")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=0.4, help="for one member in one process")

@@ -7,21 +7,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-import semobridge_ext
 from semobridge_ext import _files
+from semobridge_ext.bridging import Bridge
 from semobridge_ext.cli import models
 from semobridge_ext.cli.shards import Folder
+from semobridge_ext.linear_maps import IsoCLIP, LinearMap
 
-PCA_FORMAT = "semobridge-ext pca 1"
+PCA_FORMAT = "semobridge-ext pca 1"  # read only: PCA is saved as a linear map
 PROJECTED, HIDDEN = "projected", "before projection"
 
 
 class Mapping(NamedTuple):
-    """`apply` carries image features; `text` text features to the same space, None where there is none."""
+    """`apply` maps image features; `text` maps text features into the same space, None where nothing can."""
 
     name: str
     takes: str  # PROJECTED or HIDDEN
@@ -31,81 +31,33 @@ class Mapping(NamedTuple):
     facts: dict[str, Any]
 
 
-class Pca:
-    """``norm(f V)`` with V [D, k] the first principal directions of unit text features."""
-
-    def __init__(self, components: Tensor) -> None:
-        self.components = components
-
-    @classmethod
-    def of_texts(cls, texts: Tensor, k: int) -> Pca:
-        rows = normalize(texts.double(), dim=1)
-        _, _, directions = torch.linalg.svd(rows - rows.mean(dim=0), full_matrices=False)
-        return cls(directions[:k].T.float().contiguous())
-
-    def __call__(self, f: Tensor) -> Tensor:
-        return normalize(f @ self.components, dim=-1)
-
-    def save(self, path: Path) -> None:
-        _files.save_tensors(path, {"components": self.components}, {"format": PCA_FORMAT})
-
-    @classmethod
-    def load(cls, path: Path) -> Pca:
-        tensors, _ = _files.load_tensors("map", path, PCA_FORMAT, ("components",))
-        return cls(tensors["components"])
-
-
 # -- from objects ------------------------------------------------------------------------------------
 
 
-def _of_bridge(bridge: Any, name: str = "bridge") -> Mapping:
-    # Bridged images are compared with texts as they are: that is the bridge's point.
+def _of_bridge(bridge: Bridge, name: str = "bridge") -> Mapping:
+    # Bridged images are compared with unmapped texts: that is what the bridge is for.
     facts = {"rank": bridge.rank, "atol": bridge.atol}
     return Mapping(name, PROJECTED, bridge, lambda t: normalize(t, dim=-1), bridge.save, facts)
 
 
-def _of_pca(pca: Pca, name: str = "pca") -> Mapping:
-    return Mapping(name, PROJECTED, pca, pca, pca.save, {"components": pca.components.shape[1]})
+def _of_pca(pca: LinearMap, name: str = "pca") -> Mapping:
+    return Mapping(name, PROJECTED, pca, pca, pca.save, {"components": pca.out_features})
 
 
-def _of_isoclip(iso: Any, name: str = "isoclip") -> Mapping:
+def _of_isoclip(iso: IsoCLIP, name: str = "isoclip") -> Mapping:
     facts = {key: value for key, value in iso.get_params().items() if not isinstance(value, Tensor)}
     return Mapping(name, HIDDEN, iso.image, None, iso.save, facts)
 
 
-def _of_linear(linear: Any, name: str = "linear map") -> Mapping:
+def _of_linear(linear: LinearMap, name: str = "linear map") -> Mapping:
     return Mapping(name, PROJECTED, linear, linear, linear.save, {"steps": len(linear.steps)})
 
 
 # -- from a name -------------------------------------------------------------------------------------
 
 
-def _class(name: str) -> Any:
-    """A class of the package that this version may not have."""
-    found = getattr(semobridge_ext, name, None)
-    if found is None:
-        raise NotImplementedError(
-            f"map: --mapping must be one that this version has, got one that needs sb.{name}; use "
-            "bridge or pca"
-        )
-    return found
-
-
 def _make_bridge(args: argparse.Namespace, folder: Folder, encoder: models.Encoder) -> Mapping:
-    return _of_bridge(semobridge_ext.Bridge.from_clip(encoder.model, atol=args.atol))
-
-
-def class_names(folder: Folder) -> list[str]:
-    """The labels of a folder of shards, sorted."""
-    return sorted({str(label) for label in folder.column("label") if label is not None})
-
-
-def prompts(names: list[str], template: str) -> list[str]:
-    if "{}" not in template:
-        raise ValueError(
-            f"map: --template must contain {{}}, got '{template}'; write for example 'a photo of {{}}'"
-        )
-    return [template.replace("{}", name.replace("_", " ")) for name in names]
+    return _of_bridge(Bridge.from_clip(encoder.model, atol=args.atol))
 
 
 def _make_pca(args: argparse.Namespace, folder: Folder, encoder: models.Encoder) -> Mapping:
@@ -113,10 +65,10 @@ def _make_pca(args: argparse.Namespace, folder: Folder, encoder: models.Encoder)
         lines = Path(args.texts).read_text(encoding="utf-8").splitlines()
         texts = [line for line in lines if line.strip()]
     else:
-        texts = prompts(class_names(folder), args.template)
+        texts = models.prompts("map", folder.class_names(), args.template)
     if len(texts) < 3:
         raise ValueError(
-            f"map: --texts must give the principal directions at least 3 texts, got {len(texts)}; "
+            f"map: --texts must hold at least 3 texts to take directions from, got {len(texts)}; "
             "pass a file with one text a line, or extract with labels"
         )
     features = encoder.texts(texts)
@@ -125,10 +77,9 @@ def _make_pca(args: argparse.Namespace, folder: Folder, encoder: models.Encoder)
     if k > most:
         raise ValueError(
             f"map: --components must be at most {most} for {len(texts)} texts of width "
-            f"{features.shape[1]}, got "
-            f"{k}; pass fewer, or more texts"
+            f"{features.shape[1]}, got {k}; pass fewer, or more texts"
         )
-    return _of_pca(Pca.of_texts(features, k))
+    return _of_pca(LinearMap.pca(normalize(features.double(), dim=1), k))
 
 
 def _make_isoclip(args: argparse.Namespace, folder: Folder, encoder: models.Encoder) -> Mapping:
@@ -139,11 +90,10 @@ def _make_isoclip(args: argparse.Namespace, folder: Folder, encoder: models.Enco
         options |= {"k_top": args.k_top, "k_bottom": args.k_bottom}
     else:
         raise ValueError(
-            "map: --k-top and --k-bottom must be given for isoclip, got none; or --published "
-            "ViT-B/32 for the "
-            "paper's values"
+            "map: --k-top and --k-bottom must be given for isoclip, got none; or pass --published ViT-B/32 "
+            "for the paper's values"
         )
-    return _of_isoclip(_class("IsoCLIP").from_clip(encoder.model, **options))
+    return _of_isoclip(IsoCLIP.from_clip(encoder.model, **options))
 
 
 MAKERS: dict[str, Callable[[argparse.Namespace, Folder, models.Encoder], Mapping]] = {
@@ -155,31 +105,28 @@ def make(name: str, args: argparse.Namespace, folder: Folder) -> Mapping:
     """A mapping of MAKERS for the model that made the shards, or one from a file."""
     if name not in MAKERS:
         return load(Path(name))
-    settings = folder.settings()
-    if "model" not in settings:
+    if "model" not in folder.settings():
         raise ValueError(
-            f"map: IN must name its model, got {folder.path} without settings.json; pass --mapping "
-            "a file that "
-            "a mapping's .save() wrote"
+            f"map: IN must name its model, got {folder.path} without settings.json; pass --mapping a file "
+            "that a mapping's .save() wrote"
         )
-    if name == "isoclip":
-        _class("IsoCLIP")
-    encoder = models.load("map", settings["model"], settings["pretrained"])
-    if models.weights_digest(encoder.model) != settings["weights_sha256"]:
-        raise ValueError(
-            f"map: the model must be the one that made {folder.path}, got other weights under the name "
-            f"{settings['model']}; extract again"
-        )
-    return MAKERS[name](args, folder, encoder)
+    return MAKERS[name](args, folder, models.maker_of("map", folder))
 
 
 # -- from a file -------------------------------------------------------------------------------------
 
+
+def _load_pca(path: Path) -> LinearMap:
+    """What earlier versions wrote: directions [D, k] in float32, without a format of steps."""
+    tensors, _ = _files.load_tensors("map", path, PCA_FORMAT, ("components",))
+    return LinearMap(tensors["components"])
+
+
 FORMATS: dict[str, Callable[[Path, str], Mapping]] = {
-    "semobridge-ext bridge 1": lambda p, n: _of_bridge(semobridge_ext.Bridge.load(p), n),
-    PCA_FORMAT: lambda p, n: _of_pca(Pca.load(p), n),
-    "semobridge-ext isoclip 1": lambda p, n: _of_isoclip(_class("IsoCLIP").load(p), n),
-    "semobridge-ext linear map 1": lambda p, n: _of_linear(_class("LinearMap").load(p), n),
+    "semobridge-ext bridge 1": lambda path, name: _of_bridge(Bridge.load(path), name),
+    PCA_FORMAT: lambda path, name: _of_pca(_load_pca(path), name),
+    "semobridge-ext isoclip 1": lambda path, name: _of_isoclip(IsoCLIP.load(path), name),
+    "semobridge-ext linear map 1": lambda path, name: _of_linear(LinearMap.load(path), name),
 }
 
 

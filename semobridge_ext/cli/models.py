@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from semobridge_ext.cli.shards import Folder
 from semobridge_ext.clip import image_projection
 from semobridge_ext.clip.families import adapter_of
 
@@ -143,6 +144,27 @@ def load(function: str, name: str, pretrained: str | None, device: str = "cpu") 
             f"{function}: --model {name} with --pretrained {pretrained} must load, got {reason}; "
             "without a network pass --pretrained a checkpoint file, or local-dir:FOLDER"
         ) from error
+
+
+def maker_of(function: str, folder: Folder, device: str = "cpu", remedy: str = "extract again") -> Encoder:
+    """The model that made a folder of shards; refused where its weights are others by now."""
+    settings = folder.settings()
+    encoder = load(function, settings["model"], settings["pretrained"], device)
+    if weights_digest(encoder.model) != settings["weights_sha256"]:
+        raise ValueError(
+            f"{function}: the model must be the one that made {folder.path}, got other weights under the "
+            f"name {settings['model']}; {remedy}"
+        )
+    return encoder
+
+
+def prompts(function: str, names: Sequence[str], template: str) -> list[str]:
+    """The class names in a template's place; underscores of folder names become spaces."""
+    if "{}" not in template:
+        raise ValueError(
+            f"{function}: --template must contain {{}}, got '{template}'; write for example 'a photo of {{}}'"
+        )
+    return [template.replace("{}", name.replace("_", " ")) for name in names]
 
 
 def weights_digest(model: Any) -> str:

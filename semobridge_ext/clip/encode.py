@@ -77,7 +77,7 @@ def encode_image(
         >>> import torch, semobridge_ext as sb
         >>> model = sb.load_picto_clip()[0]
         >>> sb.clip.encode_image(model, torch.zeros(2, 3, 48, 48), project=False).shape
-        torch.Size([2, 256])
+        torch.Size([2, 192])
     """
     adapter = adapter_of("encode_image", model)
     if not project:

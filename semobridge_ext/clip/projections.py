@@ -79,7 +79,7 @@ def image_projection(model: Any) -> Tensor:  # [V, D]
     Example:
         >>> import semobridge_ext as sb
         >>> sb.clip.image_projection(sb.load_picto_clip()[0]).shape
-        torch.Size([256, 192])
+        torch.Size([192, 192])
     """
     adapter = adapter_of("image_projection", model)
     projector = adapter.image_projector()

@@ -106,7 +106,7 @@ def vision_tower(model: Any, *, num_patches: int = 1) -> tuple[Tower, LearnedRow
         >>> import semobridge_ext as sb
         >>> tower, rows = sb.clip.vision_tower(sb.load_picto_clip()[0], num_patches=2)
         >>> tower.width, rows.vectors, rows.pool
-        (256, 2, 0)
+        (192, 2, 0)
     """
     adapter = adapter_of("vision_tower", model)
     tower, own = adapter.read_vision(_reader(adapter, _VISION_REMEDY))

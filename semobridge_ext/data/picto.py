@@ -16,15 +16,6 @@ from torch import Tensor
 
 from semobridge_ext import _errors
 
-__all__ = [
-    "PictoDataset",
-    "list_picto",
-    "load_picto",
-    "load_picto_clip",
-    "picto_text_projection",
-    "picto_transform",
-]
-
 _FOLDER = Path(__file__).parent
 _SIZE = 48
 _COLUMNS = 64  # tiles a line in the image sheets

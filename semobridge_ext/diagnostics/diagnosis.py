@@ -50,7 +50,7 @@ class Diagnosis:
         settings: how many rows, classes and resamples, and the seed.
 
     Raises:
-        Nothing: ``diagnose`` has checked its input.
+        ImportError: from ``plot``, without matplotlib.
 
     Example:
         >>> import torch, semobridge_ext as sb

@@ -1,25 +1,9 @@
-"""Reference of the cache models: Tip-Adapter (arXiv 2111.03930) and APE (arXiv 2304.01195)."""
+"""Reference of APE's criterion (arXiv 2304.01195); the cache's own is _ops/support_logits/reference.py."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-
-def cache_logits(
-    queries: Tensor,  # [N, D] unit rows
-    keys: Tensor,  # [S, D]
-    labels: Tensor,  # [S] int64
-    num_classes: int,
-    *,
-    beta: float = 1.0,
-    weights: Tensor | None = None,  # [S]
-) -> Tensor:  # [N, C]
-    """``Σ_{s: y_s = c} w_s·exp(−β(1 − ⟨q, k_s⟩))`` with a one-hot product."""
-    affinity = torch.exp(-beta * (1 - queries @ keys.T))
-    if weights is not None:
-        affinity = affinity * weights
-    return affinity @ torch.nn.functional.one_hot(labels, num_classes).to(affinity.dtype)
 
 
 def ape_criterion(

@@ -11,8 +11,8 @@ import torch
 import semobridge_ext as sb
 from semobridge_ext import cli
 from semobridge_ext.cli.commands import info
-from semobridge_ext.runtime import backend as _backend
-from semobridge_ext.runtime import info as _info
+from semobridge_ext.runtime import backend
+from semobridge_ext.runtime import info as runtime_info
 
 
 def test_every_fact_is_printed_and_aligned(capsys):
@@ -80,8 +80,8 @@ BUILT = {"cuda": "13.0.88", "cuda_request": "auto", "cuda_architectures": "80,86
     ],
 )
 def test_the_state_of_cuda(config, has_kernels, capability, told, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(_backend, "HAS_CUDA", has_kernels)
+    monkeypatch.setattr(backend, "HAS_CUDA", has_kernels)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Test GPU")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    assert told in _info._cuda_state(config)
+    assert told in runtime_info._cuda_state(config)

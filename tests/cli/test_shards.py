@@ -74,13 +74,45 @@ def test_map_from_a_file_and_goes_on(shards: Path, tmp_path: Path, capsys) -> No
     assert command(*words) == 2 and "mapping_sha256" in capsys.readouterr().err
 
 
+def test_one_pca(shards: Path, tmp_path: Path) -> None:
+    """`map --mapping pca` is LinearMap.pca of the class texts, and files of the older format still work."""
+    from safetensors.torch import save_file
+
+    written = sb.LinearMap.load(shards / "pca" / "mapping.safetensors")
+    model, _, tokenizer = sb.load_picto_clip()
+    with torch.inference_mode():
+        texts = model.encode_text(tokenizer([f"a photo of class {i:02d}" for i in range(8)]))
+    want = sb.LinearMap.pca(normalize(texts.double(), dim=1), 5)
+    torch.testing.assert_close(written.matrix, want.matrix, rtol=0, atol=1e-4)
+    old = {"components": written.matrix.float().contiguous()}
+    save_file(old, tmp_path / "old.safetensors", {"format": "semobridge-ext pca 1"})
+    words = ["--mapping", tmp_path / "old.safetensors", "--quiet"]
+    assert command("map", shards / "feats", tmp_path / "out", *words) == 0
+    torch.testing.assert_close(rows(tmp_path / "out"), rows(shards / "pca"), rtol=0, atol=1e-3)
+
+
+def test_a_shard_without_rows_is_mapped(shards: Path, tmp_path: Path) -> None:
+    """As extract leaves it where a whole shard of images was corrupt."""
+    import pyarrow.parquet
+
+    folder = tmp_path / "feats"
+    shutil.copytree(shards / "feats", folder)
+    np.save(folder / "img_emb" / "img_emb_1.npy", np.empty((0, 0), np.float16))
+    table = pyarrow.parquet.read_table(folder / "metadata" / "metadata_1.parquet")
+    pyarrow.parquet.write_table(table.slice(0, 0), folder / "metadata" / "metadata_1.parquet")
+    assert command("map", folder, tmp_path / "out", "--mapping", "bridge", "--quiet") == 0
+    found = [np.load(tmp_path / "out" / "img_emb" / f"img_emb_{i}.npy") for i in range(3)]
+    assert [len(part) for part in found] == [20, 0, 8]
+    np.testing.assert_array_equal(found[2], np.load(shards / "bridged" / "img_emb" / "img_emb_2.npy"))
+
+
 @pytest.mark.parametrize(
     ("words", "part"),
     [
         (["--mapping", "bridg"], "bridge, isoclip, pca or an existing .safetensors"),
         (["--mapping", "pca", "--components", "8"], "at most 7"),
         (["--mapping", "pca", "--template", "photo"], "--template must contain {}"),
-        (["--mapping", "isoclip"], "isoclip" if hasattr(sb, "IsoCLIP") else "sb.IsoCLIP"),
+        (["--mapping", "isoclip"], "--k-top and --k-bottom must be given for isoclip"),
     ],
 )
 def test_map_errors(shards: Path, tmp_path: Path, capsys, words: list[str], part: str) -> None:
@@ -170,6 +202,9 @@ def test_report(page: Path) -> None:
     np.testing.assert_allclose(
         one["spectrum"]["shares"][:40], (variance / variance.sum())[:40], rtol=1e-4, atol=1e-7
     )
+    figures = sb.diagnose(unit, labels, bins=100, resamples=2).before
+    assert one["cosines"]["overlap"] == pytest.approx(figures["overlap"].value, abs=1e-3)
+    assert one["spectrum"]["effective_rank"] == pytest.approx(figures["effective rank"].value, rel=1e-5)
     assert len(one["accuracy"]["2"]) == 3 and 1 / 8 < np.mean(one["accuracy"]["2"]) <= 1
     for name in ("retrieval", "accuracy", "cosines", "spectra", "timings", "backend"):
         with open(page.with_name(f"report_{name}.csv"), newline="") as file:

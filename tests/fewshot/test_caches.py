@@ -8,7 +8,8 @@ from torch.nn.functional import cross_entropy, normalize
 
 import semobridge_ext as sb
 from semobridge_ext.fewshot.caches import ape_scores
-from semobridge_ext.fewshot.reference import ape_criterion, cache_logits
+from semobridge_ext.fewshot.reference import ape_criterion
+from semobridge_ext.reference import support_logits
 from tests.support.problems import Problem, make
 
 
@@ -72,7 +73,7 @@ def test_tip_adapter_f_takes_the_steps_of_a_plain_loop():
         optimizer.param_groups[0]["lr"] = (
             1e-2 * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / steps)).item())
         )
-        logits = 5.0 * x[rows] @ text.T + 2.0 * cache_logits(x[rows], keys, p.labels, 6, beta=3.0)
+        logits = 5.0 * x[rows] @ text.T + 2.0 * support_logits(x[rows], keys, p.labels, 6, beta=3.0)
         loss = cross_entropy(logits, p.labels[rows])
         optimizer.zero_grad()
         loss.backward()
@@ -102,7 +103,7 @@ def test_ape_formula():
     own = torch.softmax(keys @ small.T, dim=1)[torch.arange(9), p.labels]
     weights = torch.exp(0.2 * torch.log2((1 + 1e-6) / (own + 1e-6)))
     q = normalize(p.queries.double(), dim=1)
-    cache = cache_logits(normalize(q[:, kept], dim=1), keys, p.labels, 5, beta=2.0, weights=weights)
+    cache = support_logits(normalize(q[:, kept], dim=1), keys, p.labels, 5, beta=2.0, weights=weights)
     want = 100 * q @ text.T + 1.5 * cache
     assert float((clf.logits(p.queries) - want).abs().max()) <= 1e-5 * float(want.abs().max())
 

@@ -5,9 +5,9 @@
     descend(v)              AdamW steps on 1 − cos(feature(v), target)
 
 The steps run inside the core (csrc/tower_descent/tower_descent.h): one call, no autograd, no allocation
-and no synchronisation between steps. What is constant is computed once: the keys and values of the
-positions before the first learned one, the first layer's constant rows; what cannot matter is not
-computed: positions behind the pooled one of a causal tower, the last layer's other rows.
+and no synchronisation between steps. Constants are computed once: the keys and values of the positions
+before the first learned one, and the first layer's constant rows. Positions after the pooled one of a causal
+tower, and the last layer's other rows, are not computed at all.
 """
 
 from __future__ import annotations

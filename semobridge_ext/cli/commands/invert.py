@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from semobridge_ext.cli import models
+
 _DESCRIPTION = """\
 Textual inversion (oti: image features in) or visual inversion (ovi: text features in). The result is
 that of the published program; the work is a small part of it. Finished chunks are on disk at once:
@@ -59,24 +61,6 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
-def _load_model(args: argparse.Namespace) -> tuple[Any, Any]:
-    """The model and, for oti, its tokenizer."""
-    if args.model == "picto":
-        from semobridge_ext.data import load_picto_clip
-
-        model, _, tokenizer = load_picto_clip()
-        return model, tokenizer
-    import open_clip
-
-    if args.pretrained is None:
-        raise ValueError(
-            "invert: --pretrained must be given with --model, got none; an untrained model inverts nothing. "
-            f"Known tags: {', '.join(open_clip.list_pretrained_tags_by_model(args.model)) or 'none'}"
-        )
-    model = open_clip.create_model(args.model, pretrained=args.pretrained)
-    return model.eval(), open_clip.get_tokenizer(args.model)
-
-
 def _picto_features(name: str, model: Any, kind: str, limit: int | None) -> Tensor:
     from semobridge_ext.data import load_picto, load_picto_clip, picto_transform
 
@@ -116,7 +100,8 @@ def _read_features(path: str, key: str) -> Tensor:
 def run(args: argparse.Namespace) -> int:
     from semobridge_ext.inversion.invert import oti, ovi
 
-    model, tokenizer = _load_model(args)
+    encoder = models.load("invert", *models.resolve("invert", args.model, args.pretrained))
+    model, tokenizer = encoder.model, encoder.tokenizer
     if args.input.startswith("picto:"):
         feats = _picto_features(args.input.removeprefix("picto:"), model, args.kind, args.limit)
     else:

@@ -30,8 +30,8 @@ mappings:
                      --texts takes them from a file of texts instead. Half the width unless --components
   isoclip            needs shards of extract --before-projection; --k-top and --k-bottom, or --published.
                      Its images cannot be compared with texts any more
-  FILE.safetensors   whatever a mapping's .save() wrote: Bridge, also trained; IsoCLIP, LinearMap where
-                     this version has them; OUT/mapping.safetensors of an earlier run
+  FILE.safetensors   what a mapping's .save() wrote: Bridge (closed form or trained), IsoCLIP or
+                     LinearMap; OUT/mapping.safetensors of an earlier run
 
 examples:
   semobridge-ext map feats/ feats-bridge/ --mapping bridge
@@ -83,9 +83,8 @@ def _check(args: argparse.Namespace, folder: Folder, mapping: mappings.Mapping) 
     if found != mapping.takes:
         option = " --before-projection" if mapping.takes == mappings.HIDDEN else ""
         raise ValueError(
-            f"map: IN must hold features of the kind '{mapping.takes}' for {mapping.name}, got "
-            f"'{found}'; extract "
-            f"the images{option or ' without --before-projection'} for it"
+            f"map: IN must hold features of the kind '{mapping.takes}' for {mapping.name}, got '{found}'; "
+            f"extract the images{option or ' without --before-projection'} for it"
         )
     if args.out.resolve() == args.input.resolve():
         raise ValueError(f"map: OUT must be another folder than IN, got {args.out} twice; choose another")

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from semobridge_ext import _files
-from semobridge_ext.cli import mappings, models
-from semobridge_ext.cli import report_figures as figures
+from semobridge_ext.cli import mappings, models, report_figures
 from semobridge_ext.cli.arguments import count
 from semobridge_ext.cli.output import has_matplotlib, write_csv, write_json
 from semobridge_ext.cli.shards import Folder
+from semobridge_ext.fewshot.held_out import usable_shots
 from semobridge_ext.runtime.info import build_info
 
 _DESCRIPTION = """\
@@ -55,22 +55,17 @@ def add_parser(subparsers: Any) -> None:
 
 def _encode(args: argparse.Namespace, names: list[str]) -> tuple[Tensor | None, list[float] | None]:
     """Raw text features of the classes and singular values of W, of the baseline's model."""
-    settings = Folder("report", args.shards[0]).settings()
-    if args.no_text or "model" not in settings:
+    folder = Folder("report", args.shards[0])
+    if args.no_text or "model" not in folder.settings():
         return None, None
-    encoder = models.load("report", settings["model"], settings["pretrained"])
-    if models.weights_digest(encoder.model) != settings["weights_sha256"]:
-        raise ValueError(
-            f"report: the model must be the one that made {args.shards[0]}, got other weights under the name "
-            f"{settings['model']}; extract again, or pass --no-text"
-        )
+    encoder = models.maker_of("report", folder, remedy="extract again, or pass --no-text")
     from semobridge_ext.clip import text_projection
 
     try:
         singular = torch.linalg.svdvals(text_projection(encoder.model).double()).tolist()
     except TypeError:  # a text tower without a linear projection has no such figure
         singular = None
-    return encoder.texts(mappings.prompts(names, args.template)), singular
+    return encoder.texts(models.prompts("report", names, args.template)), singular
 
 
 def _texts_for(folder: Folder, texts: Tensor | None, width: int) -> Tensor | None:
@@ -84,18 +79,6 @@ def _texts_for(folder: Folder, texts: Tensor | None, width: int) -> Tensor | Non
             return None
         texts = carry(texts)
     return normalize(texts, dim=1) if texts.shape[1] == width else None
-
-
-def _measure(rows: figures.Rows, chosen: Tensor, shots: list[int], seeds: int) -> dict[str, Any]:
-    return {
-        "width": rows.features.shape[1],
-        "retrieval": figures.retrieval(rows),
-        "accuracy": figures.accuracy(rows, shots, seeds) if shots else {},
-        "zero_shot": figures.zero_shot(rows),
-        "cosines": figures.cosines(rows, chosen),
-        "gap": figures.gap(rows),
-        "spectrum": figures.spectrum(rows, chosen),
-    }
 
 
 def _tables(found: dict[str, Any]) -> dict[str, tuple[list[str], list[list[Any]]]]:
@@ -175,8 +158,14 @@ def run(args: argparse.Namespace) -> int:
             )
     labels = loaded[0][1]
     texts, singular = _encode(args, list(codes))
-    shots, classes = figures.usable_shots(labels, args.shots)
-    chosen = figures.sample(len(labels), 0)
+    sizes = torch.bincount(labels)
+    if len(sizes) < 2 or int(sizes.max()) < 2:
+        raise ValueError(
+            f"report: SHARDS must have two classes, one of them with two images, got {len(sizes)} classes in "
+            f"{args.shards[0]}; name another column with --label"
+        )
+    shots, classes = usable_shots(labels, args.shots)
+    chosen = report_figures.sample(len(labels), 0)
     found: dict[str, Any] = {
         "images": len(labels), "classes": len(codes), "shots": shots, "shot_classes": classes,
         "seeds": args.seeds, "sampled": len(chosen), "text_projection": singular, "folders": {},
@@ -187,8 +176,9 @@ def run(args: argparse.Namespace) -> int:
     for name, path, (features, _) in zip(names, args.shards, loaded, strict=True):
         print(f"measuring {name}", file=sys.stderr)
         folder = Folder("report", path)
-        rows = figures.Rows(name, features, labels, _texts_for(folder, texts, features.shape[1]))
-        found["folders"][name] = {**_measure(rows, chosen, shots, args.seeds), "run": _run_of(folder)}
+        rows = report_figures.Rows(features, labels, _texts_for(folder, texts, features.shape[1]))
+        measured = report_figures.measure(rows, chosen, shots, args.seeds)
+        found["folders"][name] = {**measured, "run": _run_of(folder)}
     tables = _tables(found)
     _files.write_bytes(args.out, report_page.page(found, tables))
     for name, (header, lines) in tables.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from semobridge_ext import _files
-from semobridge_ext._ops.topk.op import topk
 from semobridge_ext.cli import mappings, models, sheet
 from semobridge_ext.cli.arguments import count
 from semobridge_ext.cli.output import write_json
 from semobridge_ext.cli.shards import Folder
+from semobridge_ext.retrieval.streamed import topk_over
 
 _DESCRIPTION = """\
 Exact search by cosine, shard by shard, memory-mapped: the gallery is never in memory as a whole. The
@@ -89,12 +90,7 @@ def _encode_images(encoder: models.Encoder, names: list[str], device: str) -> Te
 
 def _queries(args: argparse.Namespace, settings: dict[str, Any]) -> Tensor:  # [N, D] unit rows
     """Texts, then images, in the space of the shards."""
-    encoder = models.load("search", settings["model"], settings["pretrained"], args.device)
-    if models.weights_digest(encoder.model) != settings["weights_sha256"]:
-        raise ValueError(
-            f"search: the model must be the one that made {args.shards}, got other weights under the name "
-            f"{settings['model']}; extract again"
-        )
+    encoder = models.maker_of("search", Folder("search", args.shards), args.device)
     mapping = None
     if settings.get("command") == "map":
         mapping = mappings.load(args.shards / "mapping.safetensors")
@@ -112,25 +108,13 @@ def _queries(args: argparse.Namespace, settings: dict[str, Any]) -> Tensor:  # [
     return torch.cat(parts)
 
 
-def nearest(folder: Folder, queries: Tensor, k: int, *, unit: bool) -> tuple[Tensor, Tensor]:
-    """Scores and row numbers [N, k] over all shards; equal scores stand in order of row."""
-    n = len(queries)
-    scores, rows = torch.empty(n, 0), torch.empty(n, 0, dtype=torch.int64)
-    base = 0
+def _gallery(folder: Folder, *, unit: bool) -> Iterator[Tensor]:
+    """Unit rows in order; raw ones pass through memory a block at a time to lose their lengths."""
     for index in folder.shards():
         shard = folder.features(index)
-        # Unit rows are searched where they lie; raw ones pass through memory to lose their lengths.
         for part in (shard,) if unit else shard.split(1 << 14):
-            if not part.numel():
-                continue
-            gallery = part if unit else normalize(part.float(), dim=1)
-            found = topk(queries, gallery, min(k, len(gallery)))
-            scores = torch.cat([scores, found.scores.float()], dim=1)
-            rows = torch.cat([rows, found.indices + base], dim=1)
-            order = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :k]
-            scores, rows = scores.gather(1, order), rows.gather(1, order)
-            base += len(part)
-    return scores, rows
+            if part.numel():
+                yield part if unit else normalize(part.float(), dim=1)
 
 
 def _records(folder: Folder, wanted: set[int]) -> dict[int, tuple[str, str]]:
@@ -157,7 +141,8 @@ def run(args: argparse.Namespace) -> int:
     _check(args, settings)
     queries = _queries(args, settings)
     began = time.perf_counter()
-    scores, found = nearest(folder, queries, args.k, unit=bool(settings.get("normalized")))
+    gallery = _gallery(folder, unit=bool(settings.get("normalized")))
+    scores, found = topk_over(queries, gallery, args.k)
     seconds = time.perf_counter() - began
     records = _records(folder, set(found.reshape(-1).tolist()))
     names = [(text, False) for text in args.text] + [(image, True) for image in args.image]

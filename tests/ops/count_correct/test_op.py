@@ -6,19 +6,17 @@ import sys
 
 import pytest
 import torch
+from torch import Tensor
 
 import semobridge_ext as sb
-from semobridge_ext._ops.blend_logits.spec import BlendParams
+from semobridge_ext._ops.blend_logits.spec import BlendParams, Similarities
 from semobridge_ext._ops.count_correct.op import CorrectCounter
+from semobridge_ext._ops.count_correct.reference import count_correct
 from tests.support.problems import make
 
 
-def plain(clf, z, targets, p: BlendParams) -> int:
-    """The formula as METHODS §1 writes it, dense diagonal and all, in float64."""
-    z1, z2, z3 = (b.double() for b in z)
-    few = p.lambda2 * torch.exp(-p.beta * (1 - z2)) + p.lambda3 * torch.exp(-p.gamma * (1 - z3))
-    logits = p.lambda1 * torch.exp(-p.alpha * (1 - z1)) + few @ torch.diag(torch.exp(p.s * clf.exponents_))
-    return int((logits.argmax(dim=1) == targets).sum())
+def plain(clf: sb.SeMoBridgeClassifier, z: Similarities, targets: Tensor, params: BlendParams) -> int:
+    return count_correct(z, targets, clf.exponents_, params)
 
 
 def random_params(n: int, seed: int = 0) -> list[BlendParams]:
