@@ -26,16 +26,13 @@ from semobridge_ext.runtime import backend as _backend
 from tests.cuda_emulation.build import Emulation
 from tests.support.build_cache import remove_stale
 from tests.support.comparer import WORST, note
+from tests.support.places import runnable_isas
 from tests.support.tolerances import tolerance
 
-BASE_SEED = 2509_26036
+BASE_SEED = int(os.environ.get("TEST_SEED", "250926036"))  # another one finds tests that hang on this one
 
 settings.register_profile("semobridge", derandomize=True, deadline=None, max_examples=30)
 settings.load_profile("semobridge")
-
-
-def runnable_isas() -> list[str]:
-    return [name for name, (_, runs) in _backend._C.isa_table().items() if runs]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -125,28 +124,27 @@ def parse(log: str, threads: dict[str, int]) -> list[Usage]:
     return result
 
 
-def compile_all(architectures: Sequence[str] = ARCHITECTURES, jobs: int = 1) -> list[Usage]:
-    """Compiles every kernel for every architecture; a compiler error ends it."""
+def compile_file(path: Path, architectures: Sequence[str] = ARCHITECTURES) -> list[Usage]:
+    """Compiles the kernels of one file; a compiler's error or warning ends it."""
     nvcc = find_nvcc()
     if nvcc is None:
         raise SystemExit("gpu_resources: nvcc was not found; install the CUDA toolkit and put it on PATH")
-    threads = block_sizes()
+    with tempfile.TemporaryDirectory() as folder:
+        command = [nvcc, "-std=c++17", f"-I{ROOT / 'csrc'}", "-Xptxas=-v", "-fatbin"]
+        command += [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
+        command += [str(path), "-o", str(Path(folder) / "out.fatbin")]
+        done = subprocess.run(command, capture_output=True, text=True)
+    log = done.stdout + done.stderr
+    if done.returncode != 0:
+        raise RuntimeError(f"nvcc refused {path.name}:\n{log[-4000:]}")
+    if "warning" in log:
+        raise RuntimeError(f"nvcc warns about {path.name}:\n{log[-4000:]}")
+    return parse(log, block_sizes())
 
-    def one(path: Path) -> list[Usage]:
-        with tempfile.TemporaryDirectory() as folder:
-            command = [nvcc, "-std=c++17", f"-I{ROOT / 'csrc'}", "-Xptxas=-v", "-fatbin"]
-            command += [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
-            command += [str(path), "-o", str(Path(folder) / "out.fatbin")]
-            done = subprocess.run(command, capture_output=True, text=True)
-        log = done.stdout + done.stderr
-        if done.returncode != 0:
-            raise RuntimeError(f"nvcc refused {path.name}:\n{log[-4000:]}")
-        if "warning" in log:
-            raise RuntimeError(f"nvcc warns about {path.name}:\n{log[-4000:]}")
-        return parse(log, threads)
 
-    with ThreadPoolExecutor(jobs) as pool:
-        return [usage for found in pool.map(one, sources()) for usage in found]
+def compile_all(architectures: Sequence[str] = ARCHITECTURES) -> list[Usage]:
+    """Compiles every kernel for every architecture."""
+    return [usage for path in sources() for usage in compile_file(path, architectures)]
 
 
 def table(found: Sequence[Usage]) -> str:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
 from tests.support.scripts import load_script
 from tests.support.source_tree import ROOT, need, need_source
 
-pytestmark = pytest.mark.slow
-
 resources = load_script("gpu/resources")
+SOURCES = resources.sources()
 
 _LOG = """
 ptxas info    : Compiling entry function '_ZN10semobridge15some_fwd_kernelIfLi4EEEvPKf' for 'sm_80'
@@ -42,13 +42,27 @@ LIMITS = {"project_tile_fwd_kernel": (168, 28 << 10, 0.18)}
 USUAL = (80, 1 << 10, 0.35)
 
 
-def test_kernels_compile_for_every_architecture_without_spills():
+def kernels_in(text: str) -> set[str]:
+    return set(re.findall(r"\b(\w+_kernel)\(", text))
+
+
+def test_kernels_are_found():
     need_source()
+    assert len(SOURCES) >= 8
+    assert len(kernels_in("".join(p.read_text() for p in SOURCES))) >= 12
+
+
+@pytest.mark.parametrize(
+    "architectures",
+    [pytest.param(("90",), id="sm_90"),
+     pytest.param(resources.ARCHITECTURES, id="all", marks=pytest.mark.slow)],
+)  # fmt: skip
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_kernels_compile_without_spills(source: Path, architectures: tuple[str, ...]):
     need("nvcc", "compile the CUDA kernels")
-    found = resources.compile_all(jobs=2)
-    assert {u.architecture for u in found} == set(resources.ARCHITECTURES)
-    kernels = set(re.findall(r"\b(\w+_kernel)\(", "".join(p.read_text() for p in resources.sources())))
-    assert {u.kernel for u in found} == kernels and len(kernels) >= 12
+    found = resources.compile_file(source, architectures)
+    assert {u.architecture for u in found} == set(architectures)
+    assert {u.kernel for u in found} == kernels_in(source.read_text())
     for usage in found:
         assert usage.spills == 0 and usage.stack == 0, usage
         registers, shared, occupancy = LIMITS.get(usage.kernel, USUAL)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 from hypothesis import given
@@ -13,10 +11,9 @@ from torch import Tensor
 import semobridge_ext as sb
 from semobridge_ext.bridging import fold as bridge_fold
 from tests.support.assertions import assert_close, assert_row_relative, assert_same_bits
-from tests.support.projections import ATOL, chain, gaussian, spectrum, with_rank
+from tests.support.projections import ATOL, OPTIONS, chain, gaussian, spectrum, with_rank
 from tests.support.samples import DTYPES
 
-OPTIONS = [dict(project=p, normalize=n) for p, n in itertools.product((True, False), repeat=2)]
 SHAPES = {"square": (512, 512), "wide": (512, 1024), "tall": (768, 512)}  # [T, D], CLIP's own
 SMALL = {"square": (96, 96), "wide": (96, 160), "tall": (130, 96)}
 KINDS = {

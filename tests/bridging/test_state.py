@@ -16,9 +16,8 @@ from safetensors.torch import load_file, save_file
 
 import semobridge_ext as sb
 from semobridge_ext.bridging import default as bridging
-from tests.bridging.test_bridge import OPTIONS
 from tests.support.assertions import assert_close, assert_row_relative, assert_same_bits
-from tests.support.projections import chain, with_rank
+from tests.support.projections import OPTIONS, chain, with_rank
 from tests.support.source_tree import environment, run
 
 

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 import semobridge_ext as sb
 from semobridge_ext.clip import checkpoints as _pretrained
 from semobridge_ext.clip import image_projection, text_projection
-from tests.clip.test_encode import timm_linear
 from tests.support.assertions import assert_same_bits
-from tests.support.towers import hugging_face_model, open_clip_model
+from tests.support.towers import hugging_face_model, open_clip_model, timm_linear
 
 
 class Server(ThreadingHTTPServer):

@@ -11,7 +11,13 @@ from torch import Tensor, nn
 
 from semobridge_ext.clip import encode_image, encode_text, image_projection, text_projection
 from tests.support.assertions import assert_row_relative
-from tests.support.towers import TEXT_CONFIG, VISION, D, _TimmVisual, custom_text_model, open_clip_model
+from tests.support.towers import (
+    TEXT_CONFIG,
+    VISION,
+    D,
+    open_clip_model,
+    timm_linear,
+)
 from tests.support.towers import TEXT_MODELS as TEXTS
 from tests.support.towers import VISION_MODELS as VISIONS
 
@@ -20,18 +26,6 @@ for _row, _length in enumerate((5, 9, 16)):
     IDS[_row, :_length] = torch.arange(100, 100 + _length) + 7 * _row
     IDS[_row, 0], IDS[_row, _length - 1] = 49406, 49407
 IMAGES = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-
-
-def timm_linear(bias: bool = False) -> nn.Module:
-    """CustomTextCLIP over a timm trunk with a class token, then dropout and a linear head."""
-    timm = pytest.importorskip("timm")
-    model = custom_text_model(dict(TEXT_CONFIG))
-    small = {"img_size": 32, "patch_size": 8, "embed_dim": VISION, "depth": 2, "num_heads": 2}
-    visual = _TimmVisual(timm.models.vision_transformer.VisionTransformer(**small, num_classes=0))
-    visual.head.add_module("drop", nn.Dropout(0.5))
-    visual.head.add_module("proj", nn.Linear(VISION, D, bias=bias))
-    model.visual = visual
-    return model.eval()
 
 
 def average_pooled() -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.conftest import runnable_isas
+from tests.support.places import runnable_isas
 from tests.support.source_tree import AARCH64, CROSS, core_test, need, need_source, run
 
 pytestmark = pytest.mark.slow

@@ -21,7 +21,6 @@ from semobridge_ext.runtime.choice import resolve
 from tests.cuda_emulation.build import Emulation
 from tests.cuda_emulation.run_cases import load
 
-pytestmark = pytest.mark.slow
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 CPU = torch.device("cpu")
 

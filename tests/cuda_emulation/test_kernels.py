@@ -12,10 +12,10 @@ from tests.cuda_emulation.build import ORDERS, SANITIZE, Emulation, kernel_sourc
 from tests.support.comparer import note
 from tests.support.source_tree import environment
 
-pytestmark = pytest.mark.slow
 
-
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(
+    "order", [pytest.param(o, marks=() if o == "shuffled" else pytest.mark.slow) for o in ORDERS]
+)
 def test_kernels_meet_the_oracle(emulation: Emulation, order: str):
     report = report_of(run_cases(emulation.module, order))
     assert report["launches"] > 500 and report["barriers"] > 500 and report["exchanges"] > 100_000
@@ -31,6 +31,7 @@ def test_every_kernel_has_a_case():
     assert sources - {"descend"} <= set(CASES) and {"cosine_loss", "adamw"} <= set(CASES)
 
 
+@pytest.mark.slow
 def test_kernels_are_clean_under_sanitizers(tmp_path: Path):
     emulation = Emulation(*SANITIZE, plain=("bind", "module", "selftest"))
     libraries = []

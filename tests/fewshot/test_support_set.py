@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import semobridge_ext as sb
-from tests.ops.support_logits.test_op import oracle, problem
 from tests.support.assertions import assert_close, assert_same_bits
 from tests.support.samples import DTYPES
+from tests.support.support_problems import oracle, problem
 
 C = 7
 

@@ -10,7 +10,7 @@ import torch
 import semobridge_ext as sb
 from semobridge_ext.runtime import backend as _backend
 from semobridge_ext.runtime import thresholds as _thresholds
-from tests.gpu.test_public import W, rows
+from tests.support.places import W, rows
 
 pytestmark = pytest.mark.gpu
 

@@ -12,17 +12,12 @@ import semobridge_ext as sb
 from semobridge_ext.retrieval.reference import retrieval_metrics as reference
 from tests.support import towers
 from tests.support.assertions import assert_close, assert_row_relative
-from tests.support.places import PLACES, Place
+from tests.support.places import PLACES, Place, W, rows
 from tests.support.problems import Problem, make
 
 pytestmark = pytest.mark.parametrize("place", PLACES)
 F32, F64 = torch.float32, torch.float64
 DTYPES = (F32, torch.float16, torch.bfloat16)
-W = torch.randn(40, 48, generator=torch.Generator().manual_seed(5)) * 0.3  # [T, D]
-
-
-def rows(n: int, width: int, dtype: torch.dtype = F32) -> Tensor:
-    return torch.randn(n, width, generator=torch.Generator().manual_seed(n)).to(dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

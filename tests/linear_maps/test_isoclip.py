@@ -14,7 +14,6 @@ from torch import Tensor
 import semobridge_ext as sb
 from semobridge_ext.clip import encode_image, encode_text
 from semobridge_ext.linear_maps.spectrum import PUBLISHED
-from tests.clip.test_encode import timm_linear
 from tests.support.assertions import assert_close, assert_row_relative, assert_same_bits
 from tests.support.samples import DTYPES
 from tests.support.towers import (
@@ -24,6 +23,7 @@ from tests.support.towers import (
     hugging_face_model,
     open_clip_model,
     openai_model,
+    timm_linear,
 )
 
 F64 = torch.float64

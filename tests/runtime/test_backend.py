@@ -15,8 +15,8 @@ from semobridge_ext.bridging import fold as bridge_fold
 from semobridge_ext.ops import project_normalize
 from semobridge_ext.runtime import backend as _backend
 from semobridge_ext.runtime.choice import resolve
-from tests.conftest import runnable_isas
 from tests.support.assertions import assert_same_bits
+from tests.support.places import runnable_isas
 from tests.support.source_tree import environment, run
 
 _CALL = """

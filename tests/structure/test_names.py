@@ -36,7 +36,7 @@ def lacking(root: Path) -> list[str]:
                 f"csrc/{name}/bind.cpp": (f"csrc/{name}/bind.cpp",),
                 f"tests/{kind}/{name}/test_*.py": (f"tests/{kind}/{name}/test_*.py",),
                 f"bench/{kind}/bench_{name}.py": (f"bench/{kind}/bench_{name}.py",),
-                f"docs/ops/{name}.md": (f"docs/ops/{name}.md",),
+                f"docs/{kind}/{name}.md": (f"docs/{kind}/{name}.md",),
             }  # fmt: skip
             if (root / room / "cuda.py").is_file():
                 needed[f"csrc/{name}/cuda*.cu"] = (f"csrc/{name}/cuda*.cu",)
@@ -55,7 +55,8 @@ def stray(root: Path) -> list[str]:
         "tests/engines/*": (rooms(root, "tests/engines"), engines),
         "bench/ops/bench_*.py": ({p.stem[6:] for p in root.glob("bench/ops/bench_*.py")}, ops),
         "bench/engines/bench_*.py": ({p.stem[6:] for p in root.glob("bench/engines/bench_*.py")}, engines),
-        "docs/ops/*.md": ({p.stem for p in root.glob("docs/ops/*.md")}, ops | engines | {"index"}),
+        "docs/ops/*.md": ({p.stem for p in root.glob("docs/ops/*.md")}, ops | {"index"}),
+        "docs/engines/*.md": ({p.stem for p in root.glob("docs/engines/*.md")}, engines | {"index"}),
     }
     return [
         f"{place.replace('*', name)} belongs to no op or engine"
@@ -83,7 +84,7 @@ def tree(tmp_path: Path) -> Path:
             f"semobridge_ext/_{kind}/{name}/{head}.py", f"semobridge_ext/_{kind}/{name}/reference.py",
             f"semobridge_ext/_{kind}/{name}/cuda.py", f"csrc/{name}/{name}.h", f"csrc/{name}/cpu.cpp",
             f"csrc/{name}/cuda.cu", f"csrc/{name}/bind.cpp", f"tests/{kind}/{name}/test_op.py",
-            f"bench/{kind}/bench_{name}.py", f"docs/ops/{name}.md", "csrc/core/view.h",
+            f"bench/{kind}/bench_{name}.py", f"docs/{kind}/{name}.md", "csrc/core/view.h",
         ):  # fmt: skip
             (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / file).touch()
@@ -97,7 +98,7 @@ def tree(tmp_path: Path) -> Path:
      "semobridge_ext/_engines/descent/step.py", "semobridge_ext/_ops/topk/cuda.py",
      "csrc/topk/cpu.cpp", "csrc/topk/cuda.cu", "csrc/topk/bind.cpp", "csrc/descent/bind.cpp",
      "tests/ops/topk/test_op.py", "tests/engines/descent/test_op.py", "bench/ops/bench_topk.py",
-     "bench/engines/bench_descent.py", "docs/ops/topk.md", "docs/ops/descent.md"],
+     "bench/engines/bench_descent.py", "docs/ops/topk.md", "docs/engines/descent.md"],
 )  # fmt: skip
 def test_what_is_missing_is_named(file: str, tree: Path):
     (tree / file).unlink()
@@ -110,7 +111,8 @@ def test_what_is_missing_is_named(file: str, tree: Path):
 @pytest.mark.parametrize(
     "file",
     ["csrc/spare/spare.h", "tests/ops/spare/test_op.py", "tests/engines/spare/test_op.py",
-     "bench/ops/bench_spare.py", "bench/engines/bench_spare.py", "docs/ops/spare.md"],
+     "bench/ops/bench_spare.py", "bench/engines/bench_spare.py", "docs/ops/spare.md",
+     "docs/engines/spare.md"],
 )  # fmt: skip
 def test_what_belongs_to_nothing_is_named(file: str, tree: Path):
     (tree / file).parent.mkdir(parents=True, exist_ok=True)

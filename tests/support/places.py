@@ -24,6 +24,11 @@ SERVED = {
 }  # fmt: skip
 
 
+def runnable_isas() -> list[str]:
+    """Instruction sets that this build has and this processor runs."""
+    return [name for name, (_, runs) in _backend._C.isa_table().items() if runs]
+
+
 class Place(NamedTuple):
     device: torch.device
     backend: str
@@ -54,3 +59,10 @@ PLACES = [
     )
     for backend in backends
 ]
+
+# What the tests of devices compute on.
+W = torch.randn(40, 48, generator=torch.Generator().manual_seed(5)) * 0.3  # [T, D]
+
+
+def rows(n: int, width: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(n, width, generator=torch.Generator().manual_seed(n)).to(dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -47,3 +49,7 @@ def chain(
     if project:
         e = e @ w
     return e / e.square().sum(-1, keepdim=True).sqrt() if normalize else e
+
+
+# What Bridge's call takes.
+OPTIONS = [dict(project=p, normalize=n) for p, n in itertools.product((True, False), repeat=2)]

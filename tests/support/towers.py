@@ -119,6 +119,18 @@ def siglip_model() -> nn.Module:
     return _scatter(model)
 
 
+def timm_linear(bias: bool = False) -> nn.Module:
+    """CustomTextCLIP over a timm trunk with a class token, then dropout and a linear head."""
+    timm = pytest.importorskip("timm")
+    model = custom_text_model(dict(TEXT_CONFIG))
+    small = {"img_size": 32, "patch_size": 8, "embed_dim": VISION, "depth": 2, "num_heads": 2}
+    visual = _TimmVisual(timm.models.vision_transformer.VisionTransformer(**small, num_classes=0))
+    visual.head.add_module("drop", nn.Dropout(0.5))
+    visual.head.add_module("proj", nn.Linear(VISION, D, bias=bias))
+    model.visual = visual
+    return model.eval()
+
+
 def _kept(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
     """A fresh copy of a model that is built once: drawing 49408 words takes longer than the tests."""
     kept = functools.cache(make)

@@ -6,18 +6,17 @@ import sys
 
 import pytest
 import torch
+from torch import Tensor
 
 import semobridge_ext as sb
-from semobridge_ext._ops.blend_logits.spec import BlendParams
+from semobridge_ext._ops.blend_logits.spec import BlendParams, Similarities
 from semobridge_ext._ops.count_correct.op import CorrectCounter
 from semobridge_ext._ops.count_correct.reference import count_correct
 from tests.support.problems import make
 
 
-def plain(clf, z, targets, p: BlendParams) -> int:
-    """The oracle's count on the classifier's own cosines, in float64."""
-    wide = [block.double() for block in z]
-    return count_correct(*wide, targets, clf.exponents_, p.s, p[1:4], p[4:])
+def plain(clf: sb.SeMoBridgeClassifier, z: Similarities, targets: Tensor, params: BlendParams) -> int:
+    return count_correct(z, targets, clf.exponents_, params)
 
 
 def random_params(n: int, seed: int = 0) -> list[BlendParams]:

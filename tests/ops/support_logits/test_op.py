@@ -15,6 +15,7 @@ from semobridge_ext.ops import support_logits
 from semobridge_ext.runtime import backend as _backend
 from tests.support.assertions import assert_close, assert_same_bits
 from tests.support.samples import DTYPES
+from tests.support.support_problems import oracle, problem, unit
 
 CHUNK = 1024  # kSupportChunk of csrc/support_logits/support_logits.h
 # N, S, C, D: one row, uneven tiles and panels, classes over several chunks, more classes than keys,
@@ -30,23 +31,6 @@ SHAPES = [
     (1100, 70, 7, 16),
     (5, 40, 3, 2500),
 ]
-
-
-def unit(n: int, d: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.nn.functional.normalize(torch.randn(n, d, dtype=torch.float64), dim=1).to(dtype)
-
-
-def oracle(q: Tensor, k: Tensor, labels: Tensor, c: int, beta: float, w: Tensor | None = None) -> Tensor:
-    """float64, class by class: independent of reference/, which multiplies by a one-hot matrix."""
-    terms = torch.exp(-beta * (1 - torch.einsum("nd,sd->ns", q.double(), k.double())))
-    if w is not None:
-        terms = terms * w.double()
-    return torch.stack([terms[:, labels == i].sum(1) for i in range(c)], dim=1)
-
-
-def problem(n: int, s: int, c: int, d: int, dtype=torch.float32, key_dtype=None):
-    labels = torch.randint(0, c, (s,))
-    return unit(n, d, dtype), unit(s, d, key_dtype or dtype), labels, torch.rand(s) + 0.1
 
 
 def touched(labels: Tensor, c: int) -> Tensor:
