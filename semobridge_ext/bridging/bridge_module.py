@@ -45,6 +45,13 @@ class Bridge(nn.Module):
     Raises:
         TypeError: not a float tensor. ValueError: not 2-D, not finite, or no singular value > atol.
 
+    Numerics: folded in float64, applied in float32 (float64 for float64 rows); a row's result depends
+        neither on its batch nor on the number of threads. Differentiable in the features, ``inverse`` and
+        the class bias.
+
+    Memory: the two matrices, their fold in float64 (T·D + 3·D² values at most), and packed copies of what a
+        kind of call applies, made at its first use.
+
     Example:
         >>> import torch, semobridge_ext as sb
         >>> b = sb.Bridge(torch.eye(4), atol=0.3)
@@ -98,6 +105,10 @@ class Bridge(nn.Module):
     def from_clip(cls, model: Any, *, atol: float = 0.3, text_length: float = 1.0) -> Bridge:
         """The bridge of a CLIP model of a family that ``semobridge_ext.clip`` lists.
 
+        Args:
+            model: the CLIP model, of which only the text projection is read.
+            atol, text_length: of the bridge.
+
         Raises:
             TypeError: not a CLIP model, or one without a linear text projection; the message says what
                 was found. A projection with a bias, as SigLIP's, is refused: ``t = x·W + b`` is inverted
@@ -145,14 +156,14 @@ class Bridge(nn.Module):
         return cls(found["text"], atol=atol, text_length=text_length)
 
     def save(self, path: Any) -> None:
-        """Writes a safetensors file (tensors ``text_projection``, ``inverse``), atomically."""
+        """Writes a safetensors file (tensors ``text_projection``, ``inverse``) to `path`, atomically."""
         tensors = {"text_projection": self.text_projection, "inverse": self.inverse.detach()}
         meta = {"format": _FORMAT, "atol": repr(self.atol), "text_length": repr(self.text_length)}
         _files.save_tensors(path, tensors, meta)
 
     @classmethod
     def load(cls, path: Any) -> Bridge:
-        """Reads what ``save`` wrote; a foreign or truncated file is named and refused (ValueError)."""
+        """Reads what ``save`` wrote to `path`; refuses a foreign or truncated file (ValueError)."""
         names = ("text_projection", "inverse")
         tensors, meta = _files.load_tensors("Bridge.load", path, _FORMAT, names, ("atol", "text_length"))
         try:
@@ -245,7 +256,20 @@ class Bridge(nn.Module):
         project: bool = True,
         normalize: bool = True,
     ) -> Tensor:  # [.., D], or [.., T] with project=False
-        """Bridges image features; see :func:`semobridge_ext.bridge`."""
+        """Bridges image features, ``norm(ℓ·norm(f W⁺ + τ)·W)``; what a call of the module runs.
+
+        Args:
+            img_feats: [.., D] raw image features, float32, float64, bfloat16 or float16.
+            class_bias: τ, [T], one row per class [C, T], or [.., T]; for support images only.
+            project: False returns ê [.., T] before W.
+            normalize: True gives unit rows.
+
+        Returns:
+            [.., D] (or [.., T]) in the dtype of `img_feats`.
+
+        Raises:
+            TypeError: kind or dtype. ValueError: width, device or shape of the bias.
+        """
         inverse = self._parameters["inverse"]
         if (
             class_bias is None

@@ -12,7 +12,18 @@ def pinv(
     text_projection: Tensor,  # [T, D]
     atol: float = 0.3,
 ) -> Tensor:  # [D, T]
-    """``W⁺``: the pseudo-inverse with singular values ≤ ``atol`` dropped."""
+    """``W⁺``: the pseudo-inverse with singular values ≤ ``atol`` dropped.
+
+    Args:
+        text_projection: [T, D] W, float32 or float64; float64 for an oracle.
+        atol: the cut-off; the paper uses 0.3.
+
+    Returns:
+        [D, T] in the dtype of W.
+
+    Raises:
+        RuntimeError: what PyTorch refuses, such as NaN in W; nothing is checked here.
+    """
     return torch.linalg.pinv(text_projection, atol=atol, rtol=0.0)
 
 
@@ -27,7 +38,24 @@ def bridge(
     project: bool = True,
     normalize: bool = True,
 ) -> Tensor:  # [.., D], or [.., T] with project=False
-    """``e = f W⁺ + τ``; ``ê = ℓ·norm(e)``; ``ê W``; unit rows with ``normalize``."""
+    """``e = f W⁺ + τ``; ``ê = ℓ·norm(e)``; ``ê W``; unit rows with ``normalize``.
+
+    Args:
+        img_feats: [.., D] raw image features f of any float dtype; float64 for an oracle.
+        text_projection: [T, D] W in the same dtype.
+        inverse: [D, T] W⁺; None: `pinv(text_projection, atol)`.
+        atol: cut-off of the singular values.
+        text_length: ℓ.
+        class_bias: τ, broadcastable to [.., T].
+        project: False returns ê [.., T].
+        normalize: True makes the rows of the result unit rows.
+
+    Returns:
+        [.., D] (or [.., T]) in the dtype of `img_feats`.
+
+    Raises:
+        RuntimeError: shapes or dtypes that PyTorch refuses; nothing is checked here.
+    """
     if inverse is None:
         inverse = pinv(text_projection, atol)
     e = img_feats @ inverse

@@ -96,7 +96,7 @@ class LinearMap:
 
     @classmethod
     def centering(cls, mean: Tensor) -> LinearMap:  # mean [D]
-        """``norm(x − mean)``."""
+        """``norm(x − mean)``, with `mean` [D] of any float dtype."""
         _errors.check_float_tensor("LinearMap.centering", "mean", mean)
         if mean.dim() != 1 or mean.numel() == 0:
             remedy = "pass the mean row, features.mean(dim=0)"
@@ -108,7 +108,8 @@ class LinearMap:
         """``norm(x V_k)``, V_k the k first principal directions of the rows.
 
         Args:
-            rows: [N, D], what the directions are taken from: for PCA on texts the unit text features.
+            rows: [N, D] of any float dtype, what the directions are taken from: for PCA on texts the unit
+                text features.
             k: 1..min(N − 1, D); its inner products are those of the D-wide ``x V_k V_kᵀ``.
             center: True also subtracts the rows' mean from x: ``norm((x − μ) V_k)``. Sensible where x
                 is of the rows' own modality; another one lies around another mean.
@@ -126,7 +127,7 @@ class LinearMap:
         """``norm((x − μ) V_k (Λ_k + ρ·tr(Λ)/D)^−½)``: equal variance along every direction kept.
 
         Args:
-            rows: [N, D], what mean and covariance are taken from.
+            rows: [N, D] of any float dtype, what mean and covariance are taken from.
             k: directions kept, the largest first; None: all D.
             shrinkage: ρ ≥ 0, against directions of almost no variance.
         """
@@ -172,7 +173,7 @@ class LinearMap:
         return self if len(done) == len(self.steps) else LinearMap._of(done)
 
     def with_norm(self, normalize: bool) -> LinearMap:
-        """The same map with or without the last norm."""
+        """The same map with the last norm (`normalize` True) or without it."""
         return LinearMap._of([*self.steps[:-1], self.steps[-1]._replace(normalize=bool(normalize))])
 
     @property
@@ -253,12 +254,12 @@ class LinearMap:
             ) from error
 
     def save(self, path: Any) -> None:
-        """Writes a safetensors file, atomically; float64, so that ``load`` gives the very same map."""
+        """Writes a safetensors file in float64 to `path`, atomically: ``load`` gives the same map."""
         _files.save_tensors(path, tensors_of(self.steps), {"format": FORMAT, "steps": layout_of(self.steps)})
 
     @classmethod
     def load(cls, path: Any) -> LinearMap:
-        """Reads what ``save`` wrote; a foreign or truncated file is named and refused (ValueError)."""
+        """Reads what ``save`` wrote to `path`; refuses a foreign or truncated file (ValueError)."""
         where = "LinearMap.load"
         _, meta = _files.load_tensors(where, path, FORMAT, (), ("steps",))
         try:
@@ -279,7 +280,7 @@ class LinearMap:
 
     @classmethod
     def from_onnx(cls, path: Any) -> LinearMap:
-        """Reads what ``to_onnx`` wrote (another graph is refused, ValueError)."""
+        """Reads what ``to_onnx`` wrote to `path`; another graph is refused (ValueError)."""
         return cls._restored("LinearMap.from_onnx", path, *export.from_onnx(path))
 
     def to_faiss(self) -> list[Any]:

@@ -41,7 +41,23 @@ def retrieval_metrics(
     same_set: bool = False,
     recall_at: tuple[int, ...] = (1, 5, 10),
 ) -> Tensor:  # [N, 3 + len(recall_at)]: AP, AP@R, R-precision, Recall@k..; NaN: nothing relevant
-    """Per-query metrics, one query at a time; a NaN score ranks with −inf."""
+    """AP, AP@R, R-precision and Recall@k of every query, one query at a time; NaN ranks with −inf.
+
+    Args:
+        query: [N, D] of any float dtype; float64 for an oracle.
+        gallery: [G, D] in the dtype of the queries.
+        query_labels: [N] int64.
+        gallery_labels: [G] int64; items of the query's label are its relevant ones.
+        same_set: query i is gallery row i, and does not find itself.
+        recall_at: the k of Recall@k.
+
+    Returns:
+        [N, 3 + len(recall_at)] float64; a row of NaN where nothing is relevant. Ties take their
+        expected value over all orders.
+
+    Raises:
+        RuntimeError: shapes or dtypes that PyTorch refuses; nothing is checked here.
+    """
     rows = []
     query_labels, gallery_labels = query_labels.cpu(), gallery_labels.cpu()
     for i in range(len(query)):

@@ -21,7 +21,19 @@ def prototypes(
     labels: Tensor,  # [S] int64 in 0..C-1
     num_classes: int,
 ) -> Tensor:  # [C, D]
-    """``norm(mean of a class's rows)``: raw features give F̄, bridged ones F̂; no row, zero row."""
+    """``norm(mean of a class's rows)``: raw features give F̄, bridged ones F̂.
+
+    Args:
+        features: [S, D] of any float dtype, not normalised; float64 for an oracle.
+        labels: [S] int64 in 0..C-1.
+        num_classes: C.
+
+    Returns:
+        [C, D] unit rows in the dtype of `features`; a class without rows has a zero row.
+
+    Raises:
+        RuntimeError, IndexError: shapes or labels that PyTorch refuses; nothing is checked here.
+    """
     sums = features.new_zeros(num_classes, features.shape[1]).index_add(0, labels, features)
     counts = torch.bincount(labels, minlength=num_classes).clamp(min=1)
     return scale_rows(sums / counts.unsqueeze(1).to(sums.dtype))
@@ -32,7 +44,19 @@ def class_weights(
     text_features: Tensor,  # [C, D], unit rows t
     s: float = 0.0,
 ) -> Tensor:  # [C]
-    """``w_c``: with s > 0, classes whose own text matches their prototype poorly count more."""
+    """``w_c = exp(s·D_c)``: with s > 0, classes whose own text matches their prototype poorly count more.
+
+    Args:
+        raw_prototypes: [C, D] unit rows F̄, any float dtype; float64 for an oracle.
+        text_features: [C, D] unit rows t, the same dtype.
+        s: the exponent's factor.
+
+    Returns:
+        [C] in the dtype of the rows.
+
+    Raises:
+        RuntimeError: shapes or dtypes that PyTorch refuses; nothing is checked here.
+    """
     p = torch.softmax(raw_prototypes @ text_features.T, dim=1).diagonal()
     return torch.exp(s * torch.log2((1 + _EPS) / (p + _EPS)))
 
@@ -48,7 +72,22 @@ def blend_logits(
     gamma: float = 1.0,
     lambdas: tuple[float, float, float] = (1.0, 1.0, 1.0),
 ) -> Tensor:  # [N, C]
-    """The blend; the defaults weigh the three terms equally and tune nothing."""
+    """The blend; the defaults weigh the three terms equally and tune nothing.
+
+    Args:
+        z1: [N, C] cosines of queries and texts, any float dtype; float64 for an oracle.
+        z2: [N, C] cosines of queries and bridged prototypes.
+        z3: [N, C] cosines of bridged queries and raw prototypes.
+        weights: [C] of `class_weights`; None is s = 0.
+        alpha, beta, gamma: the sharpness of each term.
+        lambdas: the weight of each term.
+
+    Returns:
+        [N, C] logits in the dtype of the cosines.
+
+    Raises:
+        RuntimeError: shapes that PyTorch refuses; nothing is checked here.
+    """
     few_shot = lambdas[1] * torch.exp(-beta * (1 - z2)) + lambdas[2] * torch.exp(-gamma * (1 - z3))
     if weights is not None:
         few_shot = few_shot * weights

@@ -15,7 +15,22 @@ def support_logits(
     beta: float = 1.0,
     weights: Tensor | None = None,  # [S]
 ) -> Tensor:  # [N, C]
-    """``exp(−β(1 − Q Kᵀ)) · (w ∘ onehot(y))``: the whole [N, S] matrix, then one product."""
+    """``exp(−β(1 − Q Kᵀ)) · (w ∘ onehot(y))``: the whole [N, S] matrix, then one product.
+
+    Args:
+        queries: [N, D] unit rows of any float dtype; float64 for an oracle.
+        keys: [S, D] unit rows in the dtype of the queries.
+        labels: [S] int64 in 0..C-1.
+        num_classes: C.
+        beta: sharpness β.
+        weights: [S] factor per key; 1 where absent.
+
+    Returns:
+        [N, C] in the dtype of the queries.
+
+    Raises:
+        RuntimeError: shapes, dtypes or labels that PyTorch refuses; nothing is checked here.
+    """
     affinity = (beta * (queries @ keys.T - 1)).exp()
     values = torch.nn.functional.one_hot(labels, num_classes).to(affinity.dtype)
     if weights is not None:
