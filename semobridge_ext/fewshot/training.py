@@ -19,7 +19,7 @@ from semobridge_ext._engines.bridge_training.spec import LossWeights
 from semobridge_ext._engines.bridge_training.step import BridgeTrainer
 from semobridge_ext._ops.blend_logits.eager import class_exponents
 from semobridge_ext._ops.blend_logits.op import BlendOperand
-from semobridge_ext.bridging.closed_form import Bridge
+from semobridge_ext.bridging import Bridge
 from semobridge_ext.fewshot.classifier import SeMoBridgeClassifier
 from semobridge_ext.fewshot.estimator import exactly
 from semobridge_ext.fewshot.training_checkpoint import Best, Checkpoint
