@@ -163,7 +163,20 @@ def oti(
     init: Tensor | None = None,  # [B, R, T]
     record_steps: tuple[int, ...] = (),
 ) -> Inversion:
-    """Textual inversion through ``model.encode_text``, all positions, autograd."""
+    """Textual inversion through ``model.encode_text``, all positions, autograd.
+
+    Args:
+        model: as for ``sb.oti``, in float64 for an oracle.
+        img_feats: [B, D] image features in the model's dtype, any length.
+        tokenizer, template, num_tokens, steps, lr, weight_decay, record_steps: as for ``sb.oti``.
+        init: [B, R, T] start values; default N(0, 0.02²).
+
+    Returns:
+        :class:`Inversion`, in the dtype of ``init`` or of the features.
+
+    Raises:
+        ValueError: the template does not keep the placeholder, or the tokenizer is missing.
+    """
     features_of, width = text_features(model, tokenizer=tokenizer, template=template, num_tokens=num_tokens)
     init = _start(init, img_feats, num_tokens, width)
     return descend(features_of, init, img_feats, steps, lr, weight_decay, tuple(record_steps))
@@ -180,7 +193,20 @@ def ovi(
     init: Tensor | None = None,  # [B, P, V]
     record_steps: tuple[int, ...] = (),
 ) -> Inversion:
-    """Visual inversion through ``model.encode_image``, all patches, autograd."""
+    """Visual inversion through ``model.encode_image``, all patches, autograd.
+
+    Args:
+        model: as for ``sb.ovi``, in float64 for an oracle.
+        txt_feats: [B, D] text features in the model's dtype, any length.
+        num_patches, steps, lr, weight_decay, record_steps: as for ``sb.ovi``.
+        init: [B, P, V] start values; default N(0, 0.02²).
+
+    Returns:
+        :class:`Inversion`, in the dtype of ``init`` or of the features.
+
+    Raises:
+        AttributeError: the model has no patches.
+    """
     features_of, width = image_features(model)
     init = _start(init, txt_feats, num_patches, width)
     return descend(features_of, init, txt_feats, steps, lr, weight_decay, tuple(record_steps))
