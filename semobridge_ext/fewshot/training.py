@@ -161,9 +161,10 @@ class SeMoBridgeT(SeMoBridgeClassifier):
         validation: tuple[Any, Any] | None = None,
         checkpoint: Any = None,
     ) -> SeMoBridgeT:
-        """Trains on the shots: raw features [M, D] and M class names.
+        """Trains on the shots.
 
         Args:
+            X: [M, D] raw features. y: M class names.
             validation: (features, names) that choose the step to keep; never the test part.
             checkpoint: a file that is written during training, and continued from where it exists.
                 The continued run takes the very steps that an unbroken one takes.
