@@ -124,7 +124,39 @@ def oti(
     init: Tensor | None = None,  # [B, R, T]
     record_steps: tuple[int, ...] = (),
 ) -> Inversion:
-    """Textual inversion through ``model.encode_text``, all positions, autograd."""
+    """Textual inversion through ``model.encode_text``, all positions, autograd.
+
+    Args:
+        model: a CLIP of open_clip, OpenAI or Hugging Face.
+        img_feats: [B, D] floating point, the targets.
+        tokenizer: that of the model; None takes open_clip's.
+        template: text around ``{}``, where the learned vectors go.
+        num_tokens: R.
+        steps: steps of AdamW.
+        lr: its rate.
+        weight_decay: its decoupled decay.
+        init: [B, R, T] start; None draws it with deviation 0.02.
+        record_steps: steps whose unit features are kept.
+
+    Returns:
+        Inversion: tokens [B, R, T], unit features [B, D], losses, what was recorded, steps done.
+
+    Raises:
+        ValueError: the tokenizer does not keep the placeholders.
+
+    Numerics: in the dtype of the model. The loss is the mean of 1 − cosine.
+
+    Memory: autograd's record of the whole text tower.
+
+    Example:
+        >>> import torch, semobridge_ext as sb
+        >>> model = sb.load_picto_clip()[0]
+        >>> target = torch.ones(1, model.text_projection.shape[1])
+        >>> sb.reference.oti(model, target, steps=2).losses.shape
+        torch.Size([2])
+
+    arXiv 2502.04263; docs/methods.md §3.
+    """
     features_of, width = text_features(model, tokenizer=tokenizer, template=template, num_tokens=num_tokens)
     init = _start(init, img_feats, num_tokens, width)
     return descend(features_of, init, img_feats, steps, lr, weight_decay, tuple(record_steps))
@@ -141,7 +173,37 @@ def ovi(
     init: Tensor | None = None,  # [B, P, V]
     record_steps: tuple[int, ...] = (),
 ) -> Inversion:
-    """Visual inversion through ``model.encode_image``, all patches, autograd."""
+    """Visual inversion through ``model.encode_image``, all patches, autograd.
+
+    Args:
+        model: a CLIP of open_clip, OpenAI or Hugging Face.
+        txt_feats: [B, D] floating point, the targets.
+        num_patches: P.
+        steps: steps of AdamW.
+        lr: its rate.
+        weight_decay: its decoupled decay.
+        init: [B, P, V] start; None draws it with deviation 0.02.
+        record_steps: steps whose unit features are kept.
+
+    Returns:
+        Inversion: tokens [B, P, V], unit features [B, D], losses, what was recorded, steps done.
+
+    Raises:
+        RuntimeError: ``init`` does not fit the model (PyTorch's own message).
+
+    Numerics: in the dtype of the model. The loss is the mean of 1 − cosine.
+
+    Memory: autograd's record of the whole vision tower.
+
+    Example:
+        >>> import torch, semobridge_ext as sb
+        >>> model = sb.load_picto_clip()[0]
+        >>> target = torch.ones(1, model.text_projection.shape[1])
+        >>> sb.reference.ovi(model, target, steps=2).losses.shape
+        torch.Size([2])
+
+    arXiv 2502.04263; docs/methods.md §4.
+    """
     features_of, width = image_features(model)
     init = _start(init, txt_feats, num_patches, width)
     return descend(features_of, init, txt_feats, steps, lr, weight_decay, tuple(record_steps))
