@@ -5,6 +5,9 @@ csrc/<op>/<op>.h and csrc/<op>/cuda.h say what the functions compute. Addresses 
 
 # Address (0: none), dtype code, rows, columns, row stride in elements.
 View = tuple[int, int, int, int, int]
+# A right operand in panels: address, dtype code, rows and columns before packing.
+Packed = tuple[int, int, int, int]
+
 CANDIDATE_PAD: int
 PANEL: int
 RANK_BLOCK: int
@@ -26,13 +29,8 @@ def adamw(
     threads: int,
 ) -> None: ...
 def blend_logits(
-    x: int,
-    dtype: int,
-    n: int,
-    k: int,
-    x_stride: int,
-    right: int,
-    right_cols: int,
+    x: View,
+    right: Packed,
     classes: int,
     bridged: bool,
     weights: int,
@@ -49,7 +47,7 @@ def blend_logits(
     z3: int,
     threads: int,
 ) -> None: ...
-def build_config() -> dict: ...
+def build_config() -> dict[str, str]: ...
 def count_correct(
     dtype: int,
     rows: int,
@@ -71,17 +69,14 @@ def count_correct(
     correct: int,
     threads: int,
 ) -> None: ...
-def isa_table() -> dict: ...
+def isa_table() -> dict[str, tuple[bool, bool]]: ...
 def pack_matrix(matrix: View, dtype: int, out: int) -> None: ...
 def packed_elements(rows: int, cols: int) -> int: ...
 def prefer_huge_pages(data: int, bytes: int) -> None: ...
 def prune_candidates(
-    dtype: int,
-    z1: int,
-    z2: int,
-    z3: int,
-    rows: int,
-    classes: int,
+    z1: View,
+    z2: View,
+    z3: View,
     labels: int,
     exponents: int,
     margin: float,
@@ -90,14 +85,8 @@ def prune_candidates(
     threads: int,
 ) -> None: ...
 def rank_counts(
-    queries: int,
-    queries_dtype: int,
-    queries_stride: int,
-    gallery: int,
-    gallery_dtype: int,
-    g: int,
-    gallery_stride: int,
-    d: int,
+    queries: View,
+    gallery: View,
     num_queries: int,
     query_rows: int,
     marked: int,
@@ -119,15 +108,8 @@ def rank_metrics(
 def set_isa(name: str) -> None: ...
 def sort_labels(labels: int, s: int, num_classes: int, order: int, offsets: int) -> int: ...
 def support_logits(
-    queries: int,
-    queries_dtype: int,
-    n: int,
-    queries_stride: int,
-    keys: int,
-    keys_dtype: int,
-    s: int,
-    keys_stride: int,
-    d: int,
+    queries: View,
+    keys: View,
     order: int,
     offsets: int,
     num_classes: int,
@@ -139,15 +121,8 @@ def support_logits(
 ) -> None: ...
 def support_logits_workspace(n: int, s: int) -> int: ...
 def topk(
-    queries: int,
-    queries_dtype: int,
-    n: int,
-    queries_stride: int,
-    gallery: int,
-    gallery_dtype: int,
-    g: int,
-    gallery_stride: int,
-    d: int,
+    queries: View,
+    gallery: View,
     k: int,
     exclude: int,
     scores: int,
@@ -163,10 +138,8 @@ class ClassBatch:
         self,
         first: int,
         last: int,
-        classes: int,
-        stride: int,
+        x: View,
         coefficient: float,
-        x: int,
         scale: int,
         add: int,
         loss: int,
@@ -263,14 +236,10 @@ class FrozenTower:
 class Projection:
     def __init__(
         self,
-        compute: int,
-        first: int,
-        k: int,
-        mid: int,
+        first: Packed,
         normalize_first: bool,
         scale_first: float,
-        second: int = 0,
-        out: int = 0,
+        second: Packed = (0, 0, 0, 0),
         normalize_second: bool = False,
         scale_second: float = 1.0,
         residual: bool = False,
@@ -335,42 +304,34 @@ def adamw_flat_cuda(
     stream: int,
 ) -> None: ...
 def attention_cuda(
-    dtype: int,
+    qkv: View,
     samples: int,
     heads: int,
-    width: int,
     slots: int,
     queries: int,
     prefix: int,
-    qkv: int,
-    qkv_stride: int,
     prefix_kv: int,
     visible: int,
     visible_begin: int,
     keys: int,
     p: int,
-    o: int,
-    o_stride: int,
+    o: View,
     device: int,
     stream: int,
 ) -> None: ...
 def attention_grad_cuda(
-    dtype: int,
+    qkv: View,
     samples: int,
     heads: int,
-    width: int,
     slots: int,
     queries: int,
     prefix: int,
-    qkv: int,
-    qkv_stride: int,
     prefix_kv: int,
     visible: int,
     visible_begin: int,
     keys: int,
     p: int,
-    grad_o: int,
-    o_stride: int,
+    grad_o: View,
     ds: int,
     grad_qkv: int,
     device: int,
@@ -409,9 +370,7 @@ def class_sums_cuda(
     classes: int,
     offsets: int,
     row_begin: int,
-    x: int,
-    cols: int,
-    stride: int,
+    x: View,
     norms: int,
     extra: int,
     out: int,
@@ -490,10 +449,7 @@ def row_dots_cuda(
     rows: int, width: int, a: int, b: int, q: int, inverse: int, device: int, stream: int
 ) -> None: ...
 def row_loss_cuda(
-    rows: int,
-    classes: int,
-    x: int,
-    stride: int,
+    x: View,
     labels: int,
     coefficient: float,
     scale: int,

@@ -1,6 +1,10 @@
 // Views, addresses and sizes in, nothing else: the op files of semobridge_ext/_ops have checked
 // kind, dtype, device, shape and strides before a call arrives here.
 //
+// A matrix whose rows have a stride crosses as a View, one in panels as a Packed, both tuples of
+// numbers (python/write_stub.py spells them out); a vector, and an array that lies as its op's
+// header says, by address; 0 is none.
+//
 // An op's bind.cpp registers itself:
 //
 //   SB_BIND_CPU(m) { m.def("topk", ...); }
@@ -30,8 +34,22 @@ T* at(uintptr_t address) {
 
 inline int at_least_one(int threads) { return threads < 1 ? 1 : threads; }
 
-// A matrix crosses as (address or 0, dtype, rows, columns, row stride): `View` of the stub.
 namespace pybind11::detail {
+
+// The fields that a view begins with; false where they are not numbers.
+template <class Matrix>
+bool load_matrix(PyObject* view, Matrix& matrix) {
+  matrix.data = PyLong_AsVoidPtr(PyTuple_GET_ITEM(view, 0));
+  const long dtype = PyLong_AsLong(PyTuple_GET_ITEM(view, 1));
+  matrix.rows = PyLong_AsLongLong(PyTuple_GET_ITEM(view, 2));
+  matrix.cols = PyLong_AsLongLong(PyTuple_GET_ITEM(view, 3));
+  if (PyErr_Occurred() != nullptr) {
+    PyErr_Clear();
+    return false;
+  }
+  matrix.dtype = dtype_of(static_cast<int>(dtype));
+  return true;
+}
 
 template <class Matrix>
 struct view_caster {
@@ -40,17 +58,18 @@ struct view_caster {
   bool load(handle source, bool) {
     PyObject* const view = source.ptr();
     if (!PyTuple_Check(view) || PyTuple_GET_SIZE(view) != 5) return false;
-    value.data = PyLong_AsVoidPtr(PyTuple_GET_ITEM(view, 0));
-    const long dtype = PyLong_AsLong(PyTuple_GET_ITEM(view, 1));
-    value.rows = PyLong_AsLongLong(PyTuple_GET_ITEM(view, 2));
-    value.cols = PyLong_AsLongLong(PyTuple_GET_ITEM(view, 3));
     value.row_stride = PyLong_AsLongLong(PyTuple_GET_ITEM(view, 4));
-    if (PyErr_Occurred() != nullptr) {
-      PyErr_Clear();
-      return false;
-    }
-    value.dtype = dtype_of(static_cast<int>(dtype));
-    return true;
+    return load_matrix(view, value);
+  }
+};
+
+template <>
+struct type_caster<sb::PackedMatrix> {
+  PYBIND11_TYPE_CASTER(sb::PackedMatrix, const_name("Packed"));
+
+  bool load(handle source, bool) {
+    PyObject* const packed = source.ptr();
+    return PyTuple_Check(packed) && PyTuple_GET_SIZE(packed) == 4 && load_matrix(packed, value);
   }
 };
 

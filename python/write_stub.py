@@ -26,6 +26,8 @@ csrc/<op>/<op>.h and csrc/<op>/cuda.h say what the functions compute. Addresses 
 
 # Address (0: none), dtype code, rows, columns, row stride in elements.
 View = tuple[int, int, int, int, int]
+# A right operand in panels: address, dtype code, rows and columns before packing.
+Packed = tuple[int, int, int, int]
 
 '''
 CUDA = "\n# Only in builds with CUDA.\n"

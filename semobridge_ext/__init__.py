@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from semobridge_ext import ops, reference
+from semobridge_ext._version import __version__ as __version__
 from semobridge_ext.bridging import Bridge, bridge, use
 from semobridge_ext.clip.class_text import class_text_features
 from semobridge_ext.diagnostics import Diagnosis, diagnose
@@ -31,8 +32,6 @@ from semobridge_ext.runtime.info import build_info
 
 if TYPE_CHECKING:
     from semobridge_ext.data import list_picto, load_picto, load_picto_clip, picto_transform
-
-__version__ = "0.1.0"
 
 _LAZY = {
     "load_picto_clip": "semobridge_ext.data",

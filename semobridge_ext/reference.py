@@ -11,7 +11,7 @@ from semobridge_ext._ops.support_logits.reference import support_logits
 from semobridge_ext._ops.topk.reference import topk
 from semobridge_ext.bridging.reference import bridge, pinv
 from semobridge_ext.inversion.reference import oti, ovi
-from semobridge_ext.inversion.result import Inversion
+from semobridge_ext.inversion.spec import Inversion
 from semobridge_ext.retrieval.reference import retrieval_metrics
 
 __all__ = [

@@ -21,7 +21,7 @@ import torch
 from hypothesis import settings
 
 import semobridge_ext as sb
-from semobridge_ext.bridging import closed_form as bridging
+from semobridge_ext.bridging import default as bridging
 from semobridge_ext.runtime import backend as _backend
 from tests.cuda_emulation.build import Emulation
 from tests.support.build_cache import remove_stale

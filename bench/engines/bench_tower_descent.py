@@ -194,7 +194,7 @@ def test_step(benchmark: Any, kind: str, batch: int, member: str) -> None:
 
 @pytest.mark.skipif(not SLOW, reason="150 full-context steps; SEMOBRIDGE_BENCH_SLOW=0")
 def test_150_steps_parity() -> None:
-    """TARGETS: feature cosine ≥ 0.9999 and losses within 1e-3 of the full-context float32 run."""
+    """Feature cosine ≥ 0.9999 and losses within 1e-3 of the full-context float32 run."""
     f, v = data("oti", 8)
     ours, theirs = sb.oti(model(), f, init=v), sb.reference.oti(model(), f, init=v)
     cosine = torch.cosine_similarity(ours.features, theirs.features, dim=1)

@@ -22,7 +22,7 @@ from semobridge_ext._engines.bridge_training.step import BridgeTrainer
 from semobridge_ext._ops.blend_logits.eager import blend_logits
 from semobridge_ext._ops.blend_logits.spec import BlendParams
 from semobridge_ext._ops.count_correct.op import CorrectCounter
-from semobridge_ext.cli.commands.fewshot import _picto_problems
+from semobridge_ext.cli import fewshot_problems
 from semobridge_ext.fewshot.draws import sample_support
 from semobridge_ext.fewshot.study import Problem
 from semobridge_ext.fewshot.training_schedule import PRESETS
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--trials", type=int, default=1000)
     args = parser.parse_args()
-    (problem,) = _picto_problems(args.set)
+    (problem,) = fewshot_problems.of_sets(args.set)
     search_counts(problem, args.shots, args.trials)
     train_both(problem, args.shots, args.steps)
 

@@ -5,15 +5,13 @@
 SB_BIND_CPU(m) {
   m.def(
       "blend_logits",
-      [](uintptr_t x, int dtype, int64_t n, int64_t k, int64_t x_stride, uintptr_t right,
-         int64_t right_cols, int64_t classes, bool bridged, uintptr_t weights, double alpha,
-         double beta, double gamma, double lambda1, double lambda2, double lambda3,
-         uintptr_t labels, uintptr_t logits, uintptr_t z1, uintptr_t z2, uintptr_t z3,
-         int threads) {
+      [](const sb::ConstMatrix& x, const sb::PackedMatrix& right, int64_t classes, bool bridged,
+         uintptr_t weights, double alpha, double beta, double gamma, double lambda1, double lambda2,
+         double lambda3, uintptr_t labels, uintptr_t logits, uintptr_t z1, uintptr_t z2,
+         uintptr_t z3, int threads) {
         sb::BlendLogitsArgs args;
-        const sb::DType type = dtype_of(dtype);
-        args.x = {at<const void>(x), type, n, k, x_stride};
-        args.right = {at<const void>(right), sb::compute_dtype(type), k, right_cols};
+        args.x = x;
+        args.right = right;
         args.classes = classes;
         args.bridged = bridged;
         args.weights = at<const void>(weights);
@@ -28,11 +26,10 @@ SB_BIND_CPU(m) {
         py::gil_scoped_release release;
         sb::blend_logits(args);
       },
-      py::arg("x"), py::arg("dtype"), py::arg("n"), py::arg("k"), py::arg("x_stride"),
-      py::arg("right"), py::arg("right_cols"), py::arg("classes"), py::arg("bridged"),
-      py::arg("weights"), py::arg("alpha"), py::arg("beta"), py::arg("gamma"), py::arg("lambda1"),
-      py::arg("lambda2"), py::arg("lambda3"), py::arg("labels"), py::arg("logits"), py::arg("z1"),
-      py::arg("z2"), py::arg("z3"), py::arg("threads"));
+      py::arg("x"), py::arg("right"), py::arg("classes"), py::arg("bridged"), py::arg("weights"),
+      py::arg("alpha"), py::arg("beta"), py::arg("gamma"), py::arg("lambda1"), py::arg("lambda2"),
+      py::arg("lambda3"), py::arg("labels"), py::arg("logits"), py::arg("z1"), py::arg("z2"),
+      py::arg("z3"), py::arg("threads"));
 }
 
 SB_BIND_CUDA(m) {

@@ -33,15 +33,13 @@ class ClassBatch {
     sb::shot_dots(args);
   }
 
-  void row_loss(int64_t first, int64_t last, int64_t classes, int64_t stride, double coefficient,
-                uintptr_t x, uintptr_t scale, uintptr_t add, uintptr_t loss, uintptr_t dot,
-                uintptr_t sums, int threads) const {
+  void row_loss(int64_t first, int64_t last, const sb::Matrix& x, double coefficient,
+                uintptr_t scale, uintptr_t add, uintptr_t loss, uintptr_t dot, uintptr_t sums,
+                int threads) const {
     const sb::RowLossArgs args{rows(first, last, threads),
-                               classes,
-                               stride,
                                offsets_[first],
+                               x,
                                coefficient,
-                               at<void>(x),
                                at<void>(scale),
                                at<void>(add),
                                at<void>(loss),
@@ -87,9 +85,9 @@ SB_BIND_CPU(m) {
            py::arg("tau"), py::arg("r"), py::arg("mean"), py::arg("threads"))
       .def("shot_dots", &ClassBatch::shot_dots, py::arg("first"), py::arg("last"), py::arg("e"),
            py::arg("h"), py::arg("q"), py::arg("threads"))
-      .def("row_loss", &ClassBatch::row_loss, py::arg("first"), py::arg("last"), py::arg("classes"),
-           py::arg("stride"), py::arg("coefficient"), py::arg("x"), py::arg("scale"),
-           py::arg("add"), py::arg("loss"), py::arg("dot"), py::arg("sums"), py::arg("threads"))
+      .def("row_loss", &ClassBatch::row_loss, py::arg("first"), py::arg("last"), py::arg("x"),
+           py::arg("coefficient"), py::arg("scale"), py::arg("add"), py::arg("loss"),
+           py::arg("dot"), py::arg("sums"), py::arg("threads"))
       .def("shot_grads", &ClassBatch::shot_grads, py::arg("first"), py::arg("last"), py::arg("e"),
            py::arg("h"), py::arg("r"), py::arg("q"), py::arg("dot"), py::arg("grad_mean"),
            py::arg("grad_tau"), py::arg("threads"));
@@ -133,20 +131,15 @@ SB_BIND_CUDA(m) {
       py::arg("r"), py::arg("device"), py::arg("stream"));
   m.def(
       "class_sums_cuda",
-      [](int64_t classes, uintptr_t offsets, int64_t row_begin, uintptr_t x, int64_t cols,
-         int64_t stride, uintptr_t norms, uintptr_t extra, uintptr_t out, int device,
-         uintptr_t stream) {
-        const sb::ClassSumsCudaArgs a{
-            classes,          at<int64_t>(offsets),
-            row_begin,        {at<float>(x), sb::DType::kFloat32, 0, cols, stride},
-            at<float>(norms), at<float>(extra),
-            at<float>(out)};
+      [](int64_t classes, uintptr_t offsets, int64_t row_begin, const sb::ConstMatrix& x,
+         uintptr_t norms, uintptr_t extra, uintptr_t out, int device, uintptr_t stream) {
+        const sb::ClassSumsCudaArgs a{classes,          at<int64_t>(offsets), row_begin,     x,
+                                      at<float>(norms), at<float>(extra),     at<float>(out)};
         py::gil_scoped_release release;
         sb::class_sums_cuda(a, device, at<void>(stream));
       },
-      py::arg("classes"), py::arg("offsets"), py::arg("row_begin"), py::arg("x"), py::arg("cols"),
-      py::arg("stride"), py::arg("norms"), py::arg("extra"), py::arg("out"), py::arg("device"),
-      py::arg("stream"));
+      py::arg("classes"), py::arg("offsets"), py::arg("row_begin"), py::arg("x"), py::arg("norms"),
+      py::arg("extra"), py::arg("out"), py::arg("device"), py::arg("stream"));
   m.def(
       "row_dots_cuda",
       [](int64_t rows, int64_t width, uintptr_t a_, uintptr_t b, uintptr_t q, uintptr_t inverse,
@@ -193,10 +186,9 @@ SB_BIND_CUDA(m) {
       py::arg("accumulate"), py::arg("out"), py::arg("device"), py::arg("stream"));
   m.def(
       "row_loss_cuda",
-      [](int64_t rows, int64_t classes, uintptr_t x, int64_t stride, uintptr_t labels,
-         double coefficient, uintptr_t scale, uintptr_t add, uintptr_t loss, uintptr_t dot,
-         int device, uintptr_t stream) {
-        const sb::RowLossCudaArgs a{{at<float>(x), sb::DType::kFloat32, rows, classes, stride},
+      [](const sb::Matrix& x, uintptr_t labels, double coefficient, uintptr_t scale, uintptr_t add,
+         uintptr_t loss, uintptr_t dot, int device, uintptr_t stream) {
+        const sb::RowLossCudaArgs a{x,
                                     at<int64_t>(labels),
                                     coefficient,
                                     at<float>(scale),
@@ -206,9 +198,8 @@ SB_BIND_CUDA(m) {
         py::gil_scoped_release release;
         sb::row_loss_cuda(a, device, at<void>(stream));
       },
-      py::arg("rows"), py::arg("classes"), py::arg("x"), py::arg("stride"), py::arg("labels"),
-      py::arg("coefficient"), py::arg("scale"), py::arg("add"), py::arg("loss"), py::arg("dot"),
-      py::arg("device"), py::arg("stream"));
+      py::arg("x"), py::arg("labels"), py::arg("coefficient"), py::arg("scale"), py::arg("add"),
+      py::arg("loss"), py::arg("dot"), py::arg("device"), py::arg("stream"));
   m.def(
       "bias_loss_cuda",
       [](int64_t classes, int64_t width, double weight, uintptr_t tau, uintptr_t norms,

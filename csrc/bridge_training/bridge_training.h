@@ -40,10 +40,9 @@ void shot_dots(const ShotDotsArgs& args);
 // sums_yc += Σ over the rows of y of g·scale
 struct RowLossArgs {
   ClassRows rows;
-  int64_t classes = 0, stride = 0;  // of x
-  int64_t row_begin = 0;            // the row of x[0]: x may be a chunk
+  int64_t row_begin = 0;  // the row of x[0]: x may be a chunk
+  Matrix x;               // [rows of first..last, C] in place
   double coefficient = 1;
-  void* x = nullptr;            // [rows of first..last, C] in place
   const void* scale = nullptr;  // [N]
   const void* add = nullptr;    // [C, C] or null
   void* loss = nullptr;         // [N] written

@@ -69,9 +69,9 @@ template <class T>
 SB_INLINE void loss_of_row(const RowLossArgs& a, int64_t n, int64_t y, T* __restrict line) {
   using V = typename Simd<T>::Vec;
   constexpr int kLanes = Simd<T>::kLanes;
-  const int64_t c = a.classes, padded = (c + kLanes - 1) / kLanes * kLanes;
+  const int64_t c = a.x.cols, padded = (c + kLanes - 1) / kLanes * kLanes;
   const T scale = static_cast<const T*>(a.scale)[n], coefficient = static_cast<T>(a.coefficient);
-  T* __restrict x = static_cast<T*>(a.x) + (n - a.row_begin) * a.stride;
+  T* __restrict x = static_cast<T*>(a.x.data) + (n - a.row_begin) * a.x.row_stride;
   if (a.add != nullptr) {
     const T* __restrict add = static_cast<const T*>(a.add) + y * c;
     for (int64_t i = 0; i < c; ++i) line[i] = (x[i] + add[i]) * scale;
@@ -113,7 +113,7 @@ SB_INLINE void loss_of_row(const RowLossArgs& a, int64_t n, int64_t y, T* __rest
 template <class T>
 void loss_of_class(const RowLossArgs& a, int64_t c) {
   constexpr int kLanes = Simd<T>::kLanes;
-  const int64_t padded = (a.classes + kLanes - 1) / kLanes * kLanes;
+  const int64_t padded = (a.x.cols + kLanes - 1) / kLanes * kLanes;
   T* line = thread_row_scratch<T>().reserve(2 * padded);
   for (int64_t n = a.rows.offsets[c]; n < a.rows.offsets[c + 1]; ++n) loss_of_row<T>(a, n, c, line);
 }
@@ -197,7 +197,8 @@ void check(const Args& a) {
 template <>
 void check(const RowLossArgs& a) {
   check_rows(a.rows);
-  require(a.stride >= a.classes, "row_loss: stride must be at least the number of classes");
+  require(a.x.dtype == a.rows.dtype, "row_loss: x must have the dtype of the batch");
+  require(a.x.row_stride >= a.x.cols, "row_loss: stride must be at least the number of classes");
 }
 
 }  // namespace
@@ -214,7 +215,7 @@ void check(const RowLossArgs& a) {
 
 SB_BY_CLASS(shot_norms, ShotNormsArgs, width, norms_of_class)
 SB_BY_CLASS(shot_dots, ShotDotsArgs, width, dots_of_class)
-SB_BY_CLASS(row_loss, RowLossArgs, classes, loss_of_class)
+SB_BY_CLASS(row_loss, RowLossArgs, x.cols, loss_of_class)
 SB_BY_CLASS(shot_grads, ShotGradsArgs, width, grads_of_class)
 
 void adamw_entry(const AdamwArgs& a) {

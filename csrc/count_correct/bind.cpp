@@ -5,14 +5,12 @@ SB_BIND_CPU(m) {
   m.attr("CANDIDATE_PAD") = sb::kCandidatePad;
   m.def(
       "prune_candidates",
-      [](int dtype, uintptr_t z1, uintptr_t z2, uintptr_t z3, int64_t rows, int64_t classes,
+      [](const sb::ConstMatrix& z1, const sb::ConstMatrix& z2, const sb::ConstMatrix& z3,
          uintptr_t labels, uintptr_t exponents, double margin, uintptr_t candidates,
          uintptr_t counts, int threads) {
         sb::PruneArgs args;
-        args.dtype = dtype_of(dtype);
-        args.z[0] = at<const void>(z1), args.z[1] = at<const void>(z2),
-        args.z[2] = at<const void>(z3);
-        args.rows = rows, args.classes = classes, args.margin = margin;
+        args.z[0] = z1, args.z[1] = z2, args.z[2] = z3;
+        args.margin = margin;
         args.labels = at<const int64_t>(labels);
         args.exponents = at<const double>(exponents);
         args.candidates = at<int32_t>(candidates);
@@ -21,9 +19,8 @@ SB_BIND_CPU(m) {
         py::gil_scoped_release release;
         sb::prune_candidates(args);
       },
-      py::arg("dtype"), py::arg("z1"), py::arg("z2"), py::arg("z3"), py::arg("rows"),
-      py::arg("classes"), py::arg("labels"), py::arg("exponents"), py::arg("margin"),
-      py::arg("candidates"), py::arg("counts"), py::arg("threads"));
+      py::arg("z1"), py::arg("z2"), py::arg("z3"), py::arg("labels"), py::arg("exponents"),
+      py::arg("margin"), py::arg("candidates"), py::arg("counts"), py::arg("threads"));
   m.def(
       "count_correct",
       [](int dtype, int64_t rows, uintptr_t labels, uintptr_t label_z1, uintptr_t label_z2,

@@ -13,9 +13,7 @@ namespace semobridge {
 constexpr int64_t kCandidatePad = 16;  // candidates of a row are padded to a multiple of this
 
 struct PruneArgs {
-  DType dtype = DType::kFloat32;  // of z: float32 or float64
-  const void* z[3] = {};          // [N, C]
-  int64_t rows = 0, classes = 0;
+  ConstMatrix z[3];                   // [N, C], float32 or float64
   const int64_t* labels = nullptr;    // [N]
   const double* exponents = nullptr;  // [C] D
   double margin = 0;

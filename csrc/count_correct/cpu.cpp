@@ -27,20 +27,23 @@ bool dominates(const Point<T>& a, const Point<T>& b, double margin) {
 
 template <class T>
 void prune_typed(const PruneArgs& a) {
+  const int64_t classes = a.z[0].cols;
 #pragma omp parallel num_threads(a.threads) if (a.threads > 1)
   {
     std::vector<Point<T>> points, front;
 #pragma omp for schedule(static)
-    for (int64_t row = 0; row < a.rows; ++row) {
+    for (int64_t row = 0; row < a.z[0].rows; ++row) {
       const T* z[3];
-      for (int i = 0; i < 3; ++i) z[i] = static_cast<const T*>(a.z[i]) + row * a.classes;
+      for (int i = 0; i < 3; ++i) {
+        z[i] = static_cast<const T*>(a.z[i].data) + row * a.z[i].row_stride;
+      }
       const auto point = [&](int64_t c) {
         return Point<T>{{z[0][c], z[1][c], z[2][c]}, a.exponents[c], static_cast<int32_t>(c)};
       };
       const Point<T> label = point(a.labels[row]);
       points.clear();
       front.clear();
-      for (int64_t c = 0; c < a.classes; ++c) {
+      for (int64_t c = 0; c < classes; ++c) {
         const Point<T> p = point(c);
         if (c != a.labels[row] && !dominates(label, p, a.margin)) points.push_back(p);
       }
@@ -50,7 +53,7 @@ void prune_typed(const PruneArgs& a) {
         const T sp = sum(p), sq = sum(q);
         return sp > sq || (sp == sq && p.index < q.index);
       });
-      int32_t* out = a.candidates + row * a.classes;
+      int32_t* out = a.candidates + row * classes;
       for (const Point<T>& p : points) {
         const auto beaten = [&](const Point<T>& q) { return dominates(q, p, a.margin); };
         if (std::any_of(front.begin(), front.end(), beaten)) continue;
@@ -65,9 +68,14 @@ void prune_typed(const PruneArgs& a) {
 }  // namespace
 
 void prune_candidates(const PruneArgs& a) {
-  require(is_compute_dtype(a.dtype), "prune_candidates: z must be float32 or float64");
-  require(a.classes < INT32_MAX, "prune_candidates: too many classes");
-  if (a.dtype == DType::kFloat64) {
+  for (const ConstMatrix& z : a.z) {
+    require(is_compute_dtype(z.dtype) && z.dtype == a.z[0].dtype,
+            "prune_candidates: z must be float32 or float64");
+    require(z.rows == a.z[0].rows && z.cols == a.z[0].cols,
+            "prune_candidates: the blocks of z must have one shape");
+  }
+  require(a.z[0].cols < INT32_MAX, "prune_candidates: too many classes");
+  if (a.z[0].dtype == DType::kFloat64) {
     prune_typed<double>(a);
   } else {
     prune_typed<float>(a);

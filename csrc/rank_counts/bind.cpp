@@ -11,15 +11,13 @@ SB_BIND_CPU(m) {
       py::arg("offsets"), py::arg("n"), py::arg("threads"));
   m.def(
       "rank_counts",
-      [](uintptr_t queries, int queries_dtype, int64_t queries_stride, uintptr_t gallery,
-         int gallery_dtype, int64_t g, int64_t gallery_stride, int64_t d, int64_t num_queries,
+      [](const sb::ConstMatrix& queries, const sb::ConstMatrix& gallery, int64_t num_queries,
          uintptr_t query_rows, uintptr_t marked, uintptr_t marked_begin, uintptr_t marked_end,
          uintptr_t exclude, uintptr_t offsets, uintptr_t scores, uintptr_t greater, uintptr_t equal,
          bool count, uintptr_t workspace, int threads) {
         sb::RankCountsArgs args;
-        args.queries = {at<const void>(queries), dtype_of(queries_dtype), num_queries, d,
-                        queries_stride};
-        args.gallery = {at<const void>(gallery), dtype_of(gallery_dtype), g, d, gallery_stride};
+        args.queries = queries;
+        args.gallery = gallery;
         args.num_queries = num_queries;
         args.query_rows = at<const int64_t>(query_rows);
         args.marked = at<const int64_t>(marked);
@@ -36,12 +34,10 @@ SB_BIND_CPU(m) {
         py::gil_scoped_release release;
         sb::rank_counts(args);
       },
-      py::arg("queries"), py::arg("queries_dtype"), py::arg("queries_stride"), py::arg("gallery"),
-      py::arg("gallery_dtype"), py::arg("g"), py::arg("gallery_stride"), py::arg("d"),
-      py::arg("num_queries"), py::arg("query_rows"), py::arg("marked"), py::arg("marked_begin"),
-      py::arg("marked_end"), py::arg("exclude"), py::arg("offsets"), py::arg("scores"),
-      py::arg("greater"), py::arg("equal"), py::arg("count"), py::arg("workspace"),
-      py::arg("threads"));
+      py::arg("queries"), py::arg("gallery"), py::arg("num_queries"), py::arg("query_rows"),
+      py::arg("marked"), py::arg("marked_begin"), py::arg("marked_end"), py::arg("exclude"),
+      py::arg("offsets"), py::arg("scores"), py::arg("greater"), py::arg("equal"), py::arg("count"),
+      py::arg("workspace"), py::arg("threads"));
   m.def(
       "rank_metrics",
       [](int64_t n, uintptr_t offsets, uintptr_t greater, uintptr_t equal, uintptr_t recall_at,

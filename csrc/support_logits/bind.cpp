@@ -14,13 +14,12 @@ SB_BIND_CPU(m) {
       py::arg("offsets"));
   m.def(
       "support_logits",
-      [](uintptr_t queries, int queries_dtype, int64_t n, int64_t queries_stride, uintptr_t keys,
-         int keys_dtype, int64_t s, int64_t keys_stride, int64_t d, uintptr_t order,
+      [](const sb::ConstMatrix& queries, const sb::ConstMatrix& keys, uintptr_t order,
          uintptr_t offsets, int64_t num_classes, uintptr_t weights, double beta, uintptr_t out,
          uintptr_t workspace, int threads) {
         sb::SupportLogitsArgs args;
-        args.queries = {at<const void>(queries), dtype_of(queries_dtype), n, d, queries_stride};
-        args.keys = {at<const void>(keys), dtype_of(keys_dtype), s, d, keys_stride};
+        args.queries = queries;
+        args.keys = keys;
         args.order = at<const int64_t>(order);
         args.offsets = at<const int64_t>(offsets);
         args.num_classes = num_classes;
@@ -32,8 +31,7 @@ SB_BIND_CPU(m) {
         py::gil_scoped_release release;
         sb::support_logits(args);
       },
-      py::arg("queries"), py::arg("queries_dtype"), py::arg("n"), py::arg("queries_stride"),
-      py::arg("keys"), py::arg("keys_dtype"), py::arg("s"), py::arg("keys_stride"), py::arg("d"),
-      py::arg("order"), py::arg("offsets"), py::arg("num_classes"), py::arg("weights"),
-      py::arg("beta"), py::arg("out"), py::arg("workspace"), py::arg("threads"));
+      py::arg("queries"), py::arg("keys"), py::arg("order"), py::arg("offsets"),
+      py::arg("num_classes"), py::arg("weights"), py::arg("beta"), py::arg("out"),
+      py::arg("workspace"), py::arg("threads"));
 }

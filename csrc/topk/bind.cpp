@@ -11,12 +11,11 @@ SB_BIND_CPU(m) {
       py::arg("n"), py::arg("g"), py::arg("k"), py::arg("compute"), py::arg("threads"));
   m.def(
       "topk",
-      [](uintptr_t queries, int queries_dtype, int64_t n, int64_t queries_stride, uintptr_t gallery,
-         int gallery_dtype, int64_t g, int64_t gallery_stride, int64_t d, int64_t k,
+      [](const sb::ConstMatrix& queries, const sb::ConstMatrix& gallery, int64_t k,
          uintptr_t exclude, uintptr_t scores, uintptr_t indices, uintptr_t workspace, int threads) {
         sb::TopkArgs args;
-        args.queries = {at<const void>(queries), dtype_of(queries_dtype), n, d, queries_stride};
-        args.gallery = {at<const void>(gallery), dtype_of(gallery_dtype), g, d, gallery_stride};
+        args.queries = queries;
+        args.gallery = gallery;
         args.k = k;
         args.exclude = at<const int64_t>(exclude);
         args.scores = at<void>(scores);
@@ -26,10 +25,8 @@ SB_BIND_CPU(m) {
         py::gil_scoped_release release;
         sb::topk(args);
       },
-      py::arg("queries"), py::arg("queries_dtype"), py::arg("n"), py::arg("queries_stride"),
-      py::arg("gallery"), py::arg("gallery_dtype"), py::arg("g"), py::arg("gallery_stride"),
-      py::arg("d"), py::arg("k"), py::arg("exclude"), py::arg("scores"), py::arg("indices"),
-      py::arg("workspace"), py::arg("threads"));
+      py::arg("queries"), py::arg("gallery"), py::arg("k"), py::arg("exclude"), py::arg("scores"),
+      py::arg("indices"), py::arg("workspace"), py::arg("threads"));
 }
 
 SB_BIND_CUDA(m) {

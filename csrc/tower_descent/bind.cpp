@@ -141,21 +141,21 @@ class FrozenTower {
   std::vector<int32_t> source_, visible_, begin_;
 };
 
-sb::AttentionCudaArgs attention_args(int dtype, int64_t samples, int64_t heads, int64_t width,
-                                     int64_t slots, int64_t queries, int64_t prefix, uintptr_t qkv,
-                                     int64_t qkv_stride, uintptr_t prefix_kv, uintptr_t visible,
+sb::AttentionCudaArgs attention_args(const sb::ConstMatrix& qkv, int64_t samples, int64_t heads,
+                                     int64_t slots, int64_t queries, int64_t prefix,
+                                     uintptr_t prefix_kv, uintptr_t visible,
                                      uintptr_t visible_begin, int64_t keys, uintptr_t p,
                                      int64_t o_stride) {
   sb::AttentionCudaArgs a;
-  a.dtype = dtype_of(dtype);
+  a.dtype = qkv.dtype;
   a.samples = samples;
   a.heads = heads;
-  a.width = width;
+  a.width = qkv.cols / (3 * heads);
   a.slots = slots;
   a.queries = queries;
   a.prefix = prefix;
-  a.qkv = at<void>(qkv);
-  a.qkv_stride = qkv_stride;
+  a.qkv = qkv.data;
+  a.qkv_stride = qkv.row_stride;
   a.prefix_kv = at<void>(prefix_kv);
   a.visible = at<int32_t>(visible);
   a.visible_begin = at<int32_t>(visible_begin);
@@ -230,38 +230,35 @@ SB_BIND_CUDA(m) {
       py::arg("device"), py::arg("stream"));
   m.def(
       "attention_cuda",
-      [](int dtype, int64_t samples, int64_t heads, int64_t width, int64_t slots, int64_t queries,
-         int64_t prefix, uintptr_t qkv, int64_t qkv_stride, uintptr_t prefix_kv, uintptr_t visible,
-         uintptr_t visible_begin, int64_t keys, uintptr_t p, uintptr_t o, int64_t o_stride,
-         int device, uintptr_t stream) {
+      [](const sb::ConstMatrix& qkv, int64_t samples, int64_t heads, int64_t slots, int64_t queries,
+         int64_t prefix, uintptr_t prefix_kv, uintptr_t visible, uintptr_t visible_begin,
+         int64_t keys, uintptr_t p, const sb::Matrix& o, int device, uintptr_t stream) {
         sb::AttentionCudaArgs a =
-            attention_args(dtype, samples, heads, width, slots, queries, prefix, qkv, qkv_stride,
-                           prefix_kv, visible, visible_begin, keys, p, o_stride);
-        a.o = at<void>(o);
+            attention_args(qkv, samples, heads, slots, queries, prefix, prefix_kv, visible,
+                           visible_begin, keys, p, o.row_stride);
+        a.o = o.data;
         py::gil_scoped_release release;
         sb::attention_cuda(a, device, at<void>(stream));
       },
-      py::arg("dtype"), py::arg("samples"), py::arg("heads"), py::arg("width"), py::arg("slots"),
-      py::arg("queries"), py::arg("prefix"), py::arg("qkv"), py::arg("qkv_stride"),
-      py::arg("prefix_kv"), py::arg("visible"), py::arg("visible_begin"), py::arg("keys"),
-      py::arg("p"), py::arg("o"), py::arg("o_stride"), py::arg("device"), py::arg("stream"));
+      py::arg("qkv"), py::arg("samples"), py::arg("heads"), py::arg("slots"), py::arg("queries"),
+      py::arg("prefix"), py::arg("prefix_kv"), py::arg("visible"), py::arg("visible_begin"),
+      py::arg("keys"), py::arg("p"), py::arg("o"), py::arg("device"), py::arg("stream"));
   m.def(
       "attention_grad_cuda",
-      [](int dtype, int64_t samples, int64_t heads, int64_t width, int64_t slots, int64_t queries,
-         int64_t prefix, uintptr_t qkv, int64_t qkv_stride, uintptr_t prefix_kv, uintptr_t visible,
-         uintptr_t visible_begin, int64_t keys, uintptr_t p, uintptr_t grad_o, int64_t o_stride,
-         uintptr_t ds, uintptr_t grad_qkv, int device, uintptr_t stream) {
+      [](const sb::ConstMatrix& qkv, int64_t samples, int64_t heads, int64_t slots, int64_t queries,
+         int64_t prefix, uintptr_t prefix_kv, uintptr_t visible, uintptr_t visible_begin,
+         int64_t keys, uintptr_t p, const sb::ConstMatrix& grad_o, uintptr_t ds, uintptr_t grad_qkv,
+         int device, uintptr_t stream) {
         const sb::AttentionGradCudaArgs a{
-            attention_args(dtype, samples, heads, width, slots, queries, prefix, qkv, qkv_stride,
-                           prefix_kv, visible, visible_begin, keys, p, o_stride),
-            at<void>(grad_o), at<float>(ds), at<void>(grad_qkv)};
+            attention_args(qkv, samples, heads, slots, queries, prefix, prefix_kv, visible,
+                           visible_begin, keys, p, grad_o.row_stride),
+            grad_o.data, at<float>(ds), at<void>(grad_qkv)};
         py::gil_scoped_release release;
         sb::attention_grad_cuda(a, device, at<void>(stream));
       },
-      py::arg("dtype"), py::arg("samples"), py::arg("heads"), py::arg("width"), py::arg("slots"),
-      py::arg("queries"), py::arg("prefix"), py::arg("qkv"), py::arg("qkv_stride"),
-      py::arg("prefix_kv"), py::arg("visible"), py::arg("visible_begin"), py::arg("keys"),
-      py::arg("p"), py::arg("grad_o"), py::arg("o_stride"), py::arg("ds"), py::arg("grad_qkv"),
+      py::arg("qkv"), py::arg("samples"), py::arg("heads"), py::arg("slots"), py::arg("queries"),
+      py::arg("prefix"), py::arg("prefix_kv"), py::arg("visible"), py::arg("visible_begin"),
+      py::arg("keys"), py::arg("p"), py::arg("grad_o"), py::arg("ds"), py::arg("grad_qkv"),
       py::arg("device"), py::arg("stream"));
   m.def(
       "cosine_loss_cuda",

@@ -1,4 +1,4 @@
-"""Reference of bridging.py: SeMoBridge's closed form as the paper writes it (arXiv 2509.26036, §3.2)."""
+"""The oracle of the bridge: SeMoBridge's closed form as the paper writes it (arXiv 2509.26036, §3.2)."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from semobridge_ext import __version__
+from semobridge_ext._version import __version__
 from semobridge_ext.cli.commands import (
     calibrate,
     demo,

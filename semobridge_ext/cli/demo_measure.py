@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from semobridge_ext import reference
-from semobridge_ext.bridging.closed_form import Bridge
+from semobridge_ext.bridging import Bridge
 from semobridge_ext.cli.embedded import encode_drawings
 from semobridge_ext.clip.class_text import class_text_features
 from semobridge_ext.diagnostics.resampling import modality_gap
 from semobridge_ext.fewshot import study
 from semobridge_ext.fewshot.study_cosines import CosineMethods
+from semobridge_ext.runtime.rows import unit_rows
 
 # ours, what it is held against
 COMPARISONS = (
@@ -143,7 +143,7 @@ def speed_figures(bridge: Bridge, features: Tensor) -> dict[str, Any]:
             return bridge(rows)
 
         def eager(rows: Tensor = rows) -> Tensor:
-            return reference.bridge(rows, weights, inverse=inverse)
+            return unit_rows(unit_rows(rows @ inverse) @ weights)
 
         worst = float((native() - eager()).abs().max())
         times: dict[str, list[float]] = {"native": [], "eager": []}

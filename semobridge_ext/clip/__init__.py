@@ -1,6 +1,7 @@
 """What the methods need of a CLIP model, behind one protocol (adapter.py).
 
-Supported families, one module each:
+Supported families, one module each::
+
     open_clip      CLIP and CustomTextCLIP, with its own vision transformer or a timm trunk (SigLIP)
     OpenAI's clip  with a vision transformer
     Hugging Face   CLIPModel, and models of transformers that share its towers

@@ -16,8 +16,8 @@ from torch.nn.functional import normalize
 from semobridge_ext import _inputs
 from semobridge_ext._ops.blend_logits.eager import class_exponents
 from semobridge_ext._ops.blend_logits.op import BlendOperand
-from semobridge_ext.bridging import closed_form as bridging
-from semobridge_ext.bridging.closed_form import Bridge
+from semobridge_ext.bridging import Bridge
+from semobridge_ext.bridging.default import default_for, embedded_bridge
 from semobridge_ext.fewshot.estimator import FewShotEstimator, exactly
 from semobridge_ext.runtime.rows import compute_dtype
 
@@ -49,7 +49,7 @@ class ClassSums(FewShotEstimator):
         if isinstance(given, str) and given == "identity":
             return None
         if given is None:
-            bridge = bridging._default if bridging._default is not None else bridging._default_for(x)
+            bridge = default_for(x)
         elif isinstance(given, Bridge):
             bridge = given
         elif isinstance(given, str):
@@ -58,7 +58,7 @@ class ClassSums(FewShotEstimator):
                     f"{type(self).__name__}: bridge must be a Bridge, a CLIP model, 'picto' or 'identity', "
                     f"got {given!r}; load that model and pass it"
                 )
-            bridge = bridging._picto_bridge()
+            bridge = embedded_bridge()
         else:
             bridge = Bridge.from_clip(given)
         if bridge.text_projection.shape[1] != x.shape[1]:

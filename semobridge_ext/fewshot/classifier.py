@@ -14,7 +14,7 @@ from torch import Tensor
 
 from semobridge_ext import _inputs
 from semobridge_ext._ops.blend_logits.spec import BlendParams, Similarities
-from semobridge_ext.bridging.closed_form import Bridge
+from semobridge_ext.bridging import Bridge
 from semobridge_ext.fewshot.class_sums import ClassSums
 from semobridge_ext.fewshot.estimator import CHUNK, exactly
 from semobridge_ext.fewshot.estimator_file import load_estimator, save_estimator
@@ -106,14 +106,14 @@ class SeMoBridgeClassifier(ClassSums):
     # -- prediction ---------------------------------------------------------------------------------
 
     def _logits(self, x: Tensor) -> Tensor:
-        return self._operand.logits(x, self.params_)
+        return self._operand.logits(x, self.params_, called="decision_function")
 
     def _labels(self, x: Tensor) -> Tensor:
-        return self._operand.labels(x, self.params_)
+        return self._operand.labels(x, self.params_, called="predict")
 
     def similarities(self, X: Any) -> Similarities:
         """The three blocks of cosines z1, z2, z3, each [N, C], that the blend is made of."""
-        return self._operand.similarities(self._queries("similarities", X))
+        return self._operand.similarities(self._queries("similarities", X), called="similarities")
 
     def predict_proba(self, X: Any) -> Any:  # [N, C]
         """``softmax(scale·logits)`` with one scale for all classes.

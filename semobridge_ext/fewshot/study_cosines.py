@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 from semobridge_ext._ops.blend_logits.eager import blend_logits, prototypes
 from semobridge_ext._ops.blend_logits.spec import BlendParams, Similarities
-from semobridge_ext.bridging.closed_form import Bridge
+from semobridge_ext.bridging import Bridge
 from semobridge_ext.fewshot.study import Outcome, Problem
 
 METHODS = (

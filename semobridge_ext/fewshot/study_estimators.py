@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from semobridge_ext.bridging.closed_form import Bridge
+from semobridge_ext.bridging import Bridge
 from semobridge_ext.fewshot.baselines import LDA, NearestClassMean, ZeroShot
 from semobridge_ext.fewshot.caches import APE, TipAdapter, TipAdapterF
 from semobridge_ext.fewshot.classifier import SeMoBridgeClassifier

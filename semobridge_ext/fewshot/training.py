@@ -19,7 +19,7 @@ from semobridge_ext._engines.bridge_training.spec import LossWeights
 from semobridge_ext._engines.bridge_training.step import BridgeTrainer
 from semobridge_ext._ops.blend_logits.eager import class_exponents
 from semobridge_ext._ops.blend_logits.op import BlendOperand
-from semobridge_ext.bridging.closed_form import Bridge
+from semobridge_ext.bridging import Bridge
 from semobridge_ext.fewshot.classifier import SeMoBridgeClassifier
 from semobridge_ext.fewshot.estimator import exactly
 from semobridge_ext.fewshot.training_checkpoint import Best, Checkpoint
@@ -161,9 +161,10 @@ class SeMoBridgeT(SeMoBridgeClassifier):
         validation: tuple[Any, Any] | None = None,
         checkpoint: Any = None,
     ) -> SeMoBridgeT:
-        """Trains on the shots: raw features [M, D] and M class names.
+        """Trains on the shots.
 
         Args:
+            X: [M, D] raw features. y: M class names.
             validation: (features, names) that choose the step to keep; never the test part.
             checkpoint: a file that is written during training, and continued from where it exists.
                 The continued run takes the very steps that an unbroken one takes.

@@ -142,7 +142,7 @@ def tune_blend(
             f"tune: sampler must be 'optuna', 'random' or an Optuna sampler, got {sampler!r}; choose"
         )
     source: Any = _Random(space, seed) if sampler == "random" else _Optuna(space, seed, sampler)
-    objective = CorrectCounter(operand, x, labels)
+    objective = CorrectCounter(operand, x, labels, called="tune")
     history: list[tuple[BlendParams, float]] = []
     best = -1
     with _bar(n_trials, progress) as bar:

@@ -1,6 +1,6 @@
 """Textual and visual inversion."""
 
 from semobridge_ext.inversion.invert import oti, ovi
-from semobridge_ext.inversion.result import Inversion
+from semobridge_ext.inversion.spec import Inversion
 
 __all__ = ["Inversion", "oti", "ovi"]

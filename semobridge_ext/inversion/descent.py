@@ -74,7 +74,7 @@ def _improve(
 
 
 def _await(device: torch.device) -> None:
-    """Once a slice: a GPU's launches return at once, and the length of a slice is set by the clock."""
+    """A GPU's launches return at once, but the clock sets the length of a slice: wait once a slice."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -1,12 +1,12 @@
-"""OTI and OVI: inversion into a frozen CLIP tower (arXiv 2502.04263), exact and without waste.
+"""OTI and OVI: inversion into a frozen CLIP tower (arXiv 2502.04263; docs/methods.md §3 and §4).
 
     v ~ N(0, 0.02²)      minimise  mean_B(1 − cos(tower(v), f))  with AdamW
 
-The tower is frozen and causal, so nearly all of a step is constant: nothing behind the EOT position
-matters, the keys and values before the first pseudo-token never change, the last layer needs one row.
-What is left (2 rows instead of 77 for "a photo of {}") runs forward and backward inside the core, on a
-CUDA device as launches that a graph repeats. The result is that of the plain program to rounding;
-docs/guides/inversion.md has the argument and the costs.
+The text tower is frozen and causal, so most of a step is constant: positions after EOT do not matter, the
+keys and values before the first pseudo-token never change, the last layer needs one row. The rest (2 rows
+instead of 77 for "a photo of {}") runs forward and backward inside the core, or on a CUDA device as
+launches that a graph repeats. The result equals that of the plain program to rounding;
+docs/guides/inversion.md explains why and gives the costs.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from semobridge_ext._engines.tower_descent.choice import make_engine
 from semobridge_ext._engines.tower_descent.engine import TowerEngine
 from semobridge_ext.clip.towers import text_tower, vision_tower
 from semobridge_ext.inversion.descent import Chunk, catch_interrupt, run_chunk
-from semobridge_ext.inversion.result import Inversion
 from semobridge_ext.inversion.settings import Settings, check_count, check_settings
+from semobridge_ext.inversion.spec import Inversion
 from semobridge_ext.inversion.store import Store
 
 __all__ = ["Inversion", "oti", "ovi"]
 
-_CHUNK = 256  # samples a chunk: Ctrl-C and the disk form lose at most this much
+_CHUNK = 256  # samples a chunk: Ctrl-C or a kill loses at most this much
 
 
 def _targets(function: str, name: str, feats: Any, engine: TowerEngine, device: torch.device) -> Tensor:
@@ -164,29 +164,30 @@ def oti(
         init: [B, R, T] or [R, T] start values; default N(0, 0.02²) from ``generator``.
         generator: of the start values; None takes torch's global one.
         record_steps: also keep the features after these many steps (the best step comes early).
-        batch_size: samples a chunk (256). It does not change the result: samples do not meet, and the
-            1/B of the mean is that of the whole batch. A GPU is filled by some thousand.
+        batch_size: samples a chunk (256). It does not change the result: samples are independent, and
+            the 1/B of the mean is that of the whole batch. A GPU needs some thousands to be busy.
         progress: a bar on stderr, counting sample-steps.
-        patience, min_delta: a sample stops once its loss has not fallen by ``min_delta`` for this many steps,
-            looked at every 10 steps, and leaves the batch.
+        patience, min_delta: a sample stops, and leaves the batch, once its loss has not fallen by
+            ``min_delta`` for ``patience`` steps. This is checked every 10 steps.
         weights: dtype in which the packed weights are read. None is exact: float32, or float16 where
-            the weights are float16 numbers anyway. torch.bfloat16 halves the reading for a rounding of
-            2⁻⁹ per weight: worth it for one image at a time, not for batches. On a CUDA device this is the
-            type of activations and products (None: float32); what is learned, the statistics of norms and the
-            loss stay float32.
-        out: a file. Finished chunks go to ``<out>.parts`` at once, each whole or not at all; the same
-            call after a kill goes on where it stopped, and with other settings it is refused.
+            every weight is a float16 number. torch.bfloat16 halves the bytes read and rounds each weight
+            by up to 2⁻⁹ of it: worth it for one image at a time, not for batches. On a CUDA device it is the
+            type of activations and products (None: float32); the learned rows, the statistics of norms and
+            the loss stay float32.
+        out: a file. Each finished chunk is written to ``<out>.parts`` at once and atomically. The same
+            call after a kill continues; a call with other settings is refused.
 
     Returns:
         :class:`Inversion`: tokens [B, R, T], features [B, D] (unit rows), losses [steps],
-        recorded {step: [B, D]}. Ctrl-C returns what is done, with ``interrupted`` set.
+        recorded {step: [B, D]}. Ctrl-C returns what is finished, with ``interrupted`` set.
 
     Raises:
-        TypeError: model or features of another kind. NotImplementedError: a tower that computes
-            something else (named). ValueError: widths, template, settings, or an ``out`` of another run.
+        TypeError: the model or the features are of another kind. NotImplementedError: the tower computes
+            something that no engine does (named). ValueError: widths, template or settings do not fit, or
+            ``out`` is of another run.
 
     Numerics: float32 (float64 for a float64 model), sums in a fixed order: a sample's result depends
-        neither on its chunk nor on the number of threads. NaN rows stay alone; a zero row has no
+        neither on its chunk nor on the number of threads. A NaN row spoils no other; a zero row has no
         gradient and only decays. On a CUDA device float32 products follow torch's setting of TF32, and bits
         may depend on the chunk, since cuBLAS chooses its kernels by shape.
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from semobridge_ext.inversion.result import Inversion
+from semobridge_ext.inversion.spec import Inversion
 
 
 def descend(
@@ -54,12 +54,50 @@ def _hooked(module: nn.Module, replace: Callable[[Tensor], Tensor], call: Callab
     return getattr(out, "pooler_output", out)  # Hugging Face wraps it from version 5 on
 
 
+def _clip_tokenizer(words: int) -> Any:
+    if words != 49408:
+        raise ValueError(
+            f"reference.oti: tokenizer must be given for a model with {words} words, got None; pass the one "
+            "that belongs to the model"
+        )
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer()
+
+
+def _token_ids(tokenizer: Any, text: str, context: int) -> list[int]:
+    if hasattr(tokenizer, "convert_tokens_to_ids"):  # Hugging Face
+        out = tokenizer([text], padding="max_length", truncation=True, max_length=context)["input_ids"]
+    else:
+        try:
+            out = tokenizer([text], context_length=context)
+        except TypeError:
+            out = tokenizer([text])
+    return torch.as_tensor(out[0]).tolist()
+
+
+def placeholder(
+    tokenizer: Any, template: str, num_tokens: int, context: int
+) -> tuple[Tensor, list[int]]:  # [L] ids, the positions of the placeholder
+    """Where the ids of the template with one word and with another differ."""
+    for pair in ("xz", "£€", "*$"):  # words of one token in most vocabularies
+        texts = [template.replace("{}", " ".join([word] * num_tokens)) for word in pair]
+        one, other = (_token_ids(tokenizer, text, context) for text in texts)
+        positions = [i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b]
+        longer = _token_ids(tokenizer, texts[0], context + 8)
+        whole = one in (longer[: len(one)], longer[-len(one) :])  # padded on the right, or on the left
+        if len(one) == len(other) <= context and len(positions) == num_tokens and whole:
+            return torch.tensor(one), positions
+    raise ValueError(
+        f"reference.oti: template must keep {num_tokens} placeholder(s) as single tokens within {context}, "
+        f"got {template!r}; set {{}} off with spaces, shorten the template or use fewer tokens"
+    )
+
+
 def text_features(
     model: Any, *, tokenizer: Any = None, template: str = "a photo of {}", num_tokens: int = 1
 ) -> tuple[Callable[[Tensor], Tensor], int]:
     """v [B, R, T] -> features [B, D] through ``model.encode_text``, all positions; and T."""
-    from semobridge_ext.clip.template import default_tokenizer, template_ids
-
     owner = getattr(model, "text", model)
     if hasattr(model, "text_model"):  # Hugging Face
         embedding, encode = model.text_model.embeddings.token_embedding, model.get_text_features
@@ -67,8 +105,9 @@ def text_features(
     else:
         embedding, encode = owner.token_embedding, model.encode_text
         context = owner.positional_embedding.shape[0]
-    tokenizer = tokenizer or default_tokenizer("reference.oti", embedding.num_embeddings)
-    ids, positions = template_ids("reference.oti", tokenizer, template, num_tokens, context)
+    ids, positions = placeholder(
+        tokenizer or _clip_tokenizer(embedding.num_embeddings), template, num_tokens, context
+    )
 
     def features_of(v: Tensor) -> Tensor:
         def replace(rows: Tensor) -> Tensor:

@@ -1,8 +1,7 @@
-"""The disk form of an inversion: finished chunks in a folder, then one file.
+"""An inversion on disk: finished chunks in a folder, then one file.
 
-Every file is written to a temporary name and renamed, and carries a digest of the settings, the
-weights, the features and the start values: a killed run loses the chunk it was in and nothing else,
-and a run with anything different is refused.
+Every file is written to a temporary name and renamed, and carries a digest of the settings, the weights, the
+features and the start values. So a killed run loses one chunk at most, and a run that differs is refused.
 """
 
 from __future__ import annotations

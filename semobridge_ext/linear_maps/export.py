@@ -1,4 +1,4 @@
-"""Linear maps for other programs: ONNX graphs and FAISS transforms, and back."""
+"""The steps of linear maps for other programs, ONNX graphs and FAISS transforms, and back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _errors, _files
-from semobridge_ext.linear_maps.linear_map import FORMAT, LinearMap
+from semobridge_ext.linear_maps.steps import FORMAT, Step, layout_of, tensors_of
 
 _OPSET = 18  # the first where ReduceL2 takes its axes as an input; onnxruntime reads it since 1.14
 
@@ -29,7 +29,7 @@ def _imported(function: str, module: str, package: str) -> Any:
 # -- ONNX --------------------------------------------------------------------------------------------
 
 
-def to_onnx(map_: LinearMap, path: Any, dtype: torch.dtype) -> None:
+def to_onnx(steps: Sequence[Step], path: Any, dtype: torch.dtype) -> None:
     function = "LinearMap.to_onnx"
     if dtype not in (torch.float32, torch.float64):
         remedy = "pass torch.float32"
@@ -43,13 +43,13 @@ def to_onnx(map_: LinearMap, path: Any, dtype: torch.dtype) -> None:
         initial.append(numpy_helper.from_array(value.numpy(), name))
         return name
 
-    for name, value in map_._tensors().items():
+    for name, value in tensors_of(steps).items():
         constant(name, value.to(dtype))
-    if any(step.normalize for step in map_.steps):
+    if any(step.normalize for step in steps):
         constant("last_axis", torch.tensor([-1]))
         constant("zero", torch.zeros(1, dtype=dtype))
         constant("one", torch.ones(1, dtype=dtype))
-    for i, step in enumerate(map_.steps):
+    for i, step in enumerate(steps):
 
         def node(kind: str, inputs: list[str], output: str, i: int = i, **attributes: Any) -> str:
             nodes.append(helper.make_node(kind, inputs, [f"{output}_{i}"], **attributes))
@@ -66,18 +66,19 @@ def to_onnx(map_: LinearMap, path: Any, dtype: torch.dtype) -> None:
     nodes.append(helper.make_node("Identity", [last], ["y"]))
     graph = helper.make_graph(
         nodes, "linear_map",
-        [helper.make_tensor_value_info("x", kind, ["rows", map_.in_features])],
-        [helper.make_tensor_value_info("y", kind, ["rows", map_.out_features])],
+        [helper.make_tensor_value_info("x", kind, ["rows", steps[0].matrix.shape[0]])],
+        [helper.make_tensor_value_info("y", kind, ["rows", steps[-1].matrix.shape[1]])],
         initial,
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=8)
     model.producer_name = "semobridge-ext"
-    helper.set_model_props(model, {"format": FORMAT, "steps": map_._layout()})
+    helper.set_model_props(model, {"format": FORMAT, "steps": layout_of(steps)})
     onnx.checker.check_model(model)
     _files.write_bytes(path, model.SerializeToString())
 
 
-def from_onnx(path: Any) -> LinearMap:
+def from_onnx(path: Any) -> tuple[str, dict[str, Tensor]]:
+    """The layout and the tensors of a graph that `to_onnx` wrote."""
     function = "LinearMap.from_onnx"
     onnx = _imported(function, "onnx", "onnx")
     if not Path(path).is_file():
@@ -99,16 +100,16 @@ def from_onnx(path: Any) -> LinearMap:
     tensors = {
         t.name: torch.from_numpy(onnx.numpy_helper.to_array(t).copy()) for t in model.graph.initializer
     }
-    return LinearMap._restored(function, path, props.get("steps", ""), tensors)
+    return props.get("steps", ""), tensors
 
 
 # -- FAISS -------------------------------------------------------------------------------------------
 
 
-def to_faiss(map_: LinearMap) -> list[Any]:
+def to_faiss(steps: Sequence[Step]) -> list[Any]:
     faiss = _imported("LinearMap.to_faiss", "faiss", "faiss-cpu")
     chain: list[Any] = []
-    for step in map_.steps:
+    for step in steps:
         rows, cols = step.matrix.shape
         linear = faiss.LinearTransform(rows, cols, step.offset is not None)
         # FAISS keeps [M, K] and multiplies from the left.
@@ -123,10 +124,10 @@ def to_faiss(map_: LinearMap) -> list[Any]:
     return chain
 
 
-def from_faiss(transforms: Sequence[Any]) -> LinearMap:
+def from_faiss(transforms: Sequence[Any]) -> list[Step]:
     function = "LinearMap.from_faiss"
     faiss = _imported(function, "faiss", "faiss-cpu")
-    maps: list[LinearMap] = []
+    steps: list[Step] = []
     for item in transforms:
         transform = faiss.downcast_VectorTransform(item)
         if isinstance(transform, faiss.LinearTransform):
@@ -136,17 +137,17 @@ def from_faiss(transforms: Sequence[Any]) -> LinearMap:
             flat = torch.from_numpy(faiss.vector_to_array(transform.A).copy())
             offset = torch.from_numpy(faiss.vector_to_array(transform.b).copy())
             matrix = flat.reshape(transform.d_out, transform.d_in).T
-            maps.append(LinearMap(matrix, offset if transform.have_bias else None, normalize=False))
+            steps.append(Step(matrix, offset if transform.have_bias else None, False))
         elif isinstance(transform, faiss.NormalizationTransform) and transform.norm == 2.0:
-            if maps:
-                maps[-1] = maps[-1].with_norm(True)
+            if steps:
+                steps[-1] = steps[-1]._replace(normalize=True)
             else:
-                maps.append(LinearMap(torch.eye(transform.d_in)))
+                steps.append(Step(torch.eye(transform.d_in), None, True))
         else:
             contract = "be linear transforms or L2 normalisations"
             remedy = "a map holds nothing else"
             got = type(transform).__name__
             raise TypeError(_errors.message(function, "transforms", contract, got, remedy))
-    if not maps:
+    if not steps:
         raise ValueError(_errors.message(function, "transforms", "not be empty", "none", "pass some"))
-    return LinearMap.compose(*maps)
+    return steps

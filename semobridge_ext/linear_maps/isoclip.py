@@ -128,7 +128,19 @@ class IsoCLIP(Cuts):
         refresh: bool = False,
         **options: Any,
     ) -> IsoCLIP:
-        """Reads the two projections alone from a safetensors checkpoint; see ``Bridge.from_pretrained``."""
+        """IsoCLIP of a checkpoint, of which only the two projections are read.
+
+        Args:
+            name_or_path: a safetensors file, a folder with one, a URL, a Hugging Face name or open_clip's
+                name, as in ``Bridge.from_pretrained``.
+            published: the model whose published cuts to use, such as "ViT-B/32".
+            revision, cache_dir, refresh: as in ``Bridge.from_pretrained``.
+            options: k_top, k_bottom and the other keywords of the class.
+
+        Raises:
+            FileNotFoundError, PermissionError, ConnectionError: the file cannot be had. ValueError: no
+                such name, no linear projections in it, or cuts that leave no direction.
+        """
         from semobridge_ext.clip.checkpoints import read_projections
 
         found = read_projections(
@@ -138,7 +150,7 @@ class IsoCLIP(Cuts):
         return cls._made(found["image"], found["text"], published, options)
 
     def save(self, path: Any) -> None:
-        """Writes a safetensors file (both matrices, cuts, options), atomically."""
+        """Writes a safetensors file (both matrices, cuts, options) to `path`, atomically."""
         import json
 
         self._spectrum()
@@ -149,7 +161,7 @@ class IsoCLIP(Cuts):
 
     @classmethod
     def load(cls, path: Any) -> IsoCLIP:
-        """Reads what ``save`` wrote; a foreign or truncated file is named and refused (ValueError)."""
+        """Reads what ``save`` wrote to `path`; refuses a foreign or truncated file (ValueError)."""
         import json
 
         names = ("image_projection", "text_projection")
@@ -169,7 +181,12 @@ class IsoCLIP(Cuts):
     def map(
         self, side: str | None = None, *, compress: bool | None = None, normalize: bool | None = None
     ) -> LinearMap:
-        """The side's projector as a LinearMap, ``U_k U_kᵀ A`` or, compressed, ``U_k C``."""
+        """The side's projector as a LinearMap, ``U_k U_kᵀ A`` or, compressed, ``U_k C``.
+
+        Args:
+            side: "image" or "text"; None: the class's side.
+            compress, normalize: override the options of the class.
+        """
         side = self._side("IsoCLIP.map", side)
         compress = bool(self.compress if compress is None else compress)
         normalize = bool(self.normalize if normalize is None else normalize)
@@ -183,7 +200,7 @@ class IsoCLIP(Cuts):
         return maps[key]
 
     def native_map(self, side: str | None = None, *, normalize: bool = True) -> LinearMap:
-        """The model's own projection of that side: ``norm(x A)`` or ``norm(x W)``."""
+        """The model's own projection of a side, ``norm(x A)`` or ``norm(x W)``; `normalize`: the norm."""
         side = self._side("IsoCLIP.native_map", side)
         return LinearMap(self._spectrum().projections[side], normalize=normalize)
 
@@ -217,7 +234,15 @@ class IsoCLIP(Cuts):
         return self._features("IsoCLIP.image", "image", x, compress)
 
     def text(self, x: Tensor, *, compress: bool | None = None) -> Tensor:  # [.., T] -> [.., D] or [.., k]
-        """Text features for comparison with texts; x as ``clip.encode_text(.., project=False)`` has it."""
+        """Text features for comparison with texts; x as ``clip.encode_text(.., project=False)`` has it.
+
+        Args:
+            x: [.., T] text features before the projection, any length, any float dtype.
+            compress: overrides the option of the class.
+
+        Returns:
+            [.., D] (compressed [.., k]) unit rows in the dtype of x.
+        """
         return self._features("IsoCLIP.text", "text", x, compress)
 
     def topk(
@@ -231,6 +256,16 @@ class IsoCLIP(Cuts):
         exclude: Tensor | None = None,
     ) -> TopK:
         """Exact search among features before the projection, compressed on the way; see ``sb.topk``.
+
+        Args:
+            queries: [N, V] image features (texts: [N, T]) before the projection, any float dtype.
+            gallery: [G, V] (texts: [G, T]), the same modality.
+            k: how many to return, 0..G (G − 1 with `exclude`).
+            query_side, gallery_side: "image" or "text"; None: the class's side.
+            exclude: [N] int64, a gallery row that the query must not return; -1 excludes none.
+
+        Returns:
+            ``TopK(scores [N, k], indices [N, k] int64)`` of the projected unit rows.
 
         Raises:
             ValueError: query_side and gallery_side differ. The projectors of the two sides keep
@@ -252,7 +287,7 @@ class IsoCLIP(Cuts):
         """Prototypes of the nearest-class-mean rule: means of un-normalised features, projected, normalised.
 
         Args:
-            x: [N, V] (or [N, T], by ``side``) features before the projection.
+            x: [N, V] (or [N, T], by ``side``) features before the projection, any float dtype.
             labels: N class names.
             compress: as in ``image``; queries must take the same.
 
@@ -271,12 +306,10 @@ class IsoCLIP(Cuts):
             rows = torch.nn.functional.normalize(rows, dim=1)
         return rows.to(x.dtype), _inputs.as_array(classes)
 
-    # -- choosing the cuts ---------------------------------------------------------------------------
-
     # -- scikit-learn's conventions -------------------------------------------------------------------
 
     def transform(self, X: Any) -> Any:
-        """The features of ``side``: a tensor for a tensor, an array for an array."""
+        """The projected features of X [N, V] (texts: [N, T]), a tensor or an array as X is."""
         side = self._side("IsoCLIP.transform", None)
         width = self._spectrum().projections[side].shape[0]
         x = _inputs.features("IsoCLIP.transform", "X", X, width, allow_empty=True)
@@ -284,7 +317,7 @@ class IsoCLIP(Cuts):
         return rows if isinstance(X, Tensor) else rows.cpu().numpy()
 
     def fit_transform(self, X: Any, y: Any = None) -> Any:
-        """``fit`` and ``transform`` in one."""
+        """``fit`` on X [N, V] (texts: [N, T]) and N labels y, then ``transform`` of X."""
         return self.fit(X, y).transform(X)
 
     def __sklearn_is_fitted__(self) -> bool:

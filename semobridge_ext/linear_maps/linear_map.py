@@ -10,40 +10,19 @@ multiply out. `fold` does both, in float64: what is left is usually one matrix.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from semobridge_ext import _errors, _files
-from semobridge_ext._ops.project_normalize.cpu import Projection
-from semobridge_ext._ops.project_normalize.op import project_normalize
-from semobridge_ext.runtime.choice import is_direct
+from semobridge_ext._ops.project_normalize.prepared import PreparedProjection
+from semobridge_ext.linear_maps import export
+from semobridge_ext.linear_maps.principal import principal_directions
+from semobridge_ext.linear_maps.steps import FORMAT, Step, folded, layout_of, names_of, steps_of, tensors_of
 from semobridge_ext.runtime.rows import compute_dtype
-
-FORMAT = "semobridge-ext linear map 1"
-
-
-class Step(NamedTuple):
-    """``x·matrix + offset``, normalised or not; float64 on the CPU."""
-
-    matrix: Tensor  # [K, M]
-    offset: Tensor | None  # [M]
-    normalize: bool
-
-
-def _mergeable(first: Step, second: Step) -> bool:
-    return not first.normalize or (second.offset is None and second.normalize)
-
-
-def _merged(first: Step, second: Step) -> Step:
-    offset = None if first.offset is None else first.offset @ second.matrix
-    if second.offset is not None:
-        offset = second.offset if offset is None else offset + second.offset
-    return Step(first.matrix @ second.matrix, offset, second.normalize)
 
 
 class LinearMap:
@@ -61,7 +40,7 @@ class LinearMap:
     Raises:
         TypeError: not float tensors. ValueError: not 2-D, shapes that do not fit, or not finite.
 
-    Numerics: folded in float64; applied by ``ops.project_normalize`` in float32 (float64 for float64
+    Numerics: folded in float64; applied in float32 (float64 for float64
         rows), each row independent of its batch. Differentiable in the rows. Immutable.
 
     Memory: the matrices in float64, and a packed copy for each dtype in use.
@@ -76,7 +55,7 @@ class LinearMap:
     """
 
     steps: tuple[Step, ...]
-    _plans: dict[Any, Any]
+    _prepared: dict[int, PreparedProjection]
 
     def __init__(
         self,
@@ -101,7 +80,7 @@ class LinearMap:
         self._set((Step(m.to("cpu", torch.float64, copy=True).contiguous(), b, bool(normalize)),))
 
     def _set(self, steps: Sequence[Step]) -> LinearMap:
-        self.steps, self._plans = tuple(steps), {}
+        self.steps, self._prepared = tuple(steps), {}
         return self
 
     @classmethod
@@ -117,7 +96,7 @@ class LinearMap:
 
     @classmethod
     def centering(cls, mean: Tensor) -> LinearMap:  # mean [D]
-        """``norm(x − mean)``."""
+        """``norm(x − mean)``, with `mean` [D] of any float dtype."""
         _errors.check_float_tensor("LinearMap.centering", "mean", mean)
         if mean.dim() != 1 or mean.numel() == 0:
             remedy = "pass the mean row, features.mean(dim=0)"
@@ -129,12 +108,13 @@ class LinearMap:
         """``norm(x V_k)``, V_k the k first principal directions of the rows.
 
         Args:
-            rows: [N, D], what the directions are taken from: for PCA on texts the unit text features.
+            rows: [N, D] of any float dtype, what the directions are taken from: for PCA on texts the unit
+                text features.
             k: 1..min(N − 1, D); its inner products are those of the D-wide ``x V_k V_kᵀ``.
             center: True also subtracts the rows' mean from x: ``norm((x − μ) V_k)``. Sensible where x
                 is of the rows' own modality; another one lies around another mean.
         """
-        mean, _, vectors = _principal("LinearMap.pca", rows)
+        mean, _, vectors = principal_directions("LinearMap.pca", rows)
         most = min(len(rows) - 1, rows.shape[1])
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= most:
             contract, remedy = f"be an int in 1..{most}", "N rows span N − 1 directions about their mean"
@@ -147,11 +127,11 @@ class LinearMap:
         """``norm((x − μ) V_k (Λ_k + ρ·tr(Λ)/D)^−½)``: equal variance along every direction kept.
 
         Args:
-            rows: [N, D], what mean and covariance are taken from.
+            rows: [N, D] of any float dtype, what mean and covariance are taken from.
             k: directions kept, the largest first; None: all D.
             shrinkage: ρ ≥ 0, against directions of almost no variance.
         """
-        mean, values, vectors = _principal("LinearMap.whitening", rows)
+        mean, values, vectors = principal_directions("LinearMap.whitening", rows)
         width = rows.shape[1]
         if k is not None and (isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= width):
             remedy = "None keeps all"
@@ -189,16 +169,11 @@ class LinearMap:
 
     def fold(self) -> LinearMap:
         """The same map in the fewest steps: one, unless an offset stands behind a norm."""
-        done = [self.steps[-1]]
-        for step in reversed(self.steps[:-1]):
-            if _mergeable(step, done[0]):
-                done[0] = _merged(step, done[0])
-            else:
-                done.insert(0, step)
+        done = folded(self.steps)
         return self if len(done) == len(self.steps) else LinearMap._of(done)
 
     def with_norm(self, normalize: bool) -> LinearMap:
-        """The same map with or without the last norm."""
+        """The same map with the last norm (`normalize` True) or without it."""
         return LinearMap._of([*self.steps[:-1], self.steps[-1]._replace(normalize=bool(normalize))])
 
     @property
@@ -231,25 +206,13 @@ class LinearMap:
 
     # -- application ---------------------------------------------------------------------------------
 
-    def _operands(self, index: int, device: torch.device, compute: torch.dtype) -> tuple[Tensor, Any]:
-        key = (index, device, compute)
-        if key not in self._plans:
+    def _projection(self, index: int) -> PreparedProjection:
+        prepared = self._prepared.get(index)
+        if prepared is None:
             step = self.steps[index]
-            offset = None if step.offset is None else step.offset.to(device, compute)
-            self._plans[key] = (step.matrix.to(device, compute), offset)
-        return self._plans[key]
-
-    def _apply(self, index: int, x: Tensor) -> Tensor:
-        step, compute = self.steps[index], compute_dtype(x.dtype)
-        if not is_direct(x, step.matrix):
-            matrix, offset = self._operands(index, x.device, compute)
-            return project_normalize(x, matrix, bias=offset, normalize=step.normalize)
-        plan = self._plans.get((index, compute))
-        if plan is None:
-            plan = Projection(step.matrix, compute=compute, normalize=step.normalize)
-            self._plans[index, compute] = plan
-        offset = None if step.offset is None else self._operands(index, x.device, compute)[1]
-        return plan(x, bias=offset)
+            prepared = PreparedProjection(step.matrix, step.offset, normalize=step.normalize)
+            self._prepared[index] = prepared
+        return prepared
 
     def __call__(self, x: Tensor) -> Tensor:  # [.., K] -> [.., M]
         """Maps rows [.., K] to [.., M], in the dtype of x; between steps in float32 or float64."""
@@ -259,7 +222,7 @@ class LinearMap:
         if len(self.steps) > 1:
             x = x.to(compute_dtype(dtype))
         for index in range(len(self.steps)):
-            x = self._apply(index, x)
+            x = self._projection(index)(x)
         return x.to(dtype)
 
     def __repr__(self) -> str:
@@ -272,48 +235,35 @@ class LinearMap:
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies carry the matrices; native operands are packed anew where they arrive."""
-        return {"steps": self.steps, "_plans": {}}
+        return {"steps": self.steps, "_prepared": {}}
 
     # -- files and other programs --------------------------------------------------------------------
 
-    def _layout(self) -> str:
-        return json.dumps([{"offset": s.offset is not None, "normalize": s.normalize} for s in self.steps])
-
-    def _tensors(self) -> dict[str, Tensor]:
-        found = {}
-        for i, step in enumerate(self.steps):
-            found[f"matrix_{i}"] = step.matrix
-            if step.offset is not None:
-                found[f"offset_{i}"] = step.offset
-        return found
+    @classmethod
+    def _checked(cls, steps: Sequence[Step]) -> LinearMap:
+        """From matrices of elsewhere."""
+        return cls.compose(*(cls(s.matrix, s.offset, normalize=s.normalize) for s in steps))
 
     @classmethod
     def _restored(cls, function: str, path: Any, layout: str, tensors: dict[str, Tensor]) -> LinearMap:
         try:
-            parts = [
-                cls(tensors[f"matrix_{i}"], tensors[f"offset_{i}"] if kind["offset"] else None,
-                    normalize=kind["normalize"])
-                for i, kind in enumerate(json.loads(layout))
-            ]  # fmt: skip
-            return cls.compose(*parts)
+            return cls._checked(steps_of(layout, tensors))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{function}: {path} must hold the steps of a map, got {error!r}; write it again"
             ) from error
 
     def save(self, path: Any) -> None:
-        """Writes a safetensors file, atomically; float64, so that ``load`` gives the very same map."""
-        _files.save_tensors(path, self._tensors(), {"format": FORMAT, "steps": self._layout()})
+        """Writes a safetensors file in float64 to `path`, atomically: ``load`` gives the same map."""
+        _files.save_tensors(path, tensors_of(self.steps), {"format": FORMAT, "steps": layout_of(self.steps)})
 
     @classmethod
     def load(cls, path: Any) -> LinearMap:
-        """Reads what ``save`` wrote; a foreign or truncated file is named and refused (ValueError)."""
+        """Reads what ``save`` wrote to `path`; refuses a foreign or truncated file (ValueError)."""
         where = "LinearMap.load"
         _, meta = _files.load_tensors(where, path, FORMAT, (), ("steps",))
         try:
-            layout = json.loads(meta["steps"])
-            names = [f"matrix_{i}" for i in range(len(layout))]
-            names += [f"offset_{i}" for i, kind in enumerate(layout) if kind["offset"]]
+            names = names_of(meta["steps"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{where}: {path} must list its steps, got {error!r}; save it again") from error
         tensors, _ = _files.load_tensors(where, path, FORMAT, tuple(names))
@@ -326,16 +276,12 @@ class LinearMap:
             path: the file.
             dtype: of the graph, float32 or float64. Rows of zeros stay zero.
         """
-        from semobridge_ext.linear_maps.export import to_onnx
-
-        to_onnx(self.fold(), path, dtype)
+        export.to_onnx(folded(self.steps), path, dtype)
 
     @classmethod
     def from_onnx(cls, path: Any) -> LinearMap:
-        """Reads what ``to_onnx`` wrote (another graph is refused, ValueError)."""
-        from semobridge_ext.linear_maps.export import from_onnx
-
-        return from_onnx(path)
+        """Reads what ``to_onnx`` wrote to `path`; another graph is refused (ValueError)."""
+        return cls._restored("LinearMap.from_onnx", path, *export.from_onnx(path))
 
     def to_faiss(self) -> list[Any]:
         """The folded map as FAISS transforms in order: LinearTransform, NormalizationTransform, ..
@@ -343,26 +289,9 @@ class LinearMap:
         FAISS applies them in float32. Before an index, last first:
         ``for t in reversed(map.to_faiss()): index = faiss.IndexPreTransform(t, index)``.
         """
-        from semobridge_ext.linear_maps.export import to_faiss
-
-        return to_faiss(self.fold())
+        return export.to_faiss(folded(self.steps))
 
     @classmethod
     def from_faiss(cls, transforms: Sequence[Any]) -> LinearMap:
         """A map from FAISS linear transforms (also PCA, OPQ, random rotations) and L2 normalisations."""
-        from semobridge_ext.linear_maps.export import from_faiss
-
-        return from_faiss(transforms)
-
-
-def _principal(function: str, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean [D], variances [D] descending, directions [D, D] of the rows, in float64."""
-    _errors.check_float_tensor(function, "rows", rows)
-    if rows.dim() != 2 or len(rows) < 2 or rows.shape[1] == 0:
-        raise ValueError(_errors.message(function, "rows", "be [N, D] with N ≥ 2", rows, "pass more rows"))
-    _errors.check_finite(function, "rows", rows, "drop the rows with NaN or inf")
-    wide = rows.detach().to("cpu", torch.float64)
-    mean = wide.mean(dim=0)
-    centred = wide - mean
-    values, vectors = torch.linalg.eigh(centred.T @ centred / (len(wide) - 1))
-    return mean, values.flip(0).clamp_min(0), vectors.flip(1)
+        return cls._checked(export.from_faiss(transforms))

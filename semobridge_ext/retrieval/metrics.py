@@ -23,7 +23,7 @@ from semobridge_ext import _errors
 from semobridge_ext._ops.rank_counts import cpu
 from semobridge_ext._ops.rank_counts.op import Marked, RankCounts, blocks, rank_counts
 from semobridge_ext.retrieval import eager
-from semobridge_ext.runtime.backend import resolve
+from semobridge_ext.runtime.choice import resolve
 from semobridge_ext.runtime.rows import unit_columns
 
 _NAME = "retrieval_metrics"

@@ -24,7 +24,7 @@ from torch import Tensor
 from semobridge_ext import _errors
 from semobridge_ext._ops.rank_counts.op import Marked, RankCounts, blocks, rank_counts
 from semobridge_ext.retrieval.metrics import check_features
-from semobridge_ext.runtime.backend import resolve
+from semobridge_ext.runtime.choice import resolve
 from semobridge_ext.runtime.rows import unit_columns
 
 _NAME = "revisited_metrics"

@@ -1,46 +1,198 @@
-"""What the Triton kernels take, and how torch.compile sees them; imports no Triton."""
+"""The one place that decides which program runs a call; imports no Triton.
+
+An operator says in its own folder what its kernels take (`Kernels`); the backend asked for, the device and
+what was measured there do the rest.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from semobridge_ext.runtime.backend import DTYPE_CODES, is_native, requested
-from semobridge_ext.runtime.triton_operands import MAX_COLUMNS, MAX_LIST
+from semobridge_ext.runtime import backend as _backend
+from semobridge_ext.runtime import thresholds as _thresholds
+from semobridge_ext.runtime.backend import _C, DTYPE_CODES, _requested, requested
 
 Answer = bool | str  # True, or in words what has no kernel
+Work = tuple[str, torch.dtype, int]  # what was measured: its key, the dtype and the size of the call
 
 
-def _dtypes(*tensors: Tensor) -> Answer:
-    return "float64" if torch.float64 in [t.dtype for t in tensors] else True
+class Kernels(NamedTuple):
+    """What the kernels of one operator take, asked with the operator's own arguments.
+
+    Args:
+        op: its name, under which its speed is measured.
+        cuda: whether a CUDA kernel takes the call.
+        triton: whether a Triton kernel does.
+        size: of the call, by which the measured choice goes.
+    """
+
+    op: str
+    cuda: Callable[..., bool]
+    triton: Callable[..., Answer]
+    size: Callable[..., int]
 
 
-def takes_projection(x: Tensor, matrix: Tensor) -> Answer:
-    # float16 rows meet a float32 matrix in float32 parts (_ops/project_normalize/triton.py).
-    single = x.dtype is torch.float32 or (x.dtype is torch.float16 and matrix.dtype is not torch.float16)
-    most = MAX_COLUMNS[4 if single else 2]
-    if matrix.shape[1] > most:
-        return f"more than {most} columns of {'float32' if single else 'a half type'}"
-    return _dtypes(x)
+def choose(kernels: Kernels, *args: Any, called: str | None = None) -> str:
+    """The backend for one call of an operator: "native", "triton" or "eager".
+
+    Args:
+        kernels: of the operator.
+        args: of the call; the first is a tensor, whose dtype and device count.
+        called: the public function, for messages; default: the operator's name.
+    """
+    x = args[0]
+    return resolve(
+        called or kernels.op, x.device, cuda=kernels.cuda(*args), triton=kernels.triton(*args),
+        work=(kernels.op, x.dtype, kernels.size(*args)),
+    )  # fmt: skip
 
 
-def takes_support(queries: Tensor, keys: Tensor) -> Answer:
-    return _dtypes(queries, keys)
+def resolve(
+    called: str,
+    device: torch.device,
+    *,
+    cuda: bool = False,
+    triton: Answer = False,
+    work: Work | None = None,
+) -> str:
+    """The backend for one call; an explicit request that cannot be met is an error.
+
+    Args:
+        called: the function, for messages.
+        device: of its tensors.
+        cuda: a CUDA kernel of the native core takes this call.
+        triton: a Triton kernel takes this call; or in words what it does not take.
+        work: where the choice on a GPU may have been measured.
+    """
+    name = requested()
+    if name == "eager":
+        return "eager"
+    if name == "triton":
+        _require_triton(called, device, triton)
+        return "triton"
+    if _backend._C is None:
+        if name == "native":
+            raise RuntimeError(
+                f"{called}: backend 'native' was not built ({_backend.NATIVE_ERROR}); "
+                "reinstall with: pip install --force-reinstall ."
+            )
+        return "eager"
+    if device.type == "cpu":
+        return "native"
+    if name == "native":
+        _require_native(called, device, cuda)
+        return "native"
+    return _measured(device, cuda, triton, work)
 
 
-def takes_topk(queries: Tensor, gallery: Tensor, k: int) -> Answer:
-    if k > MAX_LIST:
-        return f"k > {MAX_LIST}"
-    if gallery.shape[0] > (1 << 31) - 256:  # the last tile's rows are counted in 32 bits
-        return "a gallery of 2³¹ rows"
-    return _dtypes(queries, gallery)
+def _measured(device: torch.device, cuda: bool, triton: Answer, work: Work | None) -> str:
+    """What `auto` takes off the CPU: the fastest as measured there, if it takes this call."""
+    if device.type != "cuda" or work is None:
+        return "eager"
+    op, dtype, size = work
+    found = _thresholds.choose(op, device, dtype, size)
+    if found == "native":
+        return found if cuda and _backend.HAS_CUDA else "eager"
+    return found if found == "triton" and triton is True and _has_triton() else "eager"
+
+
+def _require_native(called: str, device: torch.device, cuda: bool) -> None:
+    if device.type == "cuda" and _backend.HAS_CUDA and cuda:
+        return
+    if device.type == "cuda" and not _backend.HAS_CUDA:
+        raise RuntimeError(
+            f"{called}: backend 'native' was built without CUDA (no nvcc at installation); "
+            "install the CUDA toolkit, then: SEMOBRIDGE_CUDA=on pip install --force-reinstall ."
+        )
+    what = "CUDA kernel for this call" if device.type == "cuda" else f"kernel for {device.type} tensors"
+    raise NotImplementedError(
+        f"{called}: backend 'native' has no {what}; use backend('auto') or move the tensors to the CPU"
+    )
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _require_triton(called: str, device: torch.device, kernel: Answer) -> None:
+    if kernel is not True:
+        raise NotImplementedError(
+            f"{called}: backend 'triton' has no kernel for {kernel or 'this call'}; use backend('auto')"
+        )
+    if not _has_triton():
+        raise RuntimeError(f"{called}: backend 'triton' needs Triton; pip install triton")
+    if not hasattr(torch.library, "triton_op"):
+        raise RuntimeError(
+            f"{called}: backend 'triton' needs PyTorch 2.6, this is {torch.__version__}; "
+            "pip install --upgrade torch, or use backend('auto')"
+        )
+    # Triton decides when it is imported whether its interpreter runs the kernels.
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise NotImplementedError(
+            f"{called}: backend 'triton' needs CUDA tensors, got {device.type}; move them to the GPU or "
+            "use backend('auto')"
+        )
+
+
+# -- past the registered operators -------------------------------------------------------------------
+
+
+def in_transform() -> bool:
+    """Inside torch.func: registered operators do not pass through it, the formula does."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def direct(x: Tensor, other: Tensor) -> str:
+    """Where a call may go past the registered operator; "" where the operator has to see it.
+
+    It may with plain tensors on one device of which no gradient is wanted, outside of tracing and of
+    function transforms: the dispatcher would cost more than one image's whole bridge.
+
+    Returns:
+        "cpu": straight to the native core. Otherwise the backend asked for, "auto", "native" or "triton",
+        under which a kernel may exist (`direct_kernel`).
+    """
+    if not (
+        type(x) is Tensor
+        and x.dtype in DTYPE_CODES
+        and x.layout is torch.strided
+        and not torch.compiler.is_compiling()
+        and not x.is_neg()
+        and not ((x.requires_grad or other.requires_grad) and torch.is_grad_enabled())
+        and torch._C._functorch.peek_interpreter_stack() is None
+    ):
+        return ""
+    name = _requested.get() or requested()
+    if x.is_cpu and other.is_cpu:
+        if name == "triton":
+            return name  # its interpreter takes CPU tensors
+        return "cpu" if _C is not None and name != "eager" else ""
+    return name if name != "eager" and x.device == other.device else ""
+
+
+def direct_kernel(asked: str, kernels: Kernels, *args: Any, called: str | None = None) -> str:
+    """The kernel behind an answer of `direct` other than "cpu"; "" where the operator is due."""
+    x = args[0]
+    if asked == "auto":
+        work = (kernels.op, x.dtype, kernels.size(*args))
+        found = _measured(x.device, kernels.cuda(*args), kernels.triton(*args), work)
+        return "" if found == "eager" else found
+    if asked == "triton":
+        if x.is_cpu or x.is_cuda:
+            _require_triton(called or kernels.op, x.device, kernels.triton(*args))
+            return asked
+        return ""
+    return asked if x.is_cuda and _backend.HAS_CUDA and kernels.cuda(*args) else ""
 
 
 def see_through(op: Any, takes: Callable[..., Answer], implementation: Callable[..., Any]) -> None:
-    """Makes a registered operator dissolve into Triton launches while torch.compile traces it.
+    """Makes torch.compile trace an operator's Triton launches instead of the operator.
 
     That happens under ``backend("triton")`` and where ``takes(*args)``; the backend asked for while it
     traces is then fixed in the compiled code. Otherwise the operator stays whole and chooses when it runs.
@@ -56,28 +208,3 @@ def see_through(op: Any, takes: Callable[..., Answer], implementation: Callable[
             return implementation(*args, **(kwargs or {}))
 
     op.register_torch_dispatch(FunctionalTensorMode, decompose)
-
-
-def in_transform() -> bool:
-    """Inside torch.func: registered operators do not pass through it, the formula does."""
-    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def is_direct(x: Tensor, frozen: Tensor) -> bool:
-    """True where a call may go straight to the native core, past the registered operator.
-
-    That is a plain CPU tensor with no gradient wanted of it or of `frozen`, outside of tracing and of
-    function transforms. The dispatcher would cost more than one image's whole bridge.
-    """
-    return (
-        type(x) is Tensor
-        and x.is_cpu
-        and x.dtype in DTYPE_CODES
-        and x.layout is torch.strided
-        and not torch.compiler.is_compiling()
-        and not x.is_neg()
-        and not ((x.requires_grad or frozen.requires_grad) and torch.is_grad_enabled())
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and frozen.is_cpu
-        and is_native()
-    )

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from semobridge_ext import _files
+from semobridge_ext._version import __version__
 
-FORMAT = "semobridge-ext thresholds 1"
+FORMAT = "semobridge-ext thresholds 2"
+_OLDER = ("semobridge-ext thresholds 1",)  # its keys were the names of callers
 VARIABLE = "SEMOBRIDGE_THRESHOLDS"
-_SAME = {"decision_function": "predict"}  # one kernel, two verbs
 
 Steps = list[tuple[int, str]]  # from this size on, this backend; ascending
 
@@ -32,14 +33,21 @@ def path() -> Path:
     return Path(cache) / "semobridge-ext" / "thresholds.json"
 
 
-def key(function: str, dtype: torch.dtype) -> str:
-    return f"{_SAME.get(function, function)} {str(dtype).removeprefix('torch.')}"
+def key(op: str, dtype: torch.dtype) -> str:
+    return f"{op} {str(dtype).removeprefix('torch.')}"
 
 
-def read(file: Path) -> dict[str, Any]:
-    """The file's devices; ValueError for what is no such file."""
+def read(file: Path, *, remake: bool = False) -> dict[str, Any]:
+    """The file's devices; ValueError for what is no such file.
+
+    Args:
+        file: what `write` wrote.
+        remake: True takes a file of an older format as one without devices.
+    """
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
+        if remake and record["format"] in _OLDER:
+            return {}
         if record["format"] != FORMAT:
             raise ValueError(f"format {record['format']!r}")
         for device in record["devices"].values():
@@ -56,7 +64,7 @@ def read(file: Path) -> dict[str, Any]:
 
 def write(file: Path, device: str, version: str, calls: dict[str, Steps]) -> None:
     """Adds or replaces one device's measurements; the file is whole at every moment."""
-    devices = read(file) if file.exists() else {}
+    devices = read(file, remake=True) if file.exists() else {}
     devices[device] = {"version": version, "torch": torch.__version__, "calls": calls}
     file.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"format": FORMAT, "devices": devices}, indent=1)
@@ -67,8 +75,6 @@ def write(file: Path, device: str, version: str, calls: dict[str, Steps]) -> Non
 @lru_cache(maxsize=16)
 def measured(device: str) -> dict[str, Steps]:
     """What was measured on the device with this version of the kernels; empty where nothing was."""
-    from semobridge_ext import __version__
-
     file = path()
     if not file.exists() and not os.environ.get(VARIABLE):
         return {}
@@ -89,7 +95,7 @@ def _name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device)
 
 
-def choose(function: str, device: torch.device, dtype: torch.dtype, size: int) -> str:
-    """The backend of `auto` for a call of that size; "eager" where nothing was measured."""
-    steps = measured(_name(device)).get(key(function, dtype), [])
+def choose(op: str, device: torch.device, dtype: torch.dtype, size: int) -> str:
+    """The backend of `auto` for an operator's call of that size; "eager" where nothing was measured."""
+    steps = measured(_name(device)).get(key(op, dtype), [])
     return next((backend for least, backend in reversed(steps) if least <= size), "eager")

@@ -1,4 +1,6 @@
-"""Which tile a kernel runs with: measured once per device and shape where that can be done, else fixed.
+"""Triton kernels and how they are launched; imported only where Triton runs.
+
+Which tile a kernel runs with is measured once per device and shape where that can be done, else fixed.
 
 `triton.autotune` measures a short list at a kernel's first call with a shape bucket and dtypes, and keeps
 the choice in Triton's cache folder, so that the next process need not measure. It is not measured in the
@@ -51,6 +53,25 @@ def bucket(like: Tensor, *sizes: int) -> int:
 
 def _capturing() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def interpreted(tensor: Tensor) -> bool:
+    """True where Triton's interpreter runs the kernels (CPU tensors).
+
+    Triton 3.8's interpreter multiplies the bits of bfloat16 as integers; the kernels widen for it. The
+    products are the same: those of half types are exact in float32.
+    """
+    return not tensor.is_cuda
+
+
+def product_of(a: Tensor, b: Tensor) -> tuple[bool, str]:
+    """Whether a product's operands are widened to float32, and the precision of that product.
+
+    Two half types multiply exactly on tensor cores: as they are, or, if they differ, as TF32.
+    """
+    if a.dtype is b.dtype:
+        return interpreted(a), "ieee"
+    return True, "ieee" if torch.float32 in (a.dtype, b.dtype) else "tf32"
 
 
 class Kernel:

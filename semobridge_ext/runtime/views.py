@@ -1,4 +1,4 @@
-"""How tensors cross to the CUDA kernels: addresses, and where to run."""
+"""How tensors cross to the native core: views, addresses, and where to run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor
 from semobridge_ext.runtime.backend import DTYPE_CODES
 
 View = tuple[int, int, int, int, int]  # address (0: none), dtype, rows, columns, row stride
+Packed = tuple[int, int, int, int]  # address, dtype, rows and columns before packing
 
 
 def view(matrix: Tensor) -> View:  # [N, M], unit column stride
@@ -19,6 +20,10 @@ def row_view(bias: Tensor | None) -> View:
     if bias is None:
         return (0, 0, 0, 0, 0)
     return view(bias) if bias.dim() == 2 else (bias.data_ptr(), DTYPE_CODES[bias.dtype], 1, *bias.shape, 0)
+
+
+def packed_view(panels: Tensor, rows: int, cols: int) -> Packed:  # of a [rows, cols] right operand
+    return (panels.data_ptr(), DTYPE_CODES[panels.dtype], rows, cols)
 
 
 def place(tensor: Tensor) -> tuple[int, int]:

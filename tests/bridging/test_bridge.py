@@ -1,4 +1,4 @@
-"""bridging.py: the identities of METHODS §1, every form against the paper's chain, gradients."""
+"""bridging.py: the identities of docs/methods.md §1, every form against the paper's chain, gradients."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import semobridge_ext as sb
-from semobridge_ext.bridging import closed_form as bridging
+from semobridge_ext.bridging import fold as bridge_fold
 from tests.support.assertions import assert_close, assert_row_relative, assert_same_bits
 from tests.support.projections import ATOL, OPTIONS, chain, gaussian, spectrum, with_rank
 from tests.support.samples import DTYPES
@@ -69,14 +69,14 @@ def test_every_dtype_and_form(rank: int, options: dict, dtype: torch.dtype, isa:
 def test_which_form_is_used(monkeypatch: pytest.MonkeyPatch):
     made: list[tuple[tuple[int, ...], bool]] = []
 
-    class Spy(bridging.Projection):
+    class Spy(bridge_fold.Projection):
         __slots__ = ()
 
         def __init__(self, first, second=None, **options):
             made.append((tuple(first.shape), options.get("residual", False)))
             super().__init__(first, second, **options)
 
-    monkeypatch.setattr(bridging, "Projection", Spy)
+    monkeypatch.setattr(bridge_fold, "Projection", Spy)
     expected = {
         4: ((40, 4), False),  # x V_r V_rᵀ
         36: ((40, 4), True),  # x − x V_d V_dᵀ
@@ -128,7 +128,7 @@ def test_length_cancels_where_the_result_is_normalized():
 
 
 def test_similarities_to_fixed_rows():
-    """METHODS §1, identities 2 and 3."""
+    """docs/methods.md §1, identities 2 and 3."""
     w = with_rank(20, 16, 9)
     f, fixed = torch.randn(11, 16).double(), torch.randn(5, 16).double()
     _, s, vh = torch.linalg.svd(w.double())

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import semobridge_ext as sb
-from semobridge_ext.bridging import closed_form as bridging
+from semobridge_ext.bridging import default as bridging
 from tests.support.assertions import assert_close, assert_row_relative, assert_same_bits
 from tests.support.projections import OPTIONS, chain, with_rank
 from tests.support.source_tree import environment, run
@@ -234,7 +234,7 @@ def test_use_refuses(bridge: sb.Bridge, model):
 
 def test_nothing_set(bridge: sb.Bridge, monkeypatch, caplog):
     monkeypatch.setattr(bridging, "_default", None)
-    monkeypatch.setattr(bridging, "_picto_bridge", lambda: bridge)
+    monkeypatch.setattr(bridging, "embedded_bridge", lambda: bridge)
     with pytest.raises(ValueError, match=r"width 17 and no default bridge is set; .*sb\.use\(model\)"):
         sb.bridge(torch.randn(2, 17))
     f = torch.randn(2, 16)

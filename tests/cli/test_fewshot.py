@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from semobridge_ext.cli import fewshot_problems
 from semobridge_ext.cli.commands import fewshot
 from semobridge_ext.cli.fewshot_output import MEAN, collect, summary
 from semobridge_ext.fewshot import study
@@ -82,8 +83,7 @@ def test_without_text_and_projection_the_rest_is_compared(files):
 
 
 def test_validation_rows_are_no_shots(files):
-    args = argparse.Namespace(train=files / "train.npz", test=files / "test.npz", val=None)
-    problem = fewshot._file_problem(args)
+    problem = fewshot_problems.of_files(files / "train.npz", None, files / "test.npz")
     train, val = ({tuple(row) for row in part[0].tolist()} for part in (problem.train, problem.val))
     assert not train & val and len(train | val) == 30
     assert torch.bincount(problem.val[1]).tolist() == [2] * 5

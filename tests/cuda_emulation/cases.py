@@ -282,10 +282,10 @@ def case_attention(m, rng: np.random.Generator) -> None:
                 (queries * samples, model)))  # fmt: skip
             grad = Matrix(slots * samples, 3 * model, dtype, gap=gap)
             shape = (
-                dtype, samples, heads, width, slots, queries, prefix, qkv.address, qkv.stride,
-                kv.address if prefix else 0, visible.ctypes.data, begin.ctypes.data, keys, p.address,
+                qkv.view, samples, heads, slots, queries, prefix, kv.address if prefix else 0,
+                visible.ctypes.data, begin.ctypes.data, keys, p.address,
             )  # fmt: skip
-            m.attention_cuda(*shape, o.address, o.stride, *PLACE)
+            m.attention_cuda(*shape, o.view, *PLACE)
             want_o, want_grad = np.zeros(o.values.shape), np.zeros(grad.values.shape)
             rows = qkv.values.reshape(slots, samples, 3, heads, width)
             fixed = kv.values.reshape(2, prefix, heads, width)
@@ -312,7 +312,7 @@ def case_attention(m, rng: np.random.Generator) -> None:
             for i, own in enumerate(lists):
                 used = prefix + len(own)
                 close(got_p[:, :, i, :used], want_p[:, :, i, :used], FLOAT, "attention p")
-            m.attention_grad_cuda(*shape, grad_o.address, o.stride, ds.address, grad.address, *PLACE)
+            m.attention_grad_cuda(*shape, grad_o.view, ds.address, grad.address, *PLACE)
             if slots * samples > 1 or prefix:  # one key alone: probabilities do not move
                 close(grad.values, want_grad, dtype, "attention_grad")
             for buffer in (o, grad, p, ds):

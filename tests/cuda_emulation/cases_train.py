@@ -72,8 +72,7 @@ def class_sums(m, rng: np.random.Generator) -> None:
             extra = Matrix(classes, width, values=rng.standard_normal((classes, width)))
             for norms, added in ((0, 0), (lengths.address, 0), (0, extra.address)):
                 out = Matrix(classes, width)
-                m.class_sums_cuda(classes, offsets.ctypes.data, 0, x.address, width, x.stride, norms, added,
-                                  out.address, *PLACE)  # fmt: skip
+                m.class_sums_cuda(classes, offsets.ctypes.data, 0, x.view, norms, added, out.address, *PLACE)
                 if norms:
                     share = np.maximum(counts, 1)[:, None]
                     want = per_class(norm_rows(x.values)[0], counts) / share
@@ -87,14 +86,14 @@ def class_sums(m, rng: np.random.Generator) -> None:
             # The last classes alone, as a chunk: its rows begin elsewhere.
             out, begin = Matrix(1, width), int(offsets[-2])
             if counts[-1]:
-                m.class_sums_cuda(1, offsets[-2:].ctypes.data, begin, x.address + 4 * begin * x.stride, width,
-                                  x.stride, 0, 0, out.address, *PLACE)  # fmt: skip
+                chunk = (x.address + 4 * begin * x.stride, FLOAT, x.rows - begin, width, x.stride)
+                m.class_sums_cuda(1, offsets[-2:].ctypes.data, begin, chunk, 0, 0, out.address, *PLACE)
                 close(out.values, x.values[begin:].sum(0)[None], FLOAT, "class_sums")
     bad = np.ones((3, 5))
     bad[2, 3] = np.nan
     x, out, offsets = Matrix(3, 5, values=bad), Matrix(2, 5), plain([0, 2, 3], np.int64)
     lengths = Matrix(1, 3, values=np.linalg.norm(bad, axis=1))
-    m.class_sums_cuda(2, offsets.ctypes.data, 0, x.address, 5, 5, lengths.address, 0, out.address, *PLACE)
+    m.class_sums_cuda(2, offsets.ctypes.data, 0, x.view, lengths.address, 0, out.address, *PLACE)
     assert np.isfinite(out.values[0]).all() and np.isnan(out.values[1]).all(), "NaN left its class"
 
 
@@ -224,7 +223,7 @@ def row_loss(m, rng: np.random.Generator) -> None:
             x = Matrix(n, classes, gap=gap, values=rng.standard_normal((n, classes)))
             before, (loss, dot) = x.values, (Matrix(1, n), Matrix(1, n))
             m.row_loss_cuda(
-                n, classes, x.address, x.stride, labels.ctypes.data, 0.3, scale.address if given else 0,
+                x.view, labels.ctypes.data, 0.3, scale.address if given else 0,
                 add.address if given else 0, loss.address, dot.address if given else 0, *PLACE,
             )  # fmt: skip
             shift, factor = (add.values[labels], scale.values[0]) if given else (before * 0, np.ones(n))
@@ -246,27 +245,23 @@ def row_loss(m, rng: np.random.Generator) -> None:
 
 def row_loss_edges(m, rng: np.random.Generator) -> None:
     one, loss, labels = Matrix(2, 1, values=[[3.0], [-7.0]]), Matrix(1, 2), plain([0, 0], np.int64)
-    m.row_loss_cuda(2, 1, one.address, 1, labels.ctypes.data, 1.0, 0, 0, loss.address, 0, *PLACE)
+    m.row_loss_cuda(one.view, labels.ctypes.data, 1.0, 0, 0, loss.address, 0, *PLACE)
     assert (one.values == 0).all() and (loss.values == 0).all(), "one class is certain"
     for classes in (40, 300):  # a warp's row, a block's row
         values = rng.standard_normal((5, classes))
         values[1, 7], values[2, 3], values[3, classes - 1] = np.nan, 2e4, np.inf
         x, loss, dot = Matrix(5, classes, values=values), Matrix(1, 5), Matrix(1, 5)
         scale, labels = Matrix(1, 5, values=[0, 1, 1, 1, 1]), plain([3] * 5, np.int64)
-        m.row_loss_cuda(5, classes, x.address, classes, labels.ctypes.data, 2.0, scale.address, 0,
-                        loss.address, dot.address, *PLACE)  # fmt: skip
+        m.row_loss_cuda(x.view, labels.ctypes.data, 2.0, scale.address, 0, loss.address, dot.address, *PLACE)
         assert (x.values[0] == 0).all() and dot.values[0, 0] == 0, "scale 0: nothing depends on the row"
         assert abs(loss.values[0, 0] - 2 * np.log(classes)) < 1e-5
         assert np.isnan(x.values[1]).all() and np.isnan(loss.values[0, 1])
         assert (x.values[2] == 0).all() and loss.values[0, 2] == 0, "a certain row"
         assert np.isnan(x.values[3]).any() and np.isnan(loss.values[0, 3])
         alone, other = Matrix(1, classes, values=values[4]), Matrix(1, 1)
-        m.row_loss_cuda(1, classes, alone.address, classes, labels.ctypes.data, 2.0, scale.address + 16, 0,
-                        other.address, 0, *PLACE)  # fmt: skip
+        m.row_loss_cuda(alone.view, labels.ctypes.data, 2.0, scale.address + 16, 0, other.address, 0, *PLACE)
         assert (alone.values[0] == x.values[4]).all() and other.values[0, 0] == loss.values[0, 4]
-        m.row_loss_cuda(
-            0, classes, x.address, classes, labels.ctypes.data, 2.0, 0, 0, loss.address, 0, *PLACE
-        )
+        m.row_loss_cuda((*x.view[:2], 0, *x.view[3:]), labels.ctypes.data, 2.0, 0, 0, loss.address, 0, *PLACE)
 
 
 def bias_loss(m, rng: np.random.Generator) -> None:

@@ -15,7 +15,9 @@ from semobridge_ext._ops.blend_logits.op import BlendOperand
 from semobridge_ext._ops.blend_logits.spec import BlendParams
 from semobridge_ext._ops.project_normalize import cuda as cuda_projection
 from semobridge_ext._ops.topk import cuda as topk_cuda
+from semobridge_ext._ops.topk import takes as topk_takes
 from semobridge_ext.runtime import backend as _backend
+from semobridge_ext.runtime.choice import resolve
 from tests.cuda_emulation.build import Emulation
 from tests.cuda_emulation.run_cases import load
 from tests.support.assertions import assert_close
@@ -44,7 +46,7 @@ def assert_near(got: torch.Tensor, want: torch.Tensor, dtype: torch.dtype) -> No
 @pytest.mark.parametrize("shape", [(20,), (1, 20), (5, 20), (32, 20), (33, 20), (3, 13, 20)])
 def test_projection(shape: tuple[int, ...], dtype: torch.dtype):
     matrix = torch.randn(20, 12, dtype=torch.float64)
-    plan = cuda_projection.CudaProjection(matrix, CPU)
+    plan = cuda_projection.Projection(matrix, None, CPU)
     x = torch.randn(*shape).to(dtype)
     want = torch.nn.functional.normalize(x.double() @ matrix.float().double(), dim=-1)
     for _ in range(2):  # the second call meets the first one's tickets
@@ -58,18 +60,41 @@ def test_many_rows_go_in_parts(dtype: torch.dtype, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(cuda_projection, "TILED", 64)
     x, matrix = torch.randn(150, 20).to(dtype), 1e-9 * torch.randn(20, 12, dtype=torch.float64)
     want = torch.nn.functional.normalize(x.double() @ matrix.float().double(), dim=-1)
-    assert_near(cuda_projection.CudaProjection(matrix, CPU)(x), want, dtype)
-    zero = cuda_projection.CudaProjection(torch.zeros(20, 12), CPU)
+    assert_near(cuda_projection.Projection(matrix, None, CPU)(x), want, dtype)
+    zero = cuda_projection.Projection(torch.zeros(20, 12), None, CPU)
     assert (zero(x) == 0).all() and zero(x).dtype is dtype
 
 
 def test_bridge_takes_its_folded_projector():
     b = sb.Bridge(torch.randn(16, 12))
     x = torch.randn(7, 12)
-    torch.testing.assert_close(b._cuda_plan(CPU)(x), b(x), rtol=1e-5, atol=1e-6)
-    with torch.no_grad():
-        b.inverse.mul_(torch.rand(12, 1))
-    torch.testing.assert_close(b._cuda_plan(CPU)(x), b(x), rtol=1e-5, atol=1e-6)
+
+    def launched(**options: bool) -> torch.Tensor:
+        return b._projection(**options)._launch("native", CPU)(x)
+
+    for changed in (False, True):
+        if changed:
+            with torch.no_grad():
+                b.inverse.mul_(torch.rand(12, 1))
+        torch.testing.assert_close(launched(project=True, normalize=True), b(x), rtol=1e-5, atol=1e-6)
+        got = launched(project=False, normalize=False)
+        torch.testing.assert_close(got, b(x, project=False, normalize=False), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 40, 150])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_linear_map_takes_the_same_kernels(
+    normalize: bool, rows: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(cuda_projection, "TILED", 64)
+    matrix, offset = torch.randn(20, 12, dtype=torch.float64), torch.randn(12, dtype=torch.float64)
+    x = torch.randn(rows, 20).to(dtype)
+    want = x.double() @ matrix.float().double() + offset.float().double()
+    if normalize:
+        want = torch.nn.functional.normalize(want, dim=1)
+    program = sb.LinearMap(matrix, offset, normalize=normalize)._projection(0)._launch("native", CPU)
+    assert_near(program(x), want, dtype)
 
 
 @pytest.mark.parametrize("rows", ["none", "one", "all"])
@@ -95,7 +120,7 @@ def test_topk(k: int, chunk: int, monkeypatch: pytest.MonkeyPatch):
         want = sb.topk(q, gallery, k, exclude=excluded)
         assert torch.equal(scores, want.scores) and torch.equal(indices, want.indices)
     assert topk_cuda.topk(q[:0], gallery, k, None)[0].shape == (0, k)
-    assert not topk_cuda.takes(q, gallery, 129) and not topk_cuda.takes(q.double(), gallery, 3)
+    assert not topk_takes.cuda(q, gallery, 129) and not topk_takes.cuda(q.double(), gallery, 3)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -124,14 +149,14 @@ def test_blend(bridged: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatc
 def test_choice(monkeypatch: pytest.MonkeyPatch):
     cuda = torch.device("cuda")
     monkeypatch.setattr(_backend, "HAS_CUDA", True)
-    assert _backend.resolve("op", cuda, cuda=True) == "eager", "unmeasured: on request alone"
+    assert resolve("op", cuda, cuda=True) == "eager", "unmeasured: on request alone"
     with sb.backend("native"):
-        assert _backend.resolve("op", cuda, cuda=True) == "native"
+        assert resolve("op", cuda, cuda=True) == "native"
         with pytest.raises(NotImplementedError, match=r"^op: backend 'native' has no CUDA kernel.*; use "):
-            _backend.resolve("op", cuda)
+            resolve("op", cuda)
     with sb.backend("eager"):
-        assert _backend.resolve("op", cuda, cuda=True) == "eager"
+        assert resolve("op", cuda, cuda=True) == "eager"
     monkeypatch.setattr(_backend, "HAS_CUDA", False)
-    assert _backend.resolve("op", cuda, cuda=True) == "eager"
+    assert resolve("op", cuda, cuda=True) == "eager"
     with sb.backend("native"), pytest.raises(RuntimeError, match="built without CUDA"):
-        _backend.resolve("op", cuda, cuda=True)
+        resolve("op", cuda, cuda=True)

@@ -101,7 +101,7 @@ def test_constants_of_each_sample(recorder: Recorder):
 
 
 def test_150_steps(recorder: Recorder):
-    """TARGETS' bounds against the full context, by replays; forks as in test_inversion.py."""
+    """Against the full context, by replays; tests/inversion/test_invert.py explains the quantile."""
     tower, rows = clip.text_tower(TEXT_MODELS["open_clip"]())
     start = towers.start(10, 1, tower.width, F32)
     unit = torch.nn.functional.normalize(towers.targets(10, tower.features, F32), dim=1)

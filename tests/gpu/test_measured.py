@@ -23,7 +23,7 @@ def test_a_measured_choice_runs(chosen: str, monkeypatch: pytest.MonkeyPatch, tm
     steps = [(1, "eager"), (50, chosen)]
     _thresholds.write(
         _thresholds.path(), torch.cuda.get_device_name(), sb.__version__,
-        {"bridge float32": steps, "topk float32": steps},
+        {"prepared_projection float32": steps, "topk float32": steps},
     )  # fmt: skip
     bridge, f = sb.Bridge(W).cuda(), rows(100, 48).cuda()
 

@@ -54,8 +54,8 @@ def test_the_eager_backend_under_no_grad() -> None:
 
 
 def test_150_steps_in_float32() -> None:
-    """TARGETS' bounds. On so small a tower a few paths fork on rounding, the reference's own as well
-    (in float32 against float64): they are left to the tenth that the quantile allows."""
+    """Features and losses of the full-context run. On so small a tower rounding lets a few paths fork, the
+    oracle's own (float32 against float64) as well: the quantile allows a tenth of them."""
     model = TEXT_MODELS["open_clip"]()
     f, init = towers.targets(30, towers.D, F32), towers.start(30, 1, TEXT, F32)
     ours, theirs = sb.oti(model, f, init=init), sb.reference.oti(model, f, init=init)

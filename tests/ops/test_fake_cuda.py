@@ -12,11 +12,14 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import semobridge_ext as sb
+from semobridge_ext._ops.project_normalize.takes import triton as takes_projection
 from semobridge_ext._ops.support_logits.backward import support_logits_bwd
 from semobridge_ext._ops.support_logits.class_order import class_order, sort_by_class
+from semobridge_ext._ops.support_logits.takes import triton as takes_support
+from semobridge_ext._ops.topk.takes import triton as takes_topk
 from semobridge_ext.ops import project_normalize
 from semobridge_ext.runtime import backend as _backend
-from semobridge_ext.runtime.choice import takes_projection, takes_support, takes_topk
+from semobridge_ext.runtime.choice import resolve
 
 HALVES = (torch.float16, torch.bfloat16)
 DTYPES = (torch.float32, torch.float64, *HALVES)
@@ -102,28 +105,28 @@ def test_what_triton_takes():
         with pytest.raises(
             NotImplementedError, match=r"^op: backend 'triton' has no kernel for float64; use "
         ):
-            _backend.resolve("op", device, triton=takes_support(half, single.double()))
+            resolve("op", device, triton=takes_support(half, single.double()))
         with pytest.raises(NotImplementedError, match=r"no kernel for this call; use backend\('auto'\)"):
-            _backend.resolve("op", device)
+            resolve("op", device)
 
 
 def test_triton_on_this_machine(monkeypatch: pytest.MonkeyPatch):
     device = torch.device("cuda")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with sb.backend("triton"), pytest.raises(RuntimeError, match=r"needs Triton; pip install triton"):
-        _backend.resolve("op", device, triton=True)
+        resolve("op", device, triton=True)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with sb.backend("triton"):
-        assert _backend.resolve("op", device, triton=True) == "triton"
+        assert resolve("op", device, triton=True) == "triton"
         with pytest.raises(NotImplementedError, match=r"needs CUDA tensors, got cpu; move them"):
-            _backend.resolve("op", torch.device("cpu"), triton=True)
+            resolve("op", torch.device("cpu"), triton=True)
     monkeypatch.delattr(torch.library, "triton_op")
     with (
         sb.backend("triton"),
         pytest.raises(RuntimeError, match=r"^op: .* needs PyTorch 2.6, this is .*; pip"),
     ):
-        _backend.resolve("op", device, triton=True)
+        resolve("op", device, triton=True)
 
 
 @pytest.mark.parametrize("size", [0, 1, 50])

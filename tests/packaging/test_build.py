@@ -74,7 +74,8 @@ def test_sdist_holds_what_a_build_and_its_tests_need(sdist: Path):
     with tarfile.open(sdist) as archive:
         names = {n.partition("/")[2] for n in archive.getnames()}
     wanted = {"CMakeLists.txt", "pyproject.toml", "setup.py", "README.md", "LICENSE", "NOTICE", "Makefile"}
-    for folder in ("csrc", "python", "semobridge_ext", "tests"):
+    wanted |= {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "SECURITY.md", ".pre-commit-config.yaml"}
+    for folder in ("csrc", "python", "semobridge_ext", "tests", "bench", "docs", "examples"):
         for path in (ROOT / folder).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".so":
                 wanted.add(str(path.relative_to(ROOT)))

@@ -123,7 +123,7 @@ def test_relative_links_lead_somewhere(path: Path):
 def _reference_names() -> set[str]:
     found: set[str] = set()
     for path in (DOCS / "api").glob("*.md"):
-        found |= set(re.findall(r"^\.\. auto\w+:: semobridge_ext\.(\S+)", path.read_text(), re.MULTILINE))
+        found |= set(re.findall(r"^\.\. auto\w+:: semobridge_ext\.([\w.]+)", path.read_text(), re.MULTILINE))
     return found
 
 
@@ -148,6 +148,41 @@ def _resolve(name: str):
     for part in name.split("."):
         thing = getattr(thing, part, None) or importlib.import_module(f"semobridge_ext.{part}")
     return thing
+
+
+# -- hop chains --------------------------------------------------------------------------------------
+
+_HOP = re.compile(r"^(→ )?(\S+)\s{2,}((?:semobridge_ext|csrc|python)/\S+)")
+
+
+def _chains() -> list[tuple[str, list[tuple[str, str]]]]:
+    """Each chain of docs/design.md: its first line's words, then (name, file) of each hop."""
+    text = (DOCS / "design.md").read_text(encoding="utf-8")
+    section = text.partition("## Hop chains")[2].partition("\n## ")[0]
+    chains = []
+    for title, block in re.findall(
+        r"^\*\*(.+?)\*\*.*?\n```text\n(.*?)^```", section, re.DOTALL | re.MULTILINE
+    ):
+        hops = [(m[2], m[3]) for line in block.splitlines() if (m := _HOP.match(line))]
+        assert len(hops) == len(block.splitlines()), f"{title}: a line is no hop"
+        chains.append((title, hops))
+    return chains
+
+
+def test_hop_chains_are_those_of_the_code():
+    """Every file of a chain exists and holds the name; CPU takes at most four hops, CUDA and Triton five."""
+    chains = _chains()
+    assert len(chains) >= 15
+    for title, hops in chains:
+        most = 5 if re.search(r"CUDA|Triton", title) else 4
+        assert 1 <= len(hops) - 1 <= most, f"{title}: {len(hops) - 1} hops"
+        for name, file in hops:
+            path = ROOT / file
+            assert path.is_file(), f"{title}: {file} is not there"
+            word = re.split(r"[.:]+", name.removesuffix("()"))[-1]
+            assert re.search(rf"\b{re.escape(word)}\b", path.read_text(encoding="utf-8")), (
+                f"{title}: {file} lacks {word}"
+            )
 
 
 # -- what stands beside the README -------------------------------------------------------------------

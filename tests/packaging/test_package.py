@@ -155,7 +155,9 @@ def test_docstring_is_complete(name: str):
     parameters = inspect.signature(thing).parameters
     wanted = ["Example:"]
     if parameters:
-        wanted += ["Args:", "Raises:"]
+        wanted.append("Args:")
+        if not (inspect.isclass(thing) and issubclass(thing, tuple)):  # a result checks nothing
+            wanted.append("Raises:")
         for parameter in parameters:
             assert re.search(rf"\b{parameter}\b", text), f"{parameter} is not described"
     is_context = hasattr(thing, "__wrapped__") and inspect.isgeneratorfunction(thing.__wrapped__)

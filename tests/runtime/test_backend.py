@@ -10,9 +10,10 @@ import torch
 
 import semobridge_ext as sb
 from semobridge_ext._ops.project_normalize import cpu as cpu_projection
-from semobridge_ext.bridging import closed_form as bridging
+from semobridge_ext.bridging import fold as bridge_fold
 from semobridge_ext.ops import project_normalize
 from semobridge_ext.runtime import backend as _backend
+from semobridge_ext.runtime.choice import resolve
 from tests.support.assertions import assert_same_bits
 from tests.support.fresh import Program, run_fresh
 from tests.support.places import runnable_isas
@@ -40,7 +41,7 @@ def test_eager_backend_does_not_touch_the_native_core(monkeypatch):
         raise AssertionError("native kernel called")
 
     monkeypatch.setattr(cpu_projection, "Projection", refuse)
-    monkeypatch.setattr(bridging, "Projection", refuse)
+    monkeypatch.setattr(bridge_fold, "Projection", refuse)
     b = sb.Bridge(torch.randn(6, 5))
     with sb.backend("eager"):
         project_normalize(torch.randn(2, 3), torch.randn(3, 4))
@@ -87,7 +88,7 @@ def test_native_on_another_device_is_refused():
     x, matrix = torch.ones(2, 3, device="meta"), torch.ones(3, 4, device="meta")
     with sb.backend("native"), pytest.raises((NotImplementedError, RuntimeError), match="; "):
         torch.ops.semobridge.project_normalize.default  # noqa: B018 - registered
-        _backend.resolve("project_normalize", x.device)
+        resolve("project_normalize", x.device)
     assert project_normalize(x, matrix).shape == (2, 4)
 
 

@@ -10,10 +10,12 @@ import torch
 
 import semobridge_ext as sb
 from semobridge_ext import cli
+from semobridge_ext._ops.topk.takes import KERNELS as TOPK
+from semobridge_ext.cli import calibration_cases
 from semobridge_ext.runtime import backend as _backend
-from semobridge_ext.runtime import calibration
 from semobridge_ext.runtime import thresholds as _thresholds
 from semobridge_ext.runtime.calibration import Case, Measured, measure, thresholds
+from semobridge_ext.runtime.choice import resolve
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 F32, F16 = torch.float32, torch.float16
@@ -43,8 +45,8 @@ def test_a_size_takes_the_choice_of_the_next_smaller_measured_one():
     for size, want in ((1, "eager"), (10, "native"), (999, "native"), (1000, "triton"), (10**9, "eager")):
         assert _thresholds.choose("topk", CUDA, F32, size) == want
     assert _thresholds.choose("topk", CUDA, F16, 50) == "eager"
-    stored({"predict float32": [(1, "native")]})
-    assert _thresholds.choose("decision_function", CUDA, F32, 5) == "native"
+    stored({"blend_logits float32": [(1, "native")]})
+    assert _thresholds.choose("blend_logits", CUDA, F32, 5) == "native"
     assert _thresholds.choose("topk", CUDA, F32, 50) == "eager", "a device's section is replaced as a whole"
 
 
@@ -72,8 +74,22 @@ def test_a_foreign_file(text: str, monkeypatch: pytest.MonkeyPatch):
         assert _thresholds.choose("topk", CUDA, F32, 5) == "eager"
     monkeypatch.setenv("SEMOBRIDGE_THRESHOLDS", str(_thresholds.path()))
     _thresholds.measured.cache_clear()
-    with pytest.raises(ValueError, match="must be a 'semobridge-ext thresholds 1' file"):
+    with pytest.raises(ValueError, match="must be a 'semobridge-ext thresholds 2' file"):
         _thresholds.choose("topk", CUDA, F32, 5)
+
+
+def test_a_file_of_the_first_format_is_remade():
+    _thresholds.path().parent.mkdir(parents=True)
+    old = {
+        "format": "semobridge-ext thresholds 1",
+        "devices": {"Test GPU": {"calls": {"bridge float32": []}}},
+    }
+    _thresholds.path().write_text(json.dumps(old))
+    with pytest.warns(RuntimeWarning, match="write it again with: semobridge-ext calibrate"):
+        assert _thresholds.choose("topk", CUDA, F32, 5) == "eager"
+    stored({"topk float32": [(1, "native")]})
+    assert _thresholds.choose("topk", CUDA, F32, 5) == "native"
+    assert set(_thresholds.read(_thresholds.path())["Test GPU"]["calls"]) == {"topk float32"}
 
 
 def test_a_named_file_must_exist(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -87,12 +103,12 @@ def test_auto_takes_what_was_measured_and_can_be_had(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(_backend, "HAS_CUDA", True)
 
     def choice(size: int, **kernels: bool) -> str:
-        return _backend.resolve("topk", CUDA, work=(F32, size), **kernels)
+        return resolve("topk", CUDA, work=("topk", F32, size), **kernels)
 
     assert choice(5, cuda=True, triton=True) == "eager"
     assert choice(10, cuda=True, triton=True) == "native" and choice(10, triton=True) == "eager"
     assert choice(1000, cuda=True, triton=True) == "triton" and choice(1000, cuda=True) == "eager"
-    assert _backend.resolve("topk", CUDA, cuda=True) == "eager", "no size, no choice"
+    assert resolve("topk", CUDA, cuda=True) == "eager", "no size, no choice"
     with sb.backend("eager"):
         assert choice(10, cuda=True, triton=True) == "eager"
     monkeypatch.setattr(_backend, "HAS_CUDA", False)
@@ -106,7 +122,7 @@ def case(results: dict[str, torch.Tensor | Exception]) -> Case:
             raise found
         return found
 
-    return Case("topk", F32, 7, call)
+    return Case(TOPK, (torch.ones(1, 2), torch.ones(7, 2), 1), call)
 
 
 def clock(**times: float):
@@ -136,7 +152,8 @@ def test_a_device_on_which_pytorch_fails_is_not_measured():
 
 def test_choices_are_joined_by_size():
     def at(size: int, choice: str) -> Measured:
-        return Measured(Case("topk", F32, size, torch.empty), {}, {}, choice)
+        rows = torch.empty(1, 0), torch.empty(size, 0), 1
+        return Measured(Case(TOPK, rows, torch.empty), {}, {}, choice)
 
     found = [at(100, "native"), at(1, "eager"), at(1000, "native"), at(10**4, "triton")]
     assert thresholds(found) == {"topk float32": [(1, "eager"), (100, "native"), (10**4, "triton")]}
@@ -144,21 +161,21 @@ def test_choices_are_joined_by_size():
 
 def test_every_case_runs_and_agrees(monkeypatch: pytest.MonkeyPatch):
     """On the CPU, where native kernels exist for all of them; nothing is timed."""
-    monkeypatch.setattr(calibration, "WIDTH", 64)
+    monkeypatch.setattr(calibration_cases, "WIDTH", 64)
     seen = set()
-    for c in calibration.cases(CPU, sizes=(1, 40)):
+    for c in calibration_cases.cases(CPU, sizes=(1, 40)):
         m = measure(c, CPU, lambda call, device: 1.0)
         assert {"eager", "native"} == set(m.seconds), (c, m.refused)
-        seen.add((c.function, c.dtype))
+        seen.add((c.op, c.dtype))
     assert len(seen) == 15
 
 
 def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path):
-    monkeypatch.setattr(calibration, "WIDTH", 32)
+    monkeypatch.setattr(calibration_cases, "WIDTH", 32)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Test GPU")
-    every = calibration.cases
-    monkeypatch.setattr(calibration, "cases", lambda device: every(CPU, sizes=(2,)))
+    every = calibration_cases.cases
+    monkeypatch.setattr(calibration_cases, "cases", lambda device: every(CPU, sizes=(2,)))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     out = tmp_path / "new" / "own.json"
     assert cli.main(["calibrate", "--out", str(out)]) == 0

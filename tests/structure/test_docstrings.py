@@ -83,11 +83,12 @@ def lacks(name: str, thing: Any, owner: type | None = None) -> list[str]:
         wrong += [] if SHAPE.search(text) else ["no shape"]
         wrong += [] if DTYPE.search(text) else ["no dtype"]
     needed = []
+    record = inspect.isclass(thing) and issubclass(thing, tuple)  # a named tuple of results: it only holds
     if owner is None and names:
-        needed += ["Args", "Raises"]
+        needed += ["Args"] if record else ["Args", "Raises"]
     if owner is None and returns_something(thing):
         needed.append("Returns")
-    computes = takes_tensors(thing)
+    computes = takes_tensors(thing) and not record
     shared = sections(inspect.getdoc(owner) or "") if owner else {}
     if computes:
         needed += [h for h in ("Numerics", "Memory") if h not in shared]

@@ -1,6 +1,6 @@
 """A CUDA graph's contract without a GPU: the launches of a step, recorded and repeated as they were.
 
-`Recorder().capture` stands in for `_step_graph.capture_cuda`. A replay repeats every operator and every call
+`Recorder().capture` stands in for `capture_cuda`. A replay repeats every operator and every call
 of the native module with the same tensors, addresses and host numbers, so a Python number that should
 have changed between steps shows as a wrong result. What no graph may hold is refused while recording:
 reading a value back to the host and, with `no_allocation`, allocating.

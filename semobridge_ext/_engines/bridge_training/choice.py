@@ -11,7 +11,8 @@ from semobridge_ext._engines.bridge_training.cpu import CpuTrainingPieces
 from semobridge_ext._engines.bridge_training.cuda import CudaTrainingPieces
 from semobridge_ext._engines.bridge_training.spec import Batch
 from semobridge_ext._engines.bridge_training.torch import TorchTrainingPieces
-from semobridge_ext.runtime.backend import HAS_CUDA, requested, resolve
+from semobridge_ext.runtime.backend import HAS_CUDA, requested
+from semobridge_ext.runtime.choice import resolve
 
 PiecesOf = Callable[[Batch], TorchTrainingPieces]
 

@@ -11,7 +11,7 @@ from semobridge_ext._engines.bridge_training.spec import Batch, Chunk
 from semobridge_ext._engines.bridge_training.torch import TorchTrainingPieces
 from semobridge_ext.runtime.adamw import BETAS, EPS
 from semobridge_ext.runtime.backend import _C, DTYPE_CODES
-from semobridge_ext.runtime.views import address
+from semobridge_ext.runtime.views import address, view
 
 
 class CpuTrainingPieces(TorchTrainingPieces):
@@ -37,8 +37,8 @@ class CpuTrainingPieces(TorchTrainingPieces):
         if sums is not None:
             sums[chunk[0] : chunk[1]].zero_()  # the core adds to them
         self._core.row_loss(
-            *chunk, x.shape[1], x.stride(0), factor, x.data_ptr(), scale.data_ptr(), address(add),
-            loss.data_ptr(), address(dot), address(sums), torch.get_num_threads(),
+            *chunk, view(x), factor, scale.data_ptr(), address(add), loss.data_ptr(), address(dot),
+            address(sums), torch.get_num_threads(),
         )  # fmt: skip
 
     def shot_grads(

@@ -40,8 +40,8 @@ class CudaTrainingPieces(TorchTrainingPieces):
         """Σ over the rows of each class; with ``norms`` the mean of x/norm; plus ``extra``."""
         first, last = chunk
         _C.class_sums_cuda(
-            last - first, self.batch.offsets[first:].data_ptr(), self.batch.bounds[first], x.data_ptr(),
-            x.shape[1], x.stride(0), address(norms), address(extra), out.data_ptr(), *place(x),
+            last - first, self.batch.offsets[first:].data_ptr(), self.batch.bounds[first], view(x),
+            address(norms), address(extra), out.data_ptr(), *place(x),
         )  # fmt: skip
 
     def row_lengths(self, a: Tensor, b: Tensor, q: Tensor, inverse: Tensor) -> None:
@@ -62,8 +62,8 @@ class CudaTrainingPieces(TorchTrainingPieces):
         add: Tensor | None = None, dot: Tensor | None = None,
     ) -> None:  # fmt: skip
         _C.row_loss_cuda(
-            *x.shape, x.data_ptr(), x.stride(0), labels.data_ptr(), factor, address(scale), address(add),
-            loss.data_ptr(), address(dot), *place(x),
+            view(x), labels.data_ptr(), factor, address(scale), address(add), loss.data_ptr(), address(dot),
+            *place(x),
         )  # fmt: skip
 
     def shot_grads(

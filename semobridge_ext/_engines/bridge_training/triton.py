@@ -4,12 +4,11 @@
     loss_n = κ·(lse_n − l_n[y_n])            dot_n = Σ_c G_nc·l_nc
     Z = fᵀ(s∘G)  [D, C]                      Y_yc = Σ over the rows of class y of s_n·G_nc  [C, C]
 
-which is what csrc/bridge_training/bridge_training.h's `row_loss` and the products around it compute. The
-forward
+as `row_loss` of csrc/bridge_training/bridge_training.h and the products around it compute them. The forward
 kernel owns rows and streams classes (running maximum, Σ exp, Σ exp·l). The backward kernel owns a tile of
-classes and a slice of D, streams rows in class order, makes each tile of logits again and adds its product
-with f to Z; a class's row of Y is stored once, when its last row has passed. No atomics: splits of the rows
-fall between classes, and their sums are added in order afterwards.
+classes and a slice of D, streams rows in class order, recomputes each tile of logits and adds its product
+with f to Z; it stores a class's row of Y once, after the last row of the class. No atomics: the rows are
+split between classes, and the sums of the splits are added in order.
 
 Products are float32, as SeMoBridge-T trains. Labels must be sorted.
 """
@@ -303,11 +302,11 @@ class StreamedLoss:
     Args:
         features: [N, D] float32, rows in class order. labels: [N] int64. offsets: [C + 1] int64.
 
-    A call does what ``mm``, ``row_loss`` (csrc/bridge_training/bridge_training.h) and ``z.addmm_(f.T,
-    logits)`` do
-    over all chunks of rows, and allocates nothing: it may be captured in a CUDA graph once its tiles are
-    chosen. Numerics: float32 products and sums in one fixed order. A NaN row spoils Z, and Y for the classes
-    of its tile.
+    A call does what ``mm``, ``row_loss`` and ``z.addmm_(f.T, logits)`` do over all chunks of rows, and
+    allocates nothing: a CUDA graph can capture it once its tiles are chosen.
+
+    Numerics: float32 products and sums in one fixed order. A NaN row spoils Z, and Y for the classes of its
+    tile.
 
     Memory: N + SPLITS·D·C values.
     """

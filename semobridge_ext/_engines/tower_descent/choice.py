@@ -15,7 +15,8 @@ from semobridge_ext._engines.tower_descent.spec import LearnedRows, Tower
 from semobridge_ext._engines.tower_descent.step import LaunchedTower
 from semobridge_ext._engines.tower_descent.torch import TorchTowerPieces
 from semobridge_ext._engines.tower_descent.weights import LaunchedWeights
-from semobridge_ext.runtime.backend import requested, resolve
+from semobridge_ext.runtime.backend import requested
+from semobridge_ext.runtime.choice import resolve
 
 Weights = PackedTower | LaunchedWeights
 

@@ -5,9 +5,9 @@
     descend(v)              AdamW steps on 1 − cos(feature(v), target)
 
 The steps run inside the core (csrc/tower_descent/tower_descent.h): one call, no autograd, no allocation
-and no synchronisation between steps. What is constant is computed once: the keys and values of the
-positions before the first learned one, the first layer's constant rows; what cannot matter is not
-computed: positions behind the pooled one of a causal tower, the last layer's other rows.
+and no synchronisation between steps. Constants are computed once: the keys and values of the positions
+before the first learned one, and the first layer's constant rows. Positions after the pooled one of a causal
+tower, and the last layer's other rows, are not computed at all.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from semobridge_ext._engines.tower_descent.engine import TowerEngine
 from semobridge_ext._engines.tower_descent.rows import slot_rows
 from semobridge_ext._engines.tower_descent.spec import ACTIVATIONS, LearnedRows, Linear, Norm, Tower
 from semobridge_ext.runtime.adamw import BETAS, EPS
@@ -111,7 +112,7 @@ class PackedTower:
         return self._vector(norm.weight), self._vector(norm.bias), norm.eps
 
 
-class FrozenTower:
+class FrozenTower(TowerEngine):
     """Learned rows in a packed tower, ready to run on CPU tensors of ``packed.compute``.
 
     Args:
@@ -120,6 +121,9 @@ class FrozenTower:
 
     Raises:
         ValueError: no position is learned, or a causal tower's pooled position sees none.
+
+    Numerics: sums in ``compute`` in a fixed order, so that a sample's bits depend neither on the other
+        samples nor on the number of threads.
 
     Memory: scratch for at most 112 rows of a step a thread, grown on the first call and kept.
 
@@ -173,7 +177,6 @@ class FrozenTower:
         *,
         unit: bool = False,
     ) -> Tensor:  # [S, D]
-        """Features of the vectors, as rows of length one with ``unit``."""
         out = torch.empty(tokens.shape[0], self.dim, dtype=self.compute)
         self._evaluate(tokens, out, unit, None, None)
         return out
@@ -183,7 +186,6 @@ class FrozenTower:
         tokens: Tensor,  # [S, R, T]
         grad_features: Tensor,  # [S, D] with respect to features(unit=False)
     ) -> Tensor:  # [S, R, T]
-        """What flows back to the vectors. A context shared by all samples sums it over S."""
         out = torch.empty_like(tokens, memory_format=torch.contiguous_format)
         self._evaluate(tokens, None, False, grad_features.contiguous(), out)
         return out
@@ -218,10 +220,6 @@ class FrozenTower:
         record_steps: tuple[int, ...] = (),
         recorded: Tensor | None = None,  # [len(record_steps), S, D], written
     ) -> Tensor:  # [steps, S]
-        """AdamW steps [step_begin, step_end); returns each sample's loss before each step.
-
-        All tensors contiguous and of ``compute``; ``grad_scale`` is 1/B of the mean over the batch.
-        """
         n = tokens.shape[0]
         losses = torch.empty(max(step_end - step_begin, 0), n, dtype=self.compute)
         self._native.descend(

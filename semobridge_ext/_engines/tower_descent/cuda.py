@@ -12,7 +12,7 @@ from semobridge_ext._engines.tower_descent.spec import ACTIVATIONS, Norm
 from semobridge_ext._engines.tower_descent.tensors import Ends, Heads
 from semobridge_ext._engines.tower_descent.torch import TorchAttention, TorchTowerPieces
 from semobridge_ext.runtime.adamw import BETAS, EPS
-from semobridge_ext.runtime.backend import _C, DTYPE_CODES
+from semobridge_ext.runtime.backend import _C
 from semobridge_ext.runtime.views import address, place, row_view, view
 
 # One warp takes a query through all keys. With more keys than this the batched products of PyTorch, on
@@ -38,8 +38,7 @@ class CudaAttention:
     def arguments(self) -> tuple[Any, ...]:
         h = self.heads
         return (
-            DTYPE_CODES[h.qkv.dtype], h.samples, h.heads, h.model // h.heads, h.slots, len(h.visible),
-            h.prefix_rows, h.qkv.data_ptr(), h.qkv.stride(0), address(h.prefix),
+            view(h.qkv), h.samples, h.heads, h.slots, len(h.visible), h.prefix_rows, address(h.prefix),
             self.visible.data_ptr(), self.begin.data_ptr(), self.keys, self.p.data_ptr(),
         )  # fmt: skip
 
@@ -87,13 +86,13 @@ class CudaTowerPieces(TorchTowerPieces):
     def attention(self, state: Any, o: Tensor) -> None:
         if isinstance(state, TorchAttention):
             return super().attention(state, o)
-        _C.attention_cuda(*state.arguments(), o.data_ptr(), o.stride(0), *place(o))
+        _C.attention_cuda(*state.arguments(), view(o), *place(o))
 
     def attention_grad(self, state: Any, grad_o: Tensor, grad_qkv: Tensor) -> None:
         if isinstance(state, TorchAttention):
             return super().attention_grad(state, grad_o, grad_qkv)
         _C.attention_grad_cuda(
-            *state.arguments(), grad_o.data_ptr(), grad_o.stride(0), state.ds.data_ptr(),
+            *state.arguments(), view(grad_o), state.ds.data_ptr(),
             grad_qkv.data_ptr(), *place(grad_o),
         )  # fmt: skip
 

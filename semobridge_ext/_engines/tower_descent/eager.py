@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from semobridge_ext._engines.tower_descent.engine import TowerEngine
 from semobridge_ext._engines.tower_descent.forward import run_tower
 from semobridge_ext._engines.tower_descent.spec import LearnedRows, Tower
 from semobridge_ext.runtime import adamw
 
 
-class EagerTower:
+class EagerTower(TowerEngine):
     """Learned rows in a frozen tower, on any device that PyTorch knows.
 
     Args:
@@ -30,7 +31,6 @@ class EagerTower:
         *,
         unit: bool = False,
     ) -> Tensor:  # [S, D]
-        """Features of the vectors, as rows of length one with ``unit``."""
         with torch.no_grad():
             out = run_tower(self.tower, self.rows, tokens)
         return torch.nn.functional.normalize(out, dim=-1) if unit else out
@@ -40,7 +40,6 @@ class EagerTower:
         tokens: Tensor,  # [S, R, T]
         grad_features: Tensor,  # [S, D] with respect to features(unit=False)
     ) -> Tensor:  # [S, R, T]
-        """What flows back to the vectors. A context shared by all samples sums it over S."""
         v = tokens.detach().requires_grad_()
         with torch.enable_grad():
             out = run_tower(self.tower, self.rows, v)
@@ -61,7 +60,6 @@ class EagerTower:
         record_steps: tuple[int, ...] = (),
         recorded: Tensor | None = None,  # [len(record_steps), S, D], written
     ) -> Tensor:  # [steps, S]
-        """AdamW steps [step_begin, step_end); returns each sample's loss before each step."""
         losses = tokens.new_empty(max(step_end - step_begin, 0), len(tokens))
         for step in range(step_begin, step_end):
             v = tokens.detach().requires_grad_()

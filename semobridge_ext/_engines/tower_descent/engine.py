@@ -12,12 +12,16 @@ class TowerEngine(Protocol):
     """Learned vectors in a frozen tower: FrozenTower (core), LaunchedTower (a device) and EagerTower.
 
     Letters: S samples · R learned vectors · T tower width · D feature width.
+
+    Attributes:
+        compute: dtype of all tensors: float32, float64 in a float64 tower.
+        vectors, width, dim: R, T, D.
     """
 
-    compute: torch.dtype  # of all tensors below
-    vectors: int  # R
-    width: int  # T
-    dim: int  # D
+    compute: torch.dtype
+    vectors: int
+    width: int
+    dim: int
 
     def features(
         self,
@@ -25,14 +29,32 @@ class TowerEngine(Protocol):
         *,
         unit: bool = False,
     ) -> Tensor:  # [S, D]
-        """Features of the vectors, as rows of length one with ``unit``."""
+        """The tower's features with the vectors in their positions.
+
+        Args:
+            tokens: [S, R, T] of dtype ``compute``.
+            unit: return rows of length one.
+
+        Returns:
+            [S, D] in ``compute``, without a gradient.
+        """
 
     def gradient(
         self,
         tokens: Tensor,  # [S, R, T]
-        grad_features: Tensor,  # [S, D] with respect to features(unit=False)
+        grad_features: Tensor,  # [S, D]
     ) -> Tensor:  # [S, R, T]
-        """What flows back to the vectors. A context shared by all samples sums it over S."""
+        """``gᵀ·∂feature/∂v``: the gradient of the vectors from that of their features.
+
+        A context shared by all samples gets the sum over S.
+
+        Args:
+            tokens: [S, R, T] of dtype ``compute``.
+            grad_features: [S, D] in ``compute``, with respect to ``features(unit=False)``.
+
+        Returns:
+            [S, R, T] in ``compute``.
+        """
 
     def descend(
         self,
@@ -49,7 +71,17 @@ class TowerEngine(Protocol):
         record_steps: tuple[int, ...] = (),
         recorded: Tensor | None = None,  # [len(record_steps), S, D], written
     ) -> Tensor:  # [steps, S]
-        """AdamW steps [step_begin, step_end) on 1 − cos; returns each sample's loss before each step.
+        """AdamW steps ``step_begin`` to ``step_end`` − 1 on ``1 − cos(feature(v), target)``.
 
-        All tensors contiguous. ``grad_scale`` is the 1/B of a mean over the batch.
+        Args:
+            tokens: [S, R, T] of dtype ``compute``, contiguous like all tensors here; updated.
+            exp_avg, exp_avg_sq: [S, R, T] AdamW's moments, zero before step 0; updated.
+            targets: [S, D] unit rows; a zero row has no gradient.
+            grad_scale: factor of every sample's loss: 1/B for the mean over a batch of B.
+            lr, weight_decay: AdamW's; betas 0.9 and 0.999, eps 1e-8.
+            record_steps: before which of these steps the features are kept.
+            recorded: [len(record_steps), S, D] unit features; written where a step is one of them.
+
+        Returns:
+            [steps, S] in ``compute``: each sample's loss before each step.
         """

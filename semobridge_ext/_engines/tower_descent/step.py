@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from semobridge_ext._engines.tower_descent.buffers import TABLE, Buffers, Pass
+from semobridge_ext._engines.tower_descent.engine import TowerEngine
 from semobridge_ext._engines.tower_descent.rows import slot_rows
 from semobridge_ext._engines.tower_descent.spec import LearnedRows
 from semobridge_ext._engines.tower_descent.torch import TorchTowerPieces
@@ -123,7 +124,7 @@ class Plan(Buffers):
         self.pieces.adamw(self.ends)
 
 
-class LaunchedTower:
+class LaunchedTower(TowerEngine):
     """Learned rows in a frozen tower, on tensors of ``compute`` on the tower's device.
 
     Args:
@@ -176,8 +177,11 @@ class LaunchedTower:
             yield
 
     def plan(self, samples: int) -> tuple[Plan, dict[Hyper, Step]]:
-        """Buffers for at least this many samples. Sizes are rounded up by at most an eighth, so that a
-        batch that early stopping thins out does not ask for a graph each time."""
+        """The step over buffers for at least this many samples, and its replays by their settings.
+
+        Sizes are rounded up by at most an eighth, so that a batch that early stopping thins out does not
+        need a new graph each time.
+        """
         if self.constants not in (1, samples):
             raise ValueError(
                 f"LaunchedTower: tokens must have {self.constants} samples, as the constants of rows have, "
@@ -199,7 +203,6 @@ class LaunchedTower:
         *,
         unit: bool = False,
     ) -> Tensor:  # [S, D]
-        """Features of the vectors, as rows of length one with ``unit``."""
         n = len(tokens)
         if n == 0:
             return tokens.new_empty(0, self.dim)
@@ -216,7 +219,6 @@ class LaunchedTower:
         tokens: Tensor,  # [S, R, T]
         grad_features: Tensor,  # [S, D] with respect to features(unit=False)
     ) -> Tensor:  # [S, R, T]
-        """What flows back to the vectors. A context shared by all samples sums it over S."""
         n = len(tokens)
         if n == 0:
             return torch.zeros_like(tokens)
@@ -248,10 +250,6 @@ class LaunchedTower:
         record_steps: tuple[int, ...] = (),
         recorded: Tensor | None = None,  # [len(record_steps), S, D], written
     ) -> Tensor:  # [steps, S]
-        """AdamW steps [step_begin, step_end); returns each sample's loss before each step.
-
-        Nothing here waits for the device; ``grad_scale`` is 1/B of the mean over the batch.
-        """
         n, steps = len(tokens), max(step_end - step_begin, 0)
         losses = torch.empty(steps, n, dtype=self.compute, device=self.device)
         if losses.numel() == 0:

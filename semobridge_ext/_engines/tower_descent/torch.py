@@ -122,7 +122,7 @@ class TorchTowerPieces:
     # -- layer norm ----------------------------------------------------------------------------------
 
     def norm_state(self, rows: int, width: int) -> tuple[Tensor, Tensor]:
-        """x̂ [N, T] and rstd [N, 1], kept for the way back."""
+        """x̂ [N, T] and rstd [N, 1], kept for the backward pass."""
         hat = torch.zeros(rows, width, dtype=self.compute, device=self.scratch.device)
         return hat, hat.new_zeros(rows, 1)
 

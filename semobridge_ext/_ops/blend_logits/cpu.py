@@ -7,8 +7,9 @@ from torch import Tensor
 
 from semobridge_ext._ops.blend_logits.spec import BlendParams, Similarities
 from semobridge_ext._ops.project_normalize.cpu import pack_matrix
-from semobridge_ext.runtime.backend import _C, DTYPE_CODES
+from semobridge_ext.runtime.backend import _C
 from semobridge_ext.runtime.rows import compute_dtype
+from semobridge_ext.runtime.views import address, packed_view, view
 
 
 def _padded(classes: int) -> int:
@@ -52,9 +53,8 @@ def blend_logits(
     if params.s != 0:
         weights = torch.ones(_padded(classes), dtype=compute_dtype(x.dtype))
         weights[:classes] = torch.exp(params.s * exponents)
-    addresses = [0 if t is None else t.data_ptr() for t in (labels, logits, *(blocks or (None,) * 3))]
+    outputs = [address(t) for t in (labels, logits, *(blocks or (None,) * 3))]
     _C.blend_logits(
-        x.data_ptr(), DTYPE_CODES[x.dtype], *x.shape, x.stride(0), right.data_ptr(), cols, classes,
-        bridged, 0 if weights is None else weights.data_ptr(), *params[1:], *addresses,
-        torch.get_num_threads(),
+        view(x), packed_view(right, x.shape[1], cols), classes, bridged, address(weights), *params[1:],
+        *outputs, torch.get_num_threads(),
     )  # fmt: skip

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from semobridge_ext._ops.blend_logits import cpu, cuda, eager
 from semobridge_ext._ops.blend_logits.spec import BlendParams, Similarities
-from semobridge_ext.runtime.backend import resolve
+from semobridge_ext._ops.blend_logits.takes import KERNELS
+from semobridge_ext.runtime.choice import choose, resolve
 from semobridge_ext.runtime.rows import compute_dtype
 
 
@@ -70,29 +71,27 @@ class BlendOperand:
     def _eager(self, x: Tensor) -> Similarities:
         return eager.similarities(x, self.text, self.bridged, self.raw, self.projector)
 
-    def similarities(self, x: Tensor) -> Similarities:  # [N, D] -> three [N, C]
-        if resolve("similarities", x.device) == "eager":
+    def similarities(self, x: Tensor, *, called: str = "blend_logits") -> Similarities:
+        """Rows [N, D] to the three blocks [N, C]; `called` names the public function in messages."""
+        if resolve(called, x.device) == "eager":
             return self._eager(x)
         size, compute = (x.shape[0], self.classes), compute_dtype(x.dtype)
         blocks = Similarities(*(torch.empty(size, dtype=compute) for _ in range(3)))
         self._cpu(x, BlendParams(), blocks=blocks)
         return blocks
 
-    def _backend(self, verb: str, x: Tensor) -> str:
-        cuda = x.dtype is not torch.float64
-        return resolve(verb, x.device, cuda=cuda, work=(x.dtype, x.shape[0]))
-
-    def logits(self, x: Tensor, params: BlendParams) -> Tensor:  # [N, D] -> [N, C]
-        if self._backend("decision_function", x) == "eager":
+    def logits(self, x: Tensor, params: BlendParams, *, called: str = "blend_logits") -> Tensor:
+        """Rows [N, D] to logits [N, C]."""
+        if choose(KERNELS, x, called=called) == "eager":
             return eager.blend_logits(self._eager(x), params, self.exponents)
         logits = torch.empty(x.shape[0], self.classes, dtype=compute_dtype(x.dtype), device=x.device)
         (self._cuda if x.is_cuda else self._cpu)(x, params, logits=logits)
         return logits
 
-    def labels(self, x: Tensor, params: BlendParams) -> Tensor:  # [N, D] -> [N] int64
-        """The argmax of the logits, which are never written; the lower class wins a tie."""
-        if self._backend("predict", x) == "eager":
-            return self.logits(x, params).argmax(dim=1)
+    def labels(self, x: Tensor, params: BlendParams, *, called: str = "blend_logits") -> Tensor:
+        """Rows [N, D] to the argmax [N] of their logits, which are never written; a tie goes to the lower."""
+        if choose(KERNELS, x, called=called) == "eager":
+            return self.logits(x, params, called=called).argmax(dim=1)
         labels = torch.empty(x.shape[0], dtype=torch.int64, device=x.device)
         (self._cuda if x.is_cuda else self._cpu)(x, params, labels=labels)
         return labels

@@ -1,4 +1,4 @@
-"""Reference of SeMoBridge's blend of text and image similarities (arXiv 2509.26036, METHODS §1).
+"""The oracle of SeMoBridge's blend of text and image similarities (arXiv 2509.26036, docs/methods.md §1).
 
 F̄_c = norm(mean_k F_ck)        F̂_c = norm(mean_k bridged(F_ck)), bridged with normalize=False
 z1 = norm(f)·tᵀ                 z2 = norm(f)·F̂ᵀ                z3 = norm(bridged(f))·F̄ᵀ

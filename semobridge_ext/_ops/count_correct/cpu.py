@@ -9,6 +9,7 @@ from torch import Tensor
 
 from semobridge_ext._ops.blend_logits.spec import BlendParams, Similarities
 from semobridge_ext.runtime.backend import _C, DTYPE_CODES
+from semobridge_ext.runtime.views import view
 
 # Cosines that differ by less may tie where a sharpness is small, and then the order of the classes
 # decides, so dominance across that order needs this much.
@@ -28,8 +29,8 @@ def prune_candidates(
     found = torch.empty(z.text.shape, dtype=torch.int32)
     count = torch.empty(len(labels), dtype=torch.int32)
     _C.prune_candidates(
-        DTYPE_CODES[z.text.dtype], *(b.data_ptr() for b in z), *z.text.shape, labels.data_ptr(),
-        exponents.data_ptr(), MARGIN, found.data_ptr(), count.data_ptr(), torch.get_num_threads(),
+        *map(view, z), labels.data_ptr(), exponents.data_ptr(), MARGIN, found.data_ptr(), count.data_ptr(),
+        torch.get_num_threads(),
     )  # fmt: skip
     return found, count.long()
 

@@ -1,8 +1,8 @@
-"""The blend search's objective: how many rows each set of parameters gets right.
+"""count_correct: how many rows each set of blend parameters classifies correctly.
 
-For one row only the classes that can beat its label under some parameters are looked at: a class that
-another one dominates (no cosine and no weight exponent higher) never comes first. The label's logit is
-compared with theirs and the row is left at the first that is higher (csrc/count_correct/count_correct.h).
+A row is compared only with the classes that can beat its label under some parameters: a class that another
+one dominates (no cosine and no weight exponent higher) never comes first. The comparison of a row stops at
+the first logit above its label's (csrc/count_correct/count_correct.h).
 
 Exactness: the count is that of a float64 evaluation of the formula on the same cosines, ties going to
 the lower class. Float32 decides only where the difference is beyond its rounding error.
@@ -18,16 +18,16 @@ from torch import Tensor
 from semobridge_ext._ops.blend_logits.op import BlendOperand
 from semobridge_ext._ops.blend_logits.spec import BlendParams
 from semobridge_ext._ops.count_correct import cpu, eager
-from semobridge_ext.runtime.backend import resolve
+from semobridge_ext.runtime.choice import resolve
 
-# Below the first, or with s or λ negative or no λ, dominance does not hold; past the second, float64
-# flushes exponentials to zero and logits tie. Both are evaluated plainly.
+# Dominance needs sharpnesses above the first, s and λ ≥ 0 and a positive λ. Past the second, float64 flushes
+# exponentials to zero and logits tie. The formula itself counts the rest.
 _SHARPNESS, _REACH = 1e-3, 600.0
 _CELLS = 1 << 22  # values of one block of cosines at a time
 
 
 class CorrectCounter:
-    """Counts correct rows of one validation set for many parameters.
+    """Counts the correct rows of one validation set under many sets of parameters.
 
     Args:
         operand: the classifier's operands. x: [N, D] validation features. labels: [N] int64.
@@ -36,11 +36,13 @@ class CorrectCounter:
     is built; the plain evaluation of degenerate parameters makes the cosines again, chunk by chunk.
     """
 
-    def __init__(self, operand: BlendOperand, x: Tensor, labels: Tensor) -> None:
+    def __init__(
+        self, operand: BlendOperand, x: Tensor, labels: Tensor, *, called: str = "count_correct"
+    ) -> None:
         self._operand, self._x, self._labels = operand, x, labels.cpu()
         self.rows = len(x)
         self.candidates = 0
-        self._native = resolve("tune", x.device) == "native"
+        self._native = resolve(called, x.device) == "native"
         if self._native:
             self._build()
 

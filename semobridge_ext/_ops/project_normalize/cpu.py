@@ -7,7 +7,7 @@ from torch import Tensor
 
 from semobridge_ext.runtime.backend import _C, DTYPE_CODES
 from semobridge_ext.runtime.rows import compute_dtype
-from semobridge_ext.runtime.views import view
+from semobridge_ext.runtime.views import packed_view, view
 
 _get_num_threads = torch.get_num_threads
 
@@ -81,16 +81,13 @@ class Projection:
         packed = [pack_matrix(first, compute)]
         if second is None:
             self.cols = mid
-            native = _C.Projection(
-                DTYPE_CODES[compute], packed[0].data_ptr(), self.rows, mid, normalize, scale
-            )
+            native = _C.Projection(packed_view(packed[0], self.rows, mid), normalize, scale)
         else:
             self.cols = second.shape[1]
             packed.append(pack_matrix(second, compute))
             native = _C.Projection(
-                DTYPE_CODES[compute], packed[0].data_ptr(), self.rows, mid,
-                normalize_first, scale_first,
-                packed[1].data_ptr(), self.cols, normalize, scale, residual,
+                packed_view(packed[0], self.rows, mid), normalize_first, scale_first,
+                packed_view(packed[1], mid, self.cols), normalize, scale, residual,
             )  # fmt: skip
         self._keep = packed
         self._run = native.run

@@ -1,4 +1,4 @@
-"""A projection and its norm on a CUDA device, prepared once and applied many times."""
+"""project_normalize on a CUDA device: a product by cuBLAS and its epilogue; and, prepared, one launch."""
 
 from __future__ import annotations
 
@@ -7,48 +7,22 @@ import math
 import torch
 from torch import Tensor
 
-from semobridge_ext.runtime import backend as _backend
-from semobridge_ext.runtime import thresholds as _thresholds
-from semobridge_ext.runtime.backend import _C, DTYPE_CODES
+from semobridge_ext.runtime.backend import _C
 from semobridge_ext.runtime.rows import compute_dtype
-from semobridge_ext.runtime.triton_operands import MAX_COLUMNS
 from semobridge_ext.runtime.views import place, row_view, view
 
 FEW = 32  # rows: up to here M is read by warps; beyond, a tiled product is due
 TILED = 16384  # rows of one tiled launch, 32 MiB of raw sums at 512 columns: they stay in an L2 of 40
 
 
-def direct_kernels(x: Tensor, frozen: Tensor) -> str:
-    """ "native" or "triton" where a call may go straight to these kernels (see `is_direct`)."""
-    plain = (
-        type(x) is Tensor
-        and x.dtype in DTYPE_CODES
-        and x.layout is torch.strided
-        and x.dim() > 0
-        and not torch.compiler.is_compiling()
-        and not x.is_neg()
-        and not ((x.requires_grad or frozen.requires_grad) and torch.is_grad_enabled())
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and frozen.device == x.device
-    )
-    if not plain:
-        return ""
-    asked = _backend.requested()
-    if asked == "auto" and x.is_cuda and x.shape[-1] <= MAX_COLUMNS[4]:
-        rows = x.numel() // max(x.shape[-1], 1)
-        asked = _thresholds.choose("bridge", x.device, x.dtype, rows)
-    if asked == "triton":
-        return asked if x.is_cuda or x.is_cpu else ""  # its interpreter takes CPU tensors
-    takes = asked == "native" and x.is_cuda and _backend.HAS_CUDA and x.dtype is not torch.float64
-    return "native" if takes else ""
-
-
-class CudaProjection:
-    """``norm(x·matrix)`` in one launch: by warps for a few rows, on tensor cores for more.
+class Projection:
+    """``scale·norm(x·matrix + bias)`` in one launch: by warps for a few rows, on tensor cores for more.
 
     Args:
-        matrix: [K, M] on any device; kept in float32 on `device`.
+        matrix: [K, M] on any device; kept in float32 on `device`. bias: [M] or None, likewise.
         device: of the rows.
+        normalize: False skips the norm.
+        scale: length of the rows that come out, or a plain factor.
 
     Numerics: float32 sums. The matrix keeps 16 (bfloat16 rows) or 22 bits on tensor cores, below the rounding
         of the result (csrc/project_normalize/cuda_project_tile.h); many float32 rows are left to
@@ -57,8 +31,18 @@ class CudaProjection:
     Memory: two copies of the matrix; 4 bytes per output value while a call runs.
     """
 
-    def __init__(self, matrix: Tensor, device: torch.device) -> None:
+    def __init__(
+        self,
+        matrix: Tensor,  # [K, M]
+        bias: Tensor | None,  # [M]
+        device: torch.device,
+        *,
+        normalize: bool = True,
+        scale: float = 1.0,
+    ) -> None:
         self._matrix = matrix.detach().to(device, torch.float32).contiguous()
+        self._bias = None if bias is None else bias.detach().to(device, torch.float32).contiguous()
+        self._finish = row_view(self._bias), normalize, scale  # what follows the product
         self._transposed = self._matrix.T.contiguous()
         # float16 parts hold 2⁻²⁴ to 65504: the largest entry is brought to about 2⁸.
         largest = float(self._matrix.abs().amax()) if self._matrix.numel() else 0.0
@@ -77,7 +61,7 @@ class CudaProjection:
         elif n > TILED and rows.dtype is torch.float32:
             with torch.autocast(rows.device.type, enabled=False):  # the kernel reads float32
                 product = rows @ self._matrix
-            _C.normalize_rows_cuda(view(product), row_view(None), True, 1.0, view(out), 0, *place(rows))
+            _C.normalize_rows_cuda(view(product), *self._finish, view(out), 0, *place(rows))
         else:
             for first in range(0, n, TILED):
                 self._tiled(rows[first : first + TILED], out[first : first + TILED])
@@ -88,7 +72,7 @@ class CudaProjection:
         device, stream = place(rows)
         tickets = self._ticket("few", _C.project_normalize_cuda_tickets(FEW), rows, stream)
         _C.project_normalize_cuda(
-            view(rows), view(self._transposed), row_view(None), True, 1.0, view(out), 0, raw.data_ptr(),
+            view(rows), view(self._transposed), *self._finish, view(out), 0, raw.data_ptr(),
             tickets.data_ptr(), device, stream,
         )  # fmt: skip
 
@@ -98,7 +82,7 @@ class CudaProjection:
         by = self._half_scale if rows.dtype is torch.float16 else 1.0
         tickets = self._ticket("tiled", _C.project_tile_cuda_tickets(TILED), rows, stream)
         _C.project_tile_cuda(
-            view(rows), view(self._matrix), by, row_view(None), True, 1.0, view(out), 0, raw.data_ptr(),
+            view(rows), view(self._matrix), by, *self._finish, view(out), 0, raw.data_ptr(),
             tickets.data_ptr(), device, stream,
         )  # fmt: skip
 

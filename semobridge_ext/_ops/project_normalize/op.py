@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _errors
-from semobridge_ext._ops.project_normalize import cpu, cuda, eager
-from semobridge_ext.runtime.backend import resolve
-from semobridge_ext.runtime.choice import in_transform, see_through, takes_projection
+from semobridge_ext._ops.project_normalize import cpu, cuda, eager, takes
+from semobridge_ext.runtime.choice import choose, in_transform, see_through
 from semobridge_ext.runtime.rows import compute_dtype
 
 _NAME = "project_normalize"
@@ -33,7 +32,7 @@ def _project_normalize(
 ) -> tuple[Tensor, Tensor]:  # [N, M], [N]
     if bias is not None:
         bias = bias.to(compute_dtype(x.dtype))
-    name = resolve(_NAME, x.device, cuda=True, triton=takes_projection(x, matrix), work=(x.dtype, x.shape[0]))
+    name = choose(takes.KERNELS, x, matrix)
     if name == "triton":
         return _triton(x, matrix, bias, scale, normalize)
     if name == "eager":
@@ -89,7 +88,7 @@ def _backward(ctx, grad_y: Tensor | None, grad_norms: Tensor | None):
 
 
 _project_normalize.register_autograd(_backward, setup_context=_setup_context)
-see_through(_project_normalize, lambda x, matrix, *_: takes_projection(x, matrix), _triton)
+see_through(_project_normalize, takes.triton, _triton)
 
 
 def _check(x: Tensor, matrix: Tensor, bias: Tensor | None) -> None:

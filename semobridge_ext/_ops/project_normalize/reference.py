@@ -1,4 +1,4 @@
-"""Reference of _ops/project_normalize/op.py."""
+"""The oracle of project_normalize: one product, one norm."""
 
 from __future__ import annotations
 

@@ -17,8 +17,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op
 
-from semobridge_ext.runtime.triton_operands import interpreted
-from semobridge_ext.runtime.triton_tuning import Arguments, Kernel, bucket, config
+from semobridge_ext.runtime.triton_tuning import Arguments, Kernel, bucket, config, interpreted
 
 _ACCUMULATORS = 1 << 15  # of a program
 
@@ -201,3 +200,39 @@ def project_normalize(
     """The launch as an operator: a call runs the kernel, torch.compile records it."""
     bias = None if bias is None else bias.to(torch.float32)
     return launch_project_normalize_fwd(x, split_matrix(matrix, x.dtype)[0], bias, scale, normalize)
+
+
+class Projection:
+    """``scale·norm(x·matrix + bias)`` in one kernel, with the matrix split once for each dtype of rows.
+
+    Args:
+        matrix: [K, M] on any device; kept in float32 on `device`. bias: [M] or None, likewise.
+        device: of the rows.
+        normalize: False skips the norm.
+        scale: length of the rows that come out, or a plain factor.
+
+    Numerics: float32 sums of exact products; half rows meet the float32 matrix in two parts.
+
+    Memory: the matrix, and its parts for each half dtype that rows had.
+    """
+
+    def __init__(
+        self,
+        matrix: Tensor,  # [K, M]
+        bias: Tensor | None,  # [M]
+        device: torch.device,
+        *,
+        normalize: bool = True,
+        scale: float = 1.0,
+    ) -> None:
+        self._matrix = matrix.detach().to(device, torch.float32).contiguous()
+        bias = None if bias is None else bias.detach().to(device, torch.float32)
+        self._finish = bias, scale, normalize  # what follows the product
+        self._parts: dict[torch.dtype, Tensor] = {}
+
+    def __call__(self, x: Tensor) -> Tensor:  # [.., K] -> [.., M]
+        if x.dtype not in self._parts:
+            self._parts[x.dtype] = split_matrix(self._matrix, x.dtype)[0]
+        rows = x.detach().reshape(-1, x.shape[-1])
+        out, _ = launch_project_normalize_fwd(rows, self._parts[x.dtype], *self._finish)
+        return out.reshape(*x.shape[:-1], out.shape[1])

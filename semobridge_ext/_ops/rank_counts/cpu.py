@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from semobridge_ext.runtime.backend import _C, DTYPE_CODES
+from semobridge_ext.runtime.backend import _C
 from semobridge_ext.runtime.rows import compute_dtype
+from semobridge_ext.runtime.views import address, view
 
 
 def query_block() -> int:
@@ -36,11 +37,8 @@ def rank_counts(
     keep = [t.contiguous() for t in (query_rows, marked_rows, begin, end)]
     exclude = None if exclude is None else exclude.contiguous()
     _C.rank_counts(
-        queries.data_ptr(), DTYPE_CODES[queries.dtype], queries.stride(0),
-        gallery.data_ptr(), DTYPE_CODES[gallery.dtype], gallery.shape[0], gallery.stride(0),
-        gallery.shape[1], n, *(t.data_ptr() for t in keep),
-        0 if exclude is None else exclude.data_ptr(), offsets.data_ptr(),
-        scores.data_ptr(), greater.data_ptr(), equal.data_ptr(), count,
+        view(queries), view(gallery), n, *(t.data_ptr() for t in keep), address(exclude),
+        offsets.data_ptr(), scores.data_ptr(), greater.data_ptr(), equal.data_ptr(), count,
         workspace.data_ptr(), threads,
     )  # fmt: skip
     return scores, greater, equal

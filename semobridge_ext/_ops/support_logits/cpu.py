@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from semobridge_ext.runtime.backend import _C, DTYPE_CODES
+from semobridge_ext.runtime.backend import _C
 from semobridge_ext.runtime.rows import compute_dtype, unit_columns
+from semobridge_ext.runtime.views import address, view
 
 
 def support_logits(
@@ -18,7 +19,7 @@ def support_logits(
     weights: Tensor | None,  # [S]
 ) -> Tensor:  # [N, C] float32, float64 where queries or keys are
     queries, keys = unit_columns(queries), unit_columns(keys)
-    (n, d), s, classes = queries.shape, keys.shape[0], offsets.shape[0] - 1
+    n, s, classes = queries.shape[0], keys.shape[0], offsets.shape[0] - 1
     compute = compute_dtype(queries.dtype, keys.dtype)
     out = torch.zeros(n, classes, dtype=compute)
     workspace = torch.empty(_C.support_logits_workspace(n, s), dtype=compute)
@@ -26,10 +27,7 @@ def support_logits(
         weights = weights.to(compute).contiguous()
     offsets = offsets.contiguous()
     _C.support_logits(
-        queries.data_ptr(), DTYPE_CODES[queries.dtype], n, queries.stride(0),
-        keys.data_ptr(), DTYPE_CODES[keys.dtype], s, keys.stride(0), d,
-        0 if order is None else order.data_ptr(), offsets.data_ptr(), classes,
-        0 if weights is None else weights.data_ptr(), beta,
+        view(queries), view(keys), address(order), offsets.data_ptr(), classes, address(weights), beta,
         out.data_ptr(), workspace.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return out

@@ -15,19 +15,19 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _errors
-from semobridge_ext._ops.support_logits import cpu, eager
+from semobridge_ext._ops.support_logits import cpu, eager, takes
 from semobridge_ext._ops.support_logits.backward import support_logits_bwd
 from semobridge_ext._ops.support_logits.checks import check_beta, check_queries, check_support
 from semobridge_ext._ops.support_logits.class_order import ClassOrder, refuse_label, sort_by_class
-from semobridge_ext.runtime.backend import requested, resolve
-from semobridge_ext.runtime.choice import in_transform, is_direct, see_through, takes_support
+from semobridge_ext.runtime.backend import requested
+from semobridge_ext.runtime.choice import choose, direct, in_transform, see_through
 from semobridge_ext.runtime.rows import compute_dtype
 
 _NAME = "support_logits"
 
 
 def _refuse_overflow(out: Tensor, queries: Tensor, keys: Tensor, weights: Tensor | None, beta: float) -> None:
-    """An infinity that no input brought along is an overflow and must not pass for a logit."""
+    """Raises where a sum overflowed: it is infinite although every input is finite."""
     if out.numel() == 0 or out.device.type != "cpu" or bool(torch.isfinite(out.sum())):
         return
     finite = torch.isfinite(out)
@@ -72,10 +72,7 @@ def _support_logits(
     num_classes: int,
     beta: float,
 ) -> Tensor:  # [N, C]
-    name = resolve(
-        _NAME, queries.device, triton=takes_support(queries, keys),
-        work=(queries.dtype, queries.shape[0] * keys.shape[0]),
-    )  # fmt: skip
+    name = choose(takes.KERNELS, queries, keys)
     if name == "eager":
         if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) >= num_classes):
             bad = (labels < 0) | (labels >= num_classes)
@@ -115,7 +112,7 @@ def _backward(ctx, grad: Tensor):
 
 
 _support_logits.register_autograd(_backward, setup_context=_setup_context)
-see_through(_support_logits, lambda queries, keys, *_: takes_support(queries, keys), _triton)
+see_through(_support_logits, takes.triton, _triton)
 
 
 def run(
@@ -131,7 +128,7 @@ def run(
     if in_transform():
         return eager.class_sums(queries, keys, labels, num_classes, beta, weights)
     frozen = weights is None or not (weights.requires_grad and torch.is_grad_enabled())
-    if torch.compiler.is_compiling() or not (is_direct(queries, keys) and frozen):
+    if torch.compiler.is_compiling() or not (frozen and direct(queries, keys) == "cpu"):
         order, offsets = classes if classes is not None else (None, None)
         return _support_logits(queries, keys, labels, weights, order, offsets, num_classes, beta)
     if classes is None:

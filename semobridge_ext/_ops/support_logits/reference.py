@@ -1,4 +1,4 @@
-"""Reference of _ops/support_logits/op.py: Tip-Adapter's cache term as its paper writes it (METHODS §6)."""
+"""The oracle of support_logits: Tip-Adapter's cache term as its paper writes it (docs/methods.md §6)."""
 
 from __future__ import annotations
 

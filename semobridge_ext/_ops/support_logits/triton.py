@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.library import triton_op
 
 from semobridge_ext._ops.support_logits.class_order import class_order
-from semobridge_ext.runtime.triton_operands import product_of
-from semobridge_ext.runtime.triton_tuning import Arguments, Kernel, bucket, config
+from semobridge_ext.runtime.triton_tuning import Arguments, Kernel, bucket, config, product_of
 
 
 @triton.jit(do_not_specialize=["bucket"])

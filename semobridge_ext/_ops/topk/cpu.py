@@ -7,6 +7,7 @@ from torch import Tensor
 
 from semobridge_ext.runtime.backend import _C, DTYPE_CODES
 from semobridge_ext.runtime.rows import compute_dtype, unit_columns
+from semobridge_ext.runtime.views import address, view
 
 
 def topk(
@@ -16,7 +17,7 @@ def topk(
     exclude: Tensor | None,  # [N] int64
 ) -> tuple[Tensor, Tensor]:  # [N, k] float32 (float64 where an operand is), [N, k] int64
     queries, gallery = unit_columns(queries), unit_columns(gallery)
-    (n, d), g = queries.shape, gallery.shape[0]
+    n, g = queries.shape[0], gallery.shape[0]
     compute, threads = compute_dtype(queries.dtype, gallery.dtype), torch.get_num_threads()
     scores = torch.empty(n, k, dtype=compute)
     indices = torch.empty(n, k, dtype=torch.int64)
@@ -25,9 +26,7 @@ def topk(
     if exclude is not None:
         exclude = exclude.contiguous()
     _C.topk(
-        queries.data_ptr(), DTYPE_CODES[queries.dtype], n, queries.stride(0),
-        gallery.data_ptr(), DTYPE_CODES[gallery.dtype], g, gallery.stride(0), d, k,
-        0 if exclude is None else exclude.data_ptr(),
-        scores.data_ptr(), indices.data_ptr(), workspace.data_ptr(), threads,
+        view(queries), view(gallery), k, address(exclude), scores.data_ptr(), indices.data_ptr(),
+        workspace.data_ptr(), threads,
     )  # fmt: skip
     return scores, indices

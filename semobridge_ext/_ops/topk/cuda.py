@@ -8,14 +8,8 @@ from torch import Tensor
 from semobridge_ext.runtime.backend import _C
 from semobridge_ext.runtime.views import place, view
 
-MOST = 128  # kTopkCudaMax
 _SCORES = 1 << 26  # of one chunk, 256 MiB
 _WARPS = 4096  # that fill a large GPU
-
-
-def takes(queries: Tensor, gallery: Tensor, k: int) -> bool:
-    """Whether the kernels take this call: a short list, and no float64."""
-    return 1 <= k <= MOST and torch.float64 not in (queries.dtype, gallery.dtype)
 
 
 def topk(

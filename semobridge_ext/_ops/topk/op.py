@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _errors
-from semobridge_ext._ops.topk import cpu, cuda, eager
-from semobridge_ext.runtime.backend import resolve
-from semobridge_ext.runtime.choice import in_transform, is_direct, see_through, takes_topk
+from semobridge_ext._ops.topk import cpu, cuda, eager, takes
+from semobridge_ext.runtime.choice import choose, direct, in_transform, see_through
 from semobridge_ext.runtime.rows import compute_dtype
 
 _NAME = "topk"
@@ -30,9 +29,6 @@ class TopK(NamedTuple):
 
     Returns:
         A named tuple ``(scores, indices)``.
-
-    Raises:
-        Nothing: ``topk`` has checked its input.
 
     Example:
         >>> import torch, semobridge_ext as sb
@@ -57,11 +53,7 @@ def _topk(
     k: int,
     exclude: Tensor | None,  # [N]
 ) -> tuple[Tensor, Tensor]:  # [N, k], [N, k]
-    name = resolve(
-        _NAME, queries.device,
-        cuda=cuda.takes(queries, gallery, k), triton=takes_topk(queries, gallery, k),
-        work=(queries.dtype, queries.shape[0] * gallery.shape[0]),
-    )  # fmt: skip
+    name = choose(takes.KERNELS, queries, gallery, k)
     native = cuda.topk if queries.is_cuda else cpu.topk
     run = {"eager": eager.topk, "triton": _triton, "native": native}[name]
     with torch.autocast(queries.device.type, enabled=False):
@@ -95,7 +87,7 @@ def _backward(ctx, grad: Tensor, _grad_indices: Tensor | None):
 
 
 _topk.register_autograd(_backward, setup_context=_setup_context)
-see_through(_topk, lambda queries, gallery, k, *_: takes_topk(queries, gallery, k), _triton)
+see_through(_topk, takes.triton, _triton)
 
 
 def _check(queries: Tensor, gallery: Tensor, k: int, exclude: Tensor | None) -> None:
@@ -168,6 +160,6 @@ def topk(
     _check(queries, gallery, k, exclude)
     if in_transform():
         return TopK(*eager.ranked(queries, gallery, k, exclude))
-    if not torch.compiler.is_compiling() and is_direct(queries, gallery):
+    if not torch.compiler.is_compiling() and direct(queries, gallery) == "cpu":
         return TopK(*cpu.topk(queries, gallery, k, exclude))
     return TopK(*_topk(queries, gallery, k, exclude))

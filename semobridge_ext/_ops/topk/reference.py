@@ -1,4 +1,4 @@
-"""Reference of _ops/topk/op.py: every score, then one stable sort per query."""
+"""The oracle of topk: every score, then one stable sort per query."""
 
 from __future__ import annotations
 

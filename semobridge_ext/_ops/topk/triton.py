@@ -18,8 +18,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op
 
-from semobridge_ext.runtime.triton_operands import product_of
-from semobridge_ext.runtime.triton_tuning import Arguments, Kernel, bucket, config
+from semobridge_ext.runtime.triton_tuning import Arguments, Kernel, bucket, config, product_of
 
 _PROGRAMS = 512  # that fill a large GPU
 _MERGED = 2048  # candidates that one program merges

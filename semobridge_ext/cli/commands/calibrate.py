@@ -38,7 +38,7 @@ def _micro(value: float | None) -> str:
 def run(args: argparse.Namespace) -> int:
     import torch
 
-    from semobridge_ext import __version__
+    from semobridge_ext._version import __version__
     from semobridge_ext.runtime import calibration, thresholds
 
     if not args.device.startswith("cuda"):
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     device = torch.device(args.device)
     file = args.out or thresholds.path()
     if file.exists():
-        thresholds.read(file)  # a foreign file is refused before minutes are spent
+        thresholds.read(file, remake=True)  # a foreign file is refused before minutes are spent
     name = torch.cuda.get_device_name(device)
     found = measure_all(device, name)
     thresholds.write(file, name, __version__, calibration.thresholds(found))
@@ -62,19 +62,20 @@ def run(args: argparse.Namespace) -> int:
 
 def measure_all(device: Any, name: str, **options: Any) -> list[Any]:
     """All cases, a line each."""
+    from semobridge_ext.cli import calibration_cases
     from semobridge_ext.runtime import calibration
 
     print(f"{name}, microseconds\n")
     print(f"{'call':<28}{'size':>10}" + "".join(f"{b:>10}" for b in calibration.BACKENDS) + "  choice")
     found, told = [], set()
-    for case in calibration.cases(device, **options):
+    for case in calibration_cases.cases(device, **options):
         m = calibration.measure(case, device)
         found.append(m)
         times = "".join(f"{_micro(m.seconds.get(b)):>10}" for b in calibration.BACKENDS)
         dtype = str(case.dtype).removeprefix("torch.")
-        print(f"{case.function + ' ' + dtype:<28}{case.size:>10}{times}  {m.choice}", flush=True)
+        print(f"{case.op + ' ' + dtype:<28}{case.size:>10}{times}  {m.choice}", flush=True)
         for backend, why in m.refused.items():
-            if (case.function, backend, why) not in told:
-                told.add((case.function, backend, why))
-                print(f"  {case.function}, {backend}: {why}", file=sys.stderr)
+            if (case.op, backend, why) not in told:
+                told.add((case.op, backend, why))
+                print(f"  {case.op}, {backend}: {why}", file=sys.stderr)
     return found

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from semobridge_ext.bridging.closed_form import Bridge
+from semobridge_ext.bridging import Bridge
 from semobridge_ext.cli import demo_measure, demo_plot, demo_text
 from semobridge_ext.cli.arguments import count
 from semobridge_ext.cli.embedded import TEMPLATES, chosen_sets

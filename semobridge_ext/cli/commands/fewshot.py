@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from semobridge_ext import _files
-from semobridge_ext.cli import fewshot_output as output
+from semobridge_ext.cli import fewshot_output, fewshot_problems
 from semobridge_ext.cli.arguments import count
-from semobridge_ext.cli.embedded import TEMPLATES, chosen_sets, encode_drawings
 from semobridge_ext.fewshot.study import Problem, run_episode
 from semobridge_ext.fewshot.study_estimators import METHODS, EstimatorMethods, Options
 
@@ -62,85 +60,6 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--no-plot", action="store_true", help="draw no picture")
 
 
-# -- problems -------------------------------------------------------------------------------------------
-
-
-def _load_file(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"fewshot: feature file must exist, got {path}; check the name")
-    try:
-        if path.suffix == ".npz":
-            import numpy as np
-
-            # Opened here, because NumPy leaves a damaged archive open.
-            with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-                tensors = {name: torch.from_numpy(file[name]) for name in file.files}
-        else:
-            from safetensors.torch import load_file
-
-            tensors = load_file(path)
-    except Exception as error:
-        contract = "be a whole .npz or .safetensors file"
-        raise ValueError(f"fewshot: {path} must {contract} ({error}); write it again") from error
-    for name in ("features", "labels"):
-        if name not in tensors:
-            raise ValueError(f"fewshot: {path} must hold '{name}', got {sorted(tensors)}; add it")
-    features, labels = tensors["features"], tensors["labels"]
-    if features.dim() != 2 or labels.shape != features.shape[:1]:
-        raise ValueError(
-            f"fewshot: {path} must hold features [N, D] and labels [N], got {list(features.shape)} and "
-            f"{list(labels.shape)}; align them"
-        )
-    return {**tensors, "features": features.float(), "labels": labels.long()}
-
-
-def _file_problem(args: argparse.Namespace) -> Problem:
-    if args.train is None or args.test is None:
-        raise ValueError("fewshot: --train and --test go together; give both feature files")
-    train, test = _load_file(args.train), _load_file(args.test)
-    x, y = train["features"], train["labels"]
-    if args.val is not None:
-        held = _load_file(args.val)
-        val = held["features"], held["labels"]
-    else:
-        sizes = torch.bincount(y)
-        if int(sizes[sizes > 0].min()) < 2:
-            raise ValueError(f"fewshot: {args.train} must hold two rows of every class, got one; use --val")
-        # Seeded apart from the draws of shots; a class keeps at least one row on either side.
-        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(987))
-        order = order[torch.argsort(y[order], stable=True)]
-        place = torch.arange(len(y)) - (sizes.cumsum(0) - sizes)[y[order]]
-        aside = torch.zeros(len(y), dtype=torch.bool)
-        aside[order] = place < (sizes[y[order]] // 3).clamp(min=1)
-        val = x[aside], y[aside]
-        x, y = x[~aside], y[~aside]
-    return Problem(
-        args.train.stem, (x, y), val, (test["features"], test["labels"]),
-        train.get("text"), train.get("hidden"), train.get("text_projection"),
-    )  # fmt: skip
-
-
-def _picto_problems(word: str) -> Iterable[Problem]:
-    from semobridge_ext.clip import text_projection
-    from semobridge_ext.clip.class_text import class_text_features
-    from semobridge_ext.data import load_picto, load_picto_clip
-
-    names = chosen_sets(word)
-    model, preprocess, tokenizer = load_picto_clip()
-    model.eval()
-    for name in names:
-        ds = load_picto(name)
-        features = encode_drawings(model, preprocess, ds.images).float().clone()
-        labels = torch.as_tensor(ds.labels).long()
-        parts = [torch.as_tensor(p) for p in (ds.train, ds.val, ds.test)]
-        text = class_text_features(model, ds.class_names, TEMPLATES, tokenizer=tokenizer)
-        train, val, test = ((features[p], labels[p]) for p in parts)
-        projection = text_projection(model).float()
-        yield Problem(
-            name, train, val, test, text.projected.float(), text.hidden.float(), projection, text.length
-        )
-
-
 # -- the run --------------------------------------------------------------------------------------------
 
 
@@ -152,12 +71,12 @@ def _reachable(problem: Problem, shots: list[int]) -> list[int]:
 
 def _run_set(
     problem: Problem, args: argparse.Namespace, options: Options, store: Path, done: dict[str, Any]
-) -> list[output.Record]:
+) -> list[fewshot_output.Record]:
     from tqdm import tqdm
 
     names = tuple(args.methods or METHODS)
     methods = EstimatorMethods(problem, options, names)
-    records: list[output.Record] = []
+    records: list[fewshot_output.Record] = []
     episodes = [(k, seed) for k in _reachable(problem, args.shots) for seed in range(args.seeds)]
     stamp = [list(options), sorted(names), float(problem.train[0].double().sum()), len(problem.test[1])]
     for shots, seed in tqdm(episodes, desc=problem.name, disable=None, leave=False):
@@ -199,8 +118,12 @@ def run(args: argparse.Namespace) -> int:
     store = args.out / "results.jsonl"
     done = _finished(store)
     files = args.train is not None or args.test is not None
-    problems = [_file_problem(args)] if files else _picto_problems(args.set)
-    records: list[output.Record] = []
+    problems: Iterable[Problem]
+    if files:
+        problems = [fewshot_problems.of_files(args.train, args.val, args.test)]
+    else:
+        problems = fewshot_problems.of_sets(args.set)
+    records: list[fewshot_output.Record] = []
     notes = []
     for problem in problems:
         parts = (problem.train, problem.val, problem.test)
@@ -210,24 +133,24 @@ def run(args: argparse.Namespace) -> int:
                      f"{counts[2]} test images")  # fmt: skip
         print(notes[-1], file=sys.stderr)
         records += _run_set(problem, args, options, store, done)
-    rows = output.summary(records)
+    rows = fewshot_output.summary(records)
     steps = args.steps or {"paper": 5000, "fast": 500}[args.preset]
     settings = f"{args.seeds} seeds; {args.trials} {args.sampler} trials; {steps} training steps."
     present = {r["method"] for r in rows}
     explained = [f"- {name}: {what}" for name, what in METHODS.items() if name in present]
-    told = output.findings(rows)
+    told = fewshot_output.findings(rows)
     text = "\n".join([
         "# Few-shot study", "", "Test accuracy in % (mean ± standard deviation over draws of the shots). "
         + settings, "", *notes, "", *explained, "", "## Findings", "", *(f"- {s}" for s in told), "",
-        "## Tables", "", output.as_markdown(rows),
+        "## Tables", "", fewshot_output.as_markdown(rows),
     ])  # fmt: skip
     _files.write_text(args.out / "fewshot.md", text)
-    _files.write_text(args.out / "fewshot.csv", output.as_csv(rows))
-    print(output.as_markdown(rows))
+    _files.write_text(args.out / "fewshot.csv", fewshot_output.as_csv(rows))
+    print(fewshot_output.as_markdown(rows))
     print("\n".join(f"- {s}" for s in told))
     if not args.no_plot:
         try:
-            output.draw(args.out / "fewshot.png", rows)
+            fewshot_output.draw(args.out / "fewshot.png", rows)
         except ImportError:
             print("no picture: matplotlib is missing; pip install 'semobridge-ext[plots]' and run again")
     print(f"\nwritten: {args.out}/fewshot.md, fewshot.csv" + ("" if args.no_plot else ", fewshot.png"))

@@ -82,7 +82,7 @@ def test_vision_towers(kind: str) -> None:
 
 
 def test_150_steps() -> None:
-    """TARGETS' bounds against the full context, in float32 (see test_inversion.py on forks)."""
+    """Against the full context in float32; tests/inversion/test_invert.py explains the quantile."""
     tower, rows = clip.text_tower(TEXT_MODELS["open_clip"]())
     targets, start = towers.targets(30, tower.features, F32), towers.start(30, 1, tower.width, F32)
     theirs = inversion.descend(lambda v: tower_features(tower, rows, v), start, targets, 150, 0.02, 0.01, ())

@@ -1,4 +1,4 @@
-"""The blend of METHODS §1 against NumPy loops written from the formulas."""
+"""The blend of docs/methods.md §1 against NumPy loops written from the formulas."""
 
 from __future__ import annotations
 

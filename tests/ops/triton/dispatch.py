@@ -59,10 +59,12 @@ def check_bridge() -> None:
             near("bridge", bridge(f), want)
             near("bridge", bridge(f.transpose(0, 1)), want.transpose(0, 1))
             assert bridge(f[:0]).shape == (0, 7, 12) and bridge(f[0, 0]).shape == (12,)
-            plan = bridge._cuda
+            launched = dict(bridge._projection(True, True)._launched)
             bridge(f)
-            assert plan is not None and bridge._cuda is plan, "the folded operand is made once"
-        assert plan[1].__class__.__name__ == "TritonProjection"
+            assert bridge._projection(True, True)._launched == launched, "the folded operand is made once"
+        assert [(kernel, type(p).__module__) for (kernel, _), p in launched.items()] == [
+            ("triton", "semobridge_ext._ops.project_normalize.triton")
+        ]
     f = torch.randn(5, 12, requires_grad=True)
     wide = f.detach().double().requires_grad_()
     e = torch.nn.functional.normalize(wide @ bridge.inverse.double(), dim=-1) * 2.0

@@ -12,12 +12,20 @@ class Inversion:
     """What an inversion found; :func:`semobridge_ext.oti` and ``ovi`` return it.
 
     Args:
-        tokens: [B, R, T] (OVI: [B, P, V]) the learned vectors.
+        tokens: [B, R, T] (OVI: [B, P, V]) the learned vectors, float32 (float64 for a float64 model), as
+            all but ``steps_done``.
         features: [B, D] their features, unit rows.
         losses: [steps] mean over the samples of 1 − cos before each step.
         recorded: step → [B, D] unit features of the tokens after that many steps.
-        steps_done: [B] steps that each sample took (fewer after early stopping or an interruption).
+        steps_done: [B] int64 steps that each sample took (fewer after early stopping or an interruption).
         interrupted: True after Ctrl-C; tokens and features then hold the first rows only.
+
+    Raises:
+        dataclasses.FrozenInstanceError: on assignment to a field.
+
+    Numerics: what the descent computed, without a gradient; nothing is rounded here.
+
+    Memory: B·(R·T + D) numbers, and B·D for each recorded step.
 
     Example:
         >>> import torch
