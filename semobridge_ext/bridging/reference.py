@@ -15,14 +15,24 @@ def pinv(
     """``W⁺``: the pseudo-inverse with singular values ≤ ``atol`` dropped.
 
     Args:
-        text_projection: [T, D] W, float32 or float64; float64 for an oracle.
-        atol: the cut-off; the paper uses 0.3.
+        text_projection: [T, D] floating point.
+        atol: the largest singular value that is dropped; absolute.
 
     Returns:
-        [D, T] in the dtype of W.
+        [D, T] of the same dtype.
 
     Raises:
-        RuntimeError: what PyTorch refuses, such as NaN in W; nothing is checked here.
+        RuntimeError: not a floating-point matrix (PyTorch's own message).
+
+    Numerics: one SVD in the dtype of the input. Differentiable.
+
+    Memory: O(T·D).
+
+    Example:
+        >>> import torch, semobridge_ext as sb
+        >>> sb.reference.pinv(torch.diag(torch.tensor([2.0, 0.1])))
+        tensor([[0.5000, 0.0000],
+                [0.0000, 0.0000]])
     """
     return torch.linalg.pinv(text_projection, atol=atol, rtol=0.0)
 
@@ -41,20 +51,31 @@ def bridge(
     """``e = f W⁺ + τ``; ``ê = ℓ·norm(e)``; ``ê W``; unit rows with ``normalize``.
 
     Args:
-        img_feats: [.., D] raw image features f of any float dtype; float64 for an oracle.
-        text_projection: [T, D] W in the same dtype.
-        inverse: [D, T] W⁺; None: `pinv(text_projection, atol)`.
-        atol: cut-off of the singular values.
+        img_feats: [.., D] floating point, raw outputs of encode_image.
+        text_projection: [T, D] W.
+        inverse: [D, T] W⁺; None computes it with ``atol``.
+        atol: singular values up to it are dropped.
         text_length: ℓ.
         class_bias: τ, broadcastable to [.., T].
-        project: False returns ê [.., T].
-        normalize: True makes the rows of the result unit rows.
+        project: multiply by W; False returns ê.
+        normalize: unit rows at the end.
 
     Returns:
-        [.., D] (or [.., T]) in the dtype of `img_feats`.
+        [.., D] of the same dtype, or [.., T] with ``project=False``.
 
     Raises:
-        RuntimeError: shapes or dtypes that PyTorch refuses; nothing is checked here.
+        RuntimeError: shapes that do not fit each other (PyTorch's own message).
+
+    Numerics: every step rounds to the dtype of the input. Differentiable in all tensors.
+
+    Memory: O(rows·(D + T)): each step is written out.
+
+    Example:
+        >>> import torch, semobridge_ext as sb
+        >>> sb.reference.bridge(torch.tensor([[3.0, 4.0]]), torch.eye(2))
+        tensor([[0.6000, 0.8000]])
+
+    SeMoBridge, arXiv 2509.26036, §3.2.
     """
     if inverse is None:
         inverse = pinv(text_projection, atol)

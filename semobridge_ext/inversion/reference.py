@@ -166,16 +166,35 @@ def oti(
     """Textual inversion through ``model.encode_text``, all positions, autograd.
 
     Args:
-        model: as for ``sb.oti``, in float64 for an oracle.
-        img_feats: [B, D] image features in the model's dtype, any length.
-        tokenizer, template, num_tokens, steps, lr, weight_decay, record_steps: as for ``sb.oti``.
-        init: [B, R, T] start values; default N(0, 0.02²).
+        model: a CLIP of open_clip, OpenAI or Hugging Face.
+        img_feats: [B, D] floating point, the targets.
+        tokenizer: that of the model; None takes open_clip's.
+        template: text around ``{}``, where the learned vectors go.
+        num_tokens: R.
+        steps: steps of AdamW.
+        lr: its rate.
+        weight_decay: its decoupled decay.
+        init: [B, R, T] start; None draws it with deviation 0.02.
+        record_steps: steps whose unit features are kept.
 
     Returns:
-        :class:`Inversion`, in the dtype of ``init`` or of the features.
+        Inversion: tokens [B, R, T], unit features [B, D], losses, what was recorded, steps done.
 
     Raises:
-        ValueError: the template does not keep the placeholder, or the tokenizer is missing.
+        ValueError: the tokenizer does not keep the placeholders.
+
+    Numerics: in the dtype of the model. The loss is the mean of 1 − cosine.
+
+    Memory: autograd's record of the whole text tower.
+
+    Example:
+        >>> import torch, semobridge_ext as sb
+        >>> model = sb.load_picto_clip()[0]
+        >>> target = torch.ones(1, model.text_projection.shape[1])
+        >>> sb.reference.oti(model, target, steps=2).losses.shape
+        torch.Size([2])
+
+    arXiv 2502.04263; docs/methods.md §3.
     """
     features_of, width = text_features(model, tokenizer=tokenizer, template=template, num_tokens=num_tokens)
     init = _start(init, img_feats, num_tokens, width)
@@ -196,16 +215,33 @@ def ovi(
     """Visual inversion through ``model.encode_image``, all patches, autograd.
 
     Args:
-        model: as for ``sb.ovi``, in float64 for an oracle.
-        txt_feats: [B, D] text features in the model's dtype, any length.
-        num_patches, steps, lr, weight_decay, record_steps: as for ``sb.ovi``.
-        init: [B, P, V] start values; default N(0, 0.02²).
+        model: a CLIP of open_clip, OpenAI or Hugging Face.
+        txt_feats: [B, D] floating point, the targets.
+        num_patches: P.
+        steps: steps of AdamW.
+        lr: its rate.
+        weight_decay: its decoupled decay.
+        init: [B, P, V] start; None draws it with deviation 0.02.
+        record_steps: steps whose unit features are kept.
 
     Returns:
-        :class:`Inversion`, in the dtype of ``init`` or of the features.
+        Inversion: tokens [B, P, V], unit features [B, D], losses, what was recorded, steps done.
 
     Raises:
-        AttributeError: the model has no patches.
+        RuntimeError: ``init`` does not fit the model (PyTorch's own message).
+
+    Numerics: in the dtype of the model. The loss is the mean of 1 − cosine.
+
+    Memory: autograd's record of the whole vision tower.
+
+    Example:
+        >>> import torch, semobridge_ext as sb
+        >>> model = sb.load_picto_clip()[0]
+        >>> target = torch.ones(1, model.text_projection.shape[1])
+        >>> sb.reference.ovi(model, target, steps=2).losses.shape
+        torch.Size([2])
+
+    arXiv 2502.04263; docs/methods.md §4.
     """
     features_of, width = image_features(model)
     init = _start(init, txt_feats, num_patches, width)

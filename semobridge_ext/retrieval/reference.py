@@ -41,22 +41,35 @@ def retrieval_metrics(
     same_set: bool = False,
     recall_at: tuple[int, ...] = (1, 5, 10),
 ) -> Tensor:  # [N, 3 + len(recall_at)]: AP, AP@R, R-precision, Recall@k..; NaN: nothing relevant
-    """AP, AP@R, R-precision and Recall@k of every query, one query at a time; NaN ranks with −inf.
+    """AP, AP@R, R-precision and Recall@k by sorting one query's ranking at a time.
 
     Args:
-        query: [N, D] of any float dtype; float64 for an oracle.
-        gallery: [G, D] in the dtype of the queries.
+        query: [N, D] floating point.
+        gallery: [G, D] of the same dtype.
         query_labels: [N] int64.
         gallery_labels: [G] int64; items of the query's label are its relevant ones.
-        same_set: query i is gallery row i, and does not find itself.
+        same_set: row i of the gallery is query i and is left out of its ranking.
         recall_at: the k of Recall@k.
 
     Returns:
-        [N, 3 + len(recall_at)] float64; a row of NaN where nothing is relevant. Ties take their
-        expected value over all orders.
+        [N, 3 + len(recall_at)] float64: AP, AP@R, R-precision, Recall@k..; NaN where nothing is relevant.
 
     Raises:
-        RuntimeError: shapes or dtypes that PyTorch refuses; nothing is checked here.
+        RuntimeError: shapes that do not fit each other (PyTorch's own message).
+
+    Numerics: scores in the dtype of the input, metrics in float64. Ties take their expected value over all
+        orders; a NaN score ranks with −inf. Not differentiable.
+
+    Memory: O(G) at a time.
+
+    Example:
+        >>> import torch, semobridge_ext as sb
+        >>> x, y = torch.eye(2), torch.tensor([0, 1])
+        >>> sb.reference.retrieval_metrics(x, x, y, y, recall_at=(1,))
+        tensor([[1., 1., 1., 1.],
+                [1., 1., 1., 1.]], dtype=torch.float64)
+
+    docs/methods.md §7.
     """
     rows = []
     query_labels, gallery_labels = query_labels.cpu(), gallery_labels.cpu()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.source_tree import environment
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 if not BENCH.is_dir():
@@ -108,7 +109,7 @@ def test_one_bench_end_to_end(tmp_path):
         f"--benchmark-json={results}",
     ]  # fmt: skip
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, check=False, cwd=BENCH.parent, env=os.environ
+        command, capture_output=True, text=True, timeout=300, check=False, cwd=BENCH.parent, env=environment()
     )
     assert done.returncode == 0, done.stdout + done.stderr
     data = json.loads(results.read_text())

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import threading
 
 import pytest
 import torch
@@ -13,7 +11,7 @@ import semobridge_ext as sb
 from semobridge_ext import clip
 from tests.support import towers
 from tests.support.assertions import assert_same_bits
-from tests.support.inversions import compare
+from tests.support.inversions import compare, interrupt_after
 from tests.support.towers import F32, F64, TEXT, TEXT_MODELS, VISION_MODELS
 
 TEMPLATES = ("a photo of {}", "a photo of {} in the wild.", "{} is big", "{}")
@@ -198,16 +196,13 @@ def test_early_stopping_leaves_the_others_alone() -> None:
     assert torch.isfinite(early.losses).all()
 
 
-def test_ctrl_c_returns_what_is_done() -> None:
+def test_ctrl_c_returns_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     model, f = TEXT_MODELS["open_clip"](), towers.targets(600, towers.D, F32)
     init = towers.start(600, 1, TEXT, F32)
     before = signal.getsignal(signal.SIGINT)
-    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    try:
+    with monkeypatch.context() as patch:
+        interrupt_after(20, patch)
         inv = sb.oti(model, f, init=init, steps=100_000, batch_size=100, record_steps=(5,))
-    finally:
-        timer.cancel()
     assert inv.interrupted and 0 < len(inv.tokens) < 600
     steps = int(inv.steps_done[0])
     assert 0 < steps < 100_000 and len(inv.features) == len(inv.tokens) == len(inv.steps_done)

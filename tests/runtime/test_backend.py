@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import threading
 
 import pytest
@@ -16,8 +15,8 @@ from semobridge_ext.ops import project_normalize
 from semobridge_ext.runtime import backend as _backend
 from semobridge_ext.runtime.choice import resolve
 from tests.support.assertions import assert_same_bits
+from tests.support.fresh import Program, run_fresh
 from tests.support.places import runnable_isas
-from tests.support.source_tree import environment, run
 
 _CALL = """
 import torch, semobridge_ext as sb
@@ -26,10 +25,6 @@ y = sb.ops.project_normalize(torch.eye(3), torch.eye(3))
 assert torch.equal(y, torch.eye(3))
 print(_backend.requested(), sb.build_info()["isa"])
 """
-
-
-def run_python(code: str, **words: str) -> subprocess.CompletedProcess[str]:
-    return run(sys.executable, "-W", "error", "-c", code, env=environment(**words))
 
 
 @pytest.mark.parametrize("name", ["auto", "native", "eager"])
@@ -110,36 +105,48 @@ def _environment_cases() -> list[tuple[str, str, str]]:
     return [(w, w or "auto", isa) for w, isa in zip(words, runnable_isas(), strict=False)]
 
 
+@pytest.fixture(scope="module")
+def started() -> dict[tuple[str | None, str | None], subprocess.CompletedProcess[str]]:
+    """The package imported under each environment: (backend, instruction set), None where unset."""
+    pairs = [(word, isa) for word, _, isa in _environment_cases()]
+    pairs += [("gpu", None), (None, "sse9"), (None, None)]
+    words = [
+        {name: word for name, word in (("SEMOBRIDGE_BACKEND", b), ("SEMOBRIDGE_ISA", i)) if word is not None}
+        for b, i in pairs
+    ]
+    return dict(zip(pairs, run_fresh([Program(_CALL, w) for w in words]), strict=True))
+
+
 @pytest.mark.parametrize("word,backend,isa", _environment_cases())
-def test_backend_and_isa_from_environment(word: str, backend: str, isa: str):
-    done = run_python(_CALL, SEMOBRIDGE_BACKEND=word, SEMOBRIDGE_ISA=isa)
+def test_backend_and_isa_from_environment(word: str, backend: str, isa: str, started):
+    done = started[word, isa]
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [backend, isa]
 
 
-def test_bad_backend_in_environment():
-    done = run_python(_CALL, SEMOBRIDGE_BACKEND="gpu")
+def test_bad_backend_in_environment(started):
+    done = started["gpu", None]
     assert done.returncode != 0
     assert "ValueError: SEMOBRIDGE_BACKEND" in done.stderr and "got 'gpu'" in done.stderr
 
 
-def test_bad_isa_in_environment():
-    done = run_python(_CALL, SEMOBRIDGE_ISA="sse9")
+def test_bad_isa_in_environment(started):
+    done = started[None, "sse9"]
     assert done.returncode > 0, "an error, not a crash"
     assert "ValueError: SEMOBRIDGE_ISA: must be one of portable, avx2, avx512, got sse9; " in done.stderr
     assert "available here: portable" in done.stderr
+
+
+def test_default_is_the_widest_runnable(started):
+    done = started[None, None]
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["auto", runnable_isas()[-1]]
 
 
 def test_set_isa_refuses_and_keeps(isa: str):
     with pytest.raises(ValueError, match="must be one of"):
         _backend._C.set_isa("neon")
     assert _backend._C.active_isa() == isa == sb.build_info()["isa"]
-
-
-def test_default_is_the_widest_runnable():
-    done = run_python(_CALL)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["auto", runnable_isas()[-1]]
 
 
 def test_many_threads_at_once(isa: str):

@@ -1,7 +1,6 @@
 """Every public object says its shapes, dtypes, errors, numerics and memory, and shows an example that runs.
 
-A method may leave numerics, memory and example to its class. Oracles promise nothing of their memory, and
-their example is that of the function whose oracle they are.
+A method may leave numerics, memory and example to its class.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ def examples(text: str) -> list[doctest.Example]:
     return doctest.DocTestParser().get_examples(text)
 
 
-def lacks(name: str, thing: Any, owner: type | None = None, oracle: bool = False) -> list[str]:
+def lacks(name: str, thing: Any, owner: type | None = None) -> list[str]:
     """What the docstring of a public function, class or method lacks."""
     text = inspect.getdoc(thing) or ""
     if not text:
@@ -89,13 +88,13 @@ def lacks(name: str, thing: Any, owner: type | None = None, oracle: bool = False
         needed += ["Args"] if record else ["Args", "Raises"]
     if owner is None and returns_something(thing):
         needed.append("Returns")
-    computes = takes_tensors(thing) and not oracle and not record
+    computes = takes_tensors(thing) and not record
     shared = sections(inspect.getdoc(owner) or "") if owner else {}
     if computes:
         needed += [h for h in ("Numerics", "Memory") if h not in shared]
     wrong += [f"no {heading}" for heading in needed if heading not in found]
     wrong += [f"{h} is filler: {b.strip()!r}" for h, b in found.items() if FILLER.match(b.strip())]
-    if not oracle and not examples(text) and not (owner and examples(inspect.getdoc(owner) or "")):
+    if not examples(text) and not (owner and examples(inspect.getdoc(owner) or "")):
         wrong.append("no example")
     return [f"{name}: {what}" for what in wrong]
 
@@ -116,9 +115,9 @@ DOORS: dict[str, ModuleType] = {
 }  # fmt: skip
 
 
-def public() -> dict[str, tuple[Any, type | None, bool]]:
-    """Name → object, the class that it is a method of, whether it is an oracle; each object once."""
-    found: dict[str, tuple[Any, type | None, bool]] = {}
+def public() -> dict[str, tuple[Any, type | None]]:
+    """Name → object, and the class that it is a method of; each object once."""
+    found: dict[str, tuple[Any, type | None]] = {}
     seen: set[int] = set()
     for door, module in DOORS.items():
         for name in module.__all__:
@@ -126,13 +125,12 @@ def public() -> dict[str, tuple[Any, type | None, bool]]:
             if not callable(thing) or id(thing) in seen:
                 continue
             seen.add(id(thing))
-            oracle = door == "sb.reference"
-            found[f"{door}.{name}"] = thing, None, oracle
+            found[f"{door}.{name}"] = thing, None
             if inspect.isclass(thing):
                 for method, function in methods(thing):
                     if id(function) not in seen:
                         seen.add(id(function))
-                        found[f"{door}.{name}.{method}"] = function, thing, oracle
+                        found[f"{door}.{name}.{method}"] = function, thing
     return found
 
 

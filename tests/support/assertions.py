@@ -7,6 +7,12 @@ import torch
 from torch import Tensor
 
 from tests.support.comparer import Found, compare, spacing
+from tests.support.tolerances import LIMITS
+
+
+def limits(family: str) -> dict[torch.dtype, float]:
+    """What the table allows a family whose errors are not an element's, by dtype."""
+    return {getattr(torch, name): bound for (other, name), (bound, _) in LIMITS.items() if other == family}
 
 
 def name_of(dtype: torch.dtype) -> str:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from typing import Any
+
+import pytest
 import torch
 
 import semobridge_ext as sb
+from semobridge_ext.inversion import invert
 from tests.support import towers
 from tests.support.assertions import assert_row_relative
 from tests.support.towers import DESCENT, F32, TEXT, TEXT_MODELS
@@ -29,3 +35,24 @@ def arguments(model: torch.nn.Module | None = None, **changed: object) -> tuple[
     }  # fmt: skip
     f = changed.pop("features", towers.targets(SAMPLES, towers.D, F32))
     return (model or TEXT_MODELS["open_clip"](), f), {**options, **changed}
+
+
+def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C once a chunk has taken so many steps: a clock could be faster than a busy machine."""
+    run_chunk, asked = invert.run_chunk, []
+
+    def interrupted(*arguments: Any) -> Any:
+        *given, advance = arguments
+        samples, taken = len(given[1]), 0
+
+        def advanced(sample_steps: int, losses: torch.Tensor) -> None:
+            nonlocal taken
+            advance(sample_steps, losses)
+            taken += sample_steps // samples
+            if taken >= steps and not asked:
+                asked.append(taken)
+                os.kill(os.getpid(), signal.SIGINT)
+
+        return run_chunk(*given, advanced)
+
+    monkeypatch.setattr(invert, "run_chunk", interrupted)

@@ -19,20 +19,14 @@ from semobridge_ext.inversion import reference as inversion
 from semobridge_ext.ops import LaunchedTower, LaunchedWeights
 from semobridge_ext.reference import tower_features
 from tests.support import towers
-from tests.support.assertions import assert_row_relative
+from tests.support.assertions import assert_row_relative, limits
 from tests.support.graph_recorder import Recorder
 from tests.support.random_tower import in_dtype
-from tests.support.towers import F32, F64
+from tests.support.towers import F64
 
 BF16, F16 = torch.bfloat16, torch.float16
-# Of a row's length, by type of products and activations; in brackets the worst seen. A gradient passes
-# twice as many roundings as a feature.
-PASS = {F64: 1e-12, F32: 1e-5, BF16: 3e-2, F16: 4e-3}  # [1.4e-15, 6.8e-7, 1.0e-2, 1.7e-3]
-GRADIENT = {F64: 1e-12, F32: 1e-5, BF16: 4e-2, F16: 6e-3}  # [2.3e-15, 7.8e-7, 1.5e-2, 1.9e-3]
-# 20 steps: losses, and 1 − cosine of the features (in float64) of the tokens that were found. Where a
-# gradient nears zero its rounding decides a whole step of AdamW, so the half types are held loosely here.
-LOSS = {F64: 1e-12, F32: 1e-5, BF16: 2e-2, F16: 2e-3}  # [1.6e-15, 2.4e-7, 2.3e-3, 1.2e-3]
-FEATURE = {F64: 1e-12, F32: 1e-8, BF16: 1e-2, F16: 5e-3}  # [2e-16, 1e-11, 4e-5, 1.5e-3]
+PASS, GRADIENT = limits("launched"), limits("launched_grad")
+LOSS, FEATURE = limits("launched_loss"), limits("launched_cosine")
 
 Found = tuple[Tensor, Tensor, Tensor]  # tokens, losses [steps, S], recorded
 

@@ -23,9 +23,12 @@ AARCH64 = (
 
 
 def environment(**words: str) -> dict[str, str]:
-    """For child processes: the package under test, wherever they run, and no SEMOBRIDGE_ word but these."""
+    """For child processes: the package under test, wherever they run, and no SEMOBRIDGE_ word but these.
+
+    Nor pytest's, which tell a child that it is a worker of this run.
+    """
     package = str(Path(sb.__file__).resolve().parent.parent)
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("SEMOBRIDGE_")}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SEMOBRIDGE_", "PYTEST_"))}
     return kept | {"PYTHONPATH": package} | words
 
 

@@ -8,7 +8,7 @@ import torch
 from tests.support.assertions import assert_close, assert_row_relative, assert_same_bits, ulp
 from tests.support.comparer import WORST
 from tests.support.samples import DTYPES
-from tests.support.tolerances import TABLE
+from tests.support.tolerances import LIMITS, TABLE
 
 
 @pytest.fixture(autouse=True)
@@ -99,3 +99,5 @@ def test_table_is_stated_in_full():
     for (family, dtype), limit in TABLE.items():
         allowed = limit.ulps or limit.relative
         assert 0 < limit.seen <= allowed, f"{family}/{dtype}: seen {limit.seen}, allowed {allowed}"
+    for key, (allowed, seen) in LIMITS.items():
+        assert 0 < seen <= allowed, key

@@ -1,7 +1,4 @@
-"""Tiny random models of every kind that inversion supports, and the bounds of parity.
-
-The bounds are relative to the row's length; in brackets the worst seen on the developers' machine.
-"""
+"""Tiny random models of every kind that inversion supports, and the bounds of parity."""
 
 from __future__ import annotations
 
@@ -18,13 +15,11 @@ import pytest
 import torch
 from torch import nn
 
+from tests.support.assertions import limits
+
 D, TEXT, VISION = 24, 48, 32
 F32, F64 = torch.float32, torch.float64
-# One pass of the engine against the same tower in float64.
-TOWER = {F64: 1e-12, F32: 1e-5}  # [3e-15, 1.4e-6]
-# Tokens and features after up to 150 steps of AdamW, which amplifies rounding: where a gradient nears
-# zero its sign decides a whole step. float32 is held so for 20 steps only.
-DESCENT = {F64: 1e-10, F32: 1e-3}  # [1e-12, 3e-5]
+TOWER, DESCENT = limits("tower"), limits("descent")
 
 _VISION = {"image_size": 32, "patch_size": 8, "width": VISION, "layers": 2, "head_width": 16}
 TEXT_CONFIG = {"context_length": 16, "width": TEXT, "heads": 3, "layers": 3}

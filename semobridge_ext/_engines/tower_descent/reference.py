@@ -55,7 +55,33 @@ def tower_features(
     rows: LearnedRows,
     tokens: Tensor,  # [S, R, T]
 ) -> Tensor:  # [S, D], not normalised
-    """The features of learned vectors: all L positions through all blocks."""
+    """The features of learned vectors: all L positions through all blocks.
+
+    Args:
+        tower: weights of a frozen tower, in the dtype of the computation.
+        rows: which position takes which learned vector, and what is added.
+        tokens: [S, R, T] floating point, the learned vectors.
+
+    Returns:
+        [S, D] of the same dtype, not normalised.
+
+    Raises:
+        RuntimeError: shapes that do not fit each other (PyTorch's own message).
+
+    Numerics: in the dtype of the tensors. Differentiable in ``tokens``.
+
+    Memory: O(S·L·T) for each block, more under autograd.
+
+    Example:
+        >>> import torch, semobridge_ext as sb
+        >>> from semobridge_ext import clip
+        >>> tower, rows = clip.text_tower(sb.load_picto_clip()[0])
+        >>> f = sb.reference.tower_features(tower, rows, torch.zeros(3, 1, tower.width))
+        >>> f.shape == (3, tower.features)
+        True
+
+    docs/methods.md §3.
+    """
     base = rows.base if rows.base.dim() == 3 else rows.base.unsqueeze(1)  # [L, S or 1, T]
     x = base.transpose(0, 1).expand(tokens.shape[0], -1, -1)
     source = torch.tensor(rows.source, device=x.device)

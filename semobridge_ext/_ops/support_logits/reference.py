@@ -18,18 +18,30 @@ def support_logits(
     """``exp(−β(1 − Q Kᵀ)) · (w ∘ onehot(y))``: the whole [N, S] matrix, then one product.
 
     Args:
-        queries: [N, D] unit rows of any float dtype; float64 for an oracle.
-        keys: [S, D] unit rows in the dtype of the queries.
-        labels: [S] int64 in 0..C-1.
+        queries: [N, D] floating point, unit rows (not checked).
+        keys: [S, D] of the same dtype, unit rows (not checked).
+        labels: [S] int64 in 0..C−1.
         num_classes: C.
         beta: sharpness β.
-        weights: [S] factor per key; 1 where absent.
+        weights: [S] w; None is 1.
 
     Returns:
-        [N, C] in the dtype of the queries.
+        [N, C] of the same dtype.
 
     Raises:
-        RuntimeError: shapes, dtypes or labels that PyTorch refuses; nothing is checked here.
+        RuntimeError: labels out of range, or shapes that do not fit each other (PyTorch's own message).
+
+    Numerics: every step rounds to the dtype of the input. Differentiable in queries, keys and weights.
+
+    Memory: O(N·S).
+
+    Example:
+        >>> import torch, semobridge_ext as sb
+        >>> sb.reference.support_logits(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), 2, beta=0.0)
+        tensor([[1., 1.],
+                [1., 1.]])
+
+    Tip-Adapter, arXiv 2207.09519, equation 5; docs/methods.md §6.
     """
     affinity = (beta * (queries @ keys.T - 1)).exp()
     values = torch.nn.functional.one_hot(labels, num_classes).to(affinity.dtype)

@@ -13,19 +13,29 @@ def topk(
     *,
     exclude: Tensor | None = None,  # [N] int64
 ) -> tuple[Tensor, Tensor]:  # [N, k], [N, k]
-    """The k largest inner products of every query, equal ones by lower index; NaN ranks with −inf.
+    """Scores descending, equal scores by lower index; a NaN score ranks with −inf.
 
     Args:
-        queries: [N, D] of any float dtype; float64 for an oracle.
-        gallery: [G, D] in the dtype of the queries.
-        k: how many to return.
-        exclude: [N] int64, a gallery row that the query must not return; -1 excludes none.
+        queries: [N, D] floating point.
+        gallery: [G, D] of the same dtype.
+        k: how many rows per query, at most G, or G − 1 with ``exclude``.
+        exclude: [N] int64, a gallery row that each query leaves out; −1 leaves out none.
 
     Returns:
-        Scores [N, k] in the dtype of the queries, descending, and indices [N, k] int64.
+        Scores [N, k] of the same dtype and rows [N, k] int64.
 
     Raises:
-        RuntimeError: shapes or dtypes that PyTorch refuses; nothing is checked here.
+        RuntimeError: shapes that do not fit each other (PyTorch's own message).
+
+    Numerics: scores in the dtype of the input. Differentiable in queries and gallery.
+
+    Memory: O(N·G).
+
+    Example:
+        >>> import torch, semobridge_ext as sb
+        >>> gallery = torch.tensor([[1.0], [3.0], [3.0]])
+        >>> sb.reference.topk(torch.ones(1, 1), gallery, 2)
+        (tensor([[3., 3.]]), tensor([[1, 2]]))
     """
     scores = queries @ gallery.T
     rank = scores.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)

