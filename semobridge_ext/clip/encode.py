@@ -111,7 +111,9 @@ def encode_text(
         TypeError: not a CLIP model, or project=False without a linear projection. NotImplementedError:
             an unknown pooling.
 
-    Numerics, Memory: as there.
+    Numerics: the model's own forward pass in evaluation mode, whatever mode it is in.
+
+    Memory: O(batch_size) activations beside the output.
 
     Example:
         >>> import semobridge_ext as sb

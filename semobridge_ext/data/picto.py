@@ -183,6 +183,10 @@ def picto_transform(images: Tensor) -> Tensor:
     Raises:
         TypeError: not a uint8 tensor. ValueError: another shape.
 
+    Numerics: float32, the same three operations as `preprocess`, so equal to the bit.
+
+    Memory: the output and one copy of it while it is made.
+
     Example:
         >>> import torch
         >>> from semobridge_ext import picto_transform

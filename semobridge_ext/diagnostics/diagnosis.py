@@ -98,7 +98,11 @@ class Diagnosis:
         }  # fmt: skip
 
     def plot(self, path: Any) -> None:
-        """Draws both cosine histograms and both spectra (needs matplotlib)."""
+        """Draws both cosine histograms and both spectra (needs matplotlib).
+
+        Args:
+            path: of the picture; its suffix names the format.
+        """
         try:
             from matplotlib.figure import Figure
         except ImportError as error:

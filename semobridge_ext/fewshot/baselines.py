@@ -43,7 +43,12 @@ class ZeroShot(StoredEstimator):
         self.text_features, self.class_names, self.logit_scale = text_features, class_names, logit_scale
 
     def fit(self, X: Any = None, y: Any = None) -> ZeroShot:
-        """Fixes the classes from the text rows."""
+        """Fixes the classes from the text rows.
+
+        Args:
+            X: ignored; there for the shared call.
+            y: ignored.
+        """
         text = self._text("fit", self.text_features, None)
         labels: list[Hashable] = list(range(len(text)) if self.class_names is None else self.class_names)
         self._set_classes("fit", labels, self.class_names, len(text))
@@ -76,7 +81,12 @@ class NearestClassMean(StoredEstimator):
         self.logit_scale = logit_scale
 
     def fit(self, X: Any, y: Any) -> NearestClassMean:
-        """Takes the shots: raw features [M, D] and M class names."""
+        """Takes the shots.
+
+        Args:
+            X: [M, D] raw features, any float dtype, tensor or array.
+            y: M class names, one per row.
+        """
         x, labels = self._support("fit", X, y)
         codes = self._set_classes("fit", labels, None, None)
         self.prototypes_ = prototypes(x.to("cpu", torch.float64), codes, len(self._names))
@@ -115,7 +125,12 @@ class LDA(StoredEstimator):
         self.shrinkage = shrinkage
 
     def fit(self, X: Any, y: Any) -> LDA:
-        """Takes the shots: raw features [M, D] and M class names."""
+        """Takes the shots.
+
+        Args:
+            X: [M, D] raw features, any float dtype, tensor or array.
+            y: M class names, one per row.
+        """
         x, labels = self._support("fit", X, y)
         codes = self._set_classes("fit", labels, None, None)
         if self.shrinkage is not None and not 0 <= self.shrinkage <= 1:
@@ -151,7 +166,13 @@ class LDA(StoredEstimator):
         self.shrinkage_ = rho
 
     def tune(self, X: Any, y: Any, **unused: Any) -> LDA:
-        """Takes the shrinkage of ``GRID`` with the best accuracy on validation data; the first best."""
+        """Takes the shrinkage of ``GRID`` with the best accuracy on validation data; the first best.
+
+        Args:
+            X: [N, D] raw features of the validation part, any float dtype.
+            y: N class names.
+            unused: options of other estimators' ``tune``, ignored.
+        """
         x = self._queries("tune", X)
         codes = self._codes("tune", y, len(x))
         best = (-1.0, 0.0)

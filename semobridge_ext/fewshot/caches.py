@@ -60,7 +60,12 @@ class TipAdapter(StoredEstimator):
         self.alpha, self.beta, self.logit_scale = alpha, beta, logit_scale
 
     def fit(self, X: Any, y: Any) -> Any:
-        """Takes the shots: raw features [M, D] and M class names."""
+        """Takes the shots.
+
+        Args:
+            X: [M, D] raw features, any float dtype, tensor or array.
+            y: M class names, one per row.
+        """
         self.keys_, self.labels_ = self._support_beside_text("fit", X, y)
         self.labels_ = self.labels_.to(self.keys_.device)
         self.alpha_, self.beta_ = float(self.alpha), float(self.beta)
@@ -83,6 +88,11 @@ class TipAdapter(StoredEstimator):
         """Takes α and β of a grid (``ALPHAS``, ``BETAS``) with the best validation accuracy.
 
         The first best is kept; the present pair is looked at first.
+
+        Args:
+            X: [N, D] raw features of the validation part, any float dtype.
+            y: N class names.
+            unused: options of other estimators' ``tune``, ignored.
         """
         x = self._queries("tune", X)
         codes = self._codes("tune", y, len(x))
@@ -139,7 +149,12 @@ class TipAdapterF(TipAdapter):
         self.epochs, self.lr, self.batch_size, self.seed = epochs, lr, batch_size, seed
 
     def fit(self, X: Any, y: Any) -> Any:
-        """Takes the shots as cache and as training data."""
+        """Takes the shots as cache and as training data.
+
+        Args:
+            X: [M, D] raw features, any float dtype, tensor or array.
+            y: M class names, one per row.
+        """
         super().fit(X, y)
         x = self.keys_
         keys = x.clone().requires_grad_()
@@ -203,7 +218,12 @@ class APE(TipAdapter):
         self.gamma, self.channels, self.w0, self.w1 = gamma, channels, w0, w1
 
     def fit(self, X: Any, y: Any) -> Any:
-        """Takes the shots: raw features [M, D] and M class names."""
+        """Takes the shots.
+
+        Args:
+            X: [M, D] raw features, any float dtype, tensor or array.
+            y: M class names, one per row.
+        """
         super().fit(X, y)
         text, width = self._text_rows, self.n_features_in_
         kept = max(1, width // 2) if self.channels is None else self.channels

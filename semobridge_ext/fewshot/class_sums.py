@@ -108,6 +108,10 @@ class ClassSums(FewShotEstimator):
         """Adds shots of known classes; the result equals fitting all of them at once.
 
         The blend found by ``tune`` is kept. Cost: the new rows alone, and D_c's C×C product.
+
+        Args:
+            X: [m, D] raw features, any float dtype.
+            y: m class names, known ones.
         """
         x = self._queries("add_shots", X)
         codes = self._codes("add_shots", y, len(x))

@@ -82,9 +82,13 @@ class SeMoBridgeClassifier(ClassSums):
     # -- fitting ------------------------------------------------------------------------------------
 
     def fit(self, X: Any, y: Any) -> Any:
-        """Takes the shots: raw features [M, D] and M class names, any number per class.
+        """Takes the shots, any number per class.
 
         Augmented copies of an image count as further shots, as in the paper.
+
+        Args:
+            X: [M, D] raw features, any float dtype.
+            y: M class names, one per row.
 
         Raises:
             ValueError: a class without a shot, a label without text, NaN features, widths that differ.
@@ -112,7 +116,14 @@ class SeMoBridgeClassifier(ClassSums):
         return self._operand.labels(x, self.params_, called="predict")
 
     def similarities(self, X: Any) -> Similarities:
-        """The three blocks of cosines z1, z2, z3, each [N, C], that the blend is made of."""
+        """The three blocks of cosines that the blend is made of.
+
+        Args:
+            X: [N, D] raw features, any float dtype.
+
+        Returns:
+            Similarities(text, bridged_support, bridged_query), each [N, C].
+        """
         return self._operand.similarities(self._queries("similarities", X), called="similarities")
 
     def predict_proba(self, X: Any) -> Any:  # [N, C]
@@ -121,6 +132,12 @@ class SeMoBridgeClassifier(ClassSums):
         The blend has no probabilistic model. After ``tune`` the scale minimises the validation data's
         mean negative log-likelihood (temperature scaling), and the values can be read as calibrated on
         average over data like these; before it they only order the classes.
+
+        Args:
+            X: [N, D] raw features, any float dtype.
+
+        Returns:
+            [N, C] rows that sum to 1.
         """
         x = self._queries("predict_proba", X)
         with exactly(x.device):
@@ -173,7 +190,11 @@ class SeMoBridgeClassifier(ClassSums):
     # -- files --------------------------------------------------------------------------------------
 
     def save(self, path: Any) -> None:
-        """Writes a safetensors file with all that prediction, ``add_shots`` and ``add_classes`` need."""
+        """Writes a safetensors file with all that prediction, ``add_shots`` and ``add_classes`` need.
+
+        Args:
+            path: of the file; replaced as a whole or not at all.
+        """
         self._check_fitted()
         tensors, fields = self._state()
         save_estimator(path, self._format, tensors, fields)
@@ -196,7 +217,14 @@ class SeMoBridgeClassifier(ClassSums):
 
     @classmethod
     def load(cls, path: Any) -> Any:
-        """Reads what ``save`` wrote; a foreign or truncated file is named and refused (ValueError)."""
+        """Reads what ``save`` wrote.
+
+        Args:
+            path: of the file.
+
+        Raises:
+            ValueError: a foreign or truncated file; it is named.
+        """
         names = ("text", "raw_sums", "bridged_sums", "counts")
         fields = ("names", "has_text", "params", "scale", "bridge")
         tensors, values = load_estimator(f"{cls.__name__}.load", path, cls._format, names, fields)

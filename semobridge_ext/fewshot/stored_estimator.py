@@ -23,7 +23,11 @@ class StoredEstimator(FewShotEstimator):
         return f"semobridge-ext {cls.__name__} 1"
 
     def save(self, path: Any) -> None:
-        """Writes a safetensors file with what prediction needs."""
+        """Writes a safetensors file with what prediction needs.
+
+        Args:
+            path: of the file; replaced as a whole or not at all.
+        """
         self._check_fitted()
         tensors = {name: getattr(self, name) for name in self._tensors}
         numbers = {name: getattr(self, name) for name in self._numbers}
@@ -34,7 +38,14 @@ class StoredEstimator(FewShotEstimator):
 
     @classmethod
     def load(cls, path: Any) -> Any:
-        """Reads what ``save`` wrote; a foreign or truncated file is named and refused (ValueError)."""
+        """Reads what ``save`` wrote.
+
+        Args:
+            path: of the file.
+
+        Raises:
+            ValueError: a foreign or truncated file; it is named.
+        """
         fields = ("names", "numbers", "params", "width")
         tensors, values = load_estimator(f"{cls.__name__}.load", path, cls._format(), (), fields)
         known = {n: v for n, v in values["params"].items() if n not in ("text_features", "class_names")}
@@ -52,7 +63,14 @@ class StoredEstimator(FewShotEstimator):
         return self
 
     def predict_proba(self, X: Any) -> Any:  # [N, C]
-        """``softmax`` of the logits, which carry the model's own scale; not calibrated."""
+        """``softmax`` of the logits, which carry the model's own scale; not calibrated.
+
+        Args:
+            X: [N, D] raw features, any float dtype.
+
+        Returns:
+            [N, C] rows that sum to 1.
+        """
         x = self._queries("predict_proba", X)
         with exactly(x.device):
             logits = self._logits(x)
