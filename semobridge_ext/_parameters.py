@@ -14,11 +14,22 @@ class Parameters:
         return sorted(p for p in inspect.signature(cls.__init__).parameters if p != "self")
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The constructor's arguments, as they were given."""
+        """The constructor's arguments, as they were given.
+
+        Args:
+            deep: scikit-learn's word; no argument holds an estimator, so it changes nothing.
+        """
         return {name: getattr(self, name) for name in self._parameter_names()}
 
     def set_params(self, **params: Any) -> Any:
-        """Replaces constructor arguments; what fit made stays until the next fit."""
+        """Replaces constructor arguments; what fit made stays until the next fit.
+
+        Args:
+            params: new values by name.
+
+        Raises:
+            ValueError: a name that the constructor does not take.
+        """
         known = self._parameter_names()
         for name, value in params.items():
             if name not in known:

@@ -111,7 +111,9 @@ def encode_text(
         TypeError: not a CLIP model, or project=False without a linear projection. NotImplementedError:
             an unknown pooling.
 
-    Numerics, Memory: as there.
+    Numerics: the model's own, in evaluation mode; without a projection the rows are what it reads.
+
+    Memory: one batch of activations beside the result.
 
     Example:
         >>> import semobridge_ext as sb

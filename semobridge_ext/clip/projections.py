@@ -43,6 +43,8 @@ def text_projection(model: Any) -> Tensor:  # [T, D]
             with a bias (SigLIP) is refused: ``t = x·W + b`` cannot be undone from a feature whose
             length is lost.
 
+    Numerics: the weights as they are stored; where a model keeps them transposed, so is the view.
+
     Memory: none of its own; the result is a view of the model's weights.
 
     Example:
@@ -73,6 +75,8 @@ def image_projection(model: Any) -> Tensor:  # [V, D]
     Raises:
         TypeError: not a CLIP model, or no such projection (SigLIP's pooling head, a ResNet); the message
             names what was found.
+
+    Numerics: the weights as they are stored; where a model keeps them transposed, so is the view.
 
     Memory: none of its own; the result is a view of the model's weights.
 

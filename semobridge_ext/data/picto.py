@@ -183,6 +183,10 @@ def picto_transform(images: Tensor) -> Tensor:
     Raises:
         TypeError: not a uint8 tensor. ValueError: another shape.
 
+    Numerics: float32, one rounding for each of the three steps. Not differentiable.
+
+    Memory: the result, and a copy of the bytes.
+
     Example:
         >>> import torch
         >>> from semobridge_ext import picto_transform

@@ -98,7 +98,14 @@ class Diagnosis:
         }  # fmt: skip
 
     def plot(self, path: Any) -> None:
-        """Draws both cosine histograms and both spectra (needs matplotlib)."""
+        """Draws both cosine histograms and both spectra.
+
+        Args:
+            path: the picture; its ending names the format.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
         try:
             from matplotlib.figure import Figure
         except ImportError as error:

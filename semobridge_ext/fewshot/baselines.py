@@ -43,7 +43,15 @@ class ZeroShot(StoredEstimator):
         self.text_features, self.class_names, self.logit_scale = text_features, class_names, logit_scale
 
     def fit(self, X: Any = None, y: Any = None) -> ZeroShot:
-        """Fixes the classes from the text rows."""
+        """Fixes the classes from the text rows.
+
+        Args:
+            X: not looked at; scikit-learn's convention.
+            y: not looked at.
+
+        Raises:
+            TypeError, ValueError: text rows or class names that do not fit each other.
+        """
         text = self._text("fit", self.text_features, None)
         labels: list[Hashable] = list(range(len(text)) if self.class_names is None else self.class_names)
         self._set_classes("fit", labels, self.class_names, len(text))
@@ -76,7 +84,16 @@ class NearestClassMean(StoredEstimator):
         self.logit_scale = logit_scale
 
     def fit(self, X: Any, y: Any) -> NearestClassMean:
-        """Takes the shots: raw features [M, D] and M class names."""
+        """Takes the shots.
+
+        Args:
+            X: [M, D] raw image features, a floating-point tensor or array.
+            y: M class names, any number of rows per class.
+
+        Raises:
+            TypeError, ValueError: features that are no finite floating-point rows, a class without a shot,
+                fewer than two classes.
+        """
         x, labels = self._support("fit", X, y)
         codes = self._set_classes("fit", labels, None, None)
         self.prototypes_ = prototypes(x.to("cpu", torch.float64), codes, len(self._names))
@@ -115,7 +132,16 @@ class LDA(StoredEstimator):
         self.shrinkage = shrinkage
 
     def fit(self, X: Any, y: Any) -> LDA:
-        """Takes the shots: raw features [M, D] and M class names."""
+        """Takes the shots.
+
+        Args:
+            X: [M, D] raw image features, a floating-point tensor or array.
+            y: M class names, any number of rows per class.
+
+        Raises:
+            TypeError, ValueError: features that are no finite floating-point rows, a class without a shot,
+                fewer than two classes.
+        """
         x, labels = self._support("fit", X, y)
         codes = self._set_classes("fit", labels, None, None)
         if self.shrinkage is not None and not 0 <= self.shrinkage <= 1:
@@ -151,7 +177,16 @@ class LDA(StoredEstimator):
         self.shrinkage_ = rho
 
     def tune(self, X: Any, y: Any, **unused: Any) -> LDA:
-        """Takes the shrinkage of ``GRID`` with the best accuracy on validation data; the first best."""
+        """Takes the shrinkage of ``GRID`` with the best accuracy on validation data; the first best.
+
+        Args:
+            X: [N, D] raw validation features, a floating-point tensor or array.
+            y: N class names that were fitted.
+            unused: what other estimators' ``tune`` takes; ignored.
+
+        Raises:
+            ValueError: not fitted, another width, or a class that was not fitted.
+        """
         x = self._queries("tune", X)
         codes = self._codes("tune", y, len(x))
         best = (-1.0, 0.0)

@@ -60,7 +60,16 @@ class TipAdapter(StoredEstimator):
         self.alpha, self.beta, self.logit_scale = alpha, beta, logit_scale
 
     def fit(self, X: Any, y: Any) -> Any:
-        """Takes the shots: raw features [M, D] and M class names."""
+        """Takes the shots.
+
+        Args:
+            X: [M, D] raw image features, a floating-point tensor or array.
+            y: M class names of the text rows, any number of rows per class.
+
+        Raises:
+            TypeError, ValueError: features that are no finite floating-point rows, a class without a shot,
+                a label without text, widths that differ.
+        """
         self.keys_, self.labels_ = self._support_beside_text("fit", X, y)
         self.labels_ = self.labels_.to(self.keys_.device)
         self.alpha_, self.beta_ = float(self.alpha), float(self.beta)
@@ -83,6 +92,14 @@ class TipAdapter(StoredEstimator):
         """Takes α and β of a grid (``ALPHAS``, ``BETAS``) with the best validation accuracy.
 
         The first best is kept; the present pair is looked at first.
+
+        Args:
+            X: [N, D] raw validation features, a floating-point tensor or array.
+            y: N class names that were fitted.
+            unused: what other estimators' ``tune`` takes; ignored.
+
+        Raises:
+            ValueError: not fitted, another width, or a class that was not fitted.
         """
         x = self._queries("tune", X)
         codes = self._codes("tune", y, len(x))
@@ -139,7 +156,16 @@ class TipAdapterF(TipAdapter):
         self.epochs, self.lr, self.batch_size, self.seed = epochs, lr, batch_size, seed
 
     def fit(self, X: Any, y: Any) -> Any:
-        """Takes the shots as cache and as training data."""
+        """Takes the shots as cache and as training data.
+
+        Args:
+            X: [M, D] raw image features, a floating-point tensor or array.
+            y: M class names of the text rows, any number of rows per class.
+
+        Raises:
+            TypeError, ValueError: features that are no finite floating-point rows, a class without a shot,
+                a label without text, widths that differ.
+        """
         super().fit(X, y)
         x = self.keys_
         keys = x.clone().requires_grad_()
@@ -203,7 +229,16 @@ class APE(TipAdapter):
         self.gamma, self.channels, self.w0, self.w1 = gamma, channels, w0, w1
 
     def fit(self, X: Any, y: Any) -> Any:
-        """Takes the shots: raw features [M, D] and M class names."""
+        """Takes the shots.
+
+        Args:
+            X: [M, D] raw image features, a floating-point tensor or array.
+            y: M class names of the text rows, any number of rows per class.
+
+        Raises:
+            TypeError, ValueError: features that are no finite floating-point rows, a class without a shot,
+                a label without text, widths that differ.
+        """
         super().fit(X, y)
         text, width = self._text_rows, self.n_features_in_
         kept = max(1, width // 2) if self.channels is None else self.channels

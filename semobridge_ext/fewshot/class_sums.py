@@ -108,6 +108,13 @@ class ClassSums(FewShotEstimator):
         """Adds shots of known classes; the result equals fitting all of them at once.
 
         The blend found by ``tune`` is kept. Cost: the new rows alone, and D_c's C×C product.
+
+        Args:
+            X: [M, D] raw image features, a floating-point tensor or array.
+            y: M class names that were fitted.
+
+        Raises:
+            ValueError: not fitted, another width, or a class that was not fitted.
         """
         x = self._queries("add_shots", X)
         codes = self._codes("add_shots", y, len(x))

@@ -82,9 +82,11 @@ class SeMoBridgeClassifier(ClassSums):
     # -- fitting ------------------------------------------------------------------------------------
 
     def fit(self, X: Any, y: Any) -> Any:
-        """Takes the shots: raw features [M, D] and M class names, any number per class.
+        """Takes the shots; augmented copies of an image count as further shots, as in the paper.
 
-        Augmented copies of an image count as further shots, as in the paper.
+        Args:
+            X: [M, D] raw image features, a floating-point tensor or array.
+            y: M class names, any number of rows per class.
 
         Raises:
             ValueError: a class without a shot, a label without text, NaN features, widths that differ.
@@ -112,7 +114,14 @@ class SeMoBridgeClassifier(ClassSums):
         return self._operand.labels(x, self.params_, called="predict")
 
     def similarities(self, X: Any) -> Similarities:
-        """The three blocks of cosines z1, z2, z3, each [N, C], that the blend is made of."""
+        """The three blocks of cosines z1, z2, z3, each [N, C], that the blend is made of.
+
+        Args:
+            X: [N, D] raw image features, a floating-point tensor or array.
+
+        Raises:
+            ValueError: not fitted, or another width.
+        """
         return self._operand.similarities(self._queries("similarities", X), called="similarities")
 
     def predict_proba(self, X: Any) -> Any:  # [N, C]
@@ -121,6 +130,12 @@ class SeMoBridgeClassifier(ClassSums):
         The blend has no probabilistic model. After ``tune`` the scale minimises the validation data's
         mean negative log-likelihood (temperature scaling), and the values can be read as calibrated on
         average over data like these; before it they only order the classes.
+
+        Args:
+            X: [N, D] raw image features, a floating-point tensor or array.
+
+        Raises:
+            ValueError: not fitted, or another width.
         """
         x = self._queries("predict_proba", X)
         with exactly(x.device):
@@ -173,7 +188,14 @@ class SeMoBridgeClassifier(ClassSums):
     # -- files --------------------------------------------------------------------------------------
 
     def save(self, path: Any) -> None:
-        """Writes a safetensors file with all that prediction, ``add_shots`` and ``add_classes`` need."""
+        """Writes a safetensors file with all that prediction, ``add_shots`` and ``add_classes`` need.
+
+        Args:
+            path: the file; it is replaced as a whole.
+
+        Raises:
+            ValueError: not fitted. OSError: the file cannot be written.
+        """
         self._check_fitted()
         tensors, fields = self._state()
         save_estimator(path, self._format, tensors, fields)
@@ -196,7 +218,14 @@ class SeMoBridgeClassifier(ClassSums):
 
     @classmethod
     def load(cls, path: Any) -> Any:
-        """Reads what ``save`` wrote; a foreign or truncated file is named and refused (ValueError)."""
+        """Reads what ``save`` wrote.
+
+        Args:
+            path: the file.
+
+        Raises:
+            FileNotFoundError: no such file. ValueError: a foreign or truncated file, which is named.
+        """
         names = ("text", "raw_sums", "bridged_sums", "counts")
         fields = ("names", "has_text", "params", "scale", "bridge")
         tensors, values = load_estimator(f"{cls.__name__}.load", path, cls._format, names, fields)

@@ -144,7 +144,12 @@ class FewShotEstimator(Parameters):
         return normalize(text.to("cpu", torch.float64), dim=1)
 
     def fit(self, X: Any, y: Any) -> Any:
-        """Takes the shots [M, D] and their class names."""
+        """Takes the shots.
+
+        Args:
+            X: [M, D] raw image features, a floating-point tensor or array.
+            y: M class names.
+        """
         raise NotImplementedError
 
     def fit_seeds(
@@ -152,8 +157,17 @@ class FewShotEstimator(Parameters):
     ) -> list[Any]:
         """One fitted copy per seed, each on its own draw of ``shots`` per class from (X, y).
 
-        For one seed the draws are nested in ``shots`` (see draws.sample_support); ``fit_arguments``
-        go to every ``fit``. X, y are the training part alone.
+        For one seed the draws are nested in ``shots`` (see draws.sample_support).
+
+        Args:
+            X: [M, D] raw features of the training part alone, a floating-point tensor or array.
+            y: M class names.
+            shots: rows drawn per class.
+            seeds: one fitted copy each.
+            fit_arguments: go to every ``fit``.
+
+        Raises:
+            ValueError: a class with fewer rows than ``shots``.
         """
         x, labels = self._support("fit_seeds", X, y)
         given = getattr(self, "class_names", None)
@@ -176,14 +190,28 @@ class FewShotEstimator(Parameters):
         return torch.cat(parts)
 
     def logits(self, X: Any) -> Any:  # [N, C]
-        """One score per row and class, whatever the number of classes; a tensor for a tensor."""
+        """One score per row and class, [N, C], whatever the number of classes; a tensor for a tensor.
+
+        Args:
+            X: [N, D] raw image features, a floating-point tensor or array.
+
+        Raises:
+            ValueError: not fitted, or another width.
+        """
         x = self._queries("logits", X)
         with exactly(x.device):
             logits = self._logits(x)
         return logits if isinstance(X, Tensor) else logits.cpu().numpy()
 
     def decision_function(self, X: Any) -> Any:
-        """[N, C] scores; with two classes [N], the second's minus the first's, as scikit-learn has it."""
+        """[N, C] scores; with two classes [N], the second's minus the first's, as scikit-learn has it.
+
+        Args:
+            X: [N, D] raw image features, a floating-point tensor or array.
+
+        Raises:
+            ValueError: not fitted, or another width.
+        """
         x = self._queries("decision_function", X)
         with exactly(x.device):
             logits = self._logits(x)
@@ -192,8 +220,17 @@ class FewShotEstimator(Parameters):
         return logits if isinstance(X, Tensor) else logits.cpu().numpy()
 
     def predict(self, X: Any) -> Any:
-        """The class of every row: class names as an array, or an int64 tensor where both the names are
-        integers and X is a tensor. The first of equal classes wins."""
+        """The class of every row; the first of equal classes wins.
+
+        Args:
+            X: [N, D] raw image features, a floating-point tensor or array.
+
+        Returns:
+            [N] class names as an array, or an int64 tensor where the names are integers and X is a tensor.
+
+        Raises:
+            ValueError: not fitted, or another width.
+        """
         x = self._queries("predict", X)
         with exactly(x.device):
             labels = self._labels(x)
@@ -202,7 +239,15 @@ class FewShotEstimator(Parameters):
         return self.classes_[labels.cpu().numpy()]
 
     def score(self, X: Any, y: Any) -> float:
-        """The fraction of rows whose class is predicted."""
+        """The fraction of rows whose class is predicted.
+
+        Args:
+            X: [N, D] raw image features, a floating-point tensor or array.
+            y: N class names that were fitted.
+
+        Raises:
+            ValueError: not fitted, another width, or a class that was not fitted.
+        """
         return float(self._right("score", X, y).double().mean())
 
     def _right(self, verb: str, X: Any, y: Any) -> Tensor:  # [N] bool

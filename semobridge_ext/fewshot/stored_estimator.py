@@ -23,7 +23,14 @@ class StoredEstimator(FewShotEstimator):
         return f"semobridge-ext {cls.__name__} 1"
 
     def save(self, path: Any) -> None:
-        """Writes a safetensors file with what prediction needs."""
+        """Writes a safetensors file with what prediction needs.
+
+        Args:
+            path: the file; it is replaced as a whole.
+
+        Raises:
+            ValueError: not fitted. OSError: the file cannot be written.
+        """
         self._check_fitted()
         tensors = {name: getattr(self, name) for name in self._tensors}
         numbers = {name: getattr(self, name) for name in self._numbers}
@@ -34,7 +41,14 @@ class StoredEstimator(FewShotEstimator):
 
     @classmethod
     def load(cls, path: Any) -> Any:
-        """Reads what ``save`` wrote; a foreign or truncated file is named and refused (ValueError)."""
+        """Reads what ``save`` wrote.
+
+        Args:
+            path: the file.
+
+        Raises:
+            FileNotFoundError: no such file. ValueError: a foreign or truncated file, which is named.
+        """
         fields = ("names", "numbers", "params", "width")
         tensors, values = load_estimator(f"{cls.__name__}.load", path, cls._format(), (), fields)
         known = {n: v for n, v in values["params"].items() if n not in ("text_features", "class_names")}
@@ -52,7 +66,14 @@ class StoredEstimator(FewShotEstimator):
         return self
 
     def predict_proba(self, X: Any) -> Any:  # [N, C]
-        """``softmax`` of the logits, which carry the model's own scale; not calibrated."""
+        """``softmax`` of the logits, which carry the model's own scale; not calibrated.
+
+        Args:
+            X: [N, D] raw image features, a floating-point tensor or array.
+
+        Raises:
+            ValueError: not fitted, or another width.
+        """
         x = self._queries("predict_proba", X)
         with exactly(x.device):
             logits = self._logits(x)
