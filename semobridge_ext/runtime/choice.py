@@ -16,7 +16,7 @@ from torch import Tensor
 
 from semobridge_ext.runtime import backend as _backend
 from semobridge_ext.runtime import thresholds as _thresholds
-from semobridge_ext.runtime.backend import _C, DTYPE_CODES, _requested, requested
+from semobridge_ext.runtime.backend import DTYPE_CODES, _requested, requested
 
 Answer = bool | str  # True, or in words what has no kernel
 Work = tuple[str, torch.dtype, int]  # what was measured: its key, the dtype and the size of the call
@@ -172,7 +172,7 @@ def direct(x: Tensor, other: Tensor) -> str:
     if x.is_cpu and other.is_cpu:
         if name == "triton":
             return name  # its interpreter takes CPU tensors
-        return "cpu" if _C is not None and name != "eager" else ""
+        return "cpu" if _backend._C is not None and name != "eager" else ""
     return name if name != "eager" and x.device == other.device else ""
 
 

@@ -185,6 +185,15 @@ def test_hop_chains_are_those_of_the_code():
             )
 
 
+def test_every_bench_and_study_is_listed():
+    text = (ROOT / "bench" / "README.md").read_text(encoding="utf-8")
+    found = [
+        p for folder in ("ops", "engines", "gpu", "studies") for p in (ROOT / "bench" / folder).glob("*.py")
+    ]
+    missing = [name_of(p) for p in found if f"`{p.relative_to(ROOT / 'bench')}`" not in text]
+    assert len(found) > 15 and not missing, f"bench/README.md lacks {missing}"
+
+
 # -- what stands beside the README -------------------------------------------------------------------
 
 

@@ -1,2 +1,2 @@
-"""Tests of semobridge_ext.runtime.triton_operands: numerics in Triton's interpreter, code for real
+"""Tests of semobridge_ext._ops/*/triton.py: numerics in Triton's interpreter, code for real
 architectures."""
