@@ -17,7 +17,7 @@ class Parameters:
         """The constructor's arguments, as they were given.
 
         Args:
-            deep: ignored; there for scikit-learn, since no argument is an estimator.
+            deep: scikit-learn's word; no argument holds an estimator, so it changes nothing.
         """
         return {name: getattr(self, name) for name in self._parameter_names()}
 
@@ -28,7 +28,7 @@ class Parameters:
             params: new values by name.
 
         Raises:
-            ValueError: a name that the constructor does not have.
+            ValueError: a name that the constructor does not take.
         """
         known = self._parameter_names()
         for name, value in params.items():

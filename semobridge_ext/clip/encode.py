@@ -111,9 +111,9 @@ def encode_text(
         TypeError: not a CLIP model, or project=False without a linear projection. NotImplementedError:
             an unknown pooling.
 
-    Numerics: the model's own forward pass in evaluation mode, whatever mode it is in.
+    Numerics: the model's own, in evaluation mode; without a projection the rows are what it reads.
 
-    Memory: O(batch_size) activations beside the output.
+    Memory: one batch of activations beside the result.
 
     Example:
         >>> import semobridge_ext as sb

@@ -43,7 +43,7 @@ def text_projection(model: Any) -> Tensor:  # [T, D]
             with a bias (SigLIP) is refused: ``t = x·W + b`` cannot be undone from a feature whose
             length is lost.
 
-    Numerics: the weights as they are, transposed where the layer stores them so; nothing is computed.
+    Numerics: the weights as they are stored; where a model keeps them transposed, so is the view.
 
     Memory: none of its own; the result is a view of the model's weights.
 
@@ -76,7 +76,7 @@ def image_projection(model: Any) -> Tensor:  # [V, D]
         TypeError: not a CLIP model, or no such projection (SigLIP's pooling head, a ResNet); the message
             names what was found.
 
-    Numerics: the weights as they are, transposed where the layer stores them so; nothing is computed.
+    Numerics: the weights as they are stored; where a model keeps them transposed, so is the view.
 
     Memory: none of its own; the result is a view of the model's weights.
 

@@ -183,9 +183,9 @@ def picto_transform(images: Tensor) -> Tensor:
     Raises:
         TypeError: not a uint8 tensor. ValueError: another shape.
 
-    Numerics: float32, the same three operations as `preprocess`, so equal to the bit.
+    Numerics: float32, one rounding for each of the three steps. Not differentiable.
 
-    Memory: the output and one copy of it while it is made.
+    Memory: the result, and a copy of the bytes.
 
     Example:
         >>> import torch

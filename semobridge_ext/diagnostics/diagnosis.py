@@ -98,10 +98,13 @@ class Diagnosis:
         }  # fmt: skip
 
     def plot(self, path: Any) -> None:
-        """Draws both cosine histograms and both spectra (needs matplotlib).
+        """Draws both cosine histograms and both spectra.
 
         Args:
-            path: of the picture; its suffix names the format.
+            path: the picture; its ending names the format.
+
+        Raises:
+            ImportError: matplotlib is not installed.
         """
         try:
             from matplotlib.figure import Figure

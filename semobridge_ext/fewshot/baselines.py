@@ -46,8 +46,11 @@ class ZeroShot(StoredEstimator):
         """Fixes the classes from the text rows.
 
         Args:
-            X: ignored; there for the shared call.
-            y: ignored.
+            X: not looked at; scikit-learn's convention.
+            y: not looked at.
+
+        Raises:
+            TypeError, ValueError: text rows or class names that do not fit each other.
         """
         text = self._text("fit", self.text_features, None)
         labels: list[Hashable] = list(range(len(text)) if self.class_names is None else self.class_names)
@@ -84,8 +87,12 @@ class NearestClassMean(StoredEstimator):
         """Takes the shots.
 
         Args:
-            X: [M, D] raw features, any float dtype, tensor or array.
-            y: M class names, one per row.
+            X: [M, D] raw image features, a floating-point tensor or array.
+            y: M class names, any number of rows per class.
+
+        Raises:
+            TypeError, ValueError: features that are no finite floating-point rows, a class without a shot,
+                fewer than two classes.
         """
         x, labels = self._support("fit", X, y)
         codes = self._set_classes("fit", labels, None, None)
@@ -128,8 +135,12 @@ class LDA(StoredEstimator):
         """Takes the shots.
 
         Args:
-            X: [M, D] raw features, any float dtype, tensor or array.
-            y: M class names, one per row.
+            X: [M, D] raw image features, a floating-point tensor or array.
+            y: M class names, any number of rows per class.
+
+        Raises:
+            TypeError, ValueError: features that are no finite floating-point rows, a class without a shot,
+                fewer than two classes.
         """
         x, labels = self._support("fit", X, y)
         codes = self._set_classes("fit", labels, None, None)
@@ -169,9 +180,12 @@ class LDA(StoredEstimator):
         """Takes the shrinkage of ``GRID`` with the best accuracy on validation data; the first best.
 
         Args:
-            X: [N, D] raw features of the validation part, any float dtype.
-            y: N class names.
-            unused: options of other estimators' ``tune``, ignored.
+            X: [N, D] raw validation features, a floating-point tensor or array.
+            y: N class names that were fitted.
+            unused: what other estimators' ``tune`` takes; ignored.
+
+        Raises:
+            ValueError: not fitted, another width, or a class that was not fitted.
         """
         x = self._queries("tune", X)
         codes = self._codes("tune", y, len(x))

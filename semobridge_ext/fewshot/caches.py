@@ -63,8 +63,12 @@ class TipAdapter(StoredEstimator):
         """Takes the shots.
 
         Args:
-            X: [M, D] raw features, any float dtype, tensor or array.
-            y: M class names, one per row.
+            X: [M, D] raw image features, a floating-point tensor or array.
+            y: M class names of the text rows, any number of rows per class.
+
+        Raises:
+            TypeError, ValueError: features that are no finite floating-point rows, a class without a shot,
+                a label without text, widths that differ.
         """
         self.keys_, self.labels_ = self._support_beside_text("fit", X, y)
         self.labels_ = self.labels_.to(self.keys_.device)
@@ -90,9 +94,12 @@ class TipAdapter(StoredEstimator):
         The first best is kept; the present pair is looked at first.
 
         Args:
-            X: [N, D] raw features of the validation part, any float dtype.
-            y: N class names.
-            unused: options of other estimators' ``tune``, ignored.
+            X: [N, D] raw validation features, a floating-point tensor or array.
+            y: N class names that were fitted.
+            unused: what other estimators' ``tune`` takes; ignored.
+
+        Raises:
+            ValueError: not fitted, another width, or a class that was not fitted.
         """
         x = self._queries("tune", X)
         codes = self._codes("tune", y, len(x))
@@ -152,8 +159,12 @@ class TipAdapterF(TipAdapter):
         """Takes the shots as cache and as training data.
 
         Args:
-            X: [M, D] raw features, any float dtype, tensor or array.
-            y: M class names, one per row.
+            X: [M, D] raw image features, a floating-point tensor or array.
+            y: M class names of the text rows, any number of rows per class.
+
+        Raises:
+            TypeError, ValueError: features that are no finite floating-point rows, a class without a shot,
+                a label without text, widths that differ.
         """
         super().fit(X, y)
         x = self.keys_
@@ -221,8 +232,12 @@ class APE(TipAdapter):
         """Takes the shots.
 
         Args:
-            X: [M, D] raw features, any float dtype, tensor or array.
-            y: M class names, one per row.
+            X: [M, D] raw image features, a floating-point tensor or array.
+            y: M class names of the text rows, any number of rows per class.
+
+        Raises:
+            TypeError, ValueError: features that are no finite floating-point rows, a class without a shot,
+                a label without text, widths that differ.
         """
         super().fit(X, y)
         text, width = self._text_rows, self.n_features_in_

@@ -110,8 +110,11 @@ class ClassSums(FewShotEstimator):
         The blend found by ``tune`` is kept. Cost: the new rows alone, and D_c's C×C product.
 
         Args:
-            X: [m, D] raw features, any float dtype.
-            y: m class names, known ones.
+            X: [M, D] raw image features, a floating-point tensor or array.
+            y: M class names that were fitted.
+
+        Raises:
+            ValueError: not fitted, another width, or a class that was not fitted.
         """
         x = self._queries("add_shots", X)
         codes = self._codes("add_shots", y, len(x))

@@ -82,9 +82,11 @@ class SeMoBridgeClassifier(ClassSums):
     # -- fitting ------------------------------------------------------------------------------------
 
     def fit(self, X: Any, y: Any) -> Any:
-        """Takes the shots, any number per class.
+        """Takes the shots; augmented copies of an image count as further shots, as in the paper.
 
-        Augmented copies of an image count as further shots, as in the paper.
+        Args:
+            X: [M, D] raw image features, a floating-point tensor or array.
+            y: M class names, any number of rows per class.
 
         Args:
             X: [M, D] raw features, any float dtype.
@@ -116,13 +118,13 @@ class SeMoBridgeClassifier(ClassSums):
         return self._operand.labels(x, self.params_, called="predict")
 
     def similarities(self, X: Any) -> Similarities:
-        """The three blocks of cosines that the blend is made of.
+        """The three blocks of cosines z1, z2, z3, each [N, C], that the blend is made of.
 
         Args:
-            X: [N, D] raw features, any float dtype.
+            X: [N, D] raw image features, a floating-point tensor or array.
 
-        Returns:
-            Similarities(text, bridged_support, bridged_query), each [N, C].
+        Raises:
+            ValueError: not fitted, or another width.
         """
         return self._operand.similarities(self._queries("similarities", X), called="similarities")
 
@@ -134,10 +136,10 @@ class SeMoBridgeClassifier(ClassSums):
         average over data like these; before it they only order the classes.
 
         Args:
-            X: [N, D] raw features, any float dtype.
+            X: [N, D] raw image features, a floating-point tensor or array.
 
-        Returns:
-            [N, C] rows that sum to 1.
+        Raises:
+            ValueError: not fitted, or another width.
         """
         x = self._queries("predict_proba", X)
         with exactly(x.device):
@@ -193,7 +195,10 @@ class SeMoBridgeClassifier(ClassSums):
         """Writes a safetensors file with all that prediction, ``add_shots`` and ``add_classes`` need.
 
         Args:
-            path: of the file; replaced as a whole or not at all.
+            path: the file; it is replaced as a whole.
+
+        Raises:
+            ValueError: not fitted. OSError: the file cannot be written.
         """
         self._check_fitted()
         tensors, fields = self._state()
@@ -220,10 +225,10 @@ class SeMoBridgeClassifier(ClassSums):
         """Reads what ``save`` wrote.
 
         Args:
-            path: of the file.
+            path: the file.
 
         Raises:
-            ValueError: a foreign or truncated file; it is named.
+            FileNotFoundError: no such file. ValueError: a foreign or truncated file, which is named.
         """
         names = ("text", "raw_sums", "bridged_sums", "counts")
         fields = ("names", "has_text", "params", "scale", "bridge")

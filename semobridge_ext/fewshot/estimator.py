@@ -147,8 +147,8 @@ class FewShotEstimator(Parameters):
         """Takes the shots.
 
         Args:
-            X: [M, D] raw features, any float dtype, tensor or array.
-            y: M class names, one per row.
+            X: [M, D] raw image features, a floating-point tensor or array.
+            y: M class names.
         """
         raise NotImplementedError
 
@@ -157,14 +157,17 @@ class FewShotEstimator(Parameters):
     ) -> list[Any]:
         """One fitted copy per seed, each on its own draw of ``shots`` per class from (X, y).
 
-        For one seed a draw with fewer shots is part of the draw with more.
+        For one seed the draws are nested in ``shots`` (see draws.sample_support).
 
         Args:
-            X: [M, D] raw features of the training part, any float dtype.
+            X: [M, D] raw features of the training part alone, a floating-point tensor or array.
             y: M class names.
-            shots: rows per class in a draw.
-            seeds: one draw and one fitted copy each.
-            fit_arguments: passed to every ``fit``.
+            shots: rows drawn per class.
+            seeds: one fitted copy each.
+            fit_arguments: go to every ``fit``.
+
+        Raises:
+            ValueError: a class with fewer rows than ``shots``.
         """
         x, labels = self._support("fit_seeds", X, y)
         given = getattr(self, "class_names", None)
@@ -187,13 +190,13 @@ class FewShotEstimator(Parameters):
         return torch.cat(parts)
 
     def logits(self, X: Any) -> Any:  # [N, C]
-        """One score per row and class, whatever the number of classes.
+        """One score per row and class, [N, C], whatever the number of classes; a tensor for a tensor.
 
         Args:
-            X: [N, D] raw features, any float dtype.
+            X: [N, D] raw image features, a floating-point tensor or array.
 
-        Returns:
-            [N, C] float32 (float64 for float64 rows); a tensor for a tensor, else an array.
+        Raises:
+            ValueError: not fitted, or another width.
         """
         x = self._queries("logits", X)
         with exactly(x.device):
@@ -201,13 +204,13 @@ class FewShotEstimator(Parameters):
         return logits if isinstance(X, Tensor) else logits.cpu().numpy()
 
     def decision_function(self, X: Any) -> Any:
-        """Scores as scikit-learn shapes them.
+        """[N, C] scores; with two classes [N], the second's minus the first's, as scikit-learn has it.
 
         Args:
-            X: [N, D] raw features, any float dtype.
+            X: [N, D] raw image features, a floating-point tensor or array.
 
-        Returns:
-            [N, C] scores; with two classes [N], the second's minus the first's.
+        Raises:
+            ValueError: not fitted, or another width.
         """
         x = self._queries("decision_function", X)
         with exactly(x.device):
@@ -217,13 +220,16 @@ class FewShotEstimator(Parameters):
         return logits if isinstance(X, Tensor) else logits.cpu().numpy()
 
     def predict(self, X: Any) -> Any:
-        """The class with the largest logit for every row; the first of equal classes wins.
+        """The class of every row; the first of equal classes wins.
 
         Args:
-            X: [N, D] raw features, any float dtype.
+            X: [N, D] raw image features, a floating-point tensor or array.
 
         Returns:
-            [N] class names as an array; an int64 tensor where the names are integers and X is a tensor.
+            [N] class names as an array, or an int64 tensor where the names are integers and X is a tensor.
+
+        Raises:
+            ValueError: not fitted, or another width.
         """
         x = self._queries("predict", X)
         with exactly(x.device):
@@ -236,8 +242,11 @@ class FewShotEstimator(Parameters):
         """The fraction of rows whose class is predicted.
 
         Args:
-            X: [N, D] raw features, any float dtype.
-            y: N class names.
+            X: [N, D] raw image features, a floating-point tensor or array.
+            y: N class names that were fitted.
+
+        Raises:
+            ValueError: not fitted, another width, or a class that was not fitted.
         """
         return float(self._right("score", X, y).double().mean())
 

@@ -26,7 +26,10 @@ class StoredEstimator(FewShotEstimator):
         """Writes a safetensors file with what prediction needs.
 
         Args:
-            path: of the file; replaced as a whole or not at all.
+            path: the file; it is replaced as a whole.
+
+        Raises:
+            ValueError: not fitted. OSError: the file cannot be written.
         """
         self._check_fitted()
         tensors = {name: getattr(self, name) for name in self._tensors}
@@ -41,10 +44,10 @@ class StoredEstimator(FewShotEstimator):
         """Reads what ``save`` wrote.
 
         Args:
-            path: of the file.
+            path: the file.
 
         Raises:
-            ValueError: a foreign or truncated file; it is named.
+            FileNotFoundError: no such file. ValueError: a foreign or truncated file, which is named.
         """
         fields = ("names", "numbers", "params", "width")
         tensors, values = load_estimator(f"{cls.__name__}.load", path, cls._format(), (), fields)
@@ -66,10 +69,10 @@ class StoredEstimator(FewShotEstimator):
         """``softmax`` of the logits, which carry the model's own scale; not calibrated.
 
         Args:
-            X: [N, D] raw features, any float dtype.
+            X: [N, D] raw image features, a floating-point tensor or array.
 
-        Returns:
-            [N, C] rows that sum to 1.
+        Raises:
+            ValueError: not fitted, or another width.
         """
         x = self._queries("predict_proba", X)
         with exactly(x.device):

@@ -61,7 +61,7 @@ class SupportSet:
         TypeError: not a tensor, or not the dtype named above. ValueError: shapes or devices that do
             not fit; a label out of range (the first is named with its position).
 
-    Numerics: as `support_logits`; each appended part is summed by itself and the parts are added in order.
+    Numerics: those of `support_logits`, segment by segment; the segments' sums are added in order.
 
     Memory: 8 bytes per key besides what it holds.
 
@@ -125,12 +125,12 @@ class SupportSet:
     ) -> None:
         """Adds rows; the set is unchanged if they are refused.
 
-        A `logits` call that runs in another thread keeps the rows it began with.
+        A running `logits` keeps the rows it began with.
 
         Args:
-            keys: [s, D] unit rows (not checked), in the dtype of the set's.
+            keys: [s, D] unit rows in the set's dtype.
             labels: [s] int64 in 0..C-1.
-            weights: [s], where the set has weights.
+            weights: [s] where the set has weights.
 
         Raises:
             TypeError, ValueError: as the constructor; width, dtype, device or the presence of weights
@@ -169,16 +169,13 @@ class SupportSet:
         *,
         beta: float = 1.0,
     ) -> Tensor:  # [N, C]
-        """``support_logits`` of these queries over the set.
+        """``support_logits`` of these queries.
 
-        Differentiable in the queries, and in the keys and weights that the set was built from.
+        Differentiable in them, and in the keys and weights that the set was built from.
 
         Args:
             queries: [N, D] float32, float64, bfloat16 or float16, unit rows (not checked).
-            beta: sharpness, at least 0.
-
-        Returns:
-            [N, C] in the dtype of the queries.
+            beta: sharpness.
 
         Raises:
             TypeError, ValueError: as `support_logits`.
@@ -208,13 +205,16 @@ class SupportSet:
             yield whole[order[i : i + _BLOCK_ROWS]]
 
     def save(self, path: Any) -> None:
-        """Writes a safetensors file (``keys``, ``labels``, ``weights``) in class order, atomically.
+        """Writes a safetensors file (``keys``, ``labels``, ``weights``) in class order.
 
         Rows are gathered and written a block at a time; appended ones are joined first, which takes
         a copy of the keys.
 
         Args:
-            path: of the file; replaced as a whole or not at all.
+            path: the file; it is replaced as a whole.
+
+        Raises:
+            OSError: the file cannot be written.
         """
         fields = ["labels", "keys"] + ([] if self._segments[0].weights is None else ["weights"])
         meta = {
@@ -243,7 +243,7 @@ class SupportSet:
         """Maps what ``save`` wrote; keys are read from disk when a query needs them.
 
         Args:
-            path: of the file.
+            path: the file.
 
         Raises:
             FileNotFoundError: no such file. ValueError: a foreign or truncated file, or labels that

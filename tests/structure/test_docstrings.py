@@ -28,9 +28,12 @@ FILLER = re.compile(r"^\W*(nothing|none|n/?a|no errors?|never|-|–|\.)\W*$", re
 def sections(text: str) -> dict[str, str]:
     """Heading → what stands below it, or behind it on its line."""
     found: dict[str, str] = {}
-    parts = re.split(rf"^({'|'.join(HEADINGS)})s?:", text, flags=re.MULTILINE)
-    for heading, body in zip(parts[1::2], parts[2::2], strict=True):
-        found[heading] = found.get(heading, "") + body
+    word = f"(?:{'|'.join(HEADINGS)})s?"
+    parts = re.split(rf"^({word}(?:, {word})*)(?: \([^)]*\))?:", text, flags=re.MULTILINE)
+    for headings, body in zip(parts[1::2], parts[2::2], strict=True):
+        for heading in headings.split(", "):
+            name = heading if heading in HEADINGS else heading.removesuffix("s")
+            found[name] = found.get(name, "") + body
     return found
 
 
