@@ -88,10 +88,6 @@ class SeMoBridgeClassifier(ClassSums):
             X: [M, D] raw image features, a floating-point tensor or array.
             y: M class names, any number of rows per class.
 
-        Args:
-            X: [M, D] raw features, any float dtype.
-            y: M class names, one per row.
-
         Raises:
             ValueError: a class without a shot, a label without text, NaN features, widths that differ.
         """
