@@ -173,7 +173,7 @@ def direct(x: Tensor, other: Tensor) -> str:
         if name == "triton":
             return name  # its interpreter takes CPU tensors
         return "cpu" if _backend._C is not None and name != "eager" else ""
-    return name if name != "eager" and x.device == other.device else ""
+    return name if name != "eager" and x.is_cuda and x.device == other.device else ""
 
 
 def direct_kernel(asked: str, kernels: Kernels, *args: Any, called: str | None = None) -> str:

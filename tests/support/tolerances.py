@@ -53,7 +53,8 @@ TABLE: dict[tuple[str, str], Tolerance] = {
     ("kernel", F16): Tolerance(0.5, 1e-5, 0.490),
     # The Python side of the CUDA kernels, over their emulation: narrow rows, one product.
     ("cuda_op", F32): Tolerance(0, 2e-6, 2.0e-7),
-    ("cuda_op", BF16): Tolerance(0.5, 2e-6, 0.499),
+    # A bfloat16 row meets 16 bits of the matrix on tensor cores, as in "kernel".
+    ("cuda_op", BF16): Tolerance(0.5, 1e-5, 0.499),
     ("cuda_op", F16): Tolerance(0.5, 2e-6, 0.499),
     # Its products of half rows in TF32, which keeps 2^-11 of a weight.
     ("tf32_grad", F32): Tolerance(0, 1e-3, 5.4e-4),

@@ -41,7 +41,7 @@ def support_logits(
         tensor([[1., 1.],
                 [1., 1.]])
 
-    Tip-Adapter, arXiv 2207.09519, equation 5; docs/methods.md §6.
+    Tip-Adapter, arXiv 2111.03930, eq. 3-5; docs/methods.md §6.
     """
     affinity = (beta * (queries @ keys.T - 1)).exp()
     values = torch.nn.functional.one_hot(labels, num_classes).to(affinity.dtype)
