@@ -2,7 +2,7 @@
 // sample at a time, and its gradient. Probabilities are kept for the backward pass, in the order of
 // the query's list of visible keys: the prefix, then its own slots.
 #pragma once
-#include "core/rowwise.h"
+#include "tower_descent/rowwise.h"
 
 namespace semobridge {
 namespace SB_ISA {
