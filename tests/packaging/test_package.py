@@ -61,7 +61,7 @@ def test_import_is_lean():
     assert "semobridge_ext" in new
     assert not new & set(HEAVY), f"`import semobridge_ext` pulls in {sorted(new & set(HEAVY))}"
     assert not runs[0]["cuda"], "the import initialised CUDA"
-    # TARGETS: 0.15 s more than torch. Processor time of the better run, three times that for slow machines.
+    # Aim: 0.15 s more than torch. Processor time of the better run, three times that for slow machines.
     assert min(r["seconds"] for r in runs) <= 0.45, runs
 
 
