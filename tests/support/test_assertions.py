@@ -78,6 +78,20 @@ def test_lean_is_refused(want: torch.Tensor):
         assert_close(got, want, "op")
 
 
+def test_repeated_rows_are_no_further_samples():
+    """70 roundings lean by chance as 4200 would not; a lean of all of them is found."""
+    half = 2.0**-8  # half a unit in bfloat16's last place at 1
+    offset = half * torch.linspace(0.01, 0.48, 70, dtype=torch.float64)
+    want = torch.where(torch.arange(70) % 5 == 0, 1 + 2 * half - offset, 1 + offset)  # a fifth rounds up
+    with pytest.raises(AssertionError, match="lean towards zero"):
+        many = want + 1e-6 * torch.rand(60, 70, dtype=torch.float64)
+        assert_close(many.to(torch.bfloat16), many, "op")
+    assert_close(want.to(torch.bfloat16).expand(60, 70), want.expand(60, 70), "op")
+    down = 1 + half * torch.linspace(0.4, 0.48, 70, dtype=torch.float64)
+    with pytest.raises(AssertionError, match="lean towards zero"):
+        assert_close(down.to(torch.bfloat16).expand(60, 70), down.expand(60, 70), "op")
+
+
 def test_shape_and_oracle_dtype(want: torch.Tensor):
     with pytest.raises(AssertionError, match="shape"):
         assert_close(want[:3], want, "op")
