@@ -51,6 +51,9 @@ TABLE: dict[tuple[str, str], Tolerance] = {
     ("kernel", F32): Tolerance(0, 1e-5, 3.5e-6),
     ("kernel", BF16): Tolerance(0.5, 1e-5, 0.499),
     ("kernel", F16): Tolerance(0.5, 1e-5, 0.490),
+    # A whole step of SeMoBridge-T: logits reach 100, where float32 keeps 4e-6, and exp passes that on. Plain
+    # autograd in float32 is off by 3e-6 here.
+    ("step_grad", F32): Tolerance(0, 4e-5, 1.2e-5),
     # The Python side of the CUDA kernels, over their emulation: narrow rows, one product.
     ("cuda_op", F32): Tolerance(0, 2e-6, 2.0e-7),
     # A bfloat16 row meets 16 bits of the matrix on tensor cores, as in "kernel".
