@@ -1,8 +1,7 @@
 """Compiles the Triton kernels ahead of time and records registers, shared memory and spills.
 
-`python bench/gpu/triton_resources.py [--docs docs/gpu.md]`. Every kernel with every tile that may be taken:
-the
-fixed one and those that a GPU would measure. Needs Triton with its own ptxas, no GPU.
+`python bench/gpu/triton_resources.py [--docs docs/gpu.md]`. Every kernel with every tile that may
+be taken: the fixed one and those that a GPU would measure. Needs Triton with its own ptxas, no GPU.
 """
 
 from __future__ import annotations
@@ -27,6 +26,9 @@ from semobridge_ext._ops.support_logits import triton as support
 from semobridge_ext._ops.support_logits import triton_backward as support_bwd
 from semobridge_ext._ops.topk import triton as topk
 from semobridge_ext.runtime.triton_tuning import Kernel
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tests.support.own_kernels import functions
 
 MARKS = ("<!-- triton: written by bench/gpu/triton_resources.py -->", "<!-- end of triton -->")
 SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes that a block may have
@@ -54,7 +56,9 @@ class Compiled(NamedTuple):
     shared: int
     bound: int  # of shared memory, that the choice relies on; 0: SMALLEST_SHARED
     spills: int  # bytes of local memory per thread
+    multiplies: bool  # has a matrix product
     tensor_cores: bool  # the product's instruction
+    stores_input_type: bool
     rounds: bool  # a half-type result is rounded to nearest
 
 
@@ -158,6 +162,8 @@ def cases() -> list[Case]:
         found += [_support_bwd(dtype, own_keys) for own_keys in (False, True)]
         found += [_topk(dtype, slots) for slots in (16, 128)]
     found += [_merge(16, 128), _merge(128, 16), _entropy(entropy.FORWARD), _entropy(entropy.BACKWARD)]
+    for own in functions("triton_cases").values():
+        found += own(Case)
     return found
 
 
@@ -178,12 +184,12 @@ def tiles(case: Case, architecture: int, measured: bool = True) -> list[triton.C
 def compile_case(case: Case, tile: triton.Config, architecture: int) -> Compiled:
     done = compile_one(case, tile, architecture)
     registers, spills = _figures(done.asm["cubin"])
-    ptx = done.asm["ptx"]
+    ptx, text = done.asm["ptx"], case.kernel.function.src
     return Compiled(
         case.kernel.function.fn.__name__, case.shape, case.dtype, architecture, str(tile),
         32 * tile.num_warps, registers, done.metadata.shared,
-        case.kernel.shared(tile, arguments(case)), spills,
-        re.search(r"mma\.sync|wgmma|tcgen05\.mma", ptx) is not None,
+        case.kernel.shared(tile, arguments(case)), spills, "tl.dot(" in text,
+        re.search(r"mma\.sync|wgmma|tcgen05\.mma", ptx) is not None, ".dtype.element_ty)" in text,
         f"cvt.rn.{'bf16' if case.dtype == 'bf16' else 'f16'}" in ptx,
     )  # fmt: skip
 

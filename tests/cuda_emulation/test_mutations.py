@@ -11,6 +11,7 @@ import pytest
 
 from tests.cuda_emulation.build import Emulation, kernel_sources, run_cases
 from tests.cuda_emulation.mutations_train import TRAIN_MUTATIONS
+from tests.support.own_kernels import tables
 from tests.support.source_tree import ROOT
 
 pytestmark = pytest.mark.slow
@@ -391,7 +392,7 @@ MUTATIONS = {
         "ascending",
     ),
 }
-MUTATIONS |= TRAIN_MUTATIONS
+MUTATIONS |= TRAIN_MUTATIONS | tables("CUDA_MUTATIONS")
 
 CSRC = ROOT / "csrc"
 

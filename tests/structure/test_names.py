@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,10 @@ def rooms(root: Path, folder: str) -> set[str]:
 
 def _has(root: Path, *patterns: str) -> bool:
     return any(any(root.glob(pattern)) for pattern in patterns)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def lacking(root: Path) -> list[str]:
@@ -40,7 +45,8 @@ def lacking(root: Path) -> list[str]:
             }  # fmt: skip
             if (root / room / "cuda.py").is_file():
                 needed[f"csrc/{name}/cuda*.cu"] = (f"csrc/{name}/cuda*.cu",)
-            if _has(root, f"csrc/{name}/cuda*.cu"):
+            called = re.search(r"\b_C\.\w+_cuda\(", _text(root / room / head))  # a small op calls it itself
+            if _has(root, f"csrc/{name}/cuda*.cu") and not called:
                 needed[f"{room}/cuda.py, which calls the kernel"] = (f"{room}/cuda.py",)
             wrong += [f"{room} lacks {what}" for what, where in needed.items() if not _has(root, *where)]
     return wrong
@@ -106,6 +112,12 @@ def test_what_is_missing_is_named(file: str, tree: Path):
     assert len(told) == 1 and told[0].split(" lacks ")[0] in (
         "semobridge_ext/_ops/topk", "semobridge_ext/_engines/descent"
     )  # fmt: skip
+
+
+def test_a_small_op_calls_its_cuda_kernel_itself(tree: Path):
+    (tree / "semobridge_ext/_ops/topk/cuda.py").unlink()
+    (tree / "semobridge_ext/_ops/topk/op.py").write_text("_C.topk_cuda(view(x))")
+    assert lacking(tree) == []
 
 
 @pytest.mark.parametrize(

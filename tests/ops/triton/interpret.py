@@ -9,7 +9,7 @@ A program of its own: the interpreter is chosen when the kernels are defined.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import os
 import sys
@@ -20,40 +20,9 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
-from tests.support import comparer
-from tests.support.assertions import assert_close
-from tests.support.triton_kernels import FILES
-
-FOLDER = Path(sys.argv[1]) if sys.argv[1:] and sys.argv[1] else None
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-WORST: dict[str, float] = {}
-
-
-def load(name: str):
-    file = FOLDER / f"{name}.py" if FOLDER else FILES[name]
-    spec = importlib.util.spec_from_file_location(f"checked_{name}", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def close(name: str, got: Tensor, want: Tensor, family: str = "kernel") -> None:
-    """tests/support/comparer.py, with the worst error of each name on record."""
-    found = assert_close(got, want, family, context=name)
-    key = f"{name}/{short(got.dtype)}"
-    WORST[key] = max(WORST.get(key, 0.0), found.beyond)
-
-
-def unit(rows: int, width: int, dtype: torch.dtype, extra: int = 0) -> Tensor:
-    """Unit rows; `extra` columns lie between them in memory."""
-    wide = torch.nn.functional.normalize(torch.randn(rows, width + extra, dtype=torch.float64), dim=1)
-    return wide.to(dtype)[:, :width]
+from tests.support import comparer, own_kernels, triton_kernels
+from tests.support.assertions import name_of as short
+from tests.support.triton_kernels import DTYPES, WORST, close, load, unit
 
 
 def class_order(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
@@ -189,8 +158,8 @@ def check_topk() -> None:
     assert topk.launch_topk(q, gallery, 0, None)[1].shape == (5, 0)
 
 
-def check_logits_cross_entropy() -> None:
-    entropy = load("logits_cross_entropy")
+def check_bridge_training() -> None:
+    entropy = load("bridge_training")
     for n, d, c, lowest in ((90, 24, 13, 0), (40, 140, 70, 3), (5, 3, 1, 0), (150, 9, 4, 1)):
         y = torch.sort(torch.randint(lowest, c, (n,))).values
         if c == 13:
@@ -242,6 +211,7 @@ def check_logits_cross_entropy() -> None:
 
 
 CHECKS = {name.removeprefix("check_"): f for name, f in globals().items() if name.startswith("check_")}
+CHECKS |= own_kernels.functions("check_")
 
 
 def run_check(name: str) -> None:
@@ -249,26 +219,25 @@ def run_check(name: str) -> None:
     CHECKS[name]()
 
 
-def run_each(folder: Path) -> dict[str, int]:
+def run_each(parent: Path) -> dict[str, int]:
     """Folders named N-CHECK, each in a process of its own, two at a time: 0 right, 1 wrong, else broken."""
-    global FOLDER
     running: dict[int, str] = {}
     status: dict[str, int] = {}
-    waiting = sorted(folder.iterdir())
+    waiting = sorted(parent.iterdir())
     while waiting or running:
         if waiting and len(running) < 2:
-            FOLDER = waiting.pop()
+            triton_kernels.folder = folder = waiting.pop()
             pid = os.fork()
             if pid == 0:
                 code = 2
                 try:
-                    run_check(FOLDER.name.split("-")[1])
+                    run_check(folder.name.split("-")[1])
                     code = 0
                 except AssertionError:
                     code = 1
                 finally:
                     os._exit(code)
-            running[pid] = FOLDER.name
+            running[pid] = folder.name
         else:
             pid, ended = os.wait()
             status[running.pop(pid)] = os.waitstatus_to_exitcode(ended)
@@ -283,6 +252,7 @@ if __name__ == "__main__":
         importlib.import_module("semobridge_ext.runtime.triton_tuning")  # once, before the processes part
         print(json.dumps(run_each(Path(sys.argv[2]))))
     else:
+        triton_kernels.folder = Path(sys.argv[1]) if sys.argv[1:] and sys.argv[1] else None
         for name in sys.argv[2:] or CHECKS:
             run_check(name)
         families = [(family, dtype, worst) for (family, dtype), worst in comparer.WORST.items()]

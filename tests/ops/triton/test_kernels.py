@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.support.comparer import note
+from tests.support.own_kernels import tables
 from tests.support.scripts import load_script
 from tests.support.source_tree import ROOT, environment, need_source, run
 from tests.support.triton_kernels import FILES, all_files
@@ -38,15 +39,18 @@ def report_of(done: subprocess.CompletedProcess[str]) -> dict[str, float]:
     return report["worst"]
 
 
-# Kernel: how many results its check compares, one for each kind of output and dtype.
+# File: how many results its check compares, one for each kind of output and dtype.
 RESULTS = {
     "project_normalize": 4, "support_logits": 4, "support_logits_bwd": 12, "topk": 1,
-    "logits_cross_entropy": 4,
+    "bridge_training": 4, **tables("TRITON_RESULTS"),
 }  # fmt: skip
+KERNELS = {
+    name for path in all_files() for name in re.findall(r"@triton\.jit.*\ndef (\w+_kernel)", path.read_text())
+}
 
 
 def test_every_kernel_is_interpreted():
-    assert sorted(FILES.values()) == all_files() and set(RESULTS) == set(FILES)
+    assert len(FILES) == len(all_files()) >= 5 and set(RESULTS) == set(FILES) and len(KERNELS) >= 7
 
 
 @pytest.mark.parametrize("name", RESULTS)
@@ -98,28 +102,29 @@ MUTATIONS = {
     "a tile gives one candidate": ("topk", "while tl.max((high", "if tl.max((high"),
     "a row past the gallery is found": ("topk", "live = (rows < end)", "live = (rows <= end)"),
     "lists are merged past k": ("topk", "places % SLOTS < k", "places % SLOTS < k + 1"),
-    "the running maximum is kept": ("logits_cross_entropy", "total * factor", "total"),
-    "the moment is not rescaled": ("logits_cross_entropy", "first_moment * factor", "first_moment"),
+    "the running maximum is kept": ("bridge_training", "total * factor", "total"),
+    "the moment is not rescaled": ("bridge_training", "first_moment * factor", "first_moment"),
     "the target's gradient is missing": (
-        "logits_cross_entropy",
+        "bridge_training",
         "cols[None, :] == labels[:, None], 1.0",
         "cols[None, :] == labels[:, None], 0.0",
     ),
     "the row's scale enters once": (
-        "logits_cross_entropy",
+        "bridge_training",
         "coefficient * p * scale[:, None]",
         "coefficient * p",
     ),
     "a class's first rows are lost": (
-        "logits_cross_entropy",
+        "bridge_training",
         "(places == 0)[:, None], carry",
         "(places < 0)[:, None], carry",
     ),
     "splits begin at the first row": (
-        "logits_cross_entropy",
+        "bridge_training",
         "tl.load(bounds_ptr + split), ",
         "tl.load(bounds_ptr), ",
     ),
+    **tables("TRITON_MUTATIONS"),
 }
 
 
@@ -143,9 +148,10 @@ def checked(compiled: Any) -> None:
     assert compiled.spills == 0 and compiled.registers <= 255, compiled
     assert compiled.shared <= (compiled.bound or SMALLEST_SHARED), f"pruning relies on less: {compiled}"
     half = compiled.dtype != "fp32"
-    assert compiled.tensor_cores == half, f"half types alone belong on tensor cores: {compiled}"
-    stores_half = half and compiled.kernel.startswith("project")
-    assert compiled.rounds or not stores_half, compiled
+    assert compiled.tensor_cores == (half and compiled.multiplies), (
+        f"products of half types alone belong on tensor cores: {compiled}"
+    )
+    assert compiled.rounds or not (half and compiled.stores_input_type), compiled
 
 
 @pytest.mark.slow
@@ -165,7 +171,7 @@ def test_kernels_compile_ahead_of_time(tmp_path: Path, monkeypatch: pytest.Monke
                 ],
             )
         ]
-    assert {c.architecture for c in found} == {80, 90, 100} and len({c.kernel for c in found}) == 7
+    assert {c.architecture for c in found} == {80, 90, 100} and {c.kernel for c in found} == KERNELS
     for compiled in found:
         checked(compiled)
 
@@ -177,7 +183,7 @@ def test_kernels_compile_where_sizes_are_one(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     resources = load_script("gpu/triton_resources")
     first = {case.kernel.function.fn.__name__: case for case in reversed(resources.cases())}
-    assert len(first) == 7
+    assert set(first) == KERNELS
     for case in first.values():
         done = resources.compile_one(case, resources.tiles(case, 90)[0], 90, ones=True)
         assert done.asm["cubin"]
@@ -201,7 +207,6 @@ def test_the_document_holds_every_kernel():
     need_source()
     document = (ROOT / "docs" / "gpu.md").read_text()
     part = document.split("<!-- triton:")[1].split("<!-- end of triton -->")[0]
-    for path in all_files():
-        for kernel in re.findall(r"@triton\.jit.*\ndef (\w+_kernel)", path.read_text()):
-            rows = [line for line in part.splitlines() if line.startswith(f"| `{kernel}`")]
-            assert rows and all(cell.endswith("/ 0 ") for row in rows for cell in row.split("|")[5:-1]), rows
+    for kernel in sorted(KERNELS):
+        rows = [line for line in part.splitlines() if line.startswith(f"| `{kernel}`")]
+        assert rows and all(cell.endswith("/ 0 ") for row in rows for cell in row.split("|")[5:-1]), rows
