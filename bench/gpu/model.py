@@ -302,7 +302,7 @@ def main(argv: Sequence[str]) -> None:
         f"{EFFICIENCY:.0%} of each; at least {LAUNCH * 1e6:.0f} µs a launch.\n\n{table(all_rows())}"
     )
     if options.docs:
-        from gpu_resources import write_between  # beside this script
+        from resources import write_between  # beside this script
 
         write_between(options.docs, MARKS, text)
     print(text)

@@ -237,7 +237,7 @@ def main(argv: Sequence[str]) -> None:
         f"bytes spilled per thread.\n\n{table(compile_all())}"
     )
     if options.docs:
-        from gpu_resources import write_between  # beside this script
+        from resources import write_between  # beside this script
 
         write_between(options.docs, MARKS, text)
     print(text)
