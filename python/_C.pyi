@@ -120,6 +120,10 @@ def support_logits(
     threads: int,
 ) -> None: ...
 def support_logits_workspace(n: int, s: int) -> int: ...
+def symmetric_kl(a: View, b: View, temperature: float, rows: int, stats: int, threads: int) -> None: ...
+def symmetric_kl_bwd(
+    a: View, b: View, temperature: float, grad: int, stats: int, grad_a: View, grad_b: View, threads: int
+) -> None: ...
 def topk(
     queries: View,
     gallery: View,
@@ -475,6 +479,20 @@ def shot_grads_cuda(
 ) -> None: ...
 def shot_norms_cuda(
     rows: int, width: int, labels: int, e: int, tau: int, r: int, device: int, stream: int
+) -> None: ...
+def symmetric_kl_bwd_cuda(
+    a: View,
+    b: View,
+    temperature: float,
+    grad: int,
+    stats: int,
+    grad_a: View,
+    grad_b: View,
+    device: int,
+    stream: int,
+) -> None: ...
+def symmetric_kl_cuda(
+    a: View, b: View, temperature: float, rows: int, stats: int, device: int, stream: int
 ) -> None: ...
 def topk_filter_cuda(
     scores: View,

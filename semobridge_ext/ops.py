@@ -6,6 +6,7 @@ from semobridge_ext._engines.tower_descent.weights import LaunchedWeights
 from semobridge_ext._ops.project_normalize.cpu import Projection
 from semobridge_ext._ops.project_normalize.op import project_normalize
 from semobridge_ext._ops.support_logits.op import support_logits
+from semobridge_ext._ops.symmetric_kl.op import symmetric_kl
 from semobridge_ext._ops.topk.op import TopK, topk
 from semobridge_ext.retrieval.metrics import retrieval_metrics
 
@@ -19,5 +20,6 @@ __all__ = [
     "project_normalize",
     "retrieval_metrics",
     "support_logits",
+    "symmetric_kl",
     "topk",
 ]

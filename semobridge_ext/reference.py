@@ -8,6 +8,7 @@ from semobridge_ext._engines.tower_descent.reference import tower_features
 from semobridge_ext._ops.blend_logits.reference import blend_logits, class_weights, prototypes
 from semobridge_ext._ops.project_normalize.reference import project_normalize, scale_rows
 from semobridge_ext._ops.support_logits.reference import support_logits
+from semobridge_ext._ops.symmetric_kl.reference import symmetric_kl
 from semobridge_ext._ops.topk.reference import topk
 from semobridge_ext.bridging.reference import bridge, pinv
 from semobridge_ext.inversion.reference import oti, ovi
@@ -27,6 +28,7 @@ __all__ = [
     "retrieval_metrics",
     "scale_rows",
     "support_logits",
+    "symmetric_kl",
     "topk",
     "tower_features",
 ]

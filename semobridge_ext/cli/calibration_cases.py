@@ -17,6 +17,8 @@ from semobridge_ext._ops.project_normalize.takes import KERNELS as PROJECT
 from semobridge_ext._ops.project_normalize.takes import PREPARED
 from semobridge_ext._ops.support_logits.op import support_logits
 from semobridge_ext._ops.support_logits.takes import KERNELS as SUPPORT
+from semobridge_ext._ops.symmetric_kl.op import KERNELS as SYMMETRIC_KL
+from semobridge_ext._ops.symmetric_kl.op import symmetric_kl
 from semobridge_ext._ops.topk.op import topk
 from semobridge_ext._ops.topk.takes import KERNELS as TOPK
 from semobridge_ext.runtime.calibration import TOLERANCE, Case
@@ -44,6 +46,8 @@ def cases(device: torch.device, sizes: Sequence[int] = (1, 32, 256, 4096, 65536)
             x = unit(n, dtype)
             yield Case(PREPARED, (x, single), partial(prepared, x))
             yield Case(PROJECT, (x, single), partial(project_normalize, x, single))
+            a, b = 10 * x, 10 * x.roll(1, 1)
+            yield Case(SYMMETRIC_KL, (a, b), partial(symmetric_kl, a, b))
             yield Case(BLEND, (x,), partial(operand.logits, x, BlendParams()))
         for n in sizes:
             queries, gallery = unit(256, dtype), unit(max(n, 16), dtype)

@@ -1,0 +1,1 @@
+"""Half the Kullback-Leibler divergence of two distributions both ways, from their logits."""
