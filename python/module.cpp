@@ -5,12 +5,30 @@
 
 #include "bindings.h"
 #include "core/huge_pages.h"
+#include "core/interrupt.h"
 #include "core/isa.h"
 #include "core/pack.h"
+
+namespace {
+
+// Runs the handlers of the signals that came in; true where one of them raised.
+bool signal_raised() {
+  py::gil_scoped_acquire gil;
+  return PyErr_CheckSignals() != 0;
+}
+
+}  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native core of semobridge_ext. Import semobridge_ext, not this module.";
   m.attr("PANEL") = sb::kPanel;
+  sb::set_interrupt_poll(&signal_raised);
+  py::register_local_exception_translator([](std::exception_ptr raised) {
+    try {
+      if (raised) std::rethrow_exception(raised);
+    } catch (const sb::Interrupted&) {  // what the handler raised is Python's current error
+    }
+  });
   m.def("active_isa", [] { return std::string(sb::isa_name(sb::active_isa())); });
   m.def("set_isa", [](const std::string& name) { sb::set_isa(name.c_str()); }, py::arg("name"));
   m.def("isa_table", [] {

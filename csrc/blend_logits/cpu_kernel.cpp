@@ -2,6 +2,7 @@
 #include <omp.h>
 
 #include "blend_logits/blend_logits.h"
+#include "core/interrupt.h"
 #include "core/row_norm.h"
 #include "core/scratch.h"
 #include "core/table.h"
@@ -150,6 +151,7 @@ void blend_logits_typed(const BlendLogitsArgs& a) {
   const int64_t norm_panels = panels_of(a.right.cols) - 3 * panels_of(a.classes);
   const int64_t wide = norm_panels * kRows > panels_of(k) ? norm_panels * kRows : panels_of(k);
   const int64_t team = blocks < a.threads ? blocks : a.threads;
+  Watch watch;
 #pragma omp parallel num_threads(static_cast<int>(team)) if (team > 1)
   {
     T* memory =
@@ -157,6 +159,7 @@ void blend_logits_typed(const BlendLogitsArgs& a) {
     const T* right = static_cast<const T*>(a.right.data);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t b = 0; b < blocks; ++b) {
+      if (watch.stop()) continue;
       BlendBlock<T> block(a);
       block.row0 = share_begin(a.x.rows, blocks, b);
       block.rows = share_begin(a.x.rows, blocks, b + 1) - block.row0;
@@ -180,6 +183,7 @@ void blend_logits_typed(const BlendLogitsArgs& a) {
       if (a.labels != nullptr) block.write_labels();
     }
   }
+  watch.finish();
 }
 
 void check(const BlendLogitsArgs& a) {

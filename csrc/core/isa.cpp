@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "core/interrupt.h"
 #include "core/table.h"
 
 namespace semobridge {
@@ -69,6 +70,12 @@ Isa initial_isa() {
   return Isa::kPortable;
 }
 
+[[noreturn]] void refuse(const char* kernel) {
+  throw std::runtime_error(std::string(kernel) +
+                           ": called by a signal handler inside of another kernel; let the "
+                           "handler set a flag and return, and call it later");
+}
+
 std::atomic<int> g_isa{-1};
 
 }  // namespace
@@ -119,8 +126,11 @@ void require(bool ok, const char* what) {
 }
 
 // What the ops' headers declare: the kernel of the active set.
-#define SB_KERNEL(name, Args) \
-  void name(const Args& args) { table_of(active_isa())->name(args); }
+#define SB_KERNEL(name, Args)               \
+  void name(const Args& args) {             \
+    if (!may_start_kernel()) refuse(#name); \
+    table_of(active_isa())->name(args);     \
+  }
 #include "core/kernels.def"
 
 }  // namespace semobridge

@@ -1,6 +1,7 @@
 // count_correct for one instruction set; see count_correct/count_correct.h for what it computes.
 #include <omp.h>
 
+#include "core/interrupt.h"
 #include "core/table.h"
 #include "core/vexp.h"
 #include "count_correct/count_correct.h"
@@ -119,17 +120,19 @@ void count_correct_typed(const CountCorrectArgs& a) {
   const Counter<T> counter{a};
   const int64_t blocks = (a.rows + kRowsPerBlock - 1) / kRowsPerBlock;
   for (int64_t t = 0; t < a.trials; ++t) a.correct[t] = 0;
+  Watch watch;
 #pragma omp parallel for schedule(dynamic, 1) \
     num_threads(a.threads) if (a.threads > 1 && blocks > 1)
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t begin = b * kRowsPerBlock;
     const int64_t end = begin + kRowsPerBlock < a.rows ? begin + kRowsPerBlock : a.rows;
-    for (int64_t t = 0; t < a.trials; ++t) {
+    for (int64_t t = 0; t < a.trials && !watch.stop(); ++t) {
       const int64_t won = counter.rows(Trial<T>(a.params + 7 * t, a.largest_exponent), begin, end);
 #pragma omp atomic
       a.correct[t] += won;
     }
   }
+  watch.finish();
 }
 
 }  // namespace

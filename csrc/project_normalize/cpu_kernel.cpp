@@ -7,6 +7,7 @@
 #include <omp.h>
 
 #include "core/huge_pages.h"
+#include "core/interrupt.h"
 #include "core/scratch.h"
 #include "core/table.h"
 #include "project_normalize/project_rows.h"
@@ -75,6 +76,7 @@ void project_many(const ProjectNormalizeArgs& a) {
   const int64_t block = kTilesPerBlock * kRows;
   int64_t blocks = (a.x.rows + block - 1) / block;
   blocks = (blocks + a.threads - 1) / a.threads * a.threads;  // as many for each thread
+  Watch watch;
 #pragma omp parallel num_threads(a.threads)
   {
     Scratch<T>& scratch = thread_scratch<T>();
@@ -82,9 +84,10 @@ void project_many(const ProjectNormalizeArgs& a) {
     for (int64_t i = 0; i < blocks; ++i) {
       const int64_t begin = share_begin(a.x.rows, blocks, i);
       const int64_t end = share_begin(a.x.rows, blocks, i + 1);
-      if (end > begin) project_block(plan, begin, end - begin, scratch);
+      if (end > begin && !watch.stop()) project_block(plan, begin, end - begin, scratch);
     }
   }
+  watch.finish();
 }
 
 // This thread's part of the columns of one stage, for all (few) rows.

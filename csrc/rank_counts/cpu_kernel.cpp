@@ -7,6 +7,7 @@
 #include <omp.h>
 
 #include "core/compare.h"
+#include "core/interrupt.h"
 #include "core/select.h"
 #include "core/stream.h"
 #include "core/table.h"
@@ -234,6 +235,7 @@ void rank_counts_typed(const RankCountsArgs& a) {
   MarkedTask* tasks = thread_scratch<MarkedTask>().reserve(n + block.tiles);
   const int64_t task_count = plan_tasks(a, block, tasks);
   int64_t came = 1;
+  Watch watch;
 
 #pragma omp parallel num_threads(team) if (team > 1)
   {
@@ -247,6 +249,7 @@ void rank_counts_typed(const RankCountsArgs& a) {
     for (int64_t t = 0; t < block.tiles; ++t) block.pack(queries, 0, t);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < task_count; ++i) {
+      if (watch.stop()) continue;
       const MarkedTask& task = tasks[i];
       MarkedEpilogue<T> epilogue{a, table, task.row_begin, task.row_end};
       stream_keys(block, task.tile_begin, task.tile_end, marked, a.marked_begin[task.row_begin],
@@ -254,21 +257,23 @@ void rank_counts_typed(const RankCountsArgs& a) {
     }
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < n; ++i) {
-      if (table[i].size > 0) build_buckets(table[i]);
+      if (table[i].size > 0 && !watch.stopped()) build_buckets(table[i]);
     }
     CountEpilogue<T> epilogue{table, mine};
 #pragma omp for schedule(dynamic, 1)
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      if (watch.stop()) continue;
       const int64_t begin = chunk * kRankChunk;
       const int64_t end = begin + kRankChunk < g ? begin + kRankChunk : g;
       stream_keys(block, 0, block.tiles, gallery, begin, end, scratch, epilogue);
     }
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < n; ++i) {
-      if (table[i].size == 0 || !a.count) continue;
+      if (table[i].size == 0 || !a.count || watch.stopped()) continue;
       write_counts(a, table[i], counters, counters_size, came, a.offsets[i]);
     }
   }
+  watch.finish();
 }
 
 }  // namespace

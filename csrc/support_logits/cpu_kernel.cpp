@@ -6,6 +6,7 @@
 // each.
 #include <omp.h>
 
+#include "core/interrupt.h"
 #include "core/stream.h"
 #include "core/table.h"
 #include "core/vexp.h"
@@ -168,6 +169,7 @@ void support_logits_typed(const SupportLogitsArgs& a) {
   T* packed = thread_scratch<T>().reserve(block_rows * k);
   T* partials = static_cast<T*>(a.workspace);
   const int team = team_size(n, s, k, a.threads);
+  Watch watch;
 
 #pragma omp parallel num_threads(team) if (team > 1)
   {
@@ -182,6 +184,7 @@ void support_logits_typed(const SupportLogitsArgs& a) {
       for (int64_t t = 0; t < block.tiles; ++t) block.pack(queries, row0, t);
 #pragma omp for schedule(dynamic, 1)
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        if (watch.stop()) continue;
         const int64_t begin = chunk * kChunk, end = begin + kChunk < s ? begin + kChunk : s;
         Epilogue epilogue(a, out, sums, partials + 2 * chunk * rows, rows, begin, end);
         for (int64_t i = 0; i < sums_size; ++i) sums[i] = T(0);
@@ -198,6 +201,7 @@ void support_logits_typed(const SupportLogitsArgs& a) {
       }
     }
   }
+  watch.finish();
 }
 
 }  // namespace

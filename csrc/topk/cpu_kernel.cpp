@@ -6,6 +6,7 @@
 #include <omp.h>
 
 #include "core/compare.h"
+#include "core/interrupt.h"
 #include "core/select.h"
 #include "core/stream.h"
 #include "core/table.h"
@@ -79,6 +80,7 @@ void topk_typed(const TopkArgs& a) {
   T* packed = thread_scratch<T>().reserve(block_max * d);
   Candidate<T>* workspace = static_cast<Candidate<T>*>(a.workspace);
   RowState<T>* states = thread_scratch<RowState<T>>().reserve(team * block_max);
+  Watch watch;
 
 #pragma omp parallel num_threads(team) if (team > 1)
   {
@@ -98,12 +100,14 @@ void topk_typed(const TopkArgs& a) {
                                mine};
 #pragma omp for schedule(monotonic : dynamic, 1)
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        if (watch.stop()) continue;
         const int64_t begin = chunk * kTopkChunk;
         const int64_t end = begin + kTopkChunk < g ? begin + kTopkChunk : g;
         stream_keys(block, 0, block.tiles, gallery, begin, end, scratch, epilogue);
       }
 #pragma omp for schedule(static)
       for (int64_t r = 0; r < rows; ++r) {
+        if (watch.stopped()) continue;
         Candidate<T>* best = states[r].candidates;
         int64_t count = states[r].count;
         if (all > 1) {
@@ -125,6 +129,7 @@ void topk_typed(const TopkArgs& a) {
       }
     }
   }
+  watch.finish();
 }
 
 }  // namespace

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from semobridge_ext._engines.bridge_training.spec import Batch, Chunk
 from semobridge_ext._engines.bridge_training.torch import TorchTrainingPieces
 from semobridge_ext.runtime.adamw import BETAS, EPS
 from semobridge_ext.runtime.backend import _C, DTYPE_CODES
+from semobridge_ext.runtime.threads import thread_count
 from semobridge_ext.runtime.views import address, view
 
 
@@ -23,11 +23,11 @@ class CpuTrainingPieces(TorchTrainingPieces):
 
     def class_means(self, e: Tensor, tau: Tensor | None, r: Tensor, mean: Tensor) -> None:
         self._core.shot_norms(
-            *self._all(), e.data_ptr(), address(tau), r.data_ptr(), mean.data_ptr(), torch.get_num_threads()
+            *self._all(), e.data_ptr(), address(tau), r.data_ptr(), mean.data_ptr(), thread_count()
         )
 
     def row_lengths(self, a: Tensor, b: Tensor, q: Tensor, inverse: Tensor) -> None:
-        self._core.shot_dots(*self._all(), a.data_ptr(), b.data_ptr(), q.data_ptr(), torch.get_num_threads())
+        self._core.shot_dots(*self._all(), a.data_ptr(), b.data_ptr(), q.data_ptr(), thread_count())
         inverse.copy_(self._reciprocal(q))
 
     def row_loss(
@@ -38,7 +38,7 @@ class CpuTrainingPieces(TorchTrainingPieces):
             sums[chunk[0] : chunk[1]].zero_()  # the core adds to them
         self._core.row_loss(
             *chunk, view(x), factor, scale.data_ptr(), address(add), loss.data_ptr(), address(dot),
-            address(sums), torch.get_num_threads(),
+            address(sums), thread_count(),
         )  # fmt: skip
 
     def shot_grads(
@@ -47,7 +47,7 @@ class CpuTrainingPieces(TorchTrainingPieces):
     ) -> None:  # fmt: skip
         self._core.shot_grads(
             *self._all(), e.data_ptr(), h.data_ptr(), r.data_ptr(), q.data_ptr(), address(dot),
-            grad_mean.data_ptr(), address(grad_tau), torch.get_num_threads(),
+            grad_mean.data_ptr(), address(grad_tau), thread_count(),
         )  # fmt: skip
         if grad_tau is not None and extra is not None:
             grad_tau.add_(extra)
@@ -62,6 +62,6 @@ class CpuTrainingPieces(TorchTrainingPieces):
         _C.adamw(
             DTYPE_CODES[parameter.dtype], parameter.numel(), parameter.data_ptr(), gradient.data_ptr(),
             first.data_ptr(), second.data_ptr(), self._rates[step], self._decay, *BETAS, EPS, step + 1,
-            torch.get_num_threads(),
+            thread_count(),
         )  # fmt: skip
         count.fill_(step + 1)

@@ -22,6 +22,7 @@ from semobridge_ext._engines.tower_descent.rows import slot_rows
 from semobridge_ext._engines.tower_descent.spec import ACTIVATIONS, LearnedRows, Linear, Norm, Tower
 from semobridge_ext.runtime.adamw import BETAS, EPS
 from semobridge_ext.runtime.backend import _C, DTYPE_CODES
+from semobridge_ext.runtime.threads import thread_count
 from semobridge_ext.runtime.views import address, view
 
 STORED = (torch.float32, torch.float16, torch.bfloat16)
@@ -163,7 +164,7 @@ class FrozenTower(TowerEngine):
 
     def workspace_bytes(self, samples: int) -> int:
         """Scratch for this many samples with the present number of threads."""
-        return self._native.workspace(samples, torch.get_num_threads())
+        return self._native.workspace(samples, thread_count())
 
     def _scratch(self, samples: int) -> int:
         elements = self.workspace_bytes(samples) // self._workspace.element_size() + 16
@@ -202,7 +203,7 @@ class FrozenTower(TowerEngine):
         n = tokens.shape[0]
         self._native.evaluate(
             n, tokens.data_ptr(), address(features), unit, address(grad_features), address(grad_tokens),
-            self._scratch(n), torch.get_num_threads(),
+            self._scratch(n), thread_count(),
         )  # fmt: skip
 
     def descend(
@@ -226,6 +227,6 @@ class FrozenTower(TowerEngine):
             n, tokens.data_ptr(), exp_avg.data_ptr(), exp_avg_sq.data_ptr(), targets.data_ptr(),
             losses.data_ptr(), step_begin, step_end, grad_scale, lr, *BETAS, EPS, weight_decay,
             list(record_steps) if recorded is not None else [], address(recorded), self._scratch(n),
-            torch.get_num_threads(),
+            thread_count(),
         )  # fmt: skip
         return losses

@@ -9,6 +9,7 @@ from semobridge_ext._ops.blend_logits.spec import BlendParams, Similarities
 from semobridge_ext._ops.project_normalize.cpu import pack_matrix
 from semobridge_ext.runtime.backend import _C
 from semobridge_ext.runtime.rows import compute_dtype
+from semobridge_ext.runtime.threads import thread_count
 from semobridge_ext.runtime.views import address, packed_view, view
 
 
@@ -56,5 +57,5 @@ def blend_logits(
     outputs = [address(t) for t in (labels, logits, *(blocks or (None,) * 3))]
     _C.blend_logits(
         view(x), packed_view(right, x.shape[1], cols), classes, bridged, address(weights), *params[1:],
-        *outputs, torch.get_num_threads(),
+        *outputs, thread_count(),
     )  # fmt: skip

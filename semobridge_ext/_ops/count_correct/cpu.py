@@ -9,6 +9,7 @@ from torch import Tensor
 
 from semobridge_ext._ops.blend_logits.spec import BlendParams, Similarities
 from semobridge_ext.runtime.backend import _C, DTYPE_CODES
+from semobridge_ext.runtime.threads import thread_count
 from semobridge_ext.runtime.views import view
 
 # Cosines that differ by less may tie where a sharpness is small, and then the order of the classes
@@ -30,7 +31,7 @@ def prune_candidates(
     count = torch.empty(len(labels), dtype=torch.int32)
     _C.prune_candidates(
         *map(view, z), labels.data_ptr(), exponents.data_ptr(), MARGIN, found.data_ptr(), count.data_ptr(),
-        torch.get_num_threads(),
+        thread_count(),
     )  # fmt: skip
     return found, count.long()
 
@@ -54,6 +55,6 @@ def count_correct(
         DTYPE_CODES[cosines[0].dtype], len(labels), labels.data_ptr(), *(o.data_ptr() for o in own),
         own_exponents.data_ptr(), offsets.data_ptr(), indices.data_ptr(),
         *(b.data_ptr() for b in cosines), candidate_exponents.data_ptr(), exponents.data_ptr(),
-        largest_exponent, len(params), table.data_ptr(), won.data_ptr(), torch.get_num_threads(),
+        largest_exponent, len(params), table.data_ptr(), won.data_ptr(), thread_count(),
     )  # fmt: skip
     return won.tolist()

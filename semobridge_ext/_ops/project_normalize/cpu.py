@@ -7,9 +7,8 @@ from torch import Tensor
 
 from semobridge_ext.runtime.backend import _C, DTYPE_CODES
 from semobridge_ext.runtime.rows import compute_dtype
+from semobridge_ext.runtime.threads import thread_count
 from semobridge_ext.runtime.views import packed_view, view
-
-_get_num_threads = torch.get_num_threads
 
 
 def pack_matrix(matrix: Tensor, compute: torch.dtype) -> Tensor:  # [K, M] -> panels of columns
@@ -121,7 +120,7 @@ class Projection:
             bias_stride = 0 if bias.dim() == 1 else bias.stride(0)
         self._run(
             x.data_ptr(), DTYPE_CODES[x.dtype], n, x_stride, out.data_ptr(), cols,
-            bias_ptr, bias_stride, 0 if norms is None else norms.data_ptr(), _get_num_threads(),
+            bias_ptr, bias_stride, 0 if norms is None else norms.data_ptr(), thread_count(),
         )  # fmt: skip
         return out
 

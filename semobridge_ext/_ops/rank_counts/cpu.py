@@ -9,6 +9,7 @@ from torch import Tensor
 
 from semobridge_ext.runtime.backend import _C
 from semobridge_ext.runtime.rows import compute_dtype
+from semobridge_ext.runtime.threads import thread_count
 from semobridge_ext.runtime.views import address, view
 
 
@@ -28,7 +29,7 @@ def rank_counts(
     offsets: Tensor,  # [N + 1] int64
     count: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # each [offsets[N]]: scores, int64 greater, int64 equal
-    n, threads = len(query_rows), torch.get_num_threads()
+    n, threads = len(query_rows), thread_count()
     total = int(offsets[-1])
     scores = torch.empty(total, dtype=compute_dtype(queries.dtype, gallery.dtype))
     greater, equal = torch.empty(2, total, dtype=torch.int64)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from semobridge_ext.runtime.backend import _C
 from semobridge_ext.runtime.rows import compute_dtype, unit_columns
+from semobridge_ext.runtime.threads import thread_count
 from semobridge_ext.runtime.views import address, view
 
 
@@ -28,7 +29,7 @@ def support_logits(
     offsets = offsets.contiguous()
     _C.support_logits(
         view(queries), view(keys), address(order), offsets.data_ptr(), classes, address(weights), beta,
-        out.data_ptr(), workspace.data_ptr(), torch.get_num_threads(),
+        out.data_ptr(), workspace.data_ptr(), thread_count(),
     )  # fmt: skip
     return out
 

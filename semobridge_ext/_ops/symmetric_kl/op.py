@@ -22,6 +22,7 @@ from semobridge_ext import _errors
 from semobridge_ext.runtime.backend import _C
 from semobridge_ext.runtime.choice import Answer, Kernels, choose, direct, in_transform, see_through
 from semobridge_ext.runtime.rows import compute_dtype, unit_columns
+from semobridge_ext.runtime.threads import thread_count
 from semobridge_ext.runtime.views import place, row_view, view
 
 _NAME = "symmetric_kl"
@@ -50,7 +51,7 @@ def _native(a: Tensor, b: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     if a.is_cuda:
         _C.symmetric_kl_cuda(*args, *place(a))
     else:
-        _C.symmetric_kl(*args, torch.get_num_threads())
+        _C.symmetric_kl(*args, thread_count())
     return rows, stats
 
 
@@ -64,7 +65,7 @@ def _native_bwd(
     if a.is_cuda:
         _C.symmetric_kl_bwd_cuda(*args, *place(a))
     else:
-        _C.symmetric_kl_bwd(*args, torch.get_num_threads())
+        _C.symmetric_kl_bwd(*args, thread_count())
     return grad_a, grad_b
 
 

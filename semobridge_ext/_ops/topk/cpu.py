@@ -7,6 +7,7 @@ from torch import Tensor
 
 from semobridge_ext.runtime.backend import _C, DTYPE_CODES
 from semobridge_ext.runtime.rows import compute_dtype, unit_columns
+from semobridge_ext.runtime.threads import thread_count
 from semobridge_ext.runtime.views import address, view
 
 
@@ -18,7 +19,7 @@ def topk(
 ) -> tuple[Tensor, Tensor]:  # [N, k] float32 (float64 where an operand is), [N, k] int64
     queries, gallery = unit_columns(queries), unit_columns(gallery)
     n, g = queries.shape[0], gallery.shape[0]
-    compute, threads = compute_dtype(queries.dtype, gallery.dtype), torch.get_num_threads()
+    compute, threads = compute_dtype(queries.dtype, gallery.dtype), thread_count()
     scores = torch.empty(n, k, dtype=compute)
     indices = torch.empty(n, k, dtype=torch.int64)
     size = _C.topk_workspace(n, g, k, DTYPE_CODES[compute], threads) if n and k else 0
