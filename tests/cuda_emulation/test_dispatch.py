@@ -21,6 +21,7 @@ from semobridge_ext.runtime.choice import resolve
 from tests.cuda_emulation.build import Emulation
 from tests.cuda_emulation.run_cases import load
 from tests.support.assertions import assert_close
+from tests.support.projections import chain
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 CPU = torch.device("cpu")
@@ -66,8 +67,8 @@ def test_many_rows_go_in_parts(dtype: torch.dtype, monkeypatch: pytest.MonkeyPat
 
 
 def test_bridge_takes_its_folded_projector():
-    b = sb.Bridge(torch.randn(16, 12))
-    x = torch.randn(7, 12)
+    w, x = torch.randn(16, 12), torch.randn(7, 12)
+    b = sb.Bridge(w)
 
     def launched(**options: bool) -> torch.Tensor:
         return b._projection(**options)._launch("native", CPU)(x)
@@ -76,9 +77,9 @@ def test_bridge_takes_its_folded_projector():
         if changed:
             with torch.no_grad():
                 b.inverse.mul_(torch.rand(12, 1))
-        torch.testing.assert_close(launched(project=True, normalize=True), b(x), rtol=1e-5, atol=1e-6)
-        got = launched(project=False, normalize=False)
-        torch.testing.assert_close(got, b(x, project=False, normalize=False), rtol=1e-5, atol=1e-6)
+        for options in ({"project": True, "normalize": True}, {"project": False, "normalize": False}):
+            want = chain(x, w, inverse=b.inverse.detach(), **options)
+            assert_close(launched(**options), want, "cuda_op", context=f"{options}")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -142,7 +143,7 @@ def test_blend(bridged: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatc
     logits, labels = torch.empty(11, 5), torch.empty(11, dtype=torch.int64)
     operand._cuda(x, params, logits=logits)
     operand._cuda(x, params, labels=labels)
-    torch.testing.assert_close(logits.double(), want, rtol=1e-5, atol=1e-6)
+    assert_close(logits, want, "cuda_op")
     assert torch.equal(labels, want.argmax(1))
 
 
