@@ -10,7 +10,6 @@ import torch
 
 import semobridge_ext as sb
 from semobridge_ext._ops.blend_logits import cuda as blend_cuda
-from semobridge_ext._ops.blend_logits import eager as blend_eager
 from semobridge_ext._ops.blend_logits.op import BlendOperand
 from semobridge_ext._ops.blend_logits.spec import BlendParams
 from semobridge_ext._ops.project_normalize import cuda as cuda_projection
@@ -138,7 +137,14 @@ def test_blend(bridged: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatc
     )  # fmt: skip
     params = BlendParams(0.7, 2.0, 3.0, 4.0, 0.5, 0.6, 0.9)
     x = torch.randn(11, 14).to(dtype)
-    want = blend_eager.blend_logits(operand._eager(x.double()), params, operand.exponents)
+    f = x.double()
+    crossed = f if projector is None else f @ projector
+    query, bridged_query = (torch.nn.functional.normalize(rows, dim=1) for rows in (f, crossed))
+    want = sb.reference.blend_logits(
+        query @ operand.text.T, query @ operand.bridged.T, bridged_query @ operand.raw.T,
+        weights=torch.exp(params.s * operand.exponents), alpha=params.alpha, beta=params.beta,
+        gamma=params.gamma, lambdas=(params.lambda1, params.lambda2, params.lambda3),
+    )  # fmt: skip
     monkeypatch.setattr(blend_cuda, "_VALUES", 4 * 25)  # several blocks of rows
     logits, labels = torch.empty(11, 5), torch.empty(11, dtype=torch.int64)
     operand._cuda(x, params, logits=logits)
