@@ -15,11 +15,6 @@ from tests.support.comparer import Found, compare, note, spacing
 from tests.support.tolerances import LIMITS
 
 
-def limits(family: str) -> dict[torch.dtype, float]:
-    """What the table allows a family whose errors are not an element's, by dtype."""
-    return {getattr(torch, name): bound for (other, name), (bound, _) in LIMITS.items() if other == family}
-
-
 def _hold(worst: float, family: str, dtype: torch.dtype, told: str) -> float:
     name = name_of(dtype)
     limit, _ = LIMITS[family, name]
