@@ -27,7 +27,7 @@ from tests.cuda_emulation.build import Emulation
 from tests.support.build_cache import remove_stale
 from tests.support.comparer import WORST, note
 from tests.support.places import runnable_isas
-from tests.support.tolerances import tolerance
+from tests.support.tolerances import LIMITS, tolerance
 
 BASE_SEED = int(os.environ.get("TEST_SEED", "250926036"))  # another one finds tests that hang on this one
 
@@ -58,9 +58,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if WORST:
         terminalreporter.section("worst error against float64 (tests/support/tolerances.py)")
         for (family, dtype), worst in sorted(WORST.items()):
-            limit = tolerance(family, dtype)
-            unit = f"ulp of {limit.ulps:g}" if limit.ulps else f"of {limit.relative:.0e}"
-            terminalreporter.line(f"{family:>12} {dtype:<9} {worst:9.2e} {unit}")
+            if (family, dtype) in LIMITS:
+                unit = f"of {LIMITS[family, dtype][0]:.1e}"
+            else:
+                limit = tolerance(family, dtype)
+                unit = f"ulp of {limit.ulps:g}" if limit.ulps else f"of {limit.relative:.1e}"
+            terminalreporter.line(f"{family:>19} {dtype:<9} {worst:9.2e} {unit}")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

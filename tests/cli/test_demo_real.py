@@ -11,6 +11,7 @@ import semobridge_ext as sb
 from semobridge_ext import cli
 from semobridge_ext.data import load_picto, load_picto_clip
 from semobridge_ext.fewshot.draws import sample_support
+from tests.support.assertions import assert_figures
 
 SET = "arrows"
 
@@ -66,7 +67,7 @@ def test_real_zero_shot_accuracy_against_the_plain_program(figures):
         images = torch.stack([preprocess(Image.fromarray(dataset.images[row].numpy())) for row in rows])
         hits = (model.encode_image(images) @ text.T).argmax(dim=1) == dataset.labels[rows]
     measured = figures["sets"][SET]["accuracy"]["text"]["1"]["mean"]
-    assert float(hits.double().mean()) == pytest.approx(measured, abs=1e-9)
+    assert_figures(hits.double().mean(), measured, "figure")
 
 
 def test_real_text_length_and_rank(figures):

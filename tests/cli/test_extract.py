@@ -18,6 +18,7 @@ import torch
 
 import semobridge_ext as sb
 from semobridge_ext.cli import models, sources
+from tests.support.assertions import assert_row_relative
 from tests.support.images import command, write
 
 pq = pytest.importorskip("pyarrow.parquet", reason="needed: pip install pyarrow")
@@ -34,12 +35,12 @@ def read(folder: Path) -> tuple[np.ndarray, dict[str, list]]:
     return np.concatenate([r for r in rows if r.size]), joined
 
 
-def oracle(paths: list[Path]) -> np.ndarray:
+def oracle(paths: list[Path]) -> torch.Tensor:
     from PIL import Image
 
     model, preprocess, _ = sb.load_picto_clip()
     with torch.inference_mode():
-        return model.encode_image(torch.stack([preprocess(Image.open(p)) for p in paths])).numpy()
+        return model.encode_image(torch.stack([preprocess(Image.open(p)) for p in paths])).double()
 
 
 def extract(*words: object) -> int:
@@ -63,9 +64,7 @@ def test_folder_with_losses(tmp_path: Path, capsys: pytest.CaptureFixture) -> No
     assert table["image_path"] == [str(p) for p in good]
     assert table["label"] == [p.parent.name for p in good]
     assert rows.dtype == np.float16
-    want = oracle(good)
-    assert np.abs(want).max() > 0.1
-    np.testing.assert_allclose(rows, want, rtol=2e-3, atol=2e-3)
+    assert_row_relative(torch.from_numpy(rows), oracle(good), "features")
     listed = [line.split("\t") for line in (out / "corrupt.tsv").read_text().splitlines()]
     assert [line[0] for line in listed] == [str(p) for p in lost] and all(line[1] for line in listed)
     assert sorted(p.name for p in (out / "img_emb").iterdir()) == [f"img_emb_{i}.npy" for i in range(4)]
@@ -96,7 +95,7 @@ def test_list_csv_and_tar_agree(tmp_path: Path) -> None:
         found[name] = read(tmp_path / name)
     want = oracle(paths)
     for rows, _ in found.values():
-        np.testing.assert_allclose(rows, want, rtol=1e-4, atol=1e-5)
+        assert_row_relative(torch.from_numpy(rows), want, "features")
     assert found["list"][1]["image_path"] == found["csv"][1]["image_path"] == [str(p) for p in paths]
     assert found["csv"][1]["caption"] == [f"word, {i}" for i in range(6)]
     assert found["tar"][1]["caption"] == ["a flag"] * 6 and found["tar"][1]["label"] == ["7"] * 6
@@ -206,8 +205,8 @@ def test_a_local_checkpoint(tmp_path: Path) -> None:
     assert extract(tmp_path / "images", tmp_path / "out", *words) == 0
     with torch.inference_mode():
         pixels = torch.stack([preprocess(Image.open(p)) for p in paths])
-        want = model.eval().encode_image(pixels).numpy()
-    np.testing.assert_allclose(read(tmp_path / "out")[0], want, rtol=1e-3, atol=1e-4)
+        want = model.eval().encode_image(pixels).double()
+    assert_row_relative(torch.from_numpy(read(tmp_path / "out")[0]), want, "features")
 
 
 def test_before_the_projection() -> None:

@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 
 import semobridge_ext as sb
 from semobridge_ext.cli.shards import Folder
+from tests.support.assertions import assert_close, assert_figures, assert_same_bits
 from tests.support.images import command, write
 
 pytest.importorskip("pyarrow", reason="needed: pip install pyarrow")
@@ -35,14 +36,14 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def rows(folder: Path) -> torch.Tensor:
     found = Folder("test", folder)
-    return torch.cat([found.features(i).float() for i in found.shards()])
+    return torch.cat([found.features(i) for i in found.shards()])
 
 
 def test_map_is_the_library_call(shards: Path) -> None:
     model, _, tokenizer = sb.load_picto_clip()
     raw = rows(shards / "feats")
     want = sb.reference.bridge(raw.double(), model.text_projection.detach().double())
-    torch.testing.assert_close(rows(shards / "bridged").double(), want, rtol=2e-3, atol=1e-3)
+    assert_close(rows(shards / "bridged"), want, "bridge")
     with torch.inference_mode():
         texts = model.encode_text(tokenizer([f"a photo of class {i:02d}" for i in range(8)]))
     texts = normalize(texts.double(), dim=1)
@@ -51,7 +52,7 @@ def test_map_is_the_library_call(shards: Path) -> None:
     # Directions have no sign: compare the inner products.
     want = normalize(raw.double() @ v, dim=1)
     got = rows(shards / "pca").double()
-    torch.testing.assert_close(got @ got.T, want @ want.T, rtol=5e-3, atol=5e-3)
+    assert_close(got @ got.T, want @ want.T, "written", dtype=torch.float16)
     assert [p.read_bytes() for p in sorted((shards / "pca" / "metadata").iterdir())] == [
         p.read_bytes() for p in sorted((shards / "feats" / "metadata").iterdir())
     ]
@@ -83,12 +84,12 @@ def test_one_pca(shards: Path, tmp_path: Path) -> None:
     with torch.inference_mode():
         texts = model.encode_text(tokenizer([f"a photo of class {i:02d}" for i in range(8)]))
     want = sb.LinearMap.pca(normalize(texts.double(), dim=1), 5)
-    torch.testing.assert_close(written.matrix, want.matrix, rtol=0, atol=1e-4)
+    assert_same_bits(written.matrix, want.matrix)
     old = {"components": written.matrix.float().contiguous()}
     save_file(old, tmp_path / "old.safetensors", {"format": "semobridge-ext pca 1"})
     words = ["--mapping", tmp_path / "old.safetensors", "--quiet"]
     assert command("map", shards / "feats", tmp_path / "out", *words) == 0
-    torch.testing.assert_close(rows(tmp_path / "out"), rows(shards / "pca"), rtol=0, atol=1e-3)
+    assert_same_bits(rows(tmp_path / "out"), rows(shards / "pca"))
 
 
 def test_a_shard_without_rows_is_mapped(shards: Path, tmp_path: Path) -> None:
@@ -135,7 +136,7 @@ def test_search(shards: Path, tmp_path: Path, capsys) -> None:
             best = (unit @ unit[paths.index(str(query))]).sort(descending=True)
             assert one["hits"][0]["path"] == str(query)
             scores = [hit["score"] for hit in one["hits"]]
-            np.testing.assert_allclose(scores, best.values[:7], atol=2e-3)
+            assert_figures(scores, best.values[:7], "kept_scores", dtype=torch.float16)
         assert len(found[0]["hits"]) == 7
         if sheet.endswith("png"):
             with Image.open(out) as picture:
@@ -158,10 +159,8 @@ def test_retrieve(shards: Path, tmp_path: Path, capsys) -> None:
         ranked = labels[scores.argsort(dim=1, descending=True)[:, :47]] == labels.unsqueeze(1)
         precision = ranked.cumsum(1) / torch.arange(1, 48)
         want = ((precision * ranked).sum(1) / 5).mean()
-        assert found[str(shards / name)]["mAP"] == pytest.approx(float(want), abs=2e-3)
-        assert found[str(shards / name)]["Recall@1"] == pytest.approx(
-            float(ranked[:, 0].double().mean()), abs=0.03
-        )
+        got = [found[str(shards / name)][figure] for figure in ("mAP", "Recall@1")]
+        assert_figures(got, [want, ranked[:, 0].double().mean()], "metric", dtype=torch.float32)
     with open(tmp_path / "r.csv", newline="") as file:
         table = list(csv.DictReader(file))
     assert float(table[1]["mAP"]) == found[str(shards / "bridged")]["mAP"]
@@ -194,17 +193,16 @@ def test_report(page: Path) -> None:
     pairs = torch.triu(torch.ones(48, 48, dtype=torch.bool), 1)
     same = labels.unsqueeze(1) == labels
     assert one["cosines"]["pairs"] == [int((pairs & same).sum()), int((pairs & ~same).sum())]
-    assert one["cosines"]["intra_mean"] == pytest.approx(
-        float((unit @ unit.T)[pairs & same].mean()), abs=1e-5
-    )
+    mean = (unit @ unit.T)[pairs & same].mean()
+    assert_figures(one["cosines"]["intra_mean"], mean, "figure", dtype=torch.float32)
     assert sum(one["cosines"]["inter"]) == pytest.approx(1)
     variance = torch.linalg.eigvalsh(torch.cov(unit.T)).flip(0)
-    np.testing.assert_allclose(
-        one["spectrum"]["shares"][:40], (variance / variance.sum())[:40], rtol=1e-4, atol=1e-7
-    )
+    shares = (variance / variance.sum())[:40]
+    assert_figures(one["spectrum"]["shares"][:40], shares, "figure", dtype=torch.float32)
     figures = sb.diagnose(unit, labels, bins=100, resamples=2).before
-    assert one["cosines"]["overlap"] == pytest.approx(figures["overlap"].value, abs=1e-3)
-    assert one["spectrum"]["effective_rank"] == pytest.approx(figures["effective rank"].value, rel=1e-5)
+    assert_figures(one["cosines"]["overlap"], figures["overlap"].value, "overlap", dtype=torch.float32)
+    rank = figures["effective rank"].value
+    assert_figures(one["spectrum"]["effective_rank"], rank, "figure", dtype=torch.float32)
     assert len(one["accuracy"]["2"]) == 3 and 1 / 8 < np.mean(one["accuracy"]["2"]) <= 1
     for name in ("retrieval", "accuracy", "cosines", "spectra", "timings", "backend"):
         with open(page.with_name(f"report_{name}.csv"), newline="") as file:

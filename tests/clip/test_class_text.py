@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import normalize
 
 import semobridge_ext as sb
+from tests.support.assertions import assert_figures, assert_row_relative
 
 NAMES = ["red apple", "dog", "very long name of a thing"]
 TEMPLATES = ("a photo of a {}.", "{}", "a drawing of {}")
@@ -45,9 +46,9 @@ def test_open_clip(clip, batch_size):
         before, after = one_by_one(model, tokenizer, [t.format(name) for t in TEMPLATES])
         for rows, value in ((after, got.projected), (before, got.hidden)):
             want = normalize(normalize(rows, dim=1).mean(dim=0), dim=0)
-            torch.testing.assert_close(value[i], want, rtol=1e-4, atol=1e-5)
+            assert_row_relative(value[i], want.double(), "features")
         lengths.append(before.norm(dim=1).mean())
-    assert got.length == pytest.approx(float(torch.stack(lengths).mean()), rel=1e-5)
+    assert_figures(got.length, torch.stack(lengths).mean(), "features", dtype=torch.float32)
     assert got.hidden.shape == (3, 32) and got.projected.shape == (3, 24)
     assert not model.ln_final._forward_hooks and model.training
 
@@ -64,7 +65,7 @@ def test_prompts_per_class_and_the_standard_tokenizer(clip):
     for i, name in enumerate(NAMES):
         _, after = one_by_one(model, tokenizer, own[name])
         want = normalize(normalize(after, dim=1).mean(dim=0), dim=0)
-        torch.testing.assert_close(got.projected[i], want, rtol=1e-4, atol=1e-5)
+        assert_row_relative(got.projected[i], want.double(), "features")
 
 
 @torch.no_grad()
@@ -89,9 +90,9 @@ def test_hugging_face():
     for i, name in enumerate(["a", "bc"]):
         pooled = model.text_model(**tokenizer([name, "x" + name])).pooler_output
         want = normalize(normalize(model.text_projection(pooled), dim=1).mean(dim=0), dim=0)
-        torch.testing.assert_close(got.projected[i], want, rtol=1e-4, atol=1e-5)
+        assert_row_relative(got.projected[i], want.double(), "features")
         want = normalize(normalize(pooled, dim=1).mean(dim=0), dim=0)
-        torch.testing.assert_close(got.hidden[i], want, rtol=1e-4, atol=1e-5)
+        assert_row_relative(got.hidden[i], want.double(), "features")
 
 
 @torch.no_grad()
@@ -105,8 +106,9 @@ def test_length_is_that_of_a_model_without_its_projection(clip):
         lengths = [model.encode_text(tokenizer([t.format(n)])).norm() for t in templates for n in names]
     finally:
         model.text_projection = projection
-    torch.testing.assert_close(got.projected, normalize(normalize(projected, dim=-1).mean(dim=0), dim=-1))
-    assert got.length == pytest.approx(float(torch.stack(lengths).mean()), rel=1e-5)
+    want = normalize(normalize(projected, dim=-1).mean(dim=0), dim=-1)
+    assert_row_relative(got.projected, want.double(), "features")
+    assert_figures(got.length, torch.stack(lengths).mean(), "features", dtype=torch.float32)
 
 
 @torch.no_grad()
@@ -124,9 +126,9 @@ def test_every_text_pooling(kind):
         hidden = model.encode_text(ids)
     finally:
         model.text.text_projection = projection
-    torch.testing.assert_close(got.projected, want, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(got.hidden, normalize(hidden, dim=1), rtol=1e-4, atol=1e-5)
-    assert got.length == pytest.approx(float(hidden.norm(dim=1).mean()), rel=1e-5)
+    assert_row_relative(got.projected, want.double(), "features")
+    assert_row_relative(got.hidden, normalize(hidden, dim=1).double(), "features")
+    assert_figures(got.length, hidden.norm(dim=1).mean(), "features", dtype=torch.float32)
 
 
 def model_ids(texts):

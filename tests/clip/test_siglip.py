@@ -16,14 +16,14 @@ from semobridge_ext import clip
 from semobridge_ext.clip.families import adapter_of
 from semobridge_ext.inversion.reference import descend
 from semobridge_ext.reference import tower_features
-from tests.support.assertions import assert_row_relative
-from tests.support.towers import DESCENT, F32, F64, start, targets
+from tests.support.assertions import assert_figures, assert_row_relative
+from tests.support.inversions import compare
+from tests.support.towers import F32, F64, start, targets
 
 transformers = pytest.importorskip("transformers")
 
 TEXT, VISION, CONTEXT, WORDS = 24, 32, 10, 40
 KINDS = ("SiglipModel", "Siglip2Model")
-LOOSE = {F64: 1e-12, F32: 1e-5}
 
 
 @functools.cache
@@ -86,14 +86,15 @@ def test_texts(kind: str) -> None:
     with torch.no_grad():
         want = pooled(model.get_text_features(IDS))
         hidden, features = adapter_of("test", model).encode_text_with_hidden(IDS)
-    assert_row_relative(clip.encode_text(model, IDS, batch_size=2), want.double(), LOOSE[F32], kind)
+    assert_row_relative(clip.encode_text(model, IDS, batch_size=2), want.double(), "features", context=kind)
     assert torch.equal(features, want) and hidden.shape == (3, TEXT)
-    assert_row_relative(F.linear(hidden, model.text_model.head.weight, model.text_model.head.bias).detach(),
-                        want.double(), LOOSE[F32], "head")  # fmt: skip
+    headed = F.linear(hidden, model.text_model.head.weight, model.text_model.head.bias).detach()
+    assert_row_relative(headed, want.double(), "features", context="head")
     mask = {"input_ids": IDS, "attention_mask": (IDS != 1).long()}
     with torch.no_grad():
         masked = pooled(model.get_text_features(**mask))
-    assert_row_relative(clip.encode_text(model, mask, batch_size=2), masked.double(), LOOSE[F32], "mask")
+    got = clip.encode_text(model, mask, batch_size=2)
+    assert_row_relative(got, masked.double(), "features", context="mask")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -102,7 +103,7 @@ def test_images(kind: str) -> None:
     with torch.no_grad():
         want = own_images(model, images)
     got = clip.encode_image(model, images, batch_size=2)
-    assert_row_relative(got, want.double(), LOOSE[F32], kind)
+    assert_row_relative(got, want.double(), "features", context=kind)
     assert not got.requires_grad
 
 
@@ -111,7 +112,7 @@ def test_naflex_images_of_other_shapes() -> None:
     model, wide = build("Siglip2Model"), torch.randn(2, 3, 16, 48)
     with torch.no_grad():
         want = own_images(model, wide)
-    assert_row_relative(clip.encode_image(model, wide), want.double(), LOOSE[F32], "wide")
+    assert_row_relative(clip.encode_image(model, wide), want.double(), "features", context="wide")
     patches = torch.randn(3, 12, 192)
     shapes, mask = torch.tensor([[3, 4], [2, 5], [1, 2]]), torch.zeros(3, 12, dtype=torch.int64)
     for row, (height, width) in zip(mask, shapes.tolist(), strict=True):
@@ -119,7 +120,8 @@ def test_naflex_images_of_other_shapes() -> None:
     batch = {"pixel_values": patches, "pixel_attention_mask": mask, "spatial_shapes": shapes}
     with torch.no_grad():
         want = pooled(model.get_image_features(**batch))
-    assert_row_relative(clip.encode_image(model, batch, batch_size=2), want.double(), LOOSE[F32], "mapping")
+    got = clip.encode_image(model, batch, batch_size=2)
+    assert_row_relative(got, want.double(), "features", context="mapping")
     with pytest.raises(ValueError, match=r"^encode_image: images must have sides .* of 8, got"):
         clip.encode_image(model, torch.randn(1, 3, 30, 32))
 
@@ -142,7 +144,7 @@ def test_class_texts(kind: str) -> None:
             out = model.text_model(ids)
         for have, rows in ((got.projected, out.pooler_output), (got.hidden, out.last_hidden_state[:, -1])):
             want = F.normalize(F.normalize(rows, dim=1).mean(dim=0), dim=0)
-            torch.testing.assert_close(have[i], want, rtol=1e-4, atol=1e-5)
+            assert_row_relative(have[i], want.double(), "features")
     with pytest.raises(ValueError, match=rf"^class_text_features: tokenizer must be given for a {kind}, got"):
         sb.class_text_features(model, names)
 
@@ -160,20 +162,14 @@ def test_towers_are_the_models(kind: str, dtype: torch.dtype) -> None:
     with torch.no_grad():
         want = pooled(model.get_text_features(ids["input_ids"])).double()
         word = model.text_model.embeddings.token_embedding.weight[7].reshape(1, 1, -1)
-        assert_row_relative(tower_features(tower, rows, word), want, DESCENT[dtype], kind)
+        assert_row_relative(tower_features(tower, rows, word), want, "tower", context=kind)
 
         tower, rows = clip.vision_tower(model, num_patches=16)
         images = torch.randn(2, 3, 32, 32, dtype=dtype)
         v = adapter_of("test", model).patch_rows(images)
         assert v.shape == (2, 16, VISION) and rows.pool is None and len(rows.source) == 16
         want = own_images(model, images).double()
-        assert_row_relative(tower_features(tower, rows, v), want, DESCENT[dtype], kind)
-
-
-def compare(ours: sb.Inversion, theirs: sb.Inversion) -> None:
-    for have, want in ((ours.tokens.flatten(1), theirs.tokens.flatten(1)), (ours.features, theirs.features)):
-        assert_row_relative(have, want, DESCENT[F64], "inversion")
-    torch.testing.assert_close(ours.losses, theirs.losses, rtol=0, atol=DESCENT[F64])
+        assert_row_relative(tower_features(tower, rows, v), want, "tower", context=kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -184,7 +180,7 @@ def test_oti_is_the_reference(kind: str, num_tokens: int, side: str) -> None:
         "template": "a big {} photo", "num_tokens": num_tokens, "steps": 17, "record_steps": (5,),
         "init": start(3, num_tokens, TEXT), "tokenizer": tokenizer(side),
     }  # fmt: skip
-    compare(sb.oti(model, f, **options), sb.reference.oti(model, f, **options))
+    compare(sb.oti(model, f, **options), sb.reference.oti(model, f, **options), F64, kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -206,7 +202,7 @@ def test_ovi_is_autograd_over_all_patches(kind: str, num_patches: int) -> None:
             hook.remove()
 
     ours = sb.ovi(model, f, num_patches=num_patches, steps=17, init=init)
-    compare(ours, descend(features_of, init, f, 17, 2e-2, 0.01, ()))
+    compare(ours, descend(features_of, init, f, 17, 2e-2, 0.01, ()), F64, kind)
 
 
 # -- facts and refusals --------------------------------------------------------------------------------
@@ -220,9 +216,10 @@ def test_facts(kind: str) -> None:
     assert (adapter.context_length, adapter.vocab_size) == (CONTEXT, WORDS)
     with torch.no_grad():
         x, t = F.normalize(torch.randn(2, VISION), dim=1), F.normalize(torch.randn(3, VISION), dim=1)
-        logits = x @ t.T * model.logit_scale.exp() + model.logit_bias
+        logits = x.double() @ t.T.double() * model.logit_scale.double().exp() + model.logit_bias.double()
     assert adapter.logit_bias is not None
-    torch.testing.assert_close(x @ t.T * adapter.logit_scale + adapter.logit_bias, logits)
+    ours = x @ t.T * adapter.logit_scale + adapter.logit_bias
+    assert_figures(ours, logits, "figure", dtype=F32)
 
 
 @pytest.mark.parametrize("kind", KINDS)

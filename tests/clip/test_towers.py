@@ -11,7 +11,7 @@ from semobridge_ext.clip.template import default_tokenizer, template_ids
 from semobridge_ext.reference import tower_features
 from tests.support import towers
 from tests.support.assertions import assert_row_relative
-from tests.support.towers import DESCENT, TEXT_MODELS, VISION_MODELS
+from tests.support.towers import TEXT_MODELS, VISION_MODELS
 
 
 @pytest.mark.parametrize("kind", TEXT_MODELS)
@@ -31,7 +31,7 @@ def test_text_tower_is_the_models(kind: str) -> None:
         want = model.encode_text(ids)
     place = rows.source.index(0)
     got = tower_features(tower, rows, embedding.weight[ids[0, place]].reshape(1, 1, -1))
-    assert_row_relative(got, want.detach().double(), DESCENT[dtype], kind)
+    assert_row_relative(got, want.detach().double(), "tower", dtype=dtype, context=kind)
 
 
 @pytest.mark.parametrize("kind", VISION_MODELS)
@@ -52,7 +52,7 @@ def test_vision_tower_is_the_models(kind: str) -> None:
     v = embed(images)
     v = v if v.dim() == 3 else v.flatten(2).transpose(1, 2)
     got = tower_features(tower, rows, v)
-    assert_row_relative(got.detach(), want.detach().double(), DESCENT[dtype], kind)
+    assert_row_relative(got.detach(), want.detach().double(), "tower", dtype=dtype, context=kind)
 
 
 def test_nearest_patches() -> None:

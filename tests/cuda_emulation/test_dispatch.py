@@ -10,7 +10,6 @@ import torch
 
 import semobridge_ext as sb
 from semobridge_ext._ops.blend_logits import cuda as blend_cuda
-from semobridge_ext._ops.blend_logits import eager as blend_eager
 from semobridge_ext._ops.blend_logits.op import BlendOperand
 from semobridge_ext._ops.blend_logits.spec import BlendParams
 from semobridge_ext._ops.project_normalize import cuda as cuda_projection
@@ -21,6 +20,7 @@ from semobridge_ext.runtime.choice import resolve
 from tests.cuda_emulation.build import Emulation
 from tests.cuda_emulation.run_cases import load
 from tests.support.assertions import assert_close
+from tests.support.projections import chain
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 CPU = torch.device("cpu")
@@ -66,8 +66,8 @@ def test_many_rows_go_in_parts(dtype: torch.dtype, monkeypatch: pytest.MonkeyPat
 
 
 def test_bridge_takes_its_folded_projector():
-    b = sb.Bridge(torch.randn(16, 12))
-    x = torch.randn(7, 12)
+    w, x = torch.randn(16, 12), torch.randn(7, 12)
+    b = sb.Bridge(w)
 
     def launched(**options: bool) -> torch.Tensor:
         return b._projection(**options)._launch("native", CPU)(x)
@@ -76,9 +76,9 @@ def test_bridge_takes_its_folded_projector():
         if changed:
             with torch.no_grad():
                 b.inverse.mul_(torch.rand(12, 1))
-        torch.testing.assert_close(launched(project=True, normalize=True), b(x), rtol=1e-5, atol=1e-6)
-        got = launched(project=False, normalize=False)
-        torch.testing.assert_close(got, b(x, project=False, normalize=False), rtol=1e-5, atol=1e-6)
+        for options in ({"project": True, "normalize": True}, {"project": False, "normalize": False}):
+            want = chain(x, w, inverse=b.inverse.detach(), **options)
+            assert_close(launched(**options), want, "cuda_op", context=f"{options}")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -137,12 +137,19 @@ def test_blend(bridged: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatc
     )  # fmt: skip
     params = BlendParams(0.7, 2.0, 3.0, 4.0, 0.5, 0.6, 0.9)
     x = torch.randn(11, 14).to(dtype)
-    want = blend_eager.blend_logits(operand._eager(x.double()), params, operand.exponents)
+    f = x.double()
+    crossed = f if projector is None else f @ projector
+    query, bridged_query = (torch.nn.functional.normalize(rows, dim=1) for rows in (f, crossed))
+    want = sb.reference.blend_logits(
+        query @ operand.text.T, query @ operand.bridged.T, bridged_query @ operand.raw.T,
+        weights=torch.exp(params.s * operand.exponents), alpha=params.alpha, beta=params.beta,
+        gamma=params.gamma, lambdas=(params.lambda1, params.lambda2, params.lambda3),
+    )  # fmt: skip
     monkeypatch.setattr(blend_cuda, "_VALUES", 4 * 25)  # several blocks of rows
     logits, labels = torch.empty(11, 5), torch.empty(11, dtype=torch.int64)
     operand._cuda(x, params, logits=logits)
     operand._cuda(x, params, labels=labels)
-    torch.testing.assert_close(logits.double(), want, rtol=1e-5, atol=1e-6)
+    assert_close(logits, want, "cuda_op")
     assert torch.equal(labels, want.argmax(1))
 
 

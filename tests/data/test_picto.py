@@ -21,6 +21,7 @@ from semobridge_ext.data import (
     picto_text_projection,
     picto_transform,
 )
+from tests.support.assertions import assert_close, assert_same_bits
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(picto.__file__).parent
@@ -70,7 +71,7 @@ def test_shuffled_names_fall_to_chance(clip):
 def test_recorded_figures_are_those_of_the_embedded_files():
     record = json.loads((ROOT / "bench" / "results" / "picto_training.json").read_text())
     for name in SETS:
-        assert record["zero_shot"][name]["name"] == pytest.approx(FLOORS[name] + 0.02, abs=0.006)
+        assert 0.014 < record["zero_shot"][name]["name"] - FLOORS[name] < 0.026
 
 
 def test_model_is_an_ordinary_open_clip(clip):
@@ -96,8 +97,8 @@ def test_word_rows(clip):
     used[ids] = True
     assert set(tokenizer(["alarm clock"])[0, :4].tolist()) <= set(ids.tolist())
     assert (table[used].std(0) > 1e-3).all()
-    mean = table[used].mean(0)
-    torch.testing.assert_close(table[~used], mean.expand(int((~used).sum()), -1), rtol=0, atol=1e-6)
+    mean = table[used].double().mean(0)
+    assert_close(table[~used], mean.expand(int((~used).sum()), -1), "op")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
@@ -165,7 +166,7 @@ def test_transform_equals_preprocess(clip):
     images = load_picto("logos").images[:20]
     batch = picto_transform(images)
     single = torch.stack([clip[1](Image.fromarray(image.numpy())) for image in images])
-    torch.testing.assert_close(batch, single, rtol=0, atol=1e-6)
+    assert_same_bits(batch, single)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "I;16", "CMYK"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, normalize
@@ -10,6 +12,7 @@ import semobridge_ext as sb
 from semobridge_ext.fewshot.caches import ape_scores
 from semobridge_ext.fewshot.reference import ape_criterion
 from semobridge_ext.reference import support_logits
+from tests.support.assertions import assert_close, assert_figures
 from tests.support.problems import Problem, make
 
 
@@ -29,7 +32,7 @@ def test_tip_adapter_formula():
     clf = sb.TipAdapter(p.text, alpha=2.0, beta=3.0).fit(p.shots, p.labels)
     want = tip_logits(p, normalize(p.shots.double(), dim=1), p.labels, 2.0, 3.0)
     got = clf.logits(p.queries)
-    assert float((got - want).abs().max()) <= 1e-5 * float(want.abs().max())
+    assert_close(got, want, "logits")
     assert (
         torch.equal(clf.predict(p.queries), got.argmax(dim=1))
         and len(set(clf.predict(p.queries).tolist())) > 2
@@ -70,17 +73,15 @@ def test_tip_adapter_f_takes_the_steps_of_a_plain_loop():
         if step % 3 == 0:
             batches = torch.randperm(18, generator=generator).split(7)
         rows = batches[step % 3]
-        optimizer.param_groups[0]["lr"] = (
-            1e-2 * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / steps)).item())
-        )
+        optimizer.param_groups[0]["lr"] = 1e-2 * 0.5 * (1 + math.cos(math.pi * step / steps))
         logits = 5.0 * x[rows] @ text.T + 2.0 * support_logits(x[rows], keys, p.labels, 6, beta=3.0)
         loss = cross_entropy(logits, p.labels[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.detach())
-    torch.testing.assert_close(clf.losses_, torch.stack(losses), rtol=1e-6, atol=1e-9)
-    torch.testing.assert_close(clf.keys_, keys.detach(), rtol=1e-6, atol=1e-8)
+    assert_close(clf.losses_, torch.stack(losses), "cache_training")
+    assert_close(clf.keys_, keys, "cache_training")
     assert float((clf.keys_ - x).abs().max()) > 1e-3
 
 
@@ -90,7 +91,7 @@ def test_ape_closed_form_is_the_sum_over_pairs():
     text, shots = normalize(p.text, dim=1), normalize(p.shots[order], dim=1)
     want = ape_criterion(text, shots.view(5, 3, -1), w0=0.6, w1=0.4)
     got = ape_scores(text, shots, p.labels[order], 0.6, 0.4)
-    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+    assert_close(got, want, "matrix")
 
 
 def test_ape_formula():
@@ -105,7 +106,7 @@ def test_ape_formula():
     q = normalize(p.queries.double(), dim=1)
     cache = support_logits(normalize(q[:, kept], dim=1), keys, p.labels, 5, beta=2.0, weights=weights)
     want = 100 * q @ text.T + 1.5 * cache
-    assert float((clf.logits(p.queries) - want).abs().max()) <= 1e-5 * float(want.abs().max())
+    assert_close(clf.logits(p.queries), want, "logits")
 
 
 @pytest.mark.parametrize("model", [sb.TipAdapter, sb.TipAdapterF, sb.APE])
@@ -118,7 +119,7 @@ def test_files_and_refusals(model, tmp_path):
     again = model.load(tmp_path / "c.safetensors")
     assert torch.equal(again.logits(p.queries), clf.logits(p.queries))
     assert list(again.predict(p.queries)) == list(clf.predict(p.queries))
-    assert torch.allclose(again.predict_proba(p.queries).sum(dim=1), torch.ones(20), atol=1e-5)
+    assert_figures(again.predict_proba(p.queries).sum(dim=1), torch.ones(20), "length", dtype=torch.float32)
     with pytest.raises(ValueError, match="without text or shots"):
         model(p.text, class_names=names).fit(p.shots, ["z", *y[1:]])
     with pytest.raises(ValueError, match="have width"):

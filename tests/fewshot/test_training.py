@@ -11,12 +11,13 @@ from semobridge_ext._engines.bridge_training.reference import bias_loss
 from semobridge_ext._engines.bridge_training.spec import LossWeights
 from semobridge_ext._engines.bridge_training.step import BridgeTrainer
 from semobridge_ext.fewshot.training_schedule import PRESETS
-from tests.support.problems import make
+from tests.support.assertions import assert_close, assert_figures, assert_row_relative
+from tests.support.problems import make, reference_logits
 from tests.support.training import (
     LOSSES,
     SHAPES,
-    autograd,
     autograd_trajectory,
+    check_gradients,
     classifier,
     trainer_of,
 )
@@ -36,23 +37,14 @@ def test_gradients_in_double(loss, shape, class_bias, backend):
         if class_bias:
             trainer.parameters["tau"].normal_(generator=torch.Generator().manual_seed(1)).mul_(0.3)
         got = trainer.loss_and_gradients()
-    want, gradients = autograd(p, trainer)
-    assert float(want) > 1e-6 and abs(float(got - want)) <= 1e-12 * max(1.0, float(want))
-    assert max(float(g.abs().max()) for g in gradients.values()) > 1e-4
-    for name, exact in gradients.items():
-        error = float((trainer.gradients[name] - exact).abs().max())
-        assert error <= 1e-11 * max(float(exact.abs().max()), 1e-3), name
+    check_gradients(p, trainer, got)
 
 
 def test_gradients_in_float32_on_every_instruction_set(isa):
     p = make(19, 3, 2, 70, 61)
     trainer = trainer_of(p, LossWeights())
     trainer.parameters["tau"].normal_(generator=torch.Generator().manual_seed(1)).mul_(0.1)
-    got = trainer.loss_and_gradients()
-    want, gradients = autograd(p, trainer)
-    assert float(want) > 0.1 and abs(float(got - want)) <= 1e-5 * float(want)
-    for name, exact in gradients.items():
-        assert float((trainer.gradients[name] - exact).norm() / exact.norm()) <= 1e-4, name
+    check_gradients(p, trainer, trainer.loss_and_gradients())
 
 
 def test_several_chunks_give_the_same(monkeypatch):
@@ -61,9 +53,8 @@ def test_several_chunks_give_the_same(monkeypatch):
     monkeypatch.setattr("semobridge_ext._engines.bridge_training.torch.CHUNK_VALUES", 1)
     cut = trainer_of(p, LossWeights())
     assert len(whole._chunks) == 1 and len(cut._chunks) > 1
-    a, b = whole.loss_and_gradients(), cut.loss_and_gradients()
-    assert float((a - b).abs()) < 1e-12
-    assert float((whole.gradients["inverse"] - cut.gradients["inverse"]).abs().max()) < 1e-12
+    for trainer in (whole, cut):
+        check_gradients(p, trainer, trainer.loss_and_gradients())
 
 
 def test_bias_gradient_at_zero_is_zero():
@@ -78,7 +69,7 @@ def test_bias_gradient_at_zero_is_zero():
 
 @pytest.mark.parametrize("backend", ["native", "eager"])
 def test_trajectory_of_200_steps(backend):
-    """Against eager autograd with torch's AdamW, both in float32: losses within 1e-4 relative."""
+    """Against eager autograd with torch's AdamW, both in float32."""
     p = make(12, 4, 2, 48, 40)
     schedule = PRESETS["paper"]._replace(warmup=50)
     with sb.backend(backend):
@@ -89,24 +80,24 @@ def test_trajectory_of_200_steps(backend):
     with pytest.raises(ValueError, match=r"BridgeTrainer.step: plan must hold step 200"):
         trainer.step()
     want, (inverse, _) = autograd_trajectory(p, schedule, 200)
-    assert max(abs(a - b) / b for a, b in zip(got, want, strict=True)) <= 1e-4
-    assert float((trainer.parameters["inverse"] - inverse).norm() / inverse.norm()) < 1e-3
+    ratios = [a / b for a, b in zip(got, want, strict=True)]
+    assert_figures(ratios, [1.0] * 200, "trajectory", dtype=torch.float32)
+    found = trainer.parameters["inverse"].flatten()
+    assert_row_relative(found, inverse.flatten().double(), "trajectory_end")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_adamw_is_torchs(isa, dtype):
     p = make(5, 2, 2, 31, 29, dtype=dtype)
     trainer = trainer_of(p, LossWeights())
-    leaf = trainer.parameters["inverse"].clone().requires_grad_()
+    leaf = trainer.parameters["inverse"].double().clone().requires_grad_()
     optimizer = torch.optim.AdamW([leaf], lr=3e-3, weight_decay=0.1)
     trainer.plan([3e-3] * 5, 0.1)
     for _ in range(5):
         trainer.step()
-        leaf.grad = trainer.gradients["inverse"].clone()
+        leaf.grad = trainer.gradients["inverse"].double().clone()
         optimizer.step()
-    limit = 1e-5 if dtype is torch.float32 else 1e-14
-    leaf = leaf.detach()
-    assert float((trainer.parameters["inverse"] - leaf).abs().max()) <= limit * float(leaf.abs().max())
+    assert_close(trainer.parameters["inverse"], leaf, "adamw")
 
 
 def test_prototypes_carry_the_bias_and_queries_do_not():
@@ -119,8 +110,8 @@ def test_prototypes_carry_the_bias_and_queries_do_not():
     z = clf.similarities(p.queries)
     query = p.queries.double()
     assert float(tau.norm()) > 0
-    assert float((z.bridged_support - normalize(query, dim=1) @ hat.T).abs().max()) < 1e-5
-    assert float((z.bridged_query - normalize(query @ inverse @ w, dim=1) @ raw.T).abs().max()) < 1e-5
+    assert_close(z.bridged_support, normalize(query, dim=1) @ hat.T, "logits")
+    assert_close(z.bridged_query, normalize(query @ inverse @ w, dim=1) @ raw.T, "logits")
 
 
 def test_training_does_not_touch_its_inputs_and_is_deterministic():
@@ -141,7 +132,8 @@ def test_no_steps_is_the_closed_form():
     p = make(6, 3, 20)
     closed = sb.SeMoBridgeClassifier(p.bridge(), p.text).fit(p.shots, p.labels)
     trained = classifier(p, steps=0).fit(p.shots, p.labels)
-    torch.testing.assert_close(trained.logits(p.queries), closed.logits(p.queries), rtol=0, atol=1e-5)
+    for clf in (closed, trained):
+        assert_close(clf.logits(p.queries), reference_logits(p, {}), "logits")
 
 
 def test_validation_chooses_the_step():
@@ -235,8 +227,11 @@ def test_one_class(backend):
     p = make(1, 3, 2)
     with sb.backend(backend):
         trainer = trainer_of(p, LossWeights())
-    trainer.plan([1e-3] * 3, 0.0)
+    rate = 1e-3
+    trainer.plan([rate] * 3, 0.0)
     start = trainer.parameters["inverse"].clone()
-    assert [abs(float(trainer.step())) < 1e-6 for _ in range(3)] == [True] * 3
+    losses = [float(trainer.step()) for _ in range(3)]
+    assert_figures(losses, [0.0] * 3, "training_loss", dtype=torch.float32, scale=1.0)
     assert all(torch.isfinite(v).all() for v in trainer._flat)
-    assert float((trainer.parameters["inverse"] - start).abs().max()) < 1e-2
+    # AdamW moves by the rate at most, whatever the size of what rounding leaves of a gradient.
+    assert float((trainer.parameters["inverse"] - start).abs().max()) < 3.5 * rate

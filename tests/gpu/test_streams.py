@@ -9,7 +9,9 @@ import torch
 
 import semobridge_ext as sb
 from semobridge_ext.runtime import backend as _backend
+from tests.support.assertions import assert_close
 from tests.support.places import W, rows
+from tests.support.projections import chain
 
 pytestmark = pytest.mark.gpu
 
@@ -47,7 +49,7 @@ def test_a_call_can_be_captured(n: int):
             got = bridge(f)
         f.copy_(rows(n, 48).cuda().flip(1))
         graph.replay()
-        torch.testing.assert_close(got, bridge(f))
+        assert_close(got, chain(f.cpu(), W), "bridge")
 
 
 @pytest.mark.parametrize("n", [1, 100])
@@ -55,14 +57,14 @@ def test_two_graphs_of_one_bridge(n: int):
     bridge, f = sb.Bridge(W).cuda(), rows(n, 48).cuda()
     graphs, results = [torch.cuda.CUDAGraph() for _ in range(2)], []
     with sb.backend("native"), torch.no_grad():
-        want = bridge(f)
+        bridge(f)
         for graph in graphs:
             with torch.cuda.graph(graph):
                 results.append(bridge(f))
         for graph, got in reversed(list(zip(graphs, results, strict=True))):
             got.zero_()
             graph.replay()
-            torch.testing.assert_close(got, want)
+            assert_close(got, chain(f.cpu(), W), "bridge")
 
 
 def test_nothing_waits_for_the_device():
@@ -73,6 +75,8 @@ def test_nothing_waits_for_the_device():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # PyTorch calls the mode a prototype
                 torch.cuda.set_sync_debug_mode("error")
+            with pytest.raises(RuntimeError, match="synchronizing"):
+                f[0, 0].item()  # the mode is on: a wait is refused
             bridge(f)
             sb.topk(f, f, 5)
         finally:

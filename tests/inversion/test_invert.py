@@ -10,7 +10,7 @@ import torch
 import semobridge_ext as sb
 from semobridge_ext import clip
 from tests.support import towers
-from tests.support.assertions import assert_same_bits
+from tests.support.assertions import assert_close, assert_cosine, assert_figures, assert_same_bits
 from tests.support.inversions import compare, interrupt_after
 from tests.support.towers import F32, F64, TEXT, TEXT_MODELS, VISION_MODELS
 
@@ -59,9 +59,8 @@ def test_150_steps_in_float32() -> None:
     model = TEXT_MODELS["open_clip"]()
     f, init = towers.targets(30, towers.D, F32), towers.start(30, 1, TEXT, F32)
     ours, theirs = sb.oti(model, f, init=init), sb.reference.oti(model, f, init=init)
-    cosine = torch.cosine_similarity(ours.features, theirs.features, dim=1)
-    assert float(cosine.quantile(0.1)) >= 0.9999
-    assert float((ours.losses - theirs.losses).abs().max()) < 1e-3
+    assert_cosine(ours.features, theirs.features, "long_descent_cosine", dtype=F32, share=0.9)
+    assert_figures(ours.losses, theirs.losses, "long_descent_loss", dtype=F32, scale=1.0)
 
 
 @pytest.mark.parametrize("kind", VISION_MODELS)
@@ -119,12 +118,12 @@ def test_seed_decides() -> None:
 def test_start_values() -> None:
     model, f = TEXT_MODELS["open_clip"](), towers.targets(400, towers.D, F32)
     tokens = sb.oti(model, f, steps=0, num_tokens=2).tokens
-    assert abs(float(tokens.std()) / 0.02 - 1) < 0.02 and abs(float(tokens.mean())) < 1e-3
+    assert abs(float(tokens.std()) / 0.02 - 1) < 0.02 and abs(float(tokens.mean())) / 0.02 < 0.05
     one = towers.start(1, 2, TEXT, F32)[0]
     given = sb.oti(model, f[:3], steps=0, num_tokens=2, init=one)
     assert_same_bits(given.tokens, one.expand(3, -1, -1).contiguous())
     assert given.losses.shape == (0,) and given.features.shape == (3, towers.D)
-    assert float((given.features.norm(dim=1) - 1).abs().max()) < 1e-5
+    assert_figures(given.features.norm(dim=1), torch.ones(3), "length", dtype=F32)
 
 
 def test_nan_and_zero_rows_stay_alone() -> None:
@@ -137,7 +136,7 @@ def test_nan_and_zero_rows_stay_alone() -> None:
     rows = [0, 2, 4]
     assert_same_bits(inv.tokens[rows], clean.tokens[rows])
     assert torch.isnan(inv.tokens[1]).all()
-    torch.testing.assert_close(inv.tokens[3], init[3] * (1 - 2e-2 * 0.01) ** 10)  # decays, no gradient
+    assert_close(inv.tokens[3], init[3].double() * (1 - 2e-2 * 0.01) ** 10, "adamw")  # decays, no gradient
     assert torch.isfinite(inv.losses).all()
 
 
@@ -177,7 +176,7 @@ def test_rounded_weights_stay_near() -> None:
     exact = sb.oti(model, f, init=init, steps=50)
     rounded = sb.oti(model, f, init=init, steps=50, weights=torch.bfloat16)
     assert not torch.equal(rounded.features, exact.features)
-    assert float((rounded.losses - exact.losses).abs().max()) < 0.05
+    assert_figures(rounded.losses, exact.losses, "rounded_loss", dtype=torch.bfloat16, scale=1.0)
 
 
 def test_early_stopping_leaves_the_others_alone() -> None:

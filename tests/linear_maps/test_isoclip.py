@@ -14,7 +14,12 @@ from torch import Tensor
 import semobridge_ext as sb
 from semobridge_ext.clip import encode_image, encode_text
 from semobridge_ext.linear_maps.spectrum import PUBLISHED
-from tests.support.assertions import assert_close, assert_row_relative, assert_same_bits
+from tests.support.assertions import (
+    assert_close,
+    assert_figures,
+    assert_row_relative,
+    assert_same_bits,
+)
 from tests.support.samples import DTYPES
 from tests.support.towers import (
     TEXT_MODELS,
@@ -71,10 +76,8 @@ def test_any_shape_of_model(shape):
     iso = sb.IsoCLIP(a, w, k_top=2, k_bottom=1)
     rank = min(shape)
     assert iso.singular_values.shape == (rank,)
-    torch.testing.assert_close(
-        iso.singular_values, torch.linalg.svdvals(a.double() @ w.double().T)[:rank], atol=1e-10, rtol=1e-10
-    )
-    assert_row_relative(iso.image(x), paper(x, a, w, 2, 1, "image"), 1e-10, "wide")
+    assert_close(iso.singular_values, torch.linalg.svdvals(a.double() @ w.double().T)[:rank], "matrix")
+    assert_row_relative(iso.image(x), paper(x, a, w, 2, 1, "image"), "isoclip", context="wide")
     assert iso.image(x, compress=True).shape == (7, rank - 3)
 
 
@@ -86,8 +89,8 @@ def test_text_side_takes_the_image_cut_where_it_has_none(matrices):
 def test_no_cut_is_native(matrices):
     iso, x = sb.IsoCLIP(*matrices, k_top=0, k_bottom=0), torch.randn(5, V, dtype=F64)
     want = unit(x @ matrices[0].double())
-    assert_row_relative(iso.image(x), want, 1e-10, "nothing cut")
-    assert_row_relative(iso.native_map("image")(x), want, 1e-12, "native")
+    assert_row_relative(iso.image(x), want, "isoclip", context="nothing cut")
+    assert_row_relative(iso.native_map("image")(x), want, "linear_map", context="native")
 
 
 def test_gradient(matrices):
@@ -105,13 +108,13 @@ def test_compression_is_exact(matrices):
     x = torch.randn(300, V, dtype=F64)
     want, small = paper(x, *matrices, 3, 2, "image"), iso.image(x, compress=True)
     assert small.shape == (300, WIDTH - 5)
-    torch.testing.assert_close(small @ small.T, want @ want.T, atol=1e-12, rtol=0)
+    assert_close(small @ small.T, want @ want.T, "matrix")
     # The factor is Cholesky's.
     u = torch.linalg.svd(matrices[0].double() @ matrices[1].double().T)[0][:, 3 : WIDTH - 2]
     rows = u.T @ matrices[0].double()
     c = torch.linalg.cholesky(rows @ rows.T)
-    torch.testing.assert_close(small @ small.T, unit(x @ u @ c) @ unit(x @ u @ c).T, atol=1e-12, rtol=0)
-    torch.testing.assert_close(iso.map(compress=True).matrix.abs(), (u @ c).abs(), atol=1e-10, rtol=0)
+    assert_close(small @ small.T, unit(x @ u @ c) @ unit(x @ u @ c).T, "matrix")
+    assert_close(iso.map(compress=True).matrix.abs(), (u @ c).abs(), "matrix")
 
 
 def test_compression_ranks_the_same(matrices):
@@ -164,7 +167,7 @@ def test_from_clip(name: str):
     assert_close(iso.text(t), paper(t, a, w, 2, 3, "text"), "op")
     with torch.no_grad():
         native = unit(encode_image(model, IMAGES).double())
-        assert_row_relative(iso.native_map("image")(x), native, 1e-5, "native")
+        assert_row_relative(iso.native_map("image")(x), native, "linear_map", context="native")
         kept = iso.image(x)
         for p in model.parameters():
             p.zero_()
@@ -214,8 +217,10 @@ def test_tune_finds_what_an_exhaustive_search_finds(matrices):
             table[top, bottom] = sb.reference.retrieval_metrics(f, f, y, y, same_set=True)[:, 0].mean().item()
     assert len(iso.search_) == len(table)
     for top, bottom, score in iso.search_:
-        assert score == pytest.approx(table[top, bottom], abs=1e-4)
-    assert table[iso.k_top, iso.k_bottom] == pytest.approx(max(table.values()), abs=1e-4)
+        assert_figures(score, table[top, bottom], "metric", dtype=torch.float32, scale=1.0)
+    assert_figures(
+        table[iso.k_top, iso.k_bottom], max(table.values()), "metric", dtype=torch.float32, scale=1.0
+    )
     assert iso.k_top >= 3 and table[iso.k_top, iso.k_bottom] > table[0, 0] + 0.1
     names = [f"class {i}" for i in y.tolist()]
     assert sb.IsoCLIP(a, w).tune(x, names, metric="Recall@5").k_top >= 3, (
@@ -258,9 +263,9 @@ def test_class_means(matrices, compress: bool):
     assert classes.tolist() == list(range(6))
     if compress:
         f = paper(x, a, w, 2, 1, "image")
-        assert_row_relative((iso.image(x) @ means.T), f @ want.T, 1e-5, "cosines")
+        assert_row_relative(iso.image(x) @ means.T, f @ want.T, "linear_map", context="cosines")
     else:
-        assert_row_relative(means, want, 1e-5, "prototypes")
+        assert_row_relative(means, want, "linear_map", context="prototypes")
 
 
 def test_pipeline_is_the_nearest_class_mean_of_the_paper(matrices):

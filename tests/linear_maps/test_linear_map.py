@@ -15,7 +15,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import semobridge_ext as sb
-from tests.support.assertions import assert_close, assert_row_relative, assert_same_bits
+from tests.support.assertions import (
+    assert_close,
+    assert_figures,
+    assert_row_relative,
+    assert_same_bits,
+)
 from tests.support.projections import with_rank
 from tests.support.samples import DTYPES
 
@@ -67,8 +72,8 @@ def test_folding_changes_nothing(offsets: list[bool], norms: list[bool]):
     chain, x = composed(steps), torch.randn(20, 6, dtype=F64)
     want = plainly(x, *steps)
     folded = chain.fold()
-    assert_row_relative(chain(x), want, 1e-12, "chain")
-    assert_row_relative(folded(x), want, 1e-11, "folded")
+    assert_row_relative(chain(x), want, "linear_map", context="chain")
+    assert_row_relative(folded(x), want, "linear_map", context="folded")
     assert not bool(chain(torch.zeros(2, 6))[0].any()) or any(offsets)
     # A norm stays where an offset follows before the next norm, or no norm follows at all.
     kept = 1
@@ -84,8 +89,8 @@ def test_folding_changes_nothing(offsets: list[bool], norms: list[bool]):
 def test_matrix_of_a_foldable_chain():
     steps = random_steps([6, 5, 4], [True, False], [True, True])
     chain = composed(steps)
-    torch.testing.assert_close(chain.matrix, steps[0][0].double() @ steps[1][0].double())
-    torch.testing.assert_close(chain.offset, steps[0][1].double() @ steps[1][0].double())
+    assert_close(chain.matrix, steps[0][0].double() @ steps[1][0].double(), "matrix")
+    assert_close(chain.offset, steps[0][1].double() @ steps[1][0].double(), "matrix")
     stuck = composed(random_steps([6, 5, 4], [False, True], [True, True]))
     with pytest.raises(ValueError, match=r"LinearMap.matrix: .* must fold .* got 2 steps.*; read"):
         _ = stuck.matrix
@@ -125,11 +130,12 @@ def test_bridge_as_a_map():
     map_ = sb.LinearMap.from_bridge(b)
     w = b.text_projection.double()
     want = unit(f @ torch.linalg.pinv(w, atol=0.3, rtol=0.0) @ w)
-    assert_row_relative(map_(f), want, 1e-6, "closed form")
+    assert_row_relative(map_(f), want, "bridge_row", dtype=torch.float32, context="closed form")
     with torch.no_grad():
         b.inverse.add_(0.1 * torch.randn(16, 20))
     want = unit(f @ b.inverse.detach().double() @ w)
-    assert_row_relative(sb.LinearMap.from_bridge(b)(f), want, 1e-6, "edited inverse")
+    edited = sb.LinearMap.from_bridge(b)(f)
+    assert_row_relative(edited, want, "bridge_row", dtype=torch.float32, context="edited inverse")
 
 
 @pytest.mark.parametrize("center", [True, False])
@@ -143,19 +149,18 @@ def test_pca_is_scikit_learns(center: bool):
     other = x.numpy() - (fitted.mean_ if center else 0)
     want = unit(torch.from_numpy(other @ fitted.components_.T))
     got = sb.LinearMap.pca(rows, 5, center=center)(x)
-    assert_row_relative(got @ got.T, want @ want.T, 1e-9, "inner products")
+    assert_row_relative(got @ got.T, want @ want.T, "linear_map", context="inner products")
     assert got.shape == (9, 5)
 
 
 def test_centering_and_whitening():
     rows = torch.randn(500, 6, dtype=F64) @ torch.randn(6, 6, dtype=F64) + 3
-    assert_row_relative(
-        sb.LinearMap.centering(rows.mean(0))(rows), unit(rows - rows.mean(0)), 1e-12, "centred"
-    )
+    centred = sb.LinearMap.centering(rows.mean(0))(rows)
+    assert_row_relative(centred, unit(rows - rows.mean(0)), "linear_map", context="centred")
     white = sb.LinearMap.whitening(rows, shrinkage=0.0).with_norm(False)(rows)
     covariance = torch.from_numpy(np.cov(white.T.numpy()))
-    torch.testing.assert_close(covariance, torch.eye(6, dtype=F64), atol=1e-9, rtol=0)
-    torch.testing.assert_close(white.mean(0), torch.zeros(6, dtype=F64), atol=1e-9, rtol=0)
+    assert_figures(covariance, torch.eye(6), "whitened")
+    assert_figures(white.mean(0), torch.zeros(6), "whitened", scale=1.0)
     few = sb.LinearMap.whitening(rows, k=2)
     assert few(rows).shape == (500, 2)
 
@@ -200,11 +205,10 @@ def test_onnx(name: str, dtype: torch.dtype, tmp_path: Path):
     map_.to_onnx(path, dtype=dtype)
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (got,) = session.run(None, {"x": x.numpy()})
-    limit = 1e-5 if dtype is torch.float32 else 1e-12
     rest = [0, 1, 3, 4, 5, 6]
     want = plainly(x, *steps)
-    assert_row_relative(torch.from_numpy(got)[rest], want[rest], limit, "onnxruntime")
-    torch.testing.assert_close(torch.from_numpy(got)[2].double(), want[2], atol=1e-5, rtol=1e-5)
+    assert_row_relative(torch.from_numpy(got)[rest], want[rest], "linear_map", context="onnxruntime")
+    assert_figures(got[2], want[2], "linear_map", dtype=dtype, scale=1.0, context="zero row")
     back = sb.LinearMap.from_onnx(path)
     assert_same_bits(back(x), map_.fold()(x))
 
@@ -236,7 +240,7 @@ def test_faiss(name: str):
     rows = x.numpy()
     for transform in chain:
         rows = transform.apply(rows)
-    assert_row_relative(torch.from_numpy(rows), plainly(x, *steps), 1e-5, "faiss")
+    assert_row_relative(torch.from_numpy(rows), plainly(x, *steps), "linear_map", context="faiss")
     assert_same_bits(sb.LinearMap.from_faiss(chain)(x), map_.fold()(x))
     index = faiss.IndexFlatIP(map_.out_features)
     for transform in reversed(chain):
@@ -254,10 +258,11 @@ def test_faiss_foreign_transforms():
         sb.LinearMap.from_faiss([pca])
     pca.train(rows)
     want = torch.from_numpy(pca.apply(rows)).double()
-    assert_row_relative(sb.LinearMap.from_faiss([pca])(torch.from_numpy(rows)), want, 1e-5, "PCA")
+    ours = sb.LinearMap.from_faiss([pca])(torch.from_numpy(rows))
+    assert_row_relative(ours, want, "linear_map", context="PCA")
     norm = faiss.NormalizationTransform(6, 2.0)
     got = sb.LinearMap.from_faiss([norm])(torch.from_numpy(rows))
-    assert_row_relative(got, unit(torch.from_numpy(rows).double()), 1e-5, "norm alone")
+    assert_row_relative(got, unit(torch.from_numpy(rows).double()), "linear_map", context="norm alone")
     with pytest.raises(TypeError, match=r"be linear transforms or L2 normalisations, got CenteringTransform"):
         sb.LinearMap.from_faiss([faiss.CenteringTransform(6)])
     with pytest.raises(ValueError, match="not be empty"):

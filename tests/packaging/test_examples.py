@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 from PIL import Image
 
@@ -58,7 +57,7 @@ def test_few_shot_from_folder(tmp_path: Path):
 def test_image_search_isoclip():
     out = run("image_search_isoclip.py", "--set", "arrows", "--queries", "2")
     # The figures of docs/guides/isoclip.md: 77.8 native, and the cuts that training drawings choose gain.
-    assert percent(out, "native") == pytest.approx(77.8, abs=0.3)
+    assert 77.5 <= percent(out, "native") <= 78.1
     assert percent(out, "IsoCLIP") >= percent(out, "native")
     assert len(re.findall(r"^.*: .* 0\.\d\d, ", out, re.MULTILINE)) == 2
 

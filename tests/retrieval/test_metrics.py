@@ -13,6 +13,7 @@ from torch import Tensor
 
 import semobridge_ext as sb
 from semobridge_ext.ops import retrieval_metrics
+from tests.support.assertions import assert_figures
 
 NAMES = ("AP", "AP@R", "R-Precision", "Recall@1", "Recall@2", "Recall@5")
 
@@ -72,8 +73,7 @@ TABLE = [
 def test_by_hand(scores, relevant, ap, ap_r, rp, r1, r2, isa: str):
     got = of_scores([float(s) for s in scores], relevant)
     want = {"AP": ap, "AP@R": ap_r, "R-Precision": rp, "Recall@1": r1, "Recall@2": r2}
-    for name, value in want.items():
-        assert got[name] == pytest.approx(value, abs=1e-12), name
+    assert_figures([got[name] for name in want], list(want.values()), "metric", scale=1.0)
 
 
 @pytest.mark.parametrize("draw", range(25))
@@ -84,7 +84,7 @@ def test_ties_are_the_mean_over_all_orders(draw: int):
     relevant[rng.integers(7)] = 1
     got = of_scores(scores.tolist(), relevant.tolist())
     want = brute_force(scores, relevant)
-    np.testing.assert_allclose([got[name] for name in NAMES], want, atol=1e-12)
+    assert_figures([got[name] for name in NAMES], want, "metric", scale=1.0)
 
 
 # -- other programs ----------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ def test_average_precision_is_scikit_learns(isa: str):
     for i in range(0, len(x), 7):
         keep = torch.arange(len(x)) != i
         want = metrics.average_precision_score((y == y[i])[keep].numpy(), scores[i][keep].numpy())
-        assert float(got[i]) == pytest.approx(want, abs=1e-6)
+        assert_figures(got[i], want, "metric", scale=1.0)
 
 
 def test_metrics_are_those_of_torchmetrics_1_4(isa: str):
@@ -146,7 +146,7 @@ def test_metrics_are_those_of_torchmetrics_1_4(isa: str):
             "Recall@5": functional.retrieval_hit_rate(scores[i], target, top_k=5),
         }
         for name, value in want.items():
-            assert float(got[name][i]) == pytest.approx(float(value), abs=1e-6), name
+            assert_figures(got[name][i], value, "metric", dtype=torch.float32, scale=1.0, context=name)
 
 
 # -- against the sorted ranking, on scores that are exact in every dtype ------------------------------
@@ -167,10 +167,9 @@ def test_matches_the_sorted_ranking(shape, dtype: torch.dtype, isa: str):
     want = sb.reference.retrieval_metrics(q.double(), x.double(), yq, yg, recall_at=ks)
     got = retrieval_metrics(q.to(dtype), x.to(dtype), yq, yg, recall_at=ks, per_query=True)
     table = torch.stack([got["per_query"][name] for name in NAMES], 1)
-    torch.testing.assert_close(table, want, rtol=0, atol=1e-12, equal_nan=True)
+    assert_figures(table, want, "metric", scale=1.0)
     valid = ~want[:, 0].isnan()
-    assert got["mAP"] == pytest.approx(float(want[valid, 0].mean()), abs=1e-12)
-    assert got["mAP@R"] == pytest.approx(float(want[valid, 1].mean()), abs=1e-12)
+    assert_figures([got["mAP"], got["mAP@R"]], want[valid, :2].mean(0), "metric", scale=1.0)
 
 
 def test_the_reference_is_the_definition():
@@ -181,7 +180,7 @@ def test_the_reference_is_the_definition():
         keep = np.arange(80) != i
         order = np.argsort(-(x @ x[i]).numpy()[keep])
         want = strict_order((y == y[i]).numpy()[keep][order])
-        np.testing.assert_allclose(got[i].numpy(), want, atol=1e-12)
+        assert_figures(got[i], want, "metric", scale=1.0)
 
 
 @given(st.integers(1, 40), st.integers(1, 300), st.integers(1, 6), st.integers(1, 8), st.integers(0, 99))
@@ -192,7 +191,7 @@ def test_any_shape(n: int, g: int, d: int, classes: int, seed: int):
     want = sb.reference.retrieval_metrics(q, x, yq, yg, recall_at=(1, 2, 5))
     got = retrieval_metrics(q, x, yq, yg, recall_at=(1, 2, 5), per_query=True)
     table = torch.stack([got["per_query"][name] for name in NAMES], 1)
-    torch.testing.assert_close(table, want, rtol=0, atol=1e-12, equal_nan=True)
+    assert_figures(table, want, "metric", scale=1.0)
 
 
 @pytest.mark.parametrize("isa_threads", [1, 2, 5])
@@ -264,7 +263,7 @@ def test_buckets_of_any_width(spread: float, isa: str):
         relevant,
         recall_at=(1, 2, 5),
     )
-    np.testing.assert_allclose([got[name] for name in NAMES], want[0].numpy(), atol=1e-12)
+    assert_figures([got[name] for name in NAMES], want[0], "metric", scale=1.0)
 
 
 def test_many_relevant_in_one_bucket(isa: str):
@@ -275,7 +274,7 @@ def test_many_relevant_in_one_bucket(isa: str):
     want = sb.reference.retrieval_metrics(
         torch.ones(1, 1), g[:, None], torch.ones(1).long(), relevant, recall_at=(1, 2, 5)
     )
-    np.testing.assert_allclose([got[name] for name in NAMES], want[0].numpy(), atol=1e-12)
+    assert_figures([got[name] for name in NAMES], want[0], "metric", scale=1.0)
 
 
 def test_recall_beyond_the_gallery_and_options():

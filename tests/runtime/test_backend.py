@@ -14,7 +14,7 @@ from semobridge_ext.bridging import fold as bridge_fold
 from semobridge_ext.ops import project_normalize
 from semobridge_ext.runtime import backend as _backend
 from semobridge_ext.runtime.choice import resolve
-from tests.support.assertions import assert_same_bits
+from tests.support.assertions import assert_close, assert_same_bits
 from tests.support.fresh import Program, run_fresh
 from tests.support.places import runnable_isas
 
@@ -33,7 +33,7 @@ def test_backends_agree(name: str):
     with sb.backend(name):
         got = project_normalize(x, matrix)
     want = sb.reference.project_normalize(x.double(), matrix.double())
-    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-6)
+    assert_close(got, want, "op")
 
 
 def test_eager_backend_does_not_touch_the_native_core(monkeypatch):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.support.source_tree import ROOT
+from tests.support.source_tree import ROOT, plant
 
 PACKAGE = "semobridge_ext"
 # From the ground up: a module imports from its own layer and those before it.
@@ -298,13 +298,6 @@ GOOD = {
     "tests/support/helper.py": "",
     "tests/test_a.py": "from tests.support.helper import x\nimport pytest\n",
 }
-
-
-def plant(root: Path, files: dict[str, str]) -> Path:
-    for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text, encoding="utf-8")
-    return root
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)

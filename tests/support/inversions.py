@@ -12,21 +12,22 @@ import torch
 import semobridge_ext as sb
 from semobridge_ext.inversion import invert
 from tests.support import towers
-from tests.support.assertions import assert_row_relative
-from tests.support.towers import DESCENT, F32, TEXT, TEXT_MODELS
+from tests.support.assertions import assert_figures, assert_row_relative
+from tests.support.towers import F32, TEXT, TEXT_MODELS
 
 STEPS, SAMPLES, SIZE = 40, 40, 4
 
 
 def compare(ours: sb.Inversion, theirs: sb.Inversion, dtype: torch.dtype, context: str = "") -> None:
-    bound = DESCENT[dtype]
-    flat = [t.flatten(1) for t in (ours.tokens, theirs.tokens.double())]
-    assert_row_relative(flat[0], flat[1], bound, f"{context} tokens")
-    assert_row_relative(ours.features, theirs.features.double(), bound, f"{context} features")
-    torch.testing.assert_close(ours.losses.double(), theirs.losses.double(), rtol=0, atol=bound)
+    def close(got: torch.Tensor, want: torch.Tensor, what: str) -> None:
+        assert_row_relative(got, want.double(), "descent", dtype=dtype, context=f"{context} {what}")
+
+    close(ours.tokens.flatten(1), theirs.tokens.flatten(1), "tokens")
+    close(ours.features, theirs.features, "features")
+    assert_figures(ours.losses, theirs.losses, "descent_loss", dtype=dtype, scale=1.0, context=context)
     assert ours.recorded.keys() == theirs.recorded.keys()
     for step, features in ours.recorded.items():
-        assert_row_relative(features, theirs.recorded[step].double(), bound, f"{context} step {step}")
+        close(features, theirs.recorded[step], f"step {step}")
 
 
 def arguments(model: torch.nn.Module | None = None, **changed: object) -> tuple[tuple, dict]:

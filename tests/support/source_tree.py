@@ -32,6 +32,14 @@ def environment(**words: str) -> dict[str, str]:
     return kept | {"PYTHONPATH": package} | words
 
 
+def plant(root: Path, files: dict[str, str]) -> Path:
+    """A made-up tree: path → text."""
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, encoding="utf-8")
+    return root
+
+
 def need(tool: str, why: str) -> str:
     path = shutil.which(tool)
     if path is None:

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.support.assertions import assert_close, assert_row_relative, assert_same_bits, ulp
+from tests.support.assertions import (
+    assert_close,
+    assert_cosine,
+    assert_figures,
+    assert_row_relative,
+    assert_same_bits,
+    ulp,
+)
 from tests.support.comparer import WORST
 from tests.support.samples import DTYPES
 from tests.support.tolerances import LIMITS, TABLE
@@ -45,7 +52,7 @@ def test_rounded_oracle_passes_and_truncated_fails(want: torch.Tensor, dtype: to
 def test_nan_and_infinity_are_named_first(want: torch.Tensor, poison: float):
     got = want.clone()
     got[3, 4] = poison
-    for check in (lambda: assert_close(got, want, "op"), lambda: assert_row_relative(got, want, 1.0)):
+    for check in (lambda: assert_close(got, want, "op"), lambda: assert_row_relative(got, want, "tower")):
         with pytest.raises(AssertionError, match="NaN or inf"):
             check()
     with pytest.raises(AssertionError, match="oracle is not finite"):
@@ -68,7 +75,11 @@ def test_oracle_without_signal_is_refused():
     with pytest.raises(AssertionError, match="nothing to compare"):
         assert_close(zero[:0], zero[:0], "op")
     with pytest.raises(AssertionError, match="zero row"):
-        assert_row_relative(zero, zero, 1.0)
+        assert_row_relative(zero, zero, "tower")
+    with pytest.raises(AssertionError, match="all zero, and no scale"):
+        assert_figures(zero, zero, "tower")
+    with pytest.raises(AssertionError, match="zero row"):
+        assert_cosine(zero, zero, "tower", dtype=torch.float64)
 
 
 def test_lean_is_refused(want: torch.Tensor):
@@ -99,6 +110,58 @@ def test_shape_and_oracle_dtype(want: torch.Tensor):
         assert_close(want.float(), want.float(), "op")
 
 
+def test_row_beyond_the_familys_limit(want: torch.Tensor):
+    got = want.clone()
+    got[7] *= 1 + 1e-3
+    with pytest.raises(
+        AssertionError, match=r"tower/float64 here row 7, of its length: 0\.001 is beyond 1e-12"
+    ):
+        assert_row_relative(got, want, "tower", context="here")
+    assert assert_row_relative(got, want, "descent", dtype=torch.float32) == pytest.approx(1e-3)
+    with pytest.raises(KeyError):
+        assert_row_relative(got.half(), want, "tower")
+
+
+def test_figures():
+    nan, inf = float("nan"), float("inf")
+    assert assert_figures([100.0, nan], [100.0 + 5e-4, nan], "tower", dtype=torch.float32) < 6e-6
+    with pytest.raises(AssertionError, match="value 1: 5e-05 is beyond 1e-05"):
+        assert_figures([100.0, 1.005], [100.0, 1.0], "tower", dtype=torch.float32)
+    with pytest.raises(AssertionError, match="is beyond"):
+        assert_figures(1e-4, 0.0, "tower", dtype=torch.float32, scale=1.0)
+    for got, want in (([1.0, nan], [1.0, 2.0]), ([1.0, 2.0], [1.0, nan]), ([1.0, inf], [1.0, nan])):
+        with pytest.raises(AssertionError, match="at other places"):
+            assert_figures(got, want, "tower")
+    for want in ([1.0, inf], [nan, nan]):
+        with pytest.raises(AssertionError, match="not finite"):
+            assert_figures(want, want, "tower")
+    for got, want in (([1.0], 1.0), ([], [])):
+        with pytest.raises(AssertionError, match=r"oracle \("):
+            assert_figures(got, want, "tower")
+
+
+def test_cosines(want: torch.Tensor):
+    got = 3 * want  # a length is no angle
+    assert assert_cosine(got, want, "launched_cosine", dtype=torch.float64) < 1e-15
+    got[7] = want[8]
+    with pytest.raises(AssertionError, match=r"1 − cosine: .* is beyond"):
+        assert_cosine(got, want, "launched_cosine", dtype=torch.float64)
+    assert_cosine(got, want, "launched_cosine", dtype=torch.float64, share=0.9)
+    got[3, 4] = float("nan")
+    with pytest.raises(AssertionError, match="NaN or infinity"):
+        assert_cosine(got, want, "launched_cosine", dtype=torch.float64, share=0.9)
+
+
+def test_only_what_holds_is_seen(want: torch.Tensor):
+    WORST.clear()
+    for broken, check in ((2 * want, assert_close), (want + 1, assert_row_relative)):
+        with pytest.raises(AssertionError):
+            check(broken, want, "op" if check is assert_close else "tower")
+    assert not WORST
+    assert_close(want.float(), want, "op")
+    assert 0 < WORST["op", "float32"] < 1e-7
+
+
 def test_same_bits(want: torch.Tensor):
     assert_same_bits(want, want.clone())
     other = want.clone()
@@ -113,5 +176,8 @@ def test_table_is_stated_in_full():
     for (family, dtype), limit in TABLE.items():
         allowed = limit.ulps or limit.relative
         assert 0 < limit.seen <= allowed, f"{family}/{dtype}: seen {limit.seen}, allowed {allowed}"
+    assert not {family for family, _ in TABLE} & {family for family, _ in LIMITS}, (
+        "one name, one kind of error"
+    )
     for key, (allowed, seen) in LIMITS.items():
         assert 0 < seen <= allowed, key

@@ -1,4 +1,4 @@
-"""Tiny random models of every kind that inversion supports, and the bounds of parity."""
+"""Tiny random models of every kind that inversion supports."""
 
 from __future__ import annotations
 
@@ -15,11 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.support.assertions import limits
-
 D, TEXT, VISION = 24, 48, 32
 F32, F64 = torch.float32, torch.float64
-TOWER, DESCENT = limits("tower"), limits("descent")
 
 _VISION = {"image_size": 32, "patch_size": 8, "width": VISION, "layers": 2, "head_width": 16}
 TEXT_CONFIG = {"context_length": 16, "width": TEXT, "heads": 3, "layers": 3}

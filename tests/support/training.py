@@ -10,6 +10,7 @@ from semobridge_ext._engines.bridge_training.reference import semobridge_t_loss
 from semobridge_ext._engines.bridge_training.spec import LossWeights
 from semobridge_ext._engines.bridge_training.step import BridgeTrainer
 from semobridge_ext.fewshot.training_schedule import Schedule
+from tests.support.assertions import assert_figures
 from tests.support.problems import Problem
 
 NOTHING = LossWeights(0, 0, 0, 0, 0)
@@ -58,6 +59,19 @@ def autograd(
     )  # fmt: skip
     found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True, allow_unused=True)
     return loss.detach(), dict(zip(leaves, found, strict=True))
+
+
+def check_gradients(p: Problem, trainer: BridgeTrainer, loss: torch.Tensor) -> None:
+    """The trainer's loss and gradients against `autograd`."""
+    want, gradients = autograd(p, trainer)
+    dtype = trainer.parameters["inverse"].dtype
+    assert float(want) > 1e-6 and max(float(g.abs().max()) for g in gradients.values()) > 1e-4
+    assert_figures(loss, want, "training_loss", dtype=dtype, scale=max(float(want), 1.0))
+    for name, exact in gradients.items():
+        scale = max(float(exact.abs().max()), 1e-3)  # a gradient that is nearly zero has no digits of its own
+        assert_figures(
+            trainer.gradients[name], exact, "training_grad", dtype=dtype, scale=scale, context=name
+        )
 
 
 def autograd_trajectory(p: Problem, schedule: Schedule, steps: int) -> tuple[list[float], list[torch.Tensor]]:

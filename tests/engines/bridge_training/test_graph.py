@@ -19,6 +19,7 @@ from semobridge_ext._engines.bridge_training.choice import Choice
 from semobridge_ext._engines.bridge_training.spec import Batch, LossWeights
 from semobridge_ext._engines.bridge_training.torch import TorchTrainingPieces
 from semobridge_ext.runtime.step_graph import repeatable
+from tests.support.assertions import assert_figures
 from tests.support.graph_recorder import Recorder
 from tests.support.problems import make
 from tests.support.training import LOSSES, classifier, trainer_of
@@ -153,4 +154,4 @@ def test_class_sums_have_one_order_and_keep_nan_apart():
     pieces._class_sums(x[4:], (2, 4), part)
     assert torch.equal(part, out[2:])
     want = torch.stack([rows.double().sum(0) for rows in x.split(counts)])
-    torch.testing.assert_close(out.double(), want, rtol=1e-5, atol=1e-5, equal_nan=True)
+    assert_figures(out, want, "class_sums", dtype=torch.float32)

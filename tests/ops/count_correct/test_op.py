@@ -96,7 +96,7 @@ def test_tune_keeps_the_first_best_and_tells_the_truth(sampler, redundant):
     again = sb.SeMoBridgeClassifier(p.bridge(), p.text).fit(p.shots, p.labels)
     again.tune(p.queries, p.targets, n_trials=40, sampler=sampler, seed=3, redundant=redundant)
     assert again.search_ == found
-    assert clf.score(p.queries, p.targets) == pytest.approx(found.accuracy, abs=1.01 / 150)
+    assert abs(round(150 * clf.score(p.queries, p.targets)) - round(150 * found.accuracy)) <= 1
 
 
 def test_fixed_ranges_and_batches():
