@@ -23,6 +23,7 @@ from semobridge_ext._ops.project_normalize.op import project_normalize
 from semobridge_ext._ops.project_normalize.prepared import PreparedProjection
 from semobridge_ext.bridging.fold import Fold, fold_of, packed_chain, packed_projector
 from semobridge_ext.runtime.choice import direct
+from semobridge_ext.runtime.held import Held
 
 _FORMAT = "semobridge-ext bridge 1"
 
@@ -49,6 +50,9 @@ class Bridge(nn.Module):
         neither on its batch nor on the number of threads. Differentiable in the features, ``inverse`` and
         the class bias.
 
+    Changes: a call computes with what the two matrices hold then, written in place or replaced. Writes
+        through ``.data`` or another library's view leave no trace in PyTorch and are not seen.
+
     Memory: the two matrices, their fold in float64 (T·D + 3·D² values at most), and packed copies of what a
         kind of call applies, made at its first use.
 
@@ -61,9 +65,9 @@ class Bridge(nn.Module):
 
     text_projection: Tensor
     inverse: nn.Parameter
-    _fold_cache: tuple[tuple, Fold] | None
+    _fold_cache: tuple[Held, Fold] | None
     _prepared: dict[tuple[bool, bool], PreparedProjection]
-    _prepared_stamp: tuple | None
+    _prepared_from: Held | None
 
     def __init__(
         self,
@@ -87,6 +91,10 @@ class Bridge(nn.Module):
             remedy = "pass the mean length of the un-projected text features"
             raise ValueError(_errors.message("Bridge", "text_length", "be > 0", text_length, remedy))
         self.atol, self.text_length = float(atol), float(text_length)
+        with torch.inference_mode(False):  # tensors that count their writes, wherever the bridge is made
+            self._set(w)
+
+    def _set(self, w: Tensor) -> None:  # [T, D]
         fold = fold_of(w, self.atol, None)
         if fold.rank == 0:
             contract = f"have a singular value above atol={self.atol}"
@@ -97,7 +105,7 @@ class Bridge(nn.Module):
         self.register_buffer("text_projection", w.to(keep, copy=True))
         self.inverse = nn.Parameter(fold.pinv.to(w.device, keep), requires_grad=False)
         self._forget()
-        self._fold_cache = (self._stamp(), fold)
+        self._fold_cache = (Held(*self._matrices()), fold)
 
     # -- construction and files ----------------------------------------------------------------------
 
@@ -175,14 +183,15 @@ class Bridge(nn.Module):
         b = cls(tensors["text_projection"], atol=atol, text_length=length)
         if tensors["inverse"].shape != b.inverse.shape:
             raise ValueError(f"Bridge.load: {path} holds an inverse of another shape; save it again")
-        b.inverse.data = tensors["inverse"].to(b.inverse.dtype)
+        with torch.no_grad():
+            b.inverse.copy_(tensors["inverse"])
         return b
 
     # -- what follows from the matrices --------------------------------------------------------------
 
     def _forget(self) -> None:
         """Drops what was derived from the matrices."""
-        self._fold_cache, self._prepared, self._prepared_stamp = None, {}, None
+        self._fold_cache, self._prepared, self._prepared_from = None, {}, None
 
     def _apply(self, fn: Any, recurse: bool = True) -> Bridge:
         """Moving or converting the module replaces the data behind the tensors without a trace."""
@@ -191,20 +200,19 @@ class Bridge(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles carry the matrices; native operands are packed anew where they arrive."""
-        return {**self.__dict__, "_fold_cache": None, "_prepared": {}, "_prepared_stamp": None}
+        return {**self.__dict__, "_fold_cache": None, "_prepared": {}, "_prepared_from": None}
 
-    def _stamp(self) -> tuple:
-        """Changes whenever the matrices may have: in-place writes and replaced tensors."""
+    def _matrices(self) -> tuple[Tensor, Tensor]:
         inverse, w = self._parameters["inverse"], self._buffers["text_projection"]
         assert inverse is not None and w is not None
-        if inverse.is_inference() or w.is_inference():  # these carry no version
-            return (inverse.data_ptr(), w.data_ptr())
-        return (inverse.data_ptr(), inverse._version, w.data_ptr(), w._version)
+        return inverse, w
 
     def _fold(self) -> Fold:
-        stamp = self._stamp()
-        if self._fold_cache is None or self._fold_cache[0] != stamp:
-            self._fold_cache = (stamp, fold_of(self.text_projection, self.atol, self.inverse))
+        matrices = self._matrices()
+        if self._fold_cache is None or not self._fold_cache[0].same(*matrices):
+            held = Held(*matrices)  # before the fold: a write meanwhile makes it stale, not trusted
+            with torch.inference_mode(False), torch.no_grad():
+                self._fold_cache = (held, fold_of(matrices[1], self.atol, matrices[0]))
         return self._fold_cache[1]
 
     @property
@@ -218,14 +226,14 @@ class Bridge(nn.Module):
 
     def _projection(self, project: bool, normalize: bool) -> PreparedProjection:
         """The prepared operands of one kind of call, made at its first use."""
-        stamp = self._stamp()
-        if stamp != self._prepared_stamp:
-            self._prepared.clear()
-            self._prepared_stamp = stamp
+        matrices = self._matrices()
+        if self._prepared_from is None or not self._prepared_from.same(*matrices):
+            self._prepared, self._prepared_from = {}, Held(*matrices)
         kind = (project, normalize)
         prepared = self._prepared.get(kind)
         if prepared is None:
-            prepared = self._prepared[kind] = self._prepare(project, normalize)
+            with torch.inference_mode(False), torch.no_grad():
+                prepared = self._prepared[kind] = self._prepare(project, normalize)
         return prepared
 
     def _prepare(self, project: bool, normalize: bool) -> PreparedProjection:

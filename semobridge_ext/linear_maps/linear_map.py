@@ -22,6 +22,7 @@ from semobridge_ext._ops.project_normalize.prepared import PreparedProjection
 from semobridge_ext.linear_maps import export
 from semobridge_ext.linear_maps.principal import principal_directions
 from semobridge_ext.linear_maps.steps import FORMAT, Step, folded, layout_of, names_of, steps_of, tensors_of
+from semobridge_ext.runtime.held import Held
 from semobridge_ext.runtime.rows import compute_dtype
 
 
@@ -55,7 +56,7 @@ class LinearMap:
     """
 
     steps: tuple[Step, ...]
-    _prepared: dict[int, PreparedProjection]
+    _prepared: dict[int, tuple[Held, PreparedProjection]]
 
     def __init__(
         self,
@@ -76,8 +77,11 @@ class LinearMap:
                 remedy = "pass one value per column of the matrix"
                 raise ValueError(_errors.message("LinearMap", "offset", f"be [{m.shape[1]}]", b, remedy))
             _errors.check_finite("LinearMap", "offset", b, "check what it was computed from")
-            b = b.to("cpu", torch.float64, copy=True) if bool((b != 0).any()) else None
-        self._set((Step(m.to("cpu", torch.float64, copy=True).contiguous(), b, bool(normalize)),))
+            b = b if bool((b != 0).any()) else None
+        with torch.inference_mode(False):  # tensors for any later use, wherever the map is made
+            m = m.to("cpu", torch.float64, copy=True).contiguous()
+            b = None if b is None else b.to("cpu", torch.float64, copy=True)
+        self._set((Step(m, b, bool(normalize)),))
 
     def _set(self, steps: Sequence[Step]) -> LinearMap:
         self.steps, self._prepared = tuple(steps), {}
@@ -207,12 +211,14 @@ class LinearMap:
     # -- application ---------------------------------------------------------------------------------
 
     def _projection(self, index: int) -> PreparedProjection:
-        prepared = self._prepared.get(index)
-        if prepared is None:
-            step = self.steps[index]
+        step = self.steps[index]
+        tensors = (step.matrix,) if step.offset is None else (step.matrix, step.offset)
+        kept = self._prepared.get(index)
+        if kept is None or not kept[0].same(*tensors):  # `steps` hands the matrices out
+            held = Held(*tensors)
             prepared = PreparedProjection(step.matrix, step.offset, normalize=step.normalize)
-            self._prepared[index] = prepared
-        return prepared
+            kept = self._prepared[index] = held, prepared
+        return kept[1]
 
     def __call__(self, x: Tensor) -> Tensor:  # [.., K] -> [.., M]
         """Maps rows [.., K] to [.., M], in the dtype of x; between steps in float32 or float64."""

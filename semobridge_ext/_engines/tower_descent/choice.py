@@ -6,6 +6,7 @@ import weakref
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from semobridge_ext._engines.tower_descent.cpu import FrozenTower, PackedTower
 from semobridge_ext._engines.tower_descent.cuda import CudaTowerPieces
@@ -17,10 +18,11 @@ from semobridge_ext._engines.tower_descent.torch import TorchTowerPieces
 from semobridge_ext._engines.tower_descent.weights import LaunchedWeights
 from semobridge_ext.runtime.backend import requested
 from semobridge_ext.runtime.choice import resolve
+from semobridge_ext.runtime.held import Held
 
 Weights = PackedTower | LaunchedWeights
 
-_shared: weakref.WeakKeyDictionary[Any, dict[str, tuple[Any, Weights]]] = weakref.WeakKeyDictionary()
+_shared: weakref.WeakKeyDictionary[Any, dict[str, tuple[Held, Weights]]] = weakref.WeakKeyDictionary()
 
 
 def choose(function: str, device: torch.device, dtype: torch.dtype) -> str:
@@ -38,9 +40,8 @@ def choose(function: str, device: torch.device, dtype: torch.dtype) -> str:
     return "torch" if device.type == "cuda" and requested() != "eager" else "eager"
 
 
-def _state(model: Any) -> tuple[Any, ...]:
-    """Changes when weights are replaced or trained (not when they are written through ``.data``)."""
-    return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters())
+def _weights_of(model: Any) -> tuple[Tensor, ...]:
+    return (*model.parameters(), *model.buffers())
 
 
 def make_engine(
@@ -51,11 +52,11 @@ def make_engine(
     if chosen == "eager":
         return EagerTower(tower, rows)
     make: type[Weights] = PackedTower if chosen == "cpu" else LaunchedWeights
-    kind, state = f"{function} {weights} {make.__name__}", _state(model)
+    kind, held = f"{function} {weights} {make.__name__}", _weights_of(model)
     kept = _shared.setdefault(model, {})
-    if kind not in kept or kept[kind][0] != state:
-        kept.clear()  # one set of weights a model: they are as large as the model
-        kept[kind] = (state, make(tower, weights))
+    if kind not in kept or not kept[kind][0].same(*held):
+        kept.clear()  # one set of weights a model: they are as large as the model, so none is copied either
+        kept[kind] = (Held(*held, copies=False), make(tower, weights))
     found = kept[kind][1]
     if isinstance(found, PackedTower):
         return FrozenTower(found, rows)

@@ -103,6 +103,8 @@ class PreparedProjection:
         key = device, compute
         if key not in self._operands:
             assert self.matrix is not None
-            offset = None if self._offset is None else self._offset.to(device, compute)
-            self._operands[key] = self.matrix.to(device, compute), offset
+            # Inference tensors could take no part in a later call's gradient.
+            with torch.inference_mode(False):
+                offset = None if self._offset is None else self._offset.to(device, compute)
+                self._operands[key] = self.matrix.to(device, compute), offset
         return self._operands[key]
