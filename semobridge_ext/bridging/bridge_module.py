@@ -67,7 +67,8 @@ class Bridge(nn.Module):
     inverse: nn.Parameter
     _fold_cache: tuple[Held, Fold] | None
     _prepared: dict[tuple[bool, bool], PreparedProjection]
-    _prepared_from: Held | None
+    _prepared_from: Held | None = None
+    _numbers: tuple[float, ...] = ()
 
     def __init__(
         self,
@@ -192,6 +193,7 @@ class Bridge(nn.Module):
     def _forget(self) -> None:
         """Drops what was derived from the matrices."""
         self._fold_cache, self._prepared, self._prepared_from = None, {}, None
+        self._numbers = self.atol, self.text_length
 
     def _apply(self, fn: Any, recurse: bool = True) -> Bridge:
         """Moving or converting the module replaces the data behind the tensors without a trace."""
@@ -202,12 +204,38 @@ class Bridge(nn.Module):
         """Copies and pickles carry the matrices; native operands are packed anew where they arrive."""
         return {**self.__dict__, "_fold_cache": None, "_prepared": {}, "_prepared_from": None}
 
+    def get_extra_state(self) -> Tensor:  # [2] float64
+        """What ``state_dict`` keeps beside the matrices: atol and text_length."""
+        return torch.tensor([self.atol, self.text_length], dtype=torch.float64, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:  # [2]
+        """Takes what ``get_extra_state`` gave."""
+        known = isinstance(state, Tensor) and state.shape == (2,) and state.is_floating_point()
+        if not known or not 0 <= float(state[0]) < float("inf") or not 0 < float(state[1]) < float("inf"):
+            remedy = "take it from a Bridge's state_dict"
+            raise ValueError(
+                _errors.message(
+                    "Bridge.load_state_dict", "extra state", "be [atol, text_length]", state, remedy
+                )
+            )
+        self.atol, self.text_length = float(state[0]), float(state[1])
+        self._forget()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        # State dicts of 0.1.0 hold the matrices alone: this bridge's own numbers stay.
+        key = f"{prefix}_extra_state"
+        if key not in state_dict and f"{prefix}inverse" in state_dict:
+            state_dict[key] = self.get_extra_state()
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
     def _matrices(self) -> tuple[Tensor, Tensor]:
         inverse, w = self._parameters["inverse"], self._buffers["text_projection"]
         assert inverse is not None and w is not None
         return inverse, w
 
     def _fold(self) -> Fold:
+        if self._numbers != (self.atol, self.text_length):
+            self._forget()
         matrices = self._matrices()
         if self._fold_cache is None or not self._fold_cache[0].same(*matrices):
             held = Held(*matrices)  # before the fold: a write meanwhile makes it stale, not trusted
@@ -226,6 +254,8 @@ class Bridge(nn.Module):
 
     def _projection(self, project: bool, normalize: bool) -> PreparedProjection:
         """The prepared operands of one kind of call, made at its first use."""
+        if self._numbers != (self.atol, self.text_length):
+            self._forget()
         matrices = self._matrices()
         if self._prepared_from is None or not self._prepared_from.same(*matrices):
             self._prepared, self._prepared_from = {}, Held(*matrices)

@@ -52,10 +52,11 @@ class ZeroShot(StoredEstimator):
         Raises:
             TypeError, ValueError: text rows or class names that do not fit each other.
         """
+        self._check_numbers("fit")
         text = self._text("fit", self.text_features, None)
         labels: list[Hashable] = list(range(len(text)) if self.class_names is None else self.class_names)
         self._set_classes("fit", labels, self.class_names, len(text))
-        self._text_rows, self.n_features_in_ = text, text.shape[1]
+        self._text_rows, self.n_features_in_ = self._sorted(text), text.shape[1]
         return self
 
     def _logits(self, x: Tensor) -> Tensor:

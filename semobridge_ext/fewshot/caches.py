@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
+from semobridge_ext import _errors
 from semobridge_ext._ops.support_logits.op import support_logits
 from semobridge_ext.fewshot.estimator import CHUNK
 from semobridge_ext.fewshot.stored_estimator import StoredEstimator
@@ -185,8 +186,13 @@ class TipAdapterF(TipAdapter):
                     optimizer.step()
                     schedule.step()
                     losses.append(loss.detach())
-        self.keys_ = keys.detach()
-        self.losses_ = torch.stack(losses).cpu() if losses else torch.zeros(0)
+        found = torch.stack(losses).cpu() if losses else torch.zeros(0)
+        if not bool(torch.isfinite(found).all() & torch.isfinite(keys).all()):
+            wild = (~torch.isfinite(found)).nonzero()
+            got = f"NaN or infinity at step {int(wild[0]) + 1 if len(wild) else len(found)} of {len(found)}"
+            remedy = f"lower lr={self.lr:g}, alpha={self.alpha:g} or logit_scale={self.logit_scale:g}"
+            raise ValueError(_errors.message("TipAdapterF.fit", "the loss", "stay finite", got, remedy))
+        self.keys_, self.losses_ = keys.detach(), found
         return self
 
 

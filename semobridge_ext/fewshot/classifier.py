@@ -17,7 +17,7 @@ from semobridge_ext._ops.blend_logits.spec import BlendParams, Similarities
 from semobridge_ext.bridging import Bridge
 from semobridge_ext.fewshot.class_sums import ClassSums
 from semobridge_ext.fewshot.estimator import CHUNK, exactly
-from semobridge_ext.fewshot.estimator_file import load_estimator, save_estimator
+from semobridge_ext.fewshot.estimator_file import load_estimator, save_estimator, sort_classes
 from semobridge_ext.fewshot.tuning import TuneResult, fit_scale, tune_blend
 
 
@@ -34,7 +34,8 @@ class SeMoBridgeClassifier(ClassSums):
         probability_scale: what ``predict_proba`` multiplies the logits by before ``tune`` fits it.
 
     Attributes:
-        classes_: class names in the order of the columns. params_: the blend in use (BlendParams).
+        classes_: class names, sorted: the order of the columns and of all that is [C].
+        params_: the blend in use (BlendParams).
         exponents_: [C] float64 D_c. counts_: [C] shots. search_: what ``tune`` found, or None.
         probability_scale_: the scale in use. n_features_in_: D.
 
@@ -234,6 +235,8 @@ class SeMoBridgeClassifier(ClassSums):
         return self
 
     def _restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        by_class = ("text", "raw_sums", "bridged_sums", "counts", "tau")
+        sort_classes(tensors, values, by_class)
         params = BlendParams(*values["params"])
         bridge: Any = "identity"
         if values["bridge"] is not None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from semobridge_ext import _files
+from semobridge_ext import _files, _inputs
 
 
 def _plain(value: Any) -> Any:
@@ -21,6 +22,21 @@ def _plain(value: Any) -> Any:
 
 def _restored(value: Any) -> Any:
     return tuple(_restored(v) for v in value["tuple"]) if isinstance(value, dict) else value
+
+
+def sort_classes(
+    tensors: dict[str, Tensor], values: dict[str, Any], by_class: tuple[str, ...], codes: str = ""
+) -> None:
+    """Brings a file's classes into sorted order, as 0.1.0 did not write them: rows, codes and names."""
+    order = _inputs.order_of(values["names"])
+    if order is None:
+        return
+    values["names"] = [values["names"][i] for i in order.tolist()]
+    for name in by_class:
+        if name in tensors:
+            tensors[name] = tensors[name][order]
+    if codes in tensors:
+        tensors[codes] = torch.argsort(order)[tensors[codes]]
 
 
 def save_estimator(path: Any, file_format: str, tensors: dict[str, Tensor], fields: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from semobridge_ext import _inputs
 from semobridge_ext.fewshot.estimator import FewShotEstimator, exactly
-from semobridge_ext.fewshot.estimator_file import load_estimator, save_estimator
+from semobridge_ext.fewshot.estimator_file import load_estimator, save_estimator, sort_classes
 
 
 class StoredEstimator(FewShotEstimator):
@@ -51,6 +51,7 @@ class StoredEstimator(FewShotEstimator):
         """
         fields = ("names", "numbers", "params", "width")
         tensors, values = load_estimator(f"{cls.__name__}.load", path, cls._format(), (), fields)
+        sort_classes(tensors, values, ("_text_rows", "prototypes_", "coef_", "intercept_"), "labels_")
         known = {n: v for n, v in values["params"].items() if n not in ("text_features", "class_names")}
         if "text_features" in cls._parameter_names():
             known["text_features"] = tensors.get("_text_rows")

@@ -8,6 +8,7 @@ _engines/bridge_training takes the steps; its reference.py spells out the loss.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -131,7 +132,7 @@ class SeMoBridgeT(SeMoBridgeClassifier):
     def _loss_weights(self) -> LossWeights:
         given = self.losses or {}
         unknown = set(given) - set(LossWeights._fields)
-        if unknown or any(not value >= 0 for value in given.values()):
+        if unknown or any(not 0 <= value < float("inf") for value in given.values()):
             raise ValueError(
                 f"SeMoBridgeT: losses must map {list(LossWeights._fields)} to factors ≥ 0, got {given}; "
                 "0 leaves one out"
@@ -171,9 +172,29 @@ class SeMoBridgeT(SeMoBridgeClassifier):
 
         Raises:
             ValueError: as SeMoBridgeClassifier.fit; text that a loss needs is missing; a checkpoint of
-                other data or settings.
+                other data or settings; a loss that diverged. The estimator is then as it was before.
+
+        Warns:
+            UserWarning: the loss diverged after the step that the validation data chose.
         """
         schedule, weights = self._schedule(), self._loss_weights()
+        before = dict(self.__dict__)
+        try:
+            return self._fit(X, y, schedule, weights, validation, checkpoint)
+        except BaseException:  # a run that failed leaves the estimator as it was, fitted or not
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+
+    def _fit(
+        self,
+        X: Any,
+        y: Any,
+        schedule: Schedule,
+        weights: LossWeights,
+        validation: tuple[Any, Any] | None,
+        checkpoint: Any,
+    ) -> SeMoBridgeT:
         x, names = self._support("fit", X, y)
         codes = self._start("fit", x, names)
         for name, low in (("eval_every", 1), ("checkpoint_every", 1)):
@@ -203,7 +224,7 @@ class SeMoBridgeT(SeMoBridgeClassifier):
                 remedy = "pass one row per class"
                 contract = f"have {len(self._names)} rows"
                 raise ValueError(_errors.message("SeMoBridgeT.fit", "text_hidden", contract, hidden, remedy))
-            hidden = hidden.to(x.device, dtype)
+            hidden = self._sorted(hidden).to(x.device, dtype)
         order = torch.argsort(codes, stable=True)
         return BridgeTrainer(
             bridge.inverse.detach().to(x.device, dtype), bridge.text_projection.to(x.device, dtype),
@@ -254,11 +275,29 @@ class SeMoBridgeT(SeMoBridgeClassifier):
                 if stop:
                     break
         self.losses_ = trainer.losses[: trainer.steps].cpu()
+        self._check_converged(trainer, schedule, best.parameters if held_out is not None else None)
         self.validation_ = best.looks
         self.best_step_ = trainer.steps if held_out is None else best.step
         if held_out is not None:
             for name, kept in best.parameters.items():
                 trainer.parameters[name].copy_(kept)
+
+    def _check_converged(
+        self, trainer: BridgeTrainer, schedule: Schedule, kept: dict[str, Tensor] | None
+    ) -> None:
+        """Raises where the loss diverged; says so where the validation data kept an earlier, sound step."""
+        wild = ~torch.isfinite(self.losses_)
+        used = trainer.parameters if kept is None else kept
+        sound = all(bool(torch.isfinite(p).all()) for p in used.values())
+        if sound and not bool(wild.any()):
+            return
+        step = int(wild.nonzero()[0]) + 1 if bool(wild.any()) else trainer.steps
+        contract, got = "stay finite", f"NaN or infinity at step {step} of {schedule.steps}"
+        remedy = f"lower lr={schedule.lr:g}, raise warmup={schedule.warmup}, or check the features' lengths"
+        text = _errors.message("SeMoBridgeT.fit", "the loss", contract, got, remedy)
+        if kept is None or not sound:
+            raise ValueError(text)
+        warnings.warn(f"{text}. Kept are the parameters that the validation data chose.", stacklevel=5)
 
     def _validate(self, trainer: BridgeTrainer, held_out: tuple[Tensor, Tensor]) -> float:
         """Accuracy of the present parameters on the validation part, with the constructor's blend."""
@@ -284,6 +323,11 @@ class SeMoBridgeT(SeMoBridgeClassifier):
     def _grow(self, classes: int) -> None:
         if self.tau_ is not None:
             self.tau_ = torch.cat([self.tau_, self.tau_.new_zeros(classes, self.tau_.shape[1])])
+
+    def _reorder(self, order: Tensor) -> None:
+        super()._reorder(order)
+        if self.tau_ is not None:
+            self.tau_ = self.tau_[order.to(self.tau_.device)]
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, fields = super()._state()
