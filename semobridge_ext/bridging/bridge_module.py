@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from semobridge_ext import _errors, _files
+from semobridge_ext import _errors, _files, _schema
 from semobridge_ext._ops.project_normalize.cpu import Projection
 from semobridge_ext._ops.project_normalize.op import project_normalize
 from semobridge_ext._ops.project_normalize.prepared import PreparedProjection
@@ -26,6 +26,7 @@ from semobridge_ext.runtime.choice import direct
 from semobridge_ext.runtime.held import Held
 
 _FORMAT = "semobridge-ext bridge 1"
+FILE = {"text_projection": _schema.Field(("T", "D")), "inverse": _schema.Field(("D", "T"))}
 
 
 class Bridge(nn.Module):
@@ -173,17 +174,15 @@ class Bridge(nn.Module):
     @classmethod
     def load(cls, path: Any) -> Bridge:
         """Reads what ``save`` wrote to `path`; refuses a foreign or truncated file (ValueError)."""
-        names = ("text_projection", "inverse")
-        tensors, meta = _files.load_tensors("Bridge.load", path, _FORMAT, names, ("atol", "text_length"))
-        try:
-            atol, length = float(meta["atol"]), float(meta["text_length"])
-        except ValueError as error:
-            raise ValueError(
-                f"Bridge.load: {path} must hold numbers as atol and text_length, got {error}; save it again"
-            ) from None
-        b = cls(tensors["text_projection"], atol=atol, text_length=length)
-        if tensors["inverse"].shape != b.inverse.shape:
-            raise ValueError(f"Bridge.load: {path} holds an inverse of another shape; save it again")
+        where = "Bridge.load"
+        tensors, meta = _schema.load(where, path, _FORMAT, FILE, ("atol", "text_length"))
+        with _schema.restoring(where, path):
+            return cls._restored(tensors, float(meta["atol"]), float(meta["text_length"]))
+
+    @classmethod
+    def _restored(cls, tensors: dict[str, Tensor], atol: float, text_length: float) -> Bridge:
+        """From the two tensors of a file, whose shapes fit."""
+        b = cls(tensors["text_projection"], atol=atol, text_length=text_length)
         with torch.no_grad():
             b.inverse.copy_(tensors["inverse"])
         return b
@@ -205,11 +204,18 @@ class Bridge(nn.Module):
         return {**self.__dict__, "_fold_cache": None, "_prepared": {}, "_prepared_from": None}
 
     def get_extra_state(self) -> Tensor:  # [2] float64
-        """What ``state_dict`` keeps beside the matrices: atol and text_length."""
+        """What ``state_dict`` keeps beside the matrices: atol and text_length, [2] float64."""
         return torch.tensor([self.atol, self.text_length], dtype=torch.float64, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:  # [2]
-        """Takes what ``get_extra_state`` gave."""
+        """Takes what ``get_extra_state`` gave.
+
+        Args:
+            state: [2] float64, atol and text_length.
+
+        Raises:
+            ValueError: another kind or shape, or numbers that a bridge cannot have.
+        """
         known = isinstance(state, Tensor) and state.shape == (2,) and state.is_floating_point()
         if not known or not 0 <= float(state[0]) < float("inf") or not 0 < float(state[1]) < float("inf"):
             remedy = "take it from a Bridge's state_dict"

@@ -9,7 +9,7 @@ the best channels, w_s = exp(γ·D_s) with D_s = log2((1+ε)/(p_s,y+ε)), p_s = 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from semobridge_ext import _errors
 from semobridge_ext._ops.support_logits.op import support_logits
+from semobridge_ext._schema import WHOLE, Field
 from semobridge_ext.fewshot.estimator import CHUNK
 from semobridge_ext.fewshot.stored_estimator import StoredEstimator
 
@@ -42,6 +43,13 @@ class TipAdapter(StoredEstimator):
 
     _tensors: tuple[str, ...] = ("_text_rows", "keys_", "labels_", "weights_", "channels_")
     _numbers: tuple[str, ...] = ("alpha_", "beta_")
+    _file: ClassVar[dict[str, Field]] = {
+        "_text_rows": Field(("C", "D")),
+        "keys_": Field(("S", "D")),
+        "labels_": Field(("S",), WHOLE, bound="C"),
+        "weights_": Field(("S",), optional=True),
+        "channels_": Field(("d",), WHOLE, bound="D", optional=True),
+    }
     _text_rows: Tensor
     weights_: Tensor | None = None
     channels_: Tensor | None = None
@@ -215,6 +223,12 @@ class APE(TipAdapter):
         >>> clf.fit(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), ["a", "b"]).predict([[3.0, 1.0]]).tolist()
         ['a']
     """
+
+    _file: ClassVar[dict[str, Field]] = TipAdapter._file | {
+        "keys_": Field(("S", "d")),
+        "weights_": Field(("S",)),
+        "channels_": Field(("d",), WHOLE, bound="D"),
+    }
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semobridge_ext import _files, _inputs
+from semobridge_ext import _files, _inputs, _schema
 
 
 def _plain(value: Any) -> Any:
@@ -46,15 +46,17 @@ def save_estimator(path: Any, file_format: str, tensors: dict[str, Tensor], fiel
 
 
 def load_estimator(
-    function: str, path: Any, file_format: str, names: tuple[str, ...], fields: tuple[str, ...]
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    required = ("fields", "tensors")
-    tensors, meta = _files.load_tensors(function, path, file_format, names, required)
-    everything = tuple(json.loads(meta["tensors"]))
-    tensors, _ = _files.load_tensors(function, path, file_format, everything, required)
-    values = json.loads(meta["fields"])
-    missing = [f for f in fields if f not in values]
-    if missing:
-        raise ValueError(f"{function}: {path} lacks {missing}; write it again with .save()")
-    values["names"] = [_restored(name) for name in values["names"]]
-    return tensors, values
+    function: str, path: Any, file_format: str, schema: _schema.Schema, fields: tuple[str, ...]
+) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, int]]:
+    """Tensors as the schema says, the fields, and the sizes of the schema's letters; C are the names."""
+    sizes: dict[str, int] = {}
+    tensors, meta = _schema.load(function, path, file_format, schema, ("fields", "tensors"), sizes)
+    with _schema.restoring(function, path):
+        values = json.loads(meta["fields"])
+        missing = [f for f in fields if f not in values]
+        _schema.need(function, path, not missing, f"the fields {list(fields)}", f"a file without {missing}")
+        values["names"] = [_restored(name) for name in values["names"]]
+        names, classes = values["names"], sizes.get("C", len(values["names"]))
+        _schema.need(function, path, len(names) == classes, f"{classes} class names", names)
+        _schema.need(function, path, len(set(names)) == len(names) >= 1, "distinct class names", names)
+    return tensors, values, sizes

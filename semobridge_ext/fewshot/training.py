@@ -8,9 +8,8 @@ _engines/bridge_training takes the steps; its reference.py spells out the loss.
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,10 +19,12 @@ from semobridge_ext._engines.bridge_training.spec import LossWeights
 from semobridge_ext._engines.bridge_training.step import BridgeTrainer
 from semobridge_ext._ops.blend_logits.eager import class_exponents
 from semobridge_ext._ops.blend_logits.op import BlendOperand
+from semobridge_ext._schema import Field, need
 from semobridge_ext.bridging import Bridge
 from semobridge_ext.fewshot.classifier import SeMoBridgeClassifier
 from semobridge_ext.fewshot.estimator import exactly
 from semobridge_ext.fewshot.training_checkpoint import Best, Checkpoint
+from semobridge_ext.fewshot.training_checks import check_converged
 from semobridge_ext.fewshot.training_schedule import PRESETS, Schedule
 
 _PROGRESS_EVERY = 50  # steps
@@ -74,6 +75,12 @@ class SeMoBridgeT(SeMoBridgeClassifier):
     """
 
     _format = "semobridge-ext SeMoBridgeT 1"
+    _file: ClassVar[dict[str, Field]] = SeMoBridgeClassifier._file | {
+        "text_projection": Field(("T", "D")),
+        "inverse": Field(("D", "T")),
+        "losses": Field(("L",)),
+        "tau": Field(("C", "T"), optional=True),
+    }
 
     def __init__(
         self,
@@ -275,29 +282,12 @@ class SeMoBridgeT(SeMoBridgeClassifier):
                 if stop:
                     break
         self.losses_ = trainer.losses[: trainer.steps].cpu()
-        self._check_converged(trainer, schedule, best.parameters if held_out is not None else None)
+        check_converged(self.losses_, trainer.parameters, schedule, None if held_out is None else best)
         self.validation_ = best.looks
         self.best_step_ = trainer.steps if held_out is None else best.step
         if held_out is not None:
             for name, kept in best.parameters.items():
                 trainer.parameters[name].copy_(kept)
-
-    def _check_converged(
-        self, trainer: BridgeTrainer, schedule: Schedule, kept: dict[str, Tensor] | None
-    ) -> None:
-        """Raises where the loss diverged; says so where the validation data kept an earlier, sound step."""
-        wild = ~torch.isfinite(self.losses_)
-        used = trainer.parameters if kept is None else kept
-        sound = all(bool(torch.isfinite(p).all()) for p in used.values())
-        if sound and not bool(wild.any()):
-            return
-        step = int(wild.nonzero()[0]) + 1 if bool(wild.any()) else trainer.steps
-        contract, got = "stay finite", f"NaN or infinity at step {step} of {schedule.steps}"
-        remedy = f"lower lr={schedule.lr:g}, raise warmup={schedule.warmup}, or check the features' lengths"
-        text = _errors.message("SeMoBridgeT.fit", "the loss", contract, got, remedy)
-        if kept is None or not sound:
-            raise ValueError(text)
-        warnings.warn(f"{text}. Kept are the parameters that the validation data chose.", stacklevel=5)
 
     def _validate(self, trainer: BridgeTrainer, held_out: tuple[Tensor, Tensor]) -> float:
         """Accuracy of the present parameters on the validation part, with the constructor's blend."""
@@ -336,9 +326,22 @@ class SeMoBridgeT(SeMoBridgeClassifier):
             tensors["tau"] = self.tau_
         return tensors, {**fields, "validation": self.validation_, "best_step": self.best_step_}
 
+    @classmethod
+    def _check_file(cls, where: str, path: Any, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        super()._check_file(where, path, tensors, values)
+        need(where, path, values["bridge"] is not None, "a bridge", values["bridge"])
+        need(
+            where,
+            path,
+            isinstance(values["best_step"], int),
+            "a whole number as best_step",
+            values["best_step"],
+        )
+
     def _restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         self.tau_ = tensors.get("tau")
         super()._restore(tensors, values)
+        self.tau_ = tensors.get("tau")  # in the order of the sorted names by now
         self.losses_ = tensors["losses"]
         self.validation_ = [(step, accuracy) for step, accuracy in values["validation"]]
         self.best_step_ = values["best_step"]

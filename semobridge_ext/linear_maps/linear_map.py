@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors, _files
+from semobridge_ext import _errors, _files, _schema
 from semobridge_ext._ops.project_normalize.prepared import PreparedProjection
 from semobridge_ext.linear_maps import export
 from semobridge_ext.linear_maps.principal import principal_directions
-from semobridge_ext.linear_maps.steps import FORMAT, Step, folded, layout_of, names_of, steps_of, tensors_of
+from semobridge_ext.linear_maps.steps import FORMAT, Step, folded, layout_of, schema_of, steps_of, tensors_of
 from semobridge_ext.runtime.held import Held
 from semobridge_ext.runtime.rows import compute_dtype
 
@@ -252,12 +252,8 @@ class LinearMap:
 
     @classmethod
     def _restored(cls, function: str, path: Any, layout: str, tensors: dict[str, Tensor]) -> LinearMap:
-        try:
+        with _schema.restoring(function, path):
             return cls._checked(steps_of(layout, tensors))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{function}: {path} must hold the steps of a map, got {error!r}; write it again"
-            ) from error
 
     def save(self, path: Any) -> None:
         """Writes a safetensors file in float64 to `path`, atomically: ``load`` gives the same map."""
@@ -267,12 +263,10 @@ class LinearMap:
     def load(cls, path: Any) -> LinearMap:
         """Reads what ``save`` wrote to `path`; refuses a foreign or truncated file (ValueError)."""
         where = "LinearMap.load"
-        _, meta = _files.load_tensors(where, path, FORMAT, (), ("steps",))
-        try:
-            names = names_of(meta["steps"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{where}: {path} must list its steps, got {error!r}; save it again") from error
-        tensors, _ = _files.load_tensors(where, path, FORMAT, tuple(names))
+        _, meta = _schema.load(where, path, FORMAT, {}, ("steps",))
+        with _schema.restoring(where, path):
+            schema = schema_of(meta["steps"])
+        tensors, _ = _schema.load(where, path, FORMAT, schema)
         return cls._restored(where, path, meta["steps"], tensors)
 
     def to_onnx(self, path: Any, *, dtype: torch.dtype = torch.float32) -> None:

@@ -62,6 +62,9 @@ def backend(name: str) -> AbstractContextManager[None]:
     Args:
         name: ``"auto"``, ``"native"``, ``"triton"`` or ``"eager"``.
 
+    Returns:
+        The context manager; by itself it asks for nothing.
+
     Raises:
         ValueError: unknown name, at this call already. RuntimeError or NotImplementedError come from the
             call that cannot be met, not from here.

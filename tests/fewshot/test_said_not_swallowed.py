@@ -79,5 +79,5 @@ def test_a_loss_that_diverged_after_the_kept_step_is_a_warning():
 
 def test_tip_adapter_f_that_diverged():
     p = make(4, 3, 16, 12, 20)
-    with pytest.raises(ValueError, match="TipAdapterF.fit: the loss must stay finite"):
+    with pytest.raises(ValueError, match=r"TipAdapterF\.fit: the loss must stay finite"):
         sb.TipAdapterF(-p.text, logit_scale=3e38, epochs=2).fit(p.shots, p.labels)

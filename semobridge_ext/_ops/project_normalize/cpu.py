@@ -147,7 +147,7 @@ class Projection:
             if out.untyped_storage().data_ptr() == x.untyped_storage().data_ptr() and n > 0:
                 remedy = "pass another tensor, or none"
                 raise ValueError(_errors.message(_NAME, "out", "lie apart from x", "its memory", remedy))
-        return self.unchecked(materialized(x.detach()), bias=bias, norms=norms, out=out)
+        return self._unchecked(materialized(x.detach()), bias=bias, norms=norms, out=out)
 
     def _check_compute(self, x: Tensor) -> None:
         if compute_dtype(x.dtype) is not self.compute:
@@ -168,7 +168,7 @@ class Projection:
             remedy = "it goes with the rows of x and the columns of the matrices"
             raise ValueError(_errors.message(_NAME, name, f"be {contract}", value, remedy))
 
-    def unchecked(
+    def _unchecked(
         self,
         x: Tensor,  # [.., K]
         *,
@@ -225,4 +225,4 @@ def project_normalize(
     norms = (torch.empty if normalize else torch.zeros)(x.shape[0], dtype=compute, device="cpu")
     plan = Projection(matrix, compute=compute, normalize=normalize, scale=scale)
     bias = None if bias is None else values(bias)
-    return plan.unchecked(materialized(x), bias=bias, norms=norms if normalize else None), norms
+    return plan._unchecked(materialized(x), bias=bias, norms=norms if normalize else None), norms

@@ -75,10 +75,10 @@ class PreparedProjection:
 
     def _projection(self, compute: torch.dtype) -> Program:
         if self._pack is not None:
-            return self._pack(compute).unchecked
+            return self._pack(compute)._unchecked
         assert self.matrix is not None
         plan = Projection(self.matrix, compute=compute, normalize=self._normalize, scale=self._scale)
-        run = plan.unchecked
+        run = plan._unchecked
         return run if self._offset is None else partial(run, bias=self._offset.to(compute))
 
     def _launch(self, kernel: str, device: torch.device) -> Program:
