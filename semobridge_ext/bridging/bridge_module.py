@@ -22,7 +22,7 @@ from semobridge_ext._ops.project_normalize.cpu import Projection
 from semobridge_ext._ops.project_normalize.op import project_normalize
 from semobridge_ext._ops.project_normalize.prepared import PreparedProjection
 from semobridge_ext.bridging.fold import Fold, fold_of, packed_chain, packed_projector
-from semobridge_ext.runtime.choice import direct
+from semobridge_ext.runtime.choice import direct, plain
 from semobridge_ext.runtime.held import Held
 
 _FORMAT = "semobridge-ext bridge 1"
@@ -69,7 +69,6 @@ class Bridge(nn.Module):
     _fold_cache: tuple[Held, Fold] | None
     _prepared: dict[tuple[bool, bool], PreparedProjection]
     _prepared_from: Held | None = None
-    _numbers: tuple[float, ...] = ()
 
     def __init__(
         self,
@@ -92,7 +91,7 @@ class Bridge(nn.Module):
         if not 0 < text_length < float("inf"):
             remedy = "pass the mean length of the un-projected text features"
             raise ValueError(_errors.message("Bridge", "text_length", "be > 0", text_length, remedy))
-        self.atol, self.text_length = float(atol), float(text_length)
+        self._atol, self._text_length = float(atol), float(text_length)
         with torch.inference_mode(False):  # tensors that count their writes, wherever the bridge is made
             self._set(w)
 
@@ -192,7 +191,6 @@ class Bridge(nn.Module):
     def _forget(self) -> None:
         """Drops what was derived from the matrices."""
         self._fold_cache, self._prepared, self._prepared_from = None, {}, None
-        self._numbers = self.atol, self.text_length
 
     def _apply(self, fn: Any, recurse: bool = True) -> Bridge:
         """Moving or converting the module replaces the data behind the tensors without a trace."""
@@ -225,7 +223,6 @@ class Bridge(nn.Module):
                 )
             )
         self.atol, self.text_length = float(state[0]), float(state[1])
-        self._forget()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         # State dicts of 0.1.0 hold the matrices alone: this bridge's own numbers stay.
@@ -240,14 +237,30 @@ class Bridge(nn.Module):
         return inverse, w
 
     def _fold(self) -> Fold:
-        if self._numbers != (self.atol, self.text_length):
-            self._forget()
         matrices = self._matrices()
         if self._fold_cache is None or not self._fold_cache[0].same(*matrices):
             held = Held(*matrices)  # before the fold: a write meanwhile makes it stale, not trusted
             with torch.inference_mode(False), torch.no_grad():
                 self._fold_cache = (held, fold_of(matrices[1], self.atol, matrices[0]))
         return self._fold_cache[1]
+
+    @property
+    def atol(self) -> float:
+        return self._atol
+
+    @atol.setter
+    def atol(self, value: float) -> None:
+        self._atol = float(value)
+        self._forget()
+
+    @property
+    def text_length(self) -> float:
+        return self._text_length
+
+    @text_length.setter
+    def text_length(self, value: float) -> None:
+        self._text_length = float(value)
+        self._forget()
 
     @property
     def rank(self) -> int:
@@ -258,13 +271,13 @@ class Bridge(nn.Module):
         like = self.text_projection
         return self._fold().projector.to(like.device, like.dtype)
 
-    def _projection(self, project: bool, normalize: bool) -> PreparedProjection:
-        """The prepared operands of one kind of call, made at its first use."""
-        if self._numbers != (self.atol, self.text_length):
-            self._forget()
-        matrices = self._matrices()
-        if self._prepared_from is None or not self._prepared_from.same(*matrices):
-            self._prepared, self._prepared_from = {}, Held(*matrices)
+    def _projection(self, project: bool, normalize: bool) -> PreparedProjection | None:
+        """The prepared operands of one kind of call, made at its first use; None: the operators are due."""
+        inverse, w = self._parameters["inverse"], self._buffers["text_projection"]
+        if self._prepared_from is None or not self._prepared_from.same(inverse, w):
+            if not plain(inverse, w):
+                return None
+            self._prepared, self._prepared_from = {}, Held(*self._matrices())
         kind = (project, normalize)
         prepared = self._prepared.get(kind)
         if prepared is None:
@@ -321,7 +334,8 @@ class Bridge(nn.Module):
             and img_feats.dim() > 0
             and img_feats.shape[-1] == inverse.shape[0]  # type: ignore[union-attr]
         ):
-            program = self._projection(project, normalize).program(where, img_feats)
+            prepared = self._projection(project, normalize)
+            program = None if prepared is None else prepared.program(where, img_feats)
             if program is not None:
                 return program(img_feats)
         return self._forward_ops(img_feats, class_bias, project, normalize)

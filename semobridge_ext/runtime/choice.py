@@ -171,6 +171,9 @@ def direct(x: Tensor, other: Tensor) -> str:
     that watch operators and of function transforms: the dispatcher would cost more than one image's
     whole bridge.
 
+    Args:
+        x: the rows. other: what they meet, which the caller knows to be `plain`.
+
     Returns:
         "cpu": straight to the native core. Otherwise the backend asked for, "auto", "native" or "triton",
         under which a kernel may exist (`direct_kernel`).
@@ -180,8 +183,11 @@ def direct(x: Tensor, other: Tensor) -> str:
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._get_tracing_state() is not None
         or torch._C._len_torch_dispatch_stack() != 0
-        or not plain(x, other)
+        or type(x) not in _PLAIN
+        or x.layout is not torch.strided
         or x.dtype not in DTYPE_CODES
+        or x.is_neg()
+        or (x.data_ptr() == 0 and x.numel() != 0)
         or ((x.requires_grad or other.requires_grad) and torch.is_grad_enabled())
     ):
         return ""

@@ -129,7 +129,7 @@ def run(
         return eager.class_sums(queries, keys, labels, num_classes, beta, weights)
     frozen = weights is None or not (weights.requires_grad and torch.is_grad_enabled())
     if torch.compiler.is_compiling() or not (
-        frozen and direct(queries, keys) == "cpu" and plain(labels, weights)
+        frozen and direct(queries, keys) == "cpu" and plain(keys, labels, weights)
     ):
         order, offsets = classes if classes is not None else (None, None)
         return _support_logits(queries, keys, labels, weights, order, offsets, num_classes, beta)

@@ -184,6 +184,6 @@ def topk(
     _check(queries, gallery, k, exclude)
     if in_transform():
         return TopK(*eager.ranked(queries, gallery, k, exclude))
-    if not torch.compiler.is_compiling() and direct(queries, gallery) == "cpu" and plain(exclude):
+    if not torch.compiler.is_compiling() and direct(queries, gallery) == "cpu" and plain(gallery, exclude):
         return TopK(*cpu.topk(queries, gallery, k, _excluded(exclude, gallery.shape[0])))
     return TopK(*_topk(queries, gallery, k, exclude))
