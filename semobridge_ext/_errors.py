@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,7 +36,27 @@ def check_float_tensor(function: str, argument: str, value: Any) -> torch.Tensor
     if value.layout is not torch.strided:
         remedy = "convert it with .to_dense()"
         raise TypeError(message(function, argument, "be a dense tensor", value, remedy))
+    check_memory(function, argument, value)
     return value
+
+
+_ORDINARY = (torch.Tensor, torch.nn.Parameter)
+
+
+def check_memory(function: str, argument: str, value: torch.Tensor) -> None:
+    """Refuses a tensor whose storage was freed under it, as sharding frees a parameter's."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return
+    if type(value) not in _ORDINARY or value.is_meta or value.numel() == 0:
+        return
+    try:
+        freed = value.data_ptr() == 0 and not value._is_zerotensor()
+    except RuntimeError:  # wrapped by a function transform
+        return
+    if freed:
+        got = f"{describe(value)} whose storage was freed"
+        remedy = "gather it first (with FSDP inside summon_full_params)"
+        raise ValueError(message(function, argument, "hold its values in memory", got, remedy))
 
 
 def check_last_dim(function: str, argument: str, value: torch.Tensor, width: int, why: str) -> None:
@@ -48,6 +69,28 @@ def check_same_device(function: str, argument: str, value: torch.Tensor, device:
     if value.device != device:
         remedy = f"move one of them, for example {argument}.to('{device}')"
         raise ValueError(message(function, argument, f"be on {device}", value, remedy))
+
+
+def rows_with(
+    rows: torch.Tensor, test: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:  # [N, D] -> [n] int64
+    """The rows where a test of values is true anywhere; a block at a time, for mapped files."""
+    block = max(1, (1 << 22) // max(rows.shape[1], 1))
+    found = [
+        test(rows[i : i + block]).any(dim=1).nonzero().flatten().cpu() + i for i in range(0, len(rows), block)
+    ]
+    return torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
+
+
+def check_rows(function: str, argument: str, rows: torch.Tensor, remedy: str, *, infinite: bool) -> None:
+    """Refuses NaN, and unless ``infinite`` infinity, in a [N, D] tensor; names the rows."""
+    bad = rows_with(rows, torch.isnan if infinite else lambda part: ~torch.isfinite(part))
+    if len(bad):
+        listed = ", ".join(map(str, bad[:5].tolist())) + (", ..." if len(bad) > 5 else "")
+        kind = "NaN" if infinite else "NaN or infinity"
+        got = f"{kind} in {len(bad)} of {len(rows)} rows ({listed})"
+        contract = "hold no NaN" if infinite else "be finite"
+        raise ValueError(message(function, argument, contract, got, remedy))
 
 
 def check_finite(function: str, argument: str, value: torch.Tensor, remedy: str) -> None:

@@ -119,6 +119,13 @@ def ordered(values: Iterable[Hashable]) -> list[Hashable]:
         return distinct
 
 
+def order_of(values: Sequence[Hashable]) -> Tensor | None:  # [C] int64
+    """Where each of the sorted values stands among the given ones; None: they stand in order."""
+    place = {value: i for i, value in enumerate(values)}
+    order = [place[value] for value in ordered(values)]
+    return None if order == list(range(len(order))) else torch.tensor(order, dtype=torch.int64)
+
+
 def as_array(values: Sequence[Hashable]) -> np.ndarray:
     """A 1-D array of class names; tuples stay whole."""
     if (

@@ -37,6 +37,11 @@ SB_INLINE void store(T* p, typename Simd<T>::Vec v) {
   __builtin_memcpy(p, &v, sizeof(v));
 }
 
+// Elements of rows as they come from outside: a row of a mapped file may begin at any byte.
+typedef float LooseFloat __attribute__((aligned(1), may_alias));
+typedef double LooseDouble __attribute__((aligned(1), may_alias));
+typedef uint16_t LooseHalf __attribute__((aligned(1), may_alias));
+
 // Sum over kLanes lanes in one fixed tree.
 template <class T>
 SB_INLINE T sum_lanes(typename Simd<T>::Vec v) {
@@ -100,22 +105,22 @@ template <class T>
 SB_INLINE void widen(const void* src, DType dtype, int64_t n, T* __restrict dst) {
   switch (dtype) {
     case DType::kFloat32: {
-      const float* s = static_cast<const float*>(src);
+      const LooseFloat* s = static_cast<const LooseFloat*>(src);
       for (int64_t i = 0; i < n; ++i) dst[i] = static_cast<T>(s[i]);
       return;
     }
     case DType::kFloat64: {
-      const double* s = static_cast<const double*>(src);
+      const LooseDouble* s = static_cast<const LooseDouble*>(src);
       for (int64_t i = 0; i < n; ++i) dst[i] = static_cast<T>(s[i]);
       return;
     }
     case DType::kBFloat16: {
-      const uint16_t* s = static_cast<const uint16_t*>(src);
+      const LooseHalf* s = static_cast<const LooseHalf*>(src);
       for (int64_t i = 0; i < n; ++i) dst[i] = static_cast<T>(bf16_to_float(s[i]));
       return;
     }
     case DType::kFloat16: {
-      const uint16_t* s = static_cast<const uint16_t*>(src);
+      const LooseHalf* s = static_cast<const LooseHalf*>(src);
       int64_t i = 0;
 #if defined(__F16C__)
       for (; i + 8 <= n; i += 8) {

@@ -60,10 +60,11 @@ SB_INLINE void transpose(typename Simd<T>::Vec* v) {
 template <class T, DType D>
 SB_INLINE typename Simd<T>::Vec load_wide(const char* src) {
   constexpr int kLanes = Simd<T>::kLanes;
-  if constexpr (D == DType::kFloat32 && sizeof(T) == 4) {
-    return load(reinterpret_cast<const T*>(src));
-  } else if constexpr (D == DType::kFloat64 && sizeof(T) == 8) {
-    return load(reinterpret_cast<const T*>(src));
+  if constexpr ((D == DType::kFloat32 && sizeof(T) == 4) ||
+                (D == DType::kFloat64 && sizeof(T) == 8)) {
+    typename Simd<T>::Vec whole;
+    __builtin_memcpy(&whole, src, sizeof(whole));
+    return whole;
   } else if constexpr (D == DType::kBFloat16 && sizeof(T) == 4) {
     typedef uint16_t Half __attribute__((vector_size(SB_VEC_BYTES / 2)));
     typedef uint32_t Wide __attribute__((vector_size(SB_VEC_BYTES)));

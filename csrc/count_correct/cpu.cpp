@@ -40,12 +40,17 @@ void prune_typed(const PruneArgs& a) {
       const auto point = [&](int64_t c) {
         return Point<T>{{z[0][c], z[1][c], z[2][c]}, a.exponents[c], static_cast<int32_t>(c)};
       };
-      const Point<T> label = point(a.labels[row]);
+      const int64_t own = a.labels[row];  // read once: another thread may write it
+      if (own < 0 || own >= classes) {    // no class of these: nothing can beat it
+        a.counts[row] = 0;
+        continue;
+      }
+      const Point<T> label = point(own);
       points.clear();
       front.clear();
       for (int64_t c = 0; c < classes; ++c) {
         const Point<T> p = point(c);
-        if (c != a.labels[row] && !dominates(label, p, a.margin)) points.push_back(p);
+        if (c != own && !dominates(label, p, a.margin)) points.push_back(p);
       }
       // A dominating point has the larger sum, so it stands in the front before what it dominates.
       const auto sum = [](const Point<T>& p) { return p.z[0] + p.z[1] + p.z[2]; };

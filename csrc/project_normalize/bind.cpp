@@ -30,6 +30,9 @@ class Projection {
   // Positional, not views: one image's call takes about 10 µs, and a tuple more would be felt.
   void run(uintptr_t x, int x_dtype, int64_t n, int64_t x_stride, uintptr_t out, int64_t out_stride,
            uintptr_t bias, int64_t bias_stride, uintptr_t norms, int threads) const {
+    if (n > 0 && (x == 0 || out == 0)) {
+      throw std::invalid_argument("_C: x and out must hold their values in memory");
+    }
     sb::ProjectNormalizeArgs args = args_;
     args.x = {at<const void>(x), dtype_of(x_dtype), n, args_.x.cols, x_stride};
     args.out = {at<void>(out), args.x.dtype, n, args_.out.cols, out_stride};

@@ -97,7 +97,7 @@ struct MarkedEpilogue {
         if (args.marked[key + i] == excluded) {
           state.has_excluded = true;
           state.excluded = s;
-        } else {
+        } else if (state.filled < state.size) {  // full: the excluded row is not a marked one
           state.sorted[state.filled++] = s;
         }
       }

@@ -85,9 +85,10 @@ struct SupportEpilogue {
       at = key + s.end;
     }
     if (args.weights == nullptr) return;
-    const T* w = static_cast<const T*>(args.weights);
+    const char* w = static_cast<const char*>(args.weights);  // of a mapped file: at any byte
     for (int64_t i = 0; i < count; ++i) {
-      weights[i] = w[args.order != nullptr ? args.order[key + i] : key + i];
+      const int64_t row = args.order != nullptr ? args.order[key + i] : key + i;
+      __builtin_memcpy(weights + i, w + row * static_cast<int64_t>(sizeof(T)), sizeof(T));
     }
     for (int64_t i = count; i % kPanel != 0; ++i) weights[i] = T(0);
   }
@@ -204,14 +205,27 @@ void support_logits_typed(const SupportLogitsArgs& a) {
   watch.finish();
 }
 
+// Both are read as indices while the keys stream: a wrong one must not reach the memory.
+void check_order(const SupportLogitsArgs& a) {
+  const int64_t s = a.keys.rows;
+  require(a.offsets != nullptr && a.offsets[0] == 0 && a.offsets[a.num_classes] == s,
+          "support_logits: offsets must cover the keys");
+  bool inside = true;
+  for (int64_t c = 0; c < a.num_classes; ++c) inside &= a.offsets[c] <= a.offsets[c + 1];
+  require(inside, "support_logits: offsets must not fall");
+  for (int64_t i = 0; a.order != nullptr && i < s; ++i) {
+    inside &= a.order[i] >= 0 && a.order[i] < s;
+  }
+  require(inside, "support_logits: order must hold rows of the keys");
+}
+
 }  // namespace
 
 void support_logits_entry(const SupportLogitsArgs& a) {
   if (a.queries.rows == 0 || a.keys.rows == 0 || a.num_classes == 0) return;
   require(a.queries.cols == a.keys.cols && a.keys.cols > 0,
           "support_logits: queries and keys must have the same width");
-  require(a.offsets != nullptr && a.offsets[0] == 0 && a.offsets[a.num_classes] == a.keys.rows,
-          "support_logits: offsets must cover the keys");
+  check_order(a);
   require(a.out != nullptr && a.workspace != nullptr, "support_logits: out and workspace needed");
   if (compute_dtype(a.queries.dtype, a.keys.dtype) == DType::kFloat64) {
     support_logits_typed<double>(a);

@@ -17,14 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from semobridge_ext import _errors, _files
+from semobridge_ext import _errors, _files, _schema
 from semobridge_ext._ops.project_normalize.cpu import Projection
 from semobridge_ext._ops.project_normalize.op import project_normalize
 from semobridge_ext._ops.project_normalize.prepared import PreparedProjection
 from semobridge_ext.bridging.fold import Fold, fold_of, packed_chain, packed_projector
-from semobridge_ext.runtime.choice import direct
+from semobridge_ext.runtime.choice import direct, plain
+from semobridge_ext.runtime.held import Held
 
 _FORMAT = "semobridge-ext bridge 1"
+FILE = {"text_projection": _schema.Field(("T", "D")), "inverse": _schema.Field(("D", "T"))}
 
 
 class Bridge(nn.Module):
@@ -49,6 +51,9 @@ class Bridge(nn.Module):
         neither on its batch nor on the number of threads. Differentiable in the features, ``inverse`` and
         the class bias.
 
+    Changes: a call computes with what the two matrices hold then, written in place or replaced. Writes
+        through ``.data`` or another library's view leave no trace in PyTorch and are not seen.
+
     Memory: the two matrices, their fold in float64 (T·D + 3·D² values at most), and packed copies of what a
         kind of call applies, made at its first use.
 
@@ -61,9 +66,9 @@ class Bridge(nn.Module):
 
     text_projection: Tensor
     inverse: nn.Parameter
-    _fold_cache: tuple[tuple, Fold] | None
+    _fold_cache: tuple[Held, Fold] | None
     _prepared: dict[tuple[bool, bool], PreparedProjection]
-    _prepared_stamp: tuple | None
+    _prepared_from: Held | None = None
 
     def __init__(
         self,
@@ -86,7 +91,11 @@ class Bridge(nn.Module):
         if not 0 < text_length < float("inf"):
             remedy = "pass the mean length of the un-projected text features"
             raise ValueError(_errors.message("Bridge", "text_length", "be > 0", text_length, remedy))
-        self.atol, self.text_length = float(atol), float(text_length)
+        self._atol, self._text_length = float(atol), float(text_length)
+        with torch.inference_mode(False):  # tensors that count their writes, wherever the bridge is made
+            self._set(w)
+
+    def _set(self, w: Tensor) -> None:  # [T, D]
         fold = fold_of(w, self.atol, None)
         if fold.rank == 0:
             contract = f"have a singular value above atol={self.atol}"
@@ -97,7 +106,7 @@ class Bridge(nn.Module):
         self.register_buffer("text_projection", w.to(keep, copy=True))
         self.inverse = nn.Parameter(fold.pinv.to(w.device, keep), requires_grad=False)
         self._forget()
-        self._fold_cache = (self._stamp(), fold)
+        self._fold_cache = (Held(*self._matrices()), fold)
 
     # -- construction and files ----------------------------------------------------------------------
 
@@ -164,25 +173,24 @@ class Bridge(nn.Module):
     @classmethod
     def load(cls, path: Any) -> Bridge:
         """Reads what ``save`` wrote to `path`; refuses a foreign or truncated file (ValueError)."""
-        names = ("text_projection", "inverse")
-        tensors, meta = _files.load_tensors("Bridge.load", path, _FORMAT, names, ("atol", "text_length"))
-        try:
-            atol, length = float(meta["atol"]), float(meta["text_length"])
-        except ValueError as error:
-            raise ValueError(
-                f"Bridge.load: {path} must hold numbers as atol and text_length, got {error}; save it again"
-            ) from None
-        b = cls(tensors["text_projection"], atol=atol, text_length=length)
-        if tensors["inverse"].shape != b.inverse.shape:
-            raise ValueError(f"Bridge.load: {path} holds an inverse of another shape; save it again")
-        b.inverse.data = tensors["inverse"].to(b.inverse.dtype)
+        where = "Bridge.load"
+        tensors, meta = _schema.load(where, path, _FORMAT, FILE, ("atol", "text_length"))
+        with _schema.restoring(where, path):
+            return cls._restored(tensors, float(meta["atol"]), float(meta["text_length"]))
+
+    @classmethod
+    def _restored(cls, tensors: dict[str, Tensor], atol: float, text_length: float) -> Bridge:
+        """From the two tensors of a file, whose shapes fit."""
+        b = cls(tensors["text_projection"], atol=atol, text_length=text_length)
+        with torch.no_grad():
+            b.inverse.copy_(tensors["inverse"])
         return b
 
     # -- what follows from the matrices --------------------------------------------------------------
 
     def _forget(self) -> None:
         """Drops what was derived from the matrices."""
-        self._fold_cache, self._prepared, self._prepared_stamp = None, {}, None
+        self._fold_cache, self._prepared, self._prepared_from = None, {}, None
 
     def _apply(self, fn: Any, recurse: bool = True) -> Bridge:
         """Moving or converting the module replaces the data behind the tensors without a trace."""
@@ -191,21 +199,68 @@ class Bridge(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles carry the matrices; native operands are packed anew where they arrive."""
-        return {**self.__dict__, "_fold_cache": None, "_prepared": {}, "_prepared_stamp": None}
+        return {**self.__dict__, "_fold_cache": None, "_prepared": {}, "_prepared_from": None}
 
-    def _stamp(self) -> tuple:
-        """Changes whenever the matrices may have: in-place writes and replaced tensors."""
+    def get_extra_state(self) -> Tensor:  # [2] float64
+        """What ``state_dict`` keeps beside the matrices: atol and text_length, [2] float64."""
+        return torch.tensor([self.atol, self.text_length], dtype=torch.float64, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:  # [2]
+        """Takes what ``get_extra_state`` gave.
+
+        Args:
+            state: [2] float64, atol and text_length.
+
+        Raises:
+            ValueError: another kind or shape, or numbers that a bridge cannot have.
+        """
+        known = isinstance(state, Tensor) and state.shape == (2,) and state.is_floating_point()
+        if not known or not 0 <= float(state[0]) < float("inf") or not 0 < float(state[1]) < float("inf"):
+            remedy = "take it from a Bridge's state_dict"
+            raise ValueError(
+                _errors.message(
+                    "Bridge.load_state_dict", "extra state", "be [atol, text_length]", state, remedy
+                )
+            )
+        self.atol, self.text_length = float(state[0]), float(state[1])
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        # State dicts of 0.1.0 hold the matrices alone: this bridge's own numbers stay.
+        key = f"{prefix}_extra_state"
+        if key not in state_dict and f"{prefix}inverse" in state_dict:
+            state_dict[key] = self.get_extra_state()
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
+    def _matrices(self) -> tuple[Tensor, Tensor]:
         inverse, w = self._parameters["inverse"], self._buffers["text_projection"]
         assert inverse is not None and w is not None
-        if inverse.is_inference() or w.is_inference():  # these carry no version
-            return (inverse.data_ptr(), w.data_ptr())
-        return (inverse.data_ptr(), inverse._version, w.data_ptr(), w._version)
+        return inverse, w
 
     def _fold(self) -> Fold:
-        stamp = self._stamp()
-        if self._fold_cache is None or self._fold_cache[0] != stamp:
-            self._fold_cache = (stamp, fold_of(self.text_projection, self.atol, self.inverse))
+        matrices = self._matrices()
+        if self._fold_cache is None or not self._fold_cache[0].same(*matrices):
+            held = Held(*matrices)  # before the fold: a write meanwhile makes it stale, not trusted
+            with torch.inference_mode(False), torch.no_grad():
+                self._fold_cache = (held, fold_of(matrices[1], self.atol, matrices[0]))
         return self._fold_cache[1]
+
+    @property
+    def atol(self) -> float:
+        return self._atol
+
+    @atol.setter
+    def atol(self, value: float) -> None:
+        self._atol = float(value)
+        self._forget()
+
+    @property
+    def text_length(self) -> float:
+        return self._text_length
+
+    @text_length.setter
+    def text_length(self, value: float) -> None:
+        self._text_length = float(value)
+        self._forget()
 
     @property
     def rank(self) -> int:
@@ -216,16 +271,18 @@ class Bridge(nn.Module):
         like = self.text_projection
         return self._fold().projector.to(like.device, like.dtype)
 
-    def _projection(self, project: bool, normalize: bool) -> PreparedProjection:
-        """The prepared operands of one kind of call, made at its first use."""
-        stamp = self._stamp()
-        if stamp != self._prepared_stamp:
-            self._prepared.clear()
-            self._prepared_stamp = stamp
+    def _projection(self, project: bool, normalize: bool) -> PreparedProjection | None:
+        """The prepared operands of one kind of call, made at its first use; None: the operators are due."""
+        inverse, w = self._parameters["inverse"], self._buffers["text_projection"]
+        if self._prepared_from is None or not self._prepared_from.same(inverse, w):
+            if not plain(inverse, w):
+                return None
+            self._prepared, self._prepared_from = {}, Held(*self._matrices())
         kind = (project, normalize)
         prepared = self._prepared.get(kind)
         if prepared is None:
-            prepared = self._prepared[kind] = self._prepare(project, normalize)
+            with torch.inference_mode(False), torch.no_grad():
+                prepared = self._prepared[kind] = self._prepare(project, normalize)
         return prepared
 
     def _prepare(self, project: bool, normalize: bool) -> PreparedProjection:
@@ -277,7 +334,8 @@ class Bridge(nn.Module):
             and img_feats.dim() > 0
             and img_feats.shape[-1] == inverse.shape[0]  # type: ignore[union-attr]
         ):
-            program = self._projection(project, normalize).program(where, img_feats)
+            prepared = self._projection(project, normalize)
+            program = None if prepared is None else prepared.program(where, img_feats)
             if program is not None:
                 return program(img_feats)
         return self._forward_ops(img_feats, class_bias, project, normalize)

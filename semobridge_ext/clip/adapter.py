@@ -183,6 +183,20 @@ class Adapter(ABC):
 
     # -- towers --------------------------------------------------------------------------------------
 
+    @property
+    def text_module(self) -> nn.Module:
+        """What runs the text tower."""
+        found = getattr(self, "text", None)
+        return found if isinstance(found, nn.Module) else self.model
+
+    @property
+    def vision_module(self) -> nn.Module:
+        """What runs the vision tower."""
+        for name in ("vision", "visual"):
+            if isinstance(found := getattr(self, name, None), nn.Module):
+                return found
+        return self.model
+
     @abstractmethod
     def read_text(self, reader: Reader) -> tuple[Tower, TextInput]:
         """The text tower as plain tensors, and what its input rows are made of."""

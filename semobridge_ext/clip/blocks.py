@@ -5,7 +5,7 @@ A module that computes anything but a pre-norm block is refused by name, never a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -37,6 +37,10 @@ class Reader:
             return None
         if not isinstance(module, nn.LayerNorm) or module.weight is None or module.bias is None:
             raise self.refuse(f"{where} = {type(module).__name__} where a LayerNorm is needed")
+        weight, bias, eps = module.weight, module.bias, module.eps
+        self._computes(
+            module, where, weight.shape[0], lambda x: F.layer_norm(x, weight.shape, weight, bias, eps)
+        )
         return Norm(self.tensor(module.weight), self.tensor(module.bias), module.eps)
 
     def needed_norm(self, module: Any, where: str) -> Norm:
@@ -49,6 +53,7 @@ class Reader:
         """A Linear layer, with a LayerScale behind it folded in."""
         if not isinstance(module, nn.Linear):
             raise self.refuse(f"{where} = {type(module).__name__} where a Linear layer is needed")
+        self._computes(module, where, module.in_features, lambda x: F.linear(x, module.weight, module.bias))
         weight = self.tensor(module.weight).T
         bias = None if module.bias is None else self.tensor(module.bias)
         if scale is None or isinstance(scale, nn.Identity):
@@ -57,6 +62,35 @@ class Reader:
             raise self.refuse(f"{type(scale).__name__} behind {where}")
         gamma = self.tensor(scale.gamma)
         return Linear(weight * gamma, None if bias is None else bias * gamma)
+
+    def _computes(
+        self, module: nn.Module, where: str, width: int, formula: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Refuses a layer that adds to its weights: an adapter, a hook, a parametrization."""
+        weight: Any = module.weight
+        ramp = torch.linspace(-2, 2, 3 * width, dtype=torch.float32, device=weight.device)
+        x = torch.sin(7 * ramp).view(3, width).to(weight.dtype)
+        try:
+            with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+                found, want = module(x).double(), formula(x).double()
+        except (TypeError, ValueError, IndexError, RuntimeError) as error:
+            what = f"{where} = {type(module).__name__}, which takes no plain rows ({error})"
+            raise self.refuse(what) from error
+        # The rounding of half sums; what a layer adds on purpose is of the size of its output.
+        slack = 4 * torch.finfo(weight.dtype).eps * (float(want.abs().max()) + 1)
+        if found.shape != want.shape or float((found - want).abs().max()) > slack:
+            what = "hooks" if module._forward_hooks or module._forward_pre_hooks else "another forward pass"
+            raise self.refuse(f"{where} = {type(module).__name__} with {what}: not what its weights compute")
+
+    def no_hooks(self, tower: Any, where: str) -> None:
+        """Refuses modules that a hook may change; Linear and LayerNorm answer for themselves."""
+        for name, module in tower.named_modules():
+            hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+            # What transformers leaves behind where hidden states were asked for only looks on.
+            acting = [h for h in hooks if not str(getattr(h, "__module__", "")).startswith("transformers.")]
+            if acting and not isinstance(module, (nn.Linear, nn.LayerNorm)):
+                path = f"{where}.{name}" if name else where
+                raise self.refuse(f"hooks on {path}, which the packed tower would pass by; remove them")
 
     def identity(self, module: Any, where: str) -> None:
         if module is not None and not isinstance(module, nn.Identity):

@@ -49,7 +49,8 @@ def class_text_features(
 
     Raises:
         ValueError: no names, no prompts, a template without ``{}``, a class without prompts, or no
-            tokenizer for a vocabulary other than CLIP's. TypeError: not a CLIP model.
+            tokenizer for a vocabulary other than CLIP's. TypeError: not a CLIP model, or a bare string
+            in place of the names.
             NotImplementedError: an unknown text pooling.
 
     Numerics: the model's own forward pass; means and norms in float32.
@@ -64,6 +65,9 @@ def class_text_features(
         >>> text.projected.shape, text.hidden.shape
         (torch.Size([2, 192]), torch.Size([2, 192]))
     """
+    if isinstance(names, (str, bytes)):
+        remedy = f"pass [{names!r}] for one class"
+        raise TypeError(_errors.message(_NAME, "names", "be a sequence of class names", names, remedy))
     prompts, owners = _prompts(list(names), templates)
     adapter = adapter_of(_NAME, model)
     if tokenizer is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from semobridge_ext.clip.adapter import (
     TextPooling,
     VisionInput,
     both_sides,
+    capture,
 )
 from semobridge_ext.clip.blocks import Reader, hf_blocks
 from semobridge_ext.clip.template import is_hugging_face
@@ -45,12 +46,19 @@ class HuggingFace(Adapter):
     # -- facts ---------------------------------------------------------------------------------------
 
     @property
+    def _has_clip_text(self) -> bool:
+        """Whether the text tower is CLIP's own, and not BERT's (ALIGN) or RoBERTa's (AltCLIP)."""
+        return hasattr(getattr(self.text, "embeddings", None), "token_embedding")
+
+    @property
     def context_length(self) -> int:
+        if not self._has_clip_text:
+            return int(self.text.config.max_position_embeddings)
         return len(self.text.embeddings.position_embedding.weight)
 
     @property
     def vocab_size(self) -> int:
-        return len(self.text.embeddings.token_embedding.weight)
+        return len(self.text.get_input_embeddings().weight)
 
     @property
     def image_format(self) -> ImageFormat:
@@ -59,9 +67,24 @@ class HuggingFace(Adapter):
 
     @property
     def text_pooling(self) -> TextPooling:
-        eos = self.text.eos_token_id
-        # Configurations from before the id was corrected say 2, and the model then takes the largest id.
-        return TextPooling("argmax" if eos == 2 else "eos", eos)
+        eos = getattr(self.text, "eos_token_id", None)
+        if eos is None:
+            return TextPooling("first")
+        # CLIP's configurations from before the id was corrected say 2, and CLIP then takes the largest id. In
+        # MetaCLIP 2's vocabulary 2 is the end of the text.
+        return TextPooling("argmax" if eos == 2 and not self._is_metaclip_2 else "eos", eos)
+
+    @property
+    def _is_metaclip_2(self) -> bool:
+        return str(getattr(self.text.config, "model_type", "")).startswith("metaclip_2")
+
+    def default_tokenizer(self) -> Callable[..., Any]:
+        if self._has_clip_text and not self._is_metaclip_2:
+            return super().default_tokenizer()
+        raise ValueError(
+            f"{self.function}: tokenizer must be given for {self.kind}, whose words are not CLIP's, "
+            "got None; pass the one that belongs to the model"
+        )
 
     def tokenize(self, tokenizer: Any, texts: Sequence[str]) -> Any:
         if not is_hugging_face(tokenizer):
@@ -89,7 +112,12 @@ class HuggingFace(Adapter):
         if projector is None:
             raise self.unprojected("text")
         inputs = dict(ids) if isinstance(ids, Mapping) else {"input_ids": ids}
-        pooled = self.text(**inputs).pooler_output
+        # The model's own pass says which row its projection reads: CLIP's pooled one, ALIGN's first.
+        own = getattr(self.model, "get_text_features", None)
+        if own is None or not isinstance(projector.value, nn.Linear):
+            pooled = self.text(**inputs).pooler_output
+        else:
+            pooled = capture(projector.value, lambda: own(**inputs), before=True)[0]
         return pooled, projector.value(pooled)
 
     def encode_image(self, images: Any) -> Tensor:

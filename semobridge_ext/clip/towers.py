@@ -41,8 +41,9 @@ def text_tower(
         tokens with their positional embedding, and which positions are learned.
 
     Raises:
-        TypeError: not a CLIP model. NotImplementedError: a tower that computes something else (the
-            message names it). ValueError: template or tokenizer do not fit.
+        TypeError: not a CLIP model. NotImplementedError: a tower that computes something else, by its
+            modules, an adapter in a layer or a hook (the message names it). ValueError: template or
+            tokenizer do not fit.
 
     Numerics: the weights are copied as they are; a layer scale is multiplied into the layer before it.
 
@@ -56,6 +57,7 @@ def text_tower(
     """
     adapter = adapter_of("text_tower", model)
     reader = _reader(adapter, _TEXT_REMEDY)
+    reader.no_hooks(adapter.text_module, "the text tower")
     tower, own = adapter.read_text(reader)
     if tokenizer is None:
         tokenizer = adapter.default_tokenizer()
@@ -109,7 +111,9 @@ def vision_tower(model: Any, *, num_patches: int = 1) -> tuple[Tower, LearnedRow
         (192, 2, 0)
     """
     adapter = adapter_of("vision_tower", model)
-    tower, own = adapter.read_vision(_reader(adapter, _VISION_REMEDY))
+    reader = _reader(adapter, _VISION_REMEDY)
+    reader.no_hooks(adapter.vision_module, "the vision tower")
+    tower, own = adapter.read_vision(reader)
     rows = _patched(own, num_patches)
     patches = sum(s >= 0 for s in rows.source)
     if num_patches > patches:

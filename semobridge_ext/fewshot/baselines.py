@@ -8,13 +8,14 @@ LDA                  x Σ⁻¹ μ_cᵀ − ½ μ_c Σ⁻¹ μ_cᵀ on x = norm(f
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from semobridge_ext._ops.blend_logits.eager import prototypes
+from semobridge_ext._schema import Field
 from semobridge_ext.fewshot.stored_estimator import StoredEstimator
 from semobridge_ext.runtime.rows import compute_dtype
 
@@ -36,6 +37,7 @@ class ZeroShot(StoredEstimator):
     """
 
     _tensors = ("_text_rows",)
+    _file: ClassVar[dict[str, Field]] = {"_text_rows": Field(("C", "D"))}
 
     def __init__(
         self, text_features: Any, *, class_names: Sequence[Hashable] | None = None, logit_scale: float = 100.0
@@ -52,10 +54,11 @@ class ZeroShot(StoredEstimator):
         Raises:
             TypeError, ValueError: text rows or class names that do not fit each other.
         """
+        self._check_numbers("fit")
         text = self._text("fit", self.text_features, None)
         labels: list[Hashable] = list(range(len(text)) if self.class_names is None else self.class_names)
         self._set_classes("fit", labels, self.class_names, len(text))
-        self._text_rows, self.n_features_in_ = text, text.shape[1]
+        self._text_rows, self.n_features_in_ = self._sorted(text), text.shape[1]
         return self
 
     def _logits(self, x: Tensor) -> Tensor:
@@ -79,6 +82,7 @@ class NearestClassMean(StoredEstimator):
     """
 
     _tensors = ("prototypes_",)
+    _file: ClassVar[dict[str, Field]] = {"prototypes_": Field(("C", "D"))}
 
     def __init__(self, *, logit_scale: float = 100.0) -> None:
         self.logit_scale = logit_scale
@@ -126,6 +130,7 @@ class LDA(StoredEstimator):
 
     _tensors = ("coef_", "intercept_")
     _numbers = ("shrinkage_",)
+    _file: ClassVar[dict[str, Field]] = {"coef_": Field(("C", "D")), "intercept_": Field(("C",))}
     GRID = (0.01, 0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99, 1.0)
 
     def __init__(self, *, shrinkage: float | None = None) -> None:

@@ -9,13 +9,15 @@ the best channels, w_s = exp(γ·D_s) with D_s = log2((1+ε)/(p_s,y+ε)), p_s = 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
+from semobridge_ext import _errors
 from semobridge_ext._ops.support_logits.op import support_logits
+from semobridge_ext._schema import WHOLE, Field
 from semobridge_ext.fewshot.estimator import CHUNK
 from semobridge_ext.fewshot.stored_estimator import StoredEstimator
 
@@ -41,6 +43,13 @@ class TipAdapter(StoredEstimator):
 
     _tensors: tuple[str, ...] = ("_text_rows", "keys_", "labels_", "weights_", "channels_")
     _numbers: tuple[str, ...] = ("alpha_", "beta_")
+    _file: ClassVar[dict[str, Field]] = {
+        "_text_rows": Field(("C", "D")),
+        "keys_": Field(("S", "D")),
+        "labels_": Field(("S",), WHOLE, bound="C"),
+        "weights_": Field(("S",), optional=True),
+        "channels_": Field(("d",), WHOLE, bound="D", optional=True),
+    }
     _text_rows: Tensor
     weights_: Tensor | None = None
     channels_: Tensor | None = None
@@ -185,8 +194,13 @@ class TipAdapterF(TipAdapter):
                     optimizer.step()
                     schedule.step()
                     losses.append(loss.detach())
-        self.keys_ = keys.detach()
-        self.losses_ = torch.stack(losses).cpu() if losses else torch.zeros(0)
+        found = torch.stack(losses).cpu() if losses else torch.zeros(0)
+        if not bool(torch.isfinite(found).all() & torch.isfinite(keys).all()):
+            wild = (~torch.isfinite(found)).nonzero()
+            got = f"NaN or infinity at step {int(wild[0]) + 1 if len(wild) else len(found)} of {len(found)}"
+            remedy = f"lower lr={self.lr:g}, alpha={self.alpha:g} or logit_scale={self.logit_scale:g}"
+            raise ValueError(_errors.message("TipAdapterF.fit", "the loss", "stay finite", got, remedy))
+        self.keys_, self.losses_ = keys.detach(), found
         return self
 
 
@@ -209,6 +223,12 @@ class APE(TipAdapter):
         >>> clf.fit(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), ["a", "b"]).predict([[3.0, 1.0]]).tolist()
         ['a']
     """
+
+    _file: ClassVar[dict[str, Field]] = TipAdapter._file | {
+        "keys_": Field(("S", "d")),
+        "weights_": Field(("S",)),
+        "channels_": Field(("d",), WHOLE, bound="D"),
+    }
 
     def __init__(
         self,

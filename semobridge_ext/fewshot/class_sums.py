@@ -38,7 +38,8 @@ class ClassSums(FewShotEstimator):
         self.bridge_ = self._resolve_bridge(verb, x)
         classes, width = len(self._names), x.shape[1]
         self._has_text = text is not None
-        self._text_rows = torch.zeros(classes, width, dtype=torch.float64) if text is None else text
+        zeros = torch.zeros(classes, width, dtype=torch.float64)
+        self._text_rows = zeros if text is None else self._sorted(text)
         self.counts_ = torch.zeros(classes, dtype=torch.int64)
         self._raw_sums = torch.zeros(classes, width, dtype=torch.float64)
         self._bridged_sums = torch.zeros(classes, width, dtype=torch.float64)
@@ -122,7 +123,9 @@ class ClassSums(FewShotEstimator):
         return self
 
     def add_classes(self, class_names: Sequence[Hashable], text_features: Any, X: Any, y: Any) -> Any:
-        """Appends classes with their text rows and shots; the other classes' sums stay as they are.
+        """Adds classes with their text rows and shots; the other classes' sums stay as they are.
+
+        ``classes_``, and with it the columns, stay sorted.
 
         Args:
             class_names: new names. text_features: one row each (None where fit had no text).
@@ -147,11 +150,13 @@ class ClassSums(FewShotEstimator):
                 raise ValueError(
                     f"{where}: text_features must hold {len(new)} rows, got {len(text)}; one per new class"
                 )
-        names = [*self._names, *new]
+        appended = [*self._names, *new]
+        order = _inputs.order_of(appended)
+        names = appended if order is None else [appended[i] for i in order.tolist()]
         codes = _inputs.encode(where, _inputs.names(where, y, len(x)), names, "; name it in class_names too")
-        missing = set(range(len(self._names), len(names))) - set(codes.tolist())
-        if missing:
-            lacking = [names[i] for i in sorted(missing)][:5]
+        present = {names[i] for i in set(codes.tolist())}
+        lacking = [name for name in new if name not in present][:5]
+        if lacking:
             raise ValueError(
                 f"{where}: y must hold a shot of every new class, got none of {lacking}; add them"
             )
@@ -162,8 +167,15 @@ class ClassSums(FewShotEstimator):
         self._bridged_sums = torch.cat([self._bridged_sums, zeros])
         self.counts_ = torch.cat([self.counts_, torch.zeros(len(new), dtype=torch.int64)])
         self._grow(len(new))
+        if order is not None:
+            self._reorder(order)
         self._add(x, codes)
         return self
+
+    def _reorder(self, order: Tensor) -> None:
+        """Brings the classes' rows into the order of the sorted names."""
+        for name in ("_text_rows", "_raw_sums", "_bridged_sums", "counts_"):
+            setattr(self, name, getattr(self, name)[order])
 
     def _grow(self, classes: int) -> None:
         """For what a subclass keeps per class."""

@@ -7,17 +7,18 @@ logit_c = λ1·exp(−α(1−z1)) + w_c·[λ2·exp(−β(1−z2)) + λ3·exp(−
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from semobridge_ext import _inputs
 from semobridge_ext._ops.blend_logits.spec import BlendParams, Similarities
+from semobridge_ext._schema import WHOLE, Field, need, number, restoring
 from semobridge_ext.bridging import Bridge
 from semobridge_ext.fewshot.class_sums import ClassSums
 from semobridge_ext.fewshot.estimator import CHUNK, exactly
-from semobridge_ext.fewshot.estimator_file import load_estimator, save_estimator
+from semobridge_ext.fewshot.estimator_file import load_estimator, save_estimator, sort_classes
 from semobridge_ext.fewshot.tuning import TuneResult, fit_scale, tune_blend
 
 
@@ -34,7 +35,8 @@ class SeMoBridgeClassifier(ClassSums):
         probability_scale: what ``predict_proba`` multiplies the logits by before ``tune`` fits it.
 
     Attributes:
-        classes_: class names in the order of the columns. params_: the blend in use (BlendParams).
+        classes_: class names, sorted: the order of the columns and of all that is [C].
+        params_: the blend in use (BlendParams).
         exponents_: [C] float64 D_c. counts_: [C] shots. search_: what ``tune`` found, or None.
         probability_scale_: the scale in use. n_features_in_: D.
 
@@ -56,6 +58,14 @@ class SeMoBridgeClassifier(ClassSums):
     """
 
     _format = "semobridge-ext SeMoBridgeClassifier 1"
+    _file: ClassVar[dict[str, Field]] = {
+        "text": Field(("C", "D"), (torch.float64,)),
+        "raw_sums": Field(("C", "D"), (torch.float64,)),
+        "bridged_sums": Field(("C", "D"), (torch.float64,)),
+        "counts": Field(("C",), WHOLE),
+        "text_projection": Field(("T", "D"), optional=True),
+        "inverse": Field(("D", "T"), optional=True),
+    }
 
     def __init__(
         self,
@@ -226,20 +236,40 @@ class SeMoBridgeClassifier(ClassSums):
         Raises:
             FileNotFoundError: no such file. ValueError: a foreign or truncated file, which is named.
         """
-        names = ("text", "raw_sums", "bridged_sums", "counts")
+        where = f"{cls.__name__}.load"
         fields = ("names", "has_text", "params", "scale", "bridge")
-        tensors, values = load_estimator(f"{cls.__name__}.load", path, cls._format, names, fields)
-        self = cls.__new__(cls)
-        self._restore(tensors, values)
+        tensors, values, _ = load_estimator(where, path, cls._format, cls._file, fields)
+        with restoring(where, path):
+            cls._check_file(where, path, tensors, values)
+            self = cls.__new__(cls)
+            self._restore(tensors, values)
         return self
 
+    @classmethod
+    def _check_file(cls, where: str, path: Any, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """What the shapes alone do not say."""
+        need(
+            where, path, isinstance(values["has_text"], bool), "has_text as true or false", values["has_text"]
+        )
+        params = [number(where, path, "a parameter of the blend", p) for p in values["params"]]
+        need(where, path, len(params) == len(BlendParams._fields), "seven parameters", params)
+        number(where, path, "scale", values["scale"])
+        need(where, path, int(tensors["counts"].min()) >= 1, "a shot of every class", tensors["counts"])
+        bridged = {"text_projection", "inverse"} & set(tensors)
+        if values["bridge"] is None:
+            need(where, path, not bridged, "no matrices of a bridge", sorted(bridged))
+        else:
+            need(where, path, len(bridged) == 2, "both matrices of a bridge", sorted(bridged))
+            need(where, path, len(values["bridge"]) == 2, "atol and text_length", values["bridge"])
+
     def _restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        by_class = ("text", "raw_sums", "bridged_sums", "counts", "tau")
+        sort_classes(tensors, values, by_class)
         params = BlendParams(*values["params"])
         bridge: Any = "identity"
         if values["bridge"] is not None:
             atol, length = values["bridge"]
-            bridge = Bridge(tensors["text_projection"], atol=atol, text_length=length)
-            bridge.inverse.data = tensors["inverse"].to(bridge.inverse.dtype)
+            bridge = Bridge._restored(tensors, atol, length)
         text = tensors["text"] if values["has_text"] else None
         type(self).__init__(
             self, bridge, text, class_names=values["names"], **params._asdict(),

@@ -47,6 +47,7 @@ class FewShotEstimator(Parameters):
     text_features: Any  # where a subclass takes text
     class_names: Any
     _text_rows: Tensor
+    _order: Tensor | None = None  # [C] where each class stands among the rows of text as given
 
     # -- scikit-learn's conventions -----------------------------------------------------------------
 
@@ -90,6 +91,7 @@ class FewShotEstimator(Parameters):
 
     def _support(self, verb: str, X: Any, y: Any) -> tuple[Tensor, list[Hashable]]:
         where = f"{type(self).__name__}.{verb}"
+        self._check_numbers(verb)
         x = _inputs.features(where, "X", X)
         return x, _inputs.names(where, y, len(x))
 
@@ -98,13 +100,14 @@ class FewShotEstimator(Parameters):
         x, labels = self._support(verb, X, y)
         text = self._text(verb, self.text_features, x.shape[1])
         codes = self._set_classes(verb, labels, self.class_names, len(text))
-        self._text_rows, self.n_features_in_ = text, x.shape[1]
+        self._text_rows, self.n_features_in_ = self._sorted(text), x.shape[1]
         return normalize(x.to(compute_dtype(x.dtype)), dim=1), codes
 
     def _set_classes(self, verb: str, labels: list[Hashable], class_names: Any, rows: int | None) -> Tensor:
         """Fixes ``classes_`` and returns the encoded labels; every class must have a shot.
 
-        Class names: those given, else 0..C-1 where there are C rows of text, else what `y` holds.
+        Class names: those given, else 0..C-1 where there are C rows of text, else what `y` holds. They are
+        sorted, as scikit-learn's scores expect of ``classes_``; `_sorted` brings rows of text after them.
         """
         where = f"{type(self).__name__}.{verb}"
         if class_names is not None:
@@ -120,6 +123,8 @@ class FewShotEstimator(Parameters):
                 f"{where}: class_names must name the {rows} rows of text_features, got {len(classes)} names; "
                 "pass one name per row"
             )
+        self._order = _inputs.order_of(classes)
+        classes = _inputs.ordered(classes)
         codes = _encode(where, labels, classes)
         counts = torch.bincount(codes, minlength=len(classes))
         if bool((counts == 0).any()):
@@ -133,6 +138,21 @@ class FewShotEstimator(Parameters):
         self._names = classes
         self.classes_ = _inputs.as_array(classes)
         return codes
+
+    def _sorted(self, rows: Tensor) -> Tensor:  # [C, ..]
+        """One row per class, from the order of ``class_names`` to that of ``classes_``."""
+        return rows if self._order is None else rows[self._order.to(rows.device)]
+
+    def _check_numbers(self, verb: str) -> None:
+        """Refuses NaN and infinity among the constructor's numbers, which would spoil every logit."""
+        where = f"{type(self).__name__}.{verb}"
+        for name, value in self.get_params().items():
+            given = value if isinstance(value, dict) else {name: value}
+            for part, number in given.items():
+                if isinstance(number, (float, np.floating)) and not np.isfinite(number):
+                    argument = name if part == name else f"{name}[{part!r}]"
+                    remedy = "set_params(...) takes a number, and the default is one"
+                    raise ValueError(_errors.message(where, argument, "be finite", number, remedy))
 
     def _text(self, verb: str, text_features: Any, width: int | None, what: str = "text_features") -> Tensor:
         """Text rows [C, D], finite and of the right width, normalised in float64."""

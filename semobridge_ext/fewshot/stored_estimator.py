@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from semobridge_ext import _inputs
+from semobridge_ext._schema import Field, need, number, restoring
 from semobridge_ext.fewshot.estimator import FewShotEstimator, exactly
-from semobridge_ext.fewshot.estimator_file import load_estimator, save_estimator
+from semobridge_ext.fewshot.estimator_file import load_estimator, save_estimator, sort_classes
 
 
 class StoredEstimator(FewShotEstimator):
@@ -17,6 +18,7 @@ class StoredEstimator(FewShotEstimator):
 
     _tensors: tuple[str, ...] = ()  # attributes that fit makes; one may be None
     _numbers: tuple[str, ...] = ()  # attributes of plain numbers
+    _file: ClassVar[dict[str, Field]] = {}  # what the tensors are in a file; C classes, D features
 
     @classmethod
     def _format(cls) -> str:
@@ -50,11 +52,26 @@ class StoredEstimator(FewShotEstimator):
             FileNotFoundError: no such file. ValueError: a foreign or truncated file, which is named.
         """
         fields = ("names", "numbers", "params", "width")
-        tensors, values = load_estimator(f"{cls.__name__}.load", path, cls._format(), (), fields)
+        where = f"{cls.__name__}.load"
+        schema = {name: cls._file[name] for name in cls._tensors}
+        tensors, values, sizes = load_estimator(where, path, cls._format(), schema, fields)
+        with restoring(where, path):
+            for name in ("numbers", "params"):
+                need(where, path, isinstance(values[name], dict), f"{name} by name", values[name])
+            need(where, path, values["width"] == sizes["D"], f"the width {sizes['D']}", values["width"])
+            values["numbers"] = {
+                name: number(where, path, name, values["numbers"][name]) for name in cls._numbers
+            }
+            return cls._restored(tensors, values)
+
+    @classmethod
+    def _restored(cls, tensors: dict[str, Tensor], values: dict[str, Any]) -> Any:
+        sort_classes(tensors, values, ("_text_rows", "prototypes_", "coef_", "intercept_"), "labels_")
         known = {n: v for n, v in values["params"].items() if n not in ("text_features", "class_names")}
         if "text_features" in cls._parameter_names():
             known["text_features"] = tensors.get("_text_rows")
         self = cls(**known)
+        self._check_numbers("load")
         if "class_names" in cls._parameter_names():
             self.class_names = values["names"]  # type: ignore[attr-defined]
         self._names, self.classes_ = values["names"], _inputs.as_array(values["names"])

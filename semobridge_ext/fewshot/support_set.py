@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors, _files
+from semobridge_ext import _errors, _files, _schema
 from semobridge_ext._ops.support_logits.checks import check_beta, check_queries, check_support
 from semobridge_ext._ops.support_logits.class_order import ClassOrder, sort_by_class
 from semobridge_ext._ops.support_logits.op import run
@@ -23,6 +23,11 @@ from semobridge_ext.runtime.backend import _C
 
 _FORMAT = "semobridge-ext support 1"
 _NAMES = {torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16"}
+_FILE = {
+    "keys": _schema.Field(("S", "D"), finite=False),  # read from disk when a query needs them
+    "labels": _schema.Field(("S",), _schema.WHOLE),
+    "weights": _schema.Field(("S",), finite=False, optional=True),
+}
 _BLOCK_ROWS = 1 << 14  # gathered and written at a time
 
 
@@ -242,22 +247,31 @@ class SupportSet:
     def load(cls, path: Any) -> SupportSet:
         """Maps what ``save`` wrote; keys are read from disk when a query needs them.
 
+        A file below 64 MiB is read into memory as a whole, so that it may change or go afterwards.
+
         Args:
             path: the file.
 
         Raises:
-            FileNotFoundError: no such file. ValueError: a foreign or truncated file, or labels that
-                are not in class order.
+            FileNotFoundError: no such file. ValueError: a foreign or truncated file, tensors whose shapes or
+                dtypes do not fit each other, or labels that are not in class order.
         """
         name = "SupportSet.load"
-        tensors, meta = _files.load_tensors(name, path, _FORMAT, ("keys", "labels"))
-        weights = None
-        if "weights" in meta.get("fields", ""):
-            weights = _files.load_tensors(name, path, _FORMAT, ("weights",))[0]["weights"]
-        keys, labels, num_classes = tensors["keys"], tensors["labels"], int(meta["num_classes"])
-        check_support(name, keys, labels, num_classes, weights)
-        if bool((labels[1:] < labels[:-1]).any()):
-            raise ValueError(f"{name}: {path} must hold labels in class order; write it with .save()")
+        tensors, meta = _schema.load(name, path, _FORMAT, _FILE, ("num_classes",))
+        keys, labels, weights = tensors["keys"], tensors["labels"], tensors.get("weights")
+        with _schema.restoring(name, path):
+            num_classes = int(meta["num_classes"])
+            listed = meta.get("fields", " ".join(tensors))
+            _schema.need(name, path, set(listed.split()) == set(tensors), "the fields it lists", listed)
+            check_support(name, keys, labels, num_classes, weights)
+            rising = not bool((labels[1:] < labels[:-1]).any())
+            _schema.need(name, path, rising, "labels in class order", "labels that fall")
+            return cls._loaded(keys, labels, weights, num_classes, name)
+
+    @classmethod
+    def _loaded(
+        cls, keys: Tensor, labels: Tensor, weights: Tensor | None, num_classes: int, name: str
+    ) -> SupportSet:
         made = cls.__new__(cls)
         made.num_classes = num_classes
         made._segments = [_segment(keys, labels, weights, num_classes, name)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,10 +19,12 @@ from semobridge_ext._engines.bridge_training.spec import LossWeights
 from semobridge_ext._engines.bridge_training.step import BridgeTrainer
 from semobridge_ext._ops.blend_logits.eager import class_exponents
 from semobridge_ext._ops.blend_logits.op import BlendOperand
+from semobridge_ext._schema import Field, need
 from semobridge_ext.bridging import Bridge
 from semobridge_ext.fewshot.classifier import SeMoBridgeClassifier
 from semobridge_ext.fewshot.estimator import exactly
 from semobridge_ext.fewshot.training_checkpoint import Best, Checkpoint
+from semobridge_ext.fewshot.training_checks import check_converged
 from semobridge_ext.fewshot.training_schedule import PRESETS, Schedule
 
 _PROGRESS_EVERY = 50  # steps
@@ -73,6 +75,12 @@ class SeMoBridgeT(SeMoBridgeClassifier):
     """
 
     _format = "semobridge-ext SeMoBridgeT 1"
+    _file: ClassVar[dict[str, Field]] = SeMoBridgeClassifier._file | {
+        "text_projection": Field(("T", "D")),
+        "inverse": Field(("D", "T")),
+        "losses": Field(("L",)),
+        "tau": Field(("C", "T"), optional=True),
+    }
 
     def __init__(
         self,
@@ -131,7 +139,7 @@ class SeMoBridgeT(SeMoBridgeClassifier):
     def _loss_weights(self) -> LossWeights:
         given = self.losses or {}
         unknown = set(given) - set(LossWeights._fields)
-        if unknown or any(not value >= 0 for value in given.values()):
+        if unknown or any(not 0 <= value < float("inf") for value in given.values()):
             raise ValueError(
                 f"SeMoBridgeT: losses must map {list(LossWeights._fields)} to factors ≥ 0, got {given}; "
                 "0 leaves one out"
@@ -171,9 +179,29 @@ class SeMoBridgeT(SeMoBridgeClassifier):
 
         Raises:
             ValueError: as SeMoBridgeClassifier.fit; text that a loss needs is missing; a checkpoint of
-                other data or settings.
+                other data or settings; a loss that diverged. The estimator is then as it was before.
+
+        Warns:
+            UserWarning: the loss diverged after the step that the validation data chose.
         """
         schedule, weights = self._schedule(), self._loss_weights()
+        before = dict(self.__dict__)
+        try:
+            return self._fit(X, y, schedule, weights, validation, checkpoint)
+        except BaseException:  # a run that failed leaves the estimator as it was, fitted or not
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+
+    def _fit(
+        self,
+        X: Any,
+        y: Any,
+        schedule: Schedule,
+        weights: LossWeights,
+        validation: tuple[Any, Any] | None,
+        checkpoint: Any,
+    ) -> SeMoBridgeT:
         x, names = self._support("fit", X, y)
         codes = self._start("fit", x, names)
         for name, low in (("eval_every", 1), ("checkpoint_every", 1)):
@@ -203,7 +231,7 @@ class SeMoBridgeT(SeMoBridgeClassifier):
                 remedy = "pass one row per class"
                 contract = f"have {len(self._names)} rows"
                 raise ValueError(_errors.message("SeMoBridgeT.fit", "text_hidden", contract, hidden, remedy))
-            hidden = hidden.to(x.device, dtype)
+            hidden = self._sorted(hidden).to(x.device, dtype)
         order = torch.argsort(codes, stable=True)
         return BridgeTrainer(
             bridge.inverse.detach().to(x.device, dtype), bridge.text_projection.to(x.device, dtype),
@@ -254,6 +282,7 @@ class SeMoBridgeT(SeMoBridgeClassifier):
                 if stop:
                     break
         self.losses_ = trainer.losses[: trainer.steps].cpu()
+        check_converged(self.losses_, trainer.parameters, schedule, None if held_out is None else best)
         self.validation_ = best.looks
         self.best_step_ = trainer.steps if held_out is None else best.step
         if held_out is not None:
@@ -285,6 +314,11 @@ class SeMoBridgeT(SeMoBridgeClassifier):
         if self.tau_ is not None:
             self.tau_ = torch.cat([self.tau_, self.tau_.new_zeros(classes, self.tau_.shape[1])])
 
+    def _reorder(self, order: Tensor) -> None:
+        super()._reorder(order)
+        if self.tau_ is not None:
+            self.tau_ = self.tau_[order.to(self.tau_.device)]
+
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, fields = super()._state()
         tensors["losses"] = self.losses_
@@ -292,9 +326,22 @@ class SeMoBridgeT(SeMoBridgeClassifier):
             tensors["tau"] = self.tau_
         return tensors, {**fields, "validation": self.validation_, "best_step": self.best_step_}
 
+    @classmethod
+    def _check_file(cls, where: str, path: Any, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        super()._check_file(where, path, tensors, values)
+        need(where, path, values["bridge"] is not None, "a bridge", values["bridge"])
+        need(
+            where,
+            path,
+            isinstance(values["best_step"], int),
+            "a whole number as best_step",
+            values["best_step"],
+        )
+
     def _restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         self.tau_ = tensors.get("tau")
         super()._restore(tensors, values)
+        self.tau_ = tensors.get("tau")  # in the order of the sorted names by now
         self.losses_ = tensors["losses"]
         self.validation_ = [(step, accuracy) for step, accuracy in values["validation"]]
         self.best_step_ = values["best_step"]

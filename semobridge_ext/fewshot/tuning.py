@@ -136,6 +136,9 @@ def tune_blend(
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
             raise ValueError(f"tune: {name} must be a whole number from 1 up, got {value!r}; try 1000")
     fixed = {name: float(value) for name, value in (fixed or {}).items()}
+    wild = {name: value for name, value in fixed.items() if not math.isfinite(value)}
+    if wild:
+        raise ValueError(f"tune: fixed must hold finite numbers, got {wild}; leave these to the search")
     space = _space(ranges, fixed, redundant)
     if isinstance(sampler, str) and sampler not in ("optuna", "random"):
         raise ValueError(

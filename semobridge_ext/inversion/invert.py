@@ -33,13 +33,15 @@ _CHUNK = 256  # samples a chunk: Ctrl-C or a kill loses at most this much
 
 
 def _targets(function: str, name: str, feats: Any, engine: TowerEngine, device: torch.device) -> Tensor:
-    """[B, D] unit rows; a zero row stays zero and a NaN row NaN."""
+    """[B, D] unit rows; a zero row stays zero."""
     feats = _errors.check_float_tensor(function, name, feats)
     if feats.dim() != 2:
         remedy = "pass one row per sample, feats[None] for one"
         raise ValueError(_errors.message(function, name, "be 2-D", feats, remedy))
     _errors.check_last_dim(function, name, feats, engine.dim, f"the tower's features are {engine.dim} wide")
     _errors.check_same_device(function, name, feats, device)
+    remedy = "drop these rows; nothing points at them"
+    _errors.check_rows(function, name, feats.detach(), remedy, infinite=False)
     rows = feats.detach().to(engine.compute)
     norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
     return torch.where(norm == 0, torch.zeros_like(rows), rows / norm)
@@ -183,12 +185,12 @@ def oti(
 
     Raises:
         TypeError: the model or the features are of another kind. NotImplementedError: the tower computes
-            something that no engine does (named). ValueError: widths, template or settings do not fit, or
-            ``out`` is of another run.
+            something that no engine does (named). ValueError: widths, template or settings do not fit, a
+            feature row holds NaN or infinity (named), or ``out`` is of another run.
 
     Numerics: float32 (float64 for a float64 model), sums in a fixed order: a sample's result depends
-        neither on its chunk nor on the number of threads. A NaN row spoils no other; a zero row has no
-        gradient and only decays. On a CUDA device float32 products follow torch's setting of TF32, and bits
+        neither on its chunk nor on the number of threads. A zero row has no gradient
+        and only decays. On a CUDA device float32 products follow torch's setting of TF32, and bits
         may depend on the chunk, since cuBLAS chooses its kernels by shape.
 
     Memory: twice the tower's matrices, kept while the model lives; about 0.25 MB a row of scratch for

@@ -14,13 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semobridge_ext import _files
+from semobridge_ext import _files, _schema
 from semobridge_ext._engines.tower_descent.spec import LearnedRows, Tower
 from semobridge_ext.inversion.descent import Chunk
 from semobridge_ext.inversion.settings import Settings
 
 FORMAT = "semobridge-ext inversion 1"
 _NAMES = ("tokens", "features", "losses", "recorded", "steps_done")
+_FILE = {
+    "tokens": _schema.Field(("B", "R", "T"), finite=False),
+    "features": _schema.Field(("B", "D"), finite=False),
+    "losses": _schema.Field(("steps", "B"), finite=False),  # NaN where no step was taken
+    "recorded": _schema.Field(("n", "B", "D"), finite=False),
+    "steps_done": _schema.Field(("B",), _schema.WHOLE),
+    "settings": _schema.Field(("bytes",), (torch.uint8,)),
+}
 
 
 def _digest_tensors(tensors: list[Tensor]) -> str:
@@ -74,8 +82,10 @@ class Store:
         self.facts = json.loads(json.dumps(facts))
 
     def _read(self, path: Path) -> Chunk:
-        tensors, _ = _files.load_tensors(self.function, path, FORMAT, (*_NAMES, "settings"))
-        found = json.loads(bytes(tensors.pop("settings").tolist()))
+        tensors, _ = _schema.load(self.function, path, FORMAT, _FILE)
+        with _schema.restoring(self.function, path):
+            found = json.loads(bytes(tensors.pop("settings").tolist()))
+            _schema.need(self.function, path, isinstance(found, dict), "settings", found)
         if found != self.facts:
             other = sorted(k for k in {*found, *self.facts} if found.get(k) != self.facts.get(k))
             raise ValueError(

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors, _files, _inputs
+from semobridge_ext import _errors, _files, _inputs, _schema
 from semobridge_ext._ops.topk.op import TopK, topk
 from semobridge_ext.linear_maps.isoclip_cuts import SIDES, Cuts
 from semobridge_ext.linear_maps.linear_map import LinearMap
@@ -164,18 +164,22 @@ class IsoCLIP(Cuts):
         """Reads what ``save`` wrote to `path`; refuses a foreign or truncated file (ValueError)."""
         import json
 
-        names = ("image_projection", "text_projection")
-        tensors, meta = _files.load_tensors("IsoCLIP.load", path, _FORMAT, names, ("params",))
-        try:
+        where = "IsoCLIP.load"
+        schema = {"image_projection": _schema.Field(("V", "D")), "text_projection": _schema.Field(("T", "D"))}
+        tensors, meta = _schema.load(where, path, _FORMAT, schema, ("params",))
+        with _schema.restoring(where, path):
             params = json.loads(meta["params"])
             fitted = {name: params.pop(name) for name in ("k_top_", "k_bottom_") if name in params}
             iso = cls(tensors["image_projection"], tensors["text_projection"], **params)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"IsoCLIP.load: {path} must hold the options of IsoCLIP, got {error!r}; save it again"
-            ) from error
-        for name, value in fitted.items():
-            setattr(iso, name, value)
+            for name, value in fitted.items():
+                setattr(iso, name, value)
+            for name, matrix in tensors.items():
+                _schema.need(where, path, matrix.numel() > 0, f"a matrix as {name}", matrix)
+            iso._side(where, None)
+            for name in (*_CUTS, *fitted):
+                value = getattr(iso, name)
+                known = value is None or (isinstance(value, int) and not isinstance(value, bool))
+                _schema.need(where, path, known, f"a whole number as {name}", value)
         return iso
 
     def map(

@@ -10,6 +10,7 @@ from torch import Tensor
 from semobridge_ext import _errors, _inputs
 from semobridge_ext._parameters import Parameters
 from semobridge_ext.linear_maps.spectrum import UNPUBLISHED, Spectrum, search_cuts, spectrum_of
+from semobridge_ext.runtime.held import Held
 
 SIDES = ("image", "text")
 Self = TypeVar("Self", bound="Cuts")
@@ -38,17 +39,12 @@ class Cuts(Parameters):
         if image.shape[1] != text.shape[1]:
             contract, remedy = f"be [T, {image.shape[1]}]", "take both projections from the same model"
             raise ValueError(_errors.message("IsoCLIP", "text_projection", contract, text, remedy))
-        # The very tensors are kept beside their versions: an address alone may be another tensor's by now.
-        versions = tuple((m.data_ptr(), 0 if m.is_inference() else m._version) for m in matrices)
         kept = self.__dict__.get("_kept")
-        if (
-            kept is None
-            or kept[0] != versions
-            or any(a is not b for a, b in zip(kept[3], matrices, strict=True))
-        ):
+        if kept is None or not kept[0].same(*matrices):
             for name, m in zip(("image_projection", "text_projection"), matrices, strict=True):
                 _errors.check_finite("IsoCLIP", name, m, "reload the model's weights")
-            kept = (versions, spectrum_of(image, text), {}, matrices)
+            held = Held(*matrices)
+            kept = (held, spectrum_of(image, text), {})
             self.__dict__["_kept"] = kept
         return kept[1]
 

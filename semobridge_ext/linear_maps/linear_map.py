@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors, _files
+from semobridge_ext import _errors, _files, _schema
 from semobridge_ext._ops.project_normalize.prepared import PreparedProjection
 from semobridge_ext.linear_maps import export
 from semobridge_ext.linear_maps.principal import principal_directions
-from semobridge_ext.linear_maps.steps import FORMAT, Step, folded, layout_of, names_of, steps_of, tensors_of
+from semobridge_ext.linear_maps.steps import FORMAT, Step, folded, layout_of, schema_of, steps_of, tensors_of
+from semobridge_ext.runtime.held import Held
 from semobridge_ext.runtime.rows import compute_dtype
 
 
@@ -55,7 +56,7 @@ class LinearMap:
     """
 
     steps: tuple[Step, ...]
-    _prepared: dict[int, PreparedProjection]
+    _prepared: dict[int, tuple[Held, PreparedProjection]]
 
     def __init__(
         self,
@@ -76,8 +77,11 @@ class LinearMap:
                 remedy = "pass one value per column of the matrix"
                 raise ValueError(_errors.message("LinearMap", "offset", f"be [{m.shape[1]}]", b, remedy))
             _errors.check_finite("LinearMap", "offset", b, "check what it was computed from")
-            b = b.to("cpu", torch.float64, copy=True) if bool((b != 0).any()) else None
-        self._set((Step(m.to("cpu", torch.float64, copy=True).contiguous(), b, bool(normalize)),))
+            b = b if bool((b != 0).any()) else None
+        with torch.inference_mode(False):  # tensors for any later use, wherever the map is made
+            m = m.to("cpu", torch.float64, copy=True).contiguous()
+            b = None if b is None else b.to("cpu", torch.float64, copy=True)
+        self._set((Step(m, b, bool(normalize)),))
 
     def _set(self, steps: Sequence[Step]) -> LinearMap:
         self.steps, self._prepared = tuple(steps), {}
@@ -207,12 +211,14 @@ class LinearMap:
     # -- application ---------------------------------------------------------------------------------
 
     def _projection(self, index: int) -> PreparedProjection:
-        prepared = self._prepared.get(index)
-        if prepared is None:
-            step = self.steps[index]
+        step = self.steps[index]
+        tensors = (step.matrix,) if step.offset is None else (step.matrix, step.offset)
+        kept = self._prepared.get(index)
+        if kept is None or not kept[0].same(*tensors):  # `steps` hands the matrices out
+            held = Held(*tensors)
             prepared = PreparedProjection(step.matrix, step.offset, normalize=step.normalize)
-            self._prepared[index] = prepared
-        return prepared
+            kept = self._prepared[index] = held, prepared
+        return kept[1]
 
     def __call__(self, x: Tensor) -> Tensor:  # [.., K] -> [.., M]
         """Maps rows [.., K] to [.., M], in the dtype of x; between steps in float32 or float64."""
@@ -246,12 +252,8 @@ class LinearMap:
 
     @classmethod
     def _restored(cls, function: str, path: Any, layout: str, tensors: dict[str, Tensor]) -> LinearMap:
-        try:
+        with _schema.restoring(function, path):
             return cls._checked(steps_of(layout, tensors))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{function}: {path} must hold the steps of a map, got {error!r}; write it again"
-            ) from error
 
     def save(self, path: Any) -> None:
         """Writes a safetensors file in float64 to `path`, atomically: ``load`` gives the same map."""
@@ -261,12 +263,10 @@ class LinearMap:
     def load(cls, path: Any) -> LinearMap:
         """Reads what ``save`` wrote to `path`; refuses a foreign or truncated file (ValueError)."""
         where = "LinearMap.load"
-        _, meta = _files.load_tensors(where, path, FORMAT, (), ("steps",))
-        try:
-            names = names_of(meta["steps"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{where}: {path} must list its steps, got {error!r}; save it again") from error
-        tensors, _ = _files.load_tensors(where, path, FORMAT, tuple(names))
+        _, meta = _schema.load(where, path, FORMAT, {}, ("steps",))
+        with _schema.restoring(where, path):
+            schema = schema_of(meta["steps"])
+        tensors, _ = _schema.load(where, path, FORMAT, schema)
         return cls._restored(where, path, meta["steps"], tensors)
 
     def to_onnx(self, path: Any, *, dtype: torch.dtype = torch.float32) -> None:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from semobridge_ext._schema import Field, Schema
+
 FORMAT = "semobridge-ext linear map 1"
 
 
@@ -58,15 +60,23 @@ def tensors_of(steps: Sequence[Step]) -> dict[str, Tensor]:
     return found
 
 
-def names_of(layout: str) -> list[str]:
-    """The tensors that a layout needs; ValueError, KeyError or TypeError for what is no layout."""
+def schema_of(layout: str) -> Schema:
+    """The tensors that a layout needs; an exception of any kind for what is no layout."""
     kinds = json.loads(layout)
-    names = [f"matrix_{i}" for i in range(len(kinds))]
-    return names + [f"offset_{i}" for i, kind in enumerate(kinds) if kind["offset"]]
+    if not isinstance(kinds, list) or not kinds:
+        raise ValueError(f"steps must be a list with at least one step, got {layout!r}")
+    schema = {}
+    for i, kind in enumerate(kinds):
+        if not all(isinstance(kind[name], bool) for name in ("offset", "normalize")):
+            raise ValueError(f"a step must say offset and normalize, got {kind!r}")
+        schema[f"matrix_{i}"] = Field((f"D{i}", f"D{i + 1}"))
+        if kind["offset"]:
+            schema[f"offset_{i}"] = Field((f"D{i + 1}",))
+    return schema
 
 
 def steps_of(layout: str, tensors: Mapping[str, Tensor]) -> list[Step]:
-    """The steps as a file holds them, unchecked; the errors of `names_of`."""
+    """The steps as a file holds them, unchecked; the errors of `schema_of`."""
     return [
         Step(tensors[f"matrix_{i}"], tensors[f"offset_{i}"] if kind["offset"] else None, kind["normalize"])
         for i, kind in enumerate(json.loads(layout))

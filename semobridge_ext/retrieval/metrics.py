@@ -24,7 +24,7 @@ from semobridge_ext._ops.rank_counts import cpu
 from semobridge_ext._ops.rank_counts.op import Marked, RankCounts, blocks, rank_counts
 from semobridge_ext.retrieval import eager
 from semobridge_ext.runtime.choice import resolve
-from semobridge_ext.runtime.rows import unit_columns
+from semobridge_ext.runtime.rows import compute_dtype, unit_columns
 
 _NAME = "retrieval_metrics"
 
@@ -34,7 +34,7 @@ def mark_by_label(query_labels: Tensor, gallery_labels: Tensor, same_set: bool) 
     ordered, rows = torch.sort(gallery_labels, stable=True)
     begin = torch.searchsorted(ordered, query_labels)
     end = torch.searchsorted(ordered, query_labels, right=True)
-    exclude = torch.arange(len(query_labels)) if same_set else None
+    exclude = torch.arange(len(query_labels), device="cpu") if same_set else None
     return Marked(rows, begin, end, exclude)
 
 
@@ -56,7 +56,7 @@ def _native(
     # Neighbours of one label share the scores of their relevant rows.
     order = torch.argsort(query_labels, stable=True)
     marked = Marked(marked.rows, marked.begin[order], marked.end[order], order if same_set else None)
-    out = torch.empty(len(order), 3 + len(recall_at), dtype=torch.float64)
+    out = torch.empty(len(order), 3 + len(recall_at), dtype=torch.float64, device="cpu")
     for part in blocks(marked.sizes()):
         rows = order[part]
         exclude = None if marked.exclude is None else marked.exclude[part]
@@ -73,6 +73,7 @@ def _check_labels(name: str, labels: Any, features: Tensor) -> None:
     if labels.shape != features.shape[:1]:
         contract = f"be [{features.shape[0]}]"
         raise ValueError(_errors.message(_NAME, name, contract, labels, "pass one label per row"))
+    _errors.check_memory(_NAME, name, labels)
     _errors.check_same_device(_NAME, name, labels, features.device)
 
 
@@ -107,6 +108,24 @@ def check_features(function: str, query: Tensor, gallery: Tensor) -> None:
     width = gallery.shape[1]
     _errors.check_last_dim(function, "query", query, width, f"the gallery has width {width}")
     _errors.check_same_device(function, "query", query, gallery.device)
+    _check_scores(function, query.detach(), gallery.detach())
+
+
+def _check_scores(function: str, query: Tensor, gallery: Tensor) -> None:
+    """Refuses rows of which a score would be NaN: that has no place in a ranking."""
+    remedy = "drop these rows: a NaN score has no rank"
+    for name, rows, others in (("query", query, gallery), ("gallery", gallery, query)):
+        _errors.check_rows(function, name, rows, remedy, infinite=True)
+        compute = compute_dtype(rows.dtype, others.dtype)
+        for wild in _errors.rows_with(rows, torch.isinf).split(64):  # ∞·0 and ∞ − ∞
+            found = rows[wild.to(rows.device)].to(compute)
+            for part in others.split(1 << 14):
+                spoiled = torch.isnan(found @ part.to(compute).T).any(dim=1).cpu()
+                if bool(spoiled.any()):
+                    got = f"infinity in row {int(wild[spoiled][0])}, which makes NaN of a score"
+                    raise ValueError(
+                        _errors.message(function, name, "give scores that are numbers", got, remedy)
+                    )
 
 
 def retrieval_metrics(
@@ -139,10 +158,11 @@ def retrieval_metrics(
 
     Raises:
         TypeError: not a tensor, or not the dtype named above. ValueError: shapes, devices or labels
-            that do not fit; no query has a relevant item.
+            that do not fit; a row with NaN, or whose infinity makes a score NaN (named); no query has a
+            relevant item.
 
     Numerics: scores in float32 (float64 if an input is), metrics in float64. Ties take their expected
-        value over all orders of the tied items. Scores may be negative; a NaN score ranks with −inf.
+        value over all orders of the tied items. Scores may be negative or infinite.
         Deterministic, whatever the number of threads. Not differentiable.
 
     Memory: O(block): 1024 queries and 2 million relevant items at a time, about 100 MiB at most.
@@ -157,6 +177,9 @@ def retrieval_metrics(
     """
     _check(query, gallery, query_labels, gallery_labels, same_set, recall_at)
     query, gallery = query.detach(), gallery.detach()
+    # Read once from here on: what two passes make of them must agree, whatever another thread writes.
+    gallery_labels = gallery_labels.clone().resolve_neg()
+    query_labels = gallery_labels if same_set else query_labels.clone().resolve_neg()
     ks = tuple(recall_at)
     if resolve(_NAME, query.device) == "eager":
         values = eager.retrieval_metrics(query, gallery, query_labels, gallery_labels, same_set, ks)

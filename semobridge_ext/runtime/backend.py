@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -48,15 +48,26 @@ def requested() -> str:
 
 
 @contextmanager
-def backend(name: str) -> Iterator[None]:
+def _asking(name: str) -> Iterator[None]:
+    token = _requested.set(name)
+    try:
+        yield
+    finally:
+        _requested.reset(token)
+
+
+def backend(name: str) -> AbstractContextManager[None]:
     """Asks for one backend inside a `with` block, in this thread or task only.
 
     Args:
         name: ``"auto"``, ``"native"``, ``"triton"`` or ``"eager"``.
 
+    Returns:
+        The context manager; by itself it asks for nothing.
+
     Raises:
-        ValueError: unknown name. RuntimeError or NotImplementedError come from the call that cannot
-            be met, not from here.
+        ValueError: unknown name, at this call already. RuntimeError or NotImplementedError come from the
+            call that cannot be met, not from here.
 
     Example:
         >>> import torch, semobridge_ext as sb
@@ -65,8 +76,4 @@ def backend(name: str) -> Iterator[None]:
         >>> torch.equal(y, torch.eye(3))
         True
     """
-    token = _requested.set(_checked(name, "backend: name"))
-    try:
-        yield
-    finally:
-        _requested.reset(token)
+    return _asking(_checked(name, "backend: name"))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from semobridge_ext.runtime import backend as _backend
 from semobridge_ext.runtime import thresholds as _thresholds
@@ -148,24 +148,47 @@ def in_transform() -> bool:
     return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
 
 
+_PLAIN = (Tensor, nn.Parameter)
+
+
+def plain(*tensors: Tensor | None) -> bool:
+    """Whether all that are given hold their values in memory: no subclass, nothing lazy, nothing freed."""
+    for x in tensors:
+        if x is not None and not (
+            type(x) in _PLAIN
+            and x.layout is torch.strided
+            and not x.is_neg()
+            and (x.data_ptr() != 0 or x.numel() == 0)
+        ):
+            return False
+    return True
+
+
 def direct(x: Tensor, other: Tensor) -> str:
     """Where a call may go past the registered operator; "" where the operator has to see it.
 
-    It may with plain tensors on one device of which no gradient is wanted, outside of tracing and of
-    function transforms: the dispatcher would cost more than one image's whole bridge.
+    It may with plain tensors on one device of which no gradient is wanted, outside of tracing, of modes
+    that watch operators and of function transforms: the dispatcher would cost more than one image's
+    whole bridge.
+
+    Args:
+        x: the rows. other: what they meet, which the caller knows to be `plain`.
 
     Returns:
         "cpu": straight to the native core. Otherwise the backend asked for, "auto", "native" or "triton",
         under which a kernel may exist (`direct_kernel`).
     """
-    if not (
-        type(x) is Tensor
-        and x.dtype in DTYPE_CODES
-        and x.layout is torch.strided
-        and not torch.compiler.is_compiling()
-        and not x.is_neg()
-        and not ((x.requires_grad or other.requires_grad) and torch.is_grad_enabled())
-        and torch._C._functorch.peek_interpreter_stack() is None
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._get_tracing_state() is not None
+        or torch._C._len_torch_dispatch_stack() != 0
+        or type(x) not in _PLAIN
+        or x.layout is not torch.strided
+        or x.dtype not in DTYPE_CODES
+        or x.is_neg()
+        or (x.data_ptr() == 0 and x.numel() != 0)
+        or ((x.requires_grad or other.requires_grad) and torch.is_grad_enabled())
     ):
         return ""
     name = _requested.get() or requested()

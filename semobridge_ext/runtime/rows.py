@@ -11,9 +11,14 @@ def compute_dtype(*dtypes: torch.dtype) -> torch.dtype:
     return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
+def materialized(x: Tensor) -> Tensor:
+    """The tensor with its values in memory: a lazy negation is carried out, a zero without storage made."""
+    return x.new_zeros(x.shape) if x._is_zerotensor() else x.resolve_neg()
+
+
 def unit_columns(x: Tensor) -> Tensor:  # [N, D]
     """The tensor with a column stride of one, copied only where it has another."""
-    x = x.detach().resolve_neg()
+    x = materialized(x.detach())
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 

@@ -51,7 +51,7 @@ def test_copies(bridge: sb.Bridge, copier, called: bool):
 
 
 def test_state_dict(bridge: sb.Bridge):
-    assert set(bridge.state_dict()) == {"text_projection", "inverse"}
+    assert set(bridge.state_dict()) == {"text_projection", "inverse", "_extra_state"}
     other, f = sb.Bridge(with_rank(20, 16, 4)), torch.randn(5, 16)
     assert not torch.equal(other(f), bridge(f))
     other.load_state_dict(bridge.state_dict())
@@ -310,3 +310,59 @@ def test_bad_input(case: str, backend: str):
     assert type(caught.value) is kind
     form = rf"^{function}: {argument} must .+, got .+; \S.+$"
     assert re.match(form, str(caught.value), re.DOTALL), str(caught.value)
+
+
+def test_state_dict_keeps_the_numbers(bridge: sb.Bridge, tmp_path: Path):
+    f = torch.randn(5, 16)
+    other = sb.Bridge(bridge.text_projection, atol=2.0, text_length=1.0)
+    assert other.rank != bridge.rank and not torch.equal(outputs(other, f), outputs(bridge, f))
+    save_file(bridge.state_dict(), tmp_path / "state.safetensors")
+    other.load_state_dict(load_file(tmp_path / "state.safetensors"))
+    assert (other.atol, other.text_length, other.rank) == (0.3, 3.0, 9)
+    assert_same_bits(outputs(other, f), outputs(bridge, f))
+    inside = torch.nn.ModuleDict({"b": sb.Bridge(bridge.text_projection, atol=2.0)})
+    inside.load_state_dict({f"b.{name}": value for name, value in bridge.state_dict().items()})
+    assert inside["b"].text_length == 3.0
+
+
+def test_state_dict_of_the_matrices_alone(bridge: sb.Bridge):
+    """As 0.1.0 wrote it: the bridge that loads it keeps its own numbers."""
+    old = {name: value for name, value in bridge.state_dict().items() if name != "_extra_state"}
+    other = sb.Bridge(with_rank(20, 16, 4), text_length=5.0)
+    other.load_state_dict(old)
+    assert other.text_length == 5.0 and torch.equal(other.inverse, bridge.inverse)
+    inside = torch.nn.ModuleDict({"b": sb.Bridge(with_rank(20, 16, 4))})
+    inside.load_state_dict({f"b.{name}": value for name, value in old.items()})
+    assert torch.equal(inside["b"].inverse, bridge.inverse)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        other.load_state_dict({"inverse": bridge.inverse})
+    with pytest.raises(ValueError, match="extra state must be"):
+        other.load_state_dict(bridge.state_dict() | {"_extra_state": torch.tensor([0.3, float("nan")])})
+
+
+def test_numbers_that_change(bridge: sb.Bridge):
+    f = torch.randn(5, 16)
+    outputs(bridge, f)
+    bridge.text_length = 7.0
+    want = chain(f, bridge.text_projection, text_length=7.0, normalize=False)
+    assert_close(bridge(f, normalize=False), want, "chain")
+    bridge.atol = 2.0
+    assert bridge.rank == int((torch.linalg.svdvals(bridge.text_projection.double()) > 2.0).sum()) < 9
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_traced(bridge: sb.Bridge, options: dict):
+    """A trace records operators: one that is passed by would leave its output as it was allocated."""
+
+    class Applied(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bridge = bridge
+
+        def forward(self, f: torch.Tensor) -> torch.Tensor:
+            return self.bridge(f, **options)
+
+    traced = torch.jit.trace(Applied(), torch.randn(3, 16), check_trace=False)
+    f = torch.randn(3, 16)
+    assert_close(traced(f), chain(f, bridge.text_projection, text_length=3.0, **options), "chain")

@@ -156,3 +156,10 @@ def test_refusals(clip):
             sb.class_text_features(model, *arguments, tokenizer=tokenizer)
     with pytest.raises(TypeError, match="Linear"):
         sb.class_text_features(torch.nn.Linear(2, 2), NAMES, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("names", ["cat", b"cat"])
+def test_a_bare_string_is_no_list_of_classes(names):
+    model, _, tokenizer = sb.load_picto_clip()
+    with pytest.raises(TypeError, match="names must be a sequence of class names, got"):
+        sb.class_text_features(model, names, tokenizer=tokenizer)

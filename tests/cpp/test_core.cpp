@@ -5,6 +5,7 @@
 #include "check.h"
 #include "core/isa.h"
 #include "core/pack.h"
+#include "loose_rows.h"
 #include "project_normalize/project_normalize.h"
 
 namespace {
@@ -413,6 +414,8 @@ int main(int argc, char** argv) {
     test_conversions();
     test_extreme_conversions();
     test_special_rows();
+    test::test_loose_rows();
+    test::test_indices();
     std::printf("%s: %d checks\n", isa_name(isa), test::g_checks - before);
   }
   std::printf("%d failures\n", test::g_failures);

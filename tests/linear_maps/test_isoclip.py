@@ -400,3 +400,13 @@ BAD = [
 def test_refused(call, kind, text):
     with pytest.raises(kind, match=text):
         call()
+
+
+def test_matrices_written_in_inference_mode(matrices):
+    x = torch.randn(3, V)
+    with torch.inference_mode():
+        image, text = (m.clone() for m in matrices)
+        iso = sb.IsoCLIP(image, text, k_top=3, k_bottom=2)
+        for _ in range(3):
+            image.copy_(torch.randn(V, WIDTH))
+            assert_close(iso.image(x), paper(x, image, text, 3, 2, "image"), "op")

@@ -303,3 +303,24 @@ def test_refused(call, kind, text):
     with pytest.raises(kind, match=rf"^LinearMap[.a-z]*: {text}") as caught:
         call()
     assert re.search(r"(?s), got .+; \S", str(caught.value))
+
+
+@pytest.mark.parametrize("which", ["matrix", "offset"])
+def test_a_step_written_in_place(which: str):
+    """`steps` hands its tensors out: a map computes with what they now hold."""
+    x = torch.randn(3, 5)
+    map_ = sb.LinearMap(torch.randn(5, 4), torch.randn(4))
+    for _ in range(3):
+        getattr(map_.steps[0], which).copy_(torch.randn_like(getattr(map_.steps[0], which)))
+        y = x.double() @ map_.steps[0].matrix + map_.steps[0].offset
+        assert_close(map_(x), y / y.square().sum(-1, keepdim=True).sqrt(), "op")
+
+
+def test_first_called_in_inference_mode_and_then_differentiated():
+    map_ = sb.LinearMap(torch.randn(5, 4))
+    with sb.backend("eager"):
+        with torch.inference_mode():
+            map_(torch.randn(3, 5))
+        x = torch.randn(3, 5, requires_grad=True)
+        map_(x).sum().backward()
+    assert x.grad is not None and bool(x.grad.abs().sum() > 0)

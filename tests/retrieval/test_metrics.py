@@ -232,21 +232,29 @@ def test_queries_without_relevant_items_are_reported(isa: str):
         retrieval_metrics(q, g, torch.tensor([7, 8, 9]), torch.tensor([0, 1, 2]))
 
 
-def test_nan_and_infinity_rank_where_stated(isa: str):
-    nan, inf = float("nan"), float("inf")
-    scores = [nan, 3.0, -inf, inf, 1.0, 2.0]
-    # inf, 3, 2, 1, then NaN and -inf tied at the end
+def test_infinity_ranks_where_stated(isa: str):
+    inf = float("inf")
+    scores = [-inf, 3.0, -inf, inf, 1.0, 2.0]
+    # inf, 3, 2, 1, then the two -inf tied at the end
     assert of_scores(scores, [0, 0, 0, 1, 0, 0])["AP"] == 1.0
     assert of_scores(scores, [0, 1, 0, 0, 0, 0])["AP"] == pytest.approx(1 / 2)
     assert of_scores(scores, [1, 0, 0, 0, 0, 0])["AP"] == pytest.approx((1 / 5 + 1 / 6) / 2)
     assert of_scores(scores, [1, 0, 1, 0, 0, 0])["AP"] == pytest.approx((1 / 5 + 2 / 6) / 2)
     assert of_scores(scores, [1, 0, 0, 1, 0, 0])["AP"] == pytest.approx((1 + (2 / 5 + 2 / 6) / 2) / 2)
-    q = torch.ones(3, 2)
-    q[1] = nan
-    g, y = torch.randn(40, 2), torch.arange(40) % 4
-    m = retrieval_metrics(q, g, torch.zeros(3).long(), y, per_query=True)["per_query"]["AP"]
-    clean = retrieval_metrics(q[:1], g, torch.zeros(1).long(), y, per_query=True)["per_query"]["AP"]
-    assert m[0] == m[2] == clean[0] and torch.isfinite(m[1])
+
+
+@pytest.mark.parametrize("side", ["query", "gallery"])
+def test_rows_without_a_rank_are_named(side: str):
+    rows = {"query": torch.ones(3, 2), "gallery": torch.ones(40, 2)}
+    labels = torch.zeros(3).long(), torch.arange(40) % 4
+    rows[side][1, 0] = float("nan")
+    with pytest.raises(ValueError, match=rf"{side} must hold no NaN, got NaN in 1 of \d+ rows \(1\)"):
+        retrieval_metrics(*rows.values(), *labels)
+    rows[side][1] = torch.tensor([float("inf"), -float("inf")])  # ∞ − ∞
+    with pytest.raises(ValueError, match=rf"{side} must give scores that are numbers, got infinity in row 1"):
+        retrieval_metrics(*rows.values(), *labels)
+    rows[side][1] = float("inf")
+    assert retrieval_metrics(*rows.values(), *labels)["queries"] == 3
 
 
 @pytest.mark.parametrize("spread", [1e-45, 1e-38, 1.0, 1e30, 3e38])

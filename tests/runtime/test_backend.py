@@ -169,3 +169,10 @@ def test_many_threads_at_once(isa: str):
     for thread in threads:
         thread.join()
     assert not failures, failures[0]
+
+
+@pytest.mark.parametrize("name", ["gpu", "", None])
+def test_unknown_names_are_refused_at_the_call(name):
+    """As a statement, without `with`, it would otherwise say nothing."""
+    with pytest.raises(ValueError, match="name must be one of auto, native, triton, eager"):
+        sb.backend(name)

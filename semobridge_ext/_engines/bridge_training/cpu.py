@@ -19,15 +19,15 @@ class CpuTrainingPieces(TorchTrainingPieces):
 
     def __init__(self, batch: Batch) -> None:
         super().__init__(batch)
-        self._core = _C.ClassBatch(DTYPE_CODES[batch.counts.dtype], batch.offsets.data_ptr(), batch.width)
+        self._core = _C.ClassBatch(DTYPE_CODES[batch.counts.dtype], address(batch.offsets), batch.width)
 
     def class_means(self, e: Tensor, tau: Tensor | None, r: Tensor, mean: Tensor) -> None:
         self._core.shot_norms(
-            *self._all(), e.data_ptr(), address(tau), r.data_ptr(), mean.data_ptr(), thread_count()
+            *self._all(), address(e), address(tau), address(r), address(mean), thread_count()
         )
 
     def row_lengths(self, a: Tensor, b: Tensor, q: Tensor, inverse: Tensor) -> None:
-        self._core.shot_dots(*self._all(), a.data_ptr(), b.data_ptr(), q.data_ptr(), thread_count())
+        self._core.shot_dots(*self._all(), address(a), address(b), address(q), thread_count())
         inverse.copy_(self._reciprocal(q))
 
     def row_loss(
@@ -37,7 +37,7 @@ class CpuTrainingPieces(TorchTrainingPieces):
         if sums is not None:
             sums[chunk[0] : chunk[1]].zero_()  # the core adds to them
         self._core.row_loss(
-            *chunk, view(x), factor, scale.data_ptr(), address(add), loss.data_ptr(), address(dot),
+            *chunk, view(x), factor, address(scale), address(add), address(loss), address(dot),
             address(sums), thread_count(),
         )  # fmt: skip
 
@@ -46,8 +46,8 @@ class CpuTrainingPieces(TorchTrainingPieces):
         grad_mean: Tensor, grad_tau: Tensor | None, extra: Tensor | None,
     ) -> None:  # fmt: skip
         self._core.shot_grads(
-            *self._all(), e.data_ptr(), h.data_ptr(), r.data_ptr(), q.data_ptr(), address(dot),
-            grad_mean.data_ptr(), address(grad_tau), thread_count(),
+            *self._all(), address(e), address(h), address(r), address(q), address(dot),
+            address(grad_mean), address(grad_tau), thread_count(),
         )  # fmt: skip
         if grad_tau is not None and extra is not None:
             grad_tau.add_(extra)
@@ -60,8 +60,8 @@ class CpuTrainingPieces(TorchTrainingPieces):
     ) -> None:
         step = int(now)  # on the CPU nothing waits for it
         _C.adamw(
-            DTYPE_CODES[parameter.dtype], parameter.numel(), parameter.data_ptr(), gradient.data_ptr(),
-            first.data_ptr(), second.data_ptr(), self._rates[step], self._decay, *BETAS, EPS, step + 1,
+            DTYPE_CODES[parameter.dtype], parameter.numel(), address(parameter), address(gradient),
+            address(first), address(second), self._rates[step], self._decay, *BETAS, EPS, step + 1,
             thread_count(),
         )  # fmt: skip
         count.fill_(step + 1)

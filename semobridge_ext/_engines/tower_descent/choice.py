@@ -6,6 +6,7 @@ import weakref
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from semobridge_ext._engines.tower_descent.cpu import FrozenTower, PackedTower
 from semobridge_ext._engines.tower_descent.cuda import CudaTowerPieces
@@ -38,9 +39,29 @@ def choose(function: str, device: torch.device, dtype: torch.dtype) -> str:
     return "torch" if device.type == "cuda" and requested() != "eager" else "eager"
 
 
-def _state(model: Any) -> tuple[Any, ...]:
-    """Changes when weights are replaced or trained (not when they are written through ``.data``)."""
-    return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters())
+def _digest(model: Any) -> tuple[tuple[Any, ...], ...]:
+    """Changes with every weight, however it was written: versions miss what goes through ``.data``.
+
+    Two sums of words for each tensor, by row and by column, with their places: one pass over the memory, a
+    small part of what packing or one step costs.
+    """
+    found = []
+    for t in (*model.parameters(), *model.buffers()):
+        words = _words(t.detach())
+        rows = words.sum(1) if len(words) else words.new_zeros(0)
+        columns = words.sum(0)
+        places = torch.arange(1, max(len(rows), len(columns)) + 1, device=words.device)
+        sums = (rows * places[: len(rows)]).sum(), (columns * places[: len(columns)]).sum()
+        found.append((t.dtype, tuple(t.shape), str(t.device), *(int(s) for s in sums)))
+    return tuple(found)
+
+
+def _words(t: Tensor) -> Tensor:  # -> [n, 4096] int32
+    """The tensor's bits, the end filled with zeros."""
+    data = t.contiguous().reshape(-1).view(torch.uint8)
+    if short := -len(data) % 16384:
+        data = torch.nn.functional.pad(data, (0, short))
+    return data.view(torch.int32).view(-1, 4096)
 
 
 def make_engine(
@@ -51,11 +72,11 @@ def make_engine(
     if chosen == "eager":
         return EagerTower(tower, rows)
     make: type[Weights] = PackedTower if chosen == "cpu" else LaunchedWeights
-    kind, state = f"{function} {weights} {make.__name__}", _state(model)
+    kind, digest = f"{function} {weights} {make.__name__}", _digest(model)
     kept = _shared.setdefault(model, {})
-    if kind not in kept or kept[kind][0] != state:
-        kept.clear()  # one set of weights a model: they are as large as the model
-        kept[kind] = (state, make(tower, weights))
+    if kind not in kept or kept[kind][0] != digest:
+        kept.clear()  # one set of weights a model: they are as large as the model, so none is copied either
+        kept[kind] = (digest, make(tower, weights))
     found = kept[kind][1]
     if isinstance(found, PackedTower):
         return FrozenTower(found, rows)

@@ -23,7 +23,7 @@ from semobridge_ext._engines.tower_descent.spec import ACTIVATIONS, LearnedRows,
 from semobridge_ext.runtime.adamw import BETAS, EPS
 from semobridge_ext.runtime.backend import _C, DTYPE_CODES
 from semobridge_ext.runtime.threads import thread_count
-from semobridge_ext.runtime.views import address, view
+from semobridge_ext.runtime.views import address, values, view
 
 STORED = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -68,10 +68,10 @@ class PackedTower:
             weights = torch.float16 if lossless_half(tower) else torch.float32
         self.stored = torch.float64 if self.compute == torch.float64 else weights
         total = sum(2 * self._elements(linear) for linear in tower.linears())
-        self._arena = torch.empty(total + 64, dtype=self.stored)
-        _C.prefer_huge_pages(self._arena.data_ptr(), self._arena.nbytes)
-        lead = -self._arena.data_ptr() % 64 // self._arena.element_size()
-        self._next = self._arena.data_ptr() + lead * self._arena.element_size()
+        self._arena = torch.empty(total + 64, dtype=self.stored, device="cpu")
+        _C.prefer_huge_pages(address(self._arena), self._arena.nbytes)
+        lead = -address(self._arena) % 64 // self._arena.element_size()
+        self._next = address(self._arena) + lead * self._arena.element_size()
         self._keep: list[Tensor] = []
         self.projection = self._linear(tower.projection)
         self.norms = [self._norm(n) for n in (tower.norm_pre, tower.norm_final)]
@@ -97,9 +97,9 @@ class PackedTower:
         return begin
 
     def _vector(self, value: Tensor) -> int:
-        kept = value.to(self.compute).contiguous()
+        kept = values(value.to(self.compute))
         self._keep.append(kept)
-        return kept.data_ptr()
+        return address(kept)
 
     def _linear(self, linear: Linear | None) -> tuple[int, int, int, int, int]:
         if linear is None:
@@ -157,10 +157,10 @@ class FrozenTower(TowerEngine):
             self._native.add_layer(*layer[:6], address(prefixes[i] if prefixes else None), layer[6])
         self._native.set_slots(
             list(self._rows.source), [list(v) for v in self._rows.visible], self.prefix,
-            base.data_ptr(), self.constants * tower.width,
+            address(base), self.constants * tower.width,
             0 if self.constants == 1 else tower.width,
         )  # fmt: skip
-        self._workspace = torch.empty(0, dtype=self.compute)
+        self._workspace = torch.empty(0, dtype=self.compute, device="cpu")
 
     def workspace_bytes(self, samples: int) -> int:
         """Scratch for this many samples with the present number of threads."""
@@ -169,8 +169,8 @@ class FrozenTower(TowerEngine):
     def _scratch(self, samples: int) -> int:
         elements = self.workspace_bytes(samples) // self._workspace.element_size() + 16
         if self._workspace.numel() < elements:
-            self._workspace = torch.empty(elements, dtype=self.compute)
-        return (self._workspace.data_ptr() + 63) // 64 * 64
+            self._workspace = torch.empty(elements, dtype=self.compute, device="cpu")
+        return (address(self._workspace) + 63) // 64 * 64
 
     def features(
         self,
@@ -178,7 +178,7 @@ class FrozenTower(TowerEngine):
         *,
         unit: bool = False,
     ) -> Tensor:  # [S, D]
-        out = torch.empty(tokens.shape[0], self.dim, dtype=self.compute)
+        out = torch.empty(tokens.shape[0], self.dim, dtype=self.compute, device="cpu")
         self._evaluate(tokens, out, unit, None, None)
         return out
 
@@ -202,7 +202,7 @@ class FrozenTower(TowerEngine):
         tokens = tokens.detach().contiguous()
         n = tokens.shape[0]
         self._native.evaluate(
-            n, tokens.data_ptr(), address(features), unit, address(grad_features), address(grad_tokens),
+            n, address(tokens), address(features), unit, address(grad_features), address(grad_tokens),
             self._scratch(n), thread_count(),
         )  # fmt: skip
 
@@ -222,10 +222,10 @@ class FrozenTower(TowerEngine):
         recorded: Tensor | None = None,  # [len(record_steps), S, D], written
     ) -> Tensor:  # [steps, S]
         n = tokens.shape[0]
-        losses = torch.empty(max(step_end - step_begin, 0), n, dtype=self.compute)
+        losses = torch.empty(max(step_end - step_begin, 0), n, dtype=self.compute, device="cpu")
         self._native.descend(
-            n, tokens.data_ptr(), exp_avg.data_ptr(), exp_avg_sq.data_ptr(), targets.data_ptr(),
-            losses.data_ptr(), step_begin, step_end, grad_scale, lr, *BETAS, EPS, weight_decay,
+            n, address(tokens), address(exp_avg), address(exp_avg_sq), address(targets),
+            address(losses), step_begin, step_end, grad_scale, lr, *BETAS, EPS, weight_decay,
             list(record_steps) if recorded is not None else [], address(recorded), self._scratch(n),
             thread_count(),
         )  # fmt: skip

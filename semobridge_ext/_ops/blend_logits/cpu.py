@@ -8,7 +8,7 @@ from torch import Tensor
 from semobridge_ext._ops.blend_logits.spec import BlendParams, Similarities
 from semobridge_ext._ops.project_normalize.cpu import pack_matrix
 from semobridge_ext.runtime.backend import _C
-from semobridge_ext.runtime.rows import compute_dtype
+from semobridge_ext.runtime.rows import compute_dtype, unit_columns
 from semobridge_ext.runtime.threads import thread_count
 from semobridge_ext.runtime.views import address, packed_view, view
 
@@ -24,7 +24,7 @@ def pack_operand(
 ) -> tuple[Tensor, int]:
     """The packed right operand [D, 3·Cp + Rp], and its columns before packing."""
     classes, width = blocks[0].shape
-    rows = torch.zeros(3, _padded(classes), width, dtype=torch.float64)
+    rows = torch.zeros(3, _padded(classes), width, dtype=torch.float64, device="cpu")
     for padded, block in zip(rows, blocks, strict=True):
         padded[:classes] = block
     # [3, panels, 32, D] -> panel by panel: text, bridged, raw
@@ -48,11 +48,10 @@ def blend_logits(
     """Writes what is given; the others are never made."""
     right, cols = packed
     classes = exponents.shape[0]
-    if x.stride(1) != 1:
-        x = x.contiguous()
+    x = unit_columns(x)
     weights = None
     if params.s != 0:
-        weights = torch.ones(_padded(classes), dtype=compute_dtype(x.dtype))
+        weights = torch.ones(_padded(classes), dtype=compute_dtype(x.dtype), device="cpu")
         weights[:classes] = torch.exp(params.s * exponents)
     outputs = [address(t) for t in (labels, logits, *(blocks or (None,) * 3))]
     _C.blend_logits(

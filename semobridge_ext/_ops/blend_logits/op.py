@@ -76,7 +76,7 @@ class BlendOperand:
         if resolve(called, x.device) == "eager":
             return self._eager(x)
         size, compute = (x.shape[0], self.classes), compute_dtype(x.dtype)
-        blocks = Similarities(*(torch.empty(size, dtype=compute) for _ in range(3)))
+        blocks = Similarities(*(torch.empty(size, dtype=compute, device="cpu") for _ in range(3)))
         self._cpu(x, BlendParams(), blocks=blocks)
         return blocks
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from semobridge_ext._ops.blend_logits.spec import BlendParams, Similarities
 from semobridge_ext.runtime.backend import _C, DTYPE_CODES
 from semobridge_ext.runtime.threads import thread_count
-from semobridge_ext.runtime.views import view
+from semobridge_ext.runtime.views import address, view
 
 # Cosines that differ by less may tie where a sharpness is small, and then the order of the classes
 # decides, so dominance across that order needs this much.
@@ -27,10 +27,10 @@ def prune_candidates(
     labels: Tensor,  # [N] int64, contiguous
     exponents: Tensor,  # [C] float64, contiguous
 ) -> tuple[Tensor, Tensor]:  # [N, C] int32, [N] int64: the first so many of a row may beat its label
-    found = torch.empty(z.text.shape, dtype=torch.int32)
-    count = torch.empty(len(labels), dtype=torch.int32)
+    found = torch.empty(z.text.shape, dtype=torch.int32, device="cpu")
+    count = torch.empty(len(labels), dtype=torch.int32, device="cpu")
     _C.prune_candidates(
-        *map(view, z), labels.data_ptr(), exponents.data_ptr(), MARGIN, found.data_ptr(), count.data_ptr(),
+        *map(view, z), address(labels), address(exponents), MARGIN, address(found), address(count),
         thread_count(),
     )  # fmt: skip
     return found, count.long()
@@ -49,12 +49,12 @@ def count_correct(
     params: Sequence[BlendParams],
 ) -> list[int]:
     """Rows that each set of parameters gets right."""
-    table = torch.tensor(params, dtype=torch.float64)
-    won = torch.empty(len(params), dtype=torch.int64)
+    table = torch.tensor(params, dtype=torch.float64, device="cpu")
+    won = torch.empty(len(params), dtype=torch.int64, device="cpu")
     _C.count_correct(
-        DTYPE_CODES[cosines[0].dtype], len(labels), labels.data_ptr(), *(o.data_ptr() for o in own),
-        own_exponents.data_ptr(), offsets.data_ptr(), indices.data_ptr(),
-        *(b.data_ptr() for b in cosines), candidate_exponents.data_ptr(), exponents.data_ptr(),
-        largest_exponent, len(params), table.data_ptr(), won.data_ptr(), thread_count(),
+        DTYPE_CODES[cosines[0].dtype], len(labels), address(labels), *(address(o) for o in own),
+        address(own_exponents), address(offsets), address(indices),
+        *(address(b) for b in cosines), address(candidate_exponents), address(exponents),
+        largest_exponent, len(params), address(table), address(won), thread_count(),
     )  # fmt: skip
     return won.tolist()

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from semobridge_ext import _errors
 from semobridge_ext._ops.blend_logits.op import BlendOperand
 from semobridge_ext._ops.blend_logits.spec import BlendParams
 from semobridge_ext._ops.count_correct import cpu, eager
@@ -39,7 +40,13 @@ class CorrectCounter:
     def __init__(
         self, operand: BlendOperand, x: Tensor, labels: Tensor, *, called: str = "count_correct"
     ) -> None:
-        self._operand, self._x, self._labels = operand, x, labels.cpu()
+        # A copy, checked here: the core reads a label as an index, and the given ones may change meanwhile.
+        self._operand, self._x = operand, x
+        self._labels = labels.to("cpu", copy=True).resolve_neg()
+        if bool(((self._labels < 0) | (self._labels >= operand.classes)).any()):
+            contract = f"lie in 0..{operand.classes - 1}"
+            got = f"{int(self._labels.min())}..{int(self._labels.max())}"
+            raise ValueError(_errors.message(called, "labels", contract, got, "renumber the labels from 0"))
         self.rows = len(x)
         self.candidates = 0
         self._native = resolve(called, x.device) == "native"
@@ -62,7 +69,7 @@ class CorrectCounter:
             width = max(int(padded.max()), pad) if len(count) else pad
             if found.shape[1] < width:
                 found = torch.nn.functional.pad(found, (0, width - found.shape[1]))
-            place = torch.arange(width)
+            place = torch.arange(width, device="cpu")
             # Padding repeats a row's first candidate, which changes no comparison.
             chosen = torch.where(place < count.unsqueeze(1), found[:, :width], found[:, :1]).long()
             keep = place < padded.unsqueeze(1)
@@ -73,7 +80,7 @@ class CorrectCounter:
             own.append([b.gather(1, labels.unsqueeze(1)).squeeze(1) for b in z])
             self.candidates += int(count.sum())
         sizes = torch.cat(counts)
-        self._offsets = torch.zeros(len(sizes) + 1, dtype=torch.int64)
+        self._offsets = torch.zeros(len(sizes) + 1, dtype=torch.int64, device="cpu")
         torch.cumsum(sizes, 0, out=self._offsets[1:])
         self._indices = torch.cat(indices)
         self._z = [torch.cat(parts) for parts in zip(*cosines, strict=True)]

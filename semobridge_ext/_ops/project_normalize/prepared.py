@@ -75,10 +75,11 @@ class PreparedProjection:
 
     def _projection(self, compute: torch.dtype) -> Program:
         if self._pack is not None:
-            return self._pack(compute)
+            return self._pack(compute)._unchecked
         assert self.matrix is not None
         plan = Projection(self.matrix, compute=compute, normalize=self._normalize, scale=self._scale)
-        return plan if self._offset is None else partial(plan, bias=self._offset.to(compute))
+        run = plan._unchecked
+        return run if self._offset is None else partial(run, bias=self._offset.to(compute))
 
     def _launch(self, kernel: str, device: torch.device) -> Program:
         if kernel == "triton":
@@ -103,6 +104,8 @@ class PreparedProjection:
         key = device, compute
         if key not in self._operands:
             assert self.matrix is not None
-            offset = None if self._offset is None else self._offset.to(device, compute)
-            self._operands[key] = self.matrix.to(device, compute), offset
+            # Inference tensors could take no part in a later call's gradient.
+            with torch.inference_mode(False):
+                offset = None if self._offset is None else self._offset.to(device, compute)
+                self._operands[key] = self.matrix.to(device, compute), offset
         return self._operands[key]

@@ -10,7 +10,7 @@ from torch import Tensor
 from semobridge_ext.runtime.backend import _C
 from semobridge_ext.runtime.rows import compute_dtype
 from semobridge_ext.runtime.threads import thread_count
-from semobridge_ext.runtime.views import address, view
+from semobridge_ext.runtime.views import address, values, view
 
 
 def query_block() -> int:
@@ -31,16 +31,16 @@ def rank_counts(
 ) -> tuple[Tensor, Tensor, Tensor]:  # each [offsets[N]]: scores, int64 greater, int64 equal
     n, threads = len(query_rows), thread_count()
     total = int(offsets[-1])
-    scores = torch.empty(total, dtype=compute_dtype(queries.dtype, gallery.dtype))
-    greater, equal = torch.empty(2, total, dtype=torch.int64)
-    size = _C.rank_counts_workspace(offsets.data_ptr(), n, threads)
-    workspace = torch.empty(size, dtype=torch.uint8)
-    keep = [t.contiguous() for t in (query_rows, marked_rows, begin, end)]
-    exclude = None if exclude is None else exclude.contiguous()
+    scores = torch.empty(total, dtype=compute_dtype(queries.dtype, gallery.dtype), device="cpu")
+    greater, equal = torch.empty(2, total, dtype=torch.int64, device="cpu")
+    size = _C.rank_counts_workspace(address(offsets), n, threads)
+    workspace = torch.empty(size, dtype=torch.uint8, device="cpu")
+    keep = [values(t) for t in (query_rows, marked_rows, begin, end)]
+    exclude = None if exclude is None else values(exclude)
     _C.rank_counts(
-        view(queries), view(gallery), n, *(t.data_ptr() for t in keep), address(exclude),
-        offsets.data_ptr(), scores.data_ptr(), greater.data_ptr(), equal.data_ptr(), count,
-        workspace.data_ptr(), threads,
+        view(queries), view(gallery), n, *(address(t) for t in keep), address(exclude),
+        address(offsets), address(scores), address(greater), address(equal), count,
+        address(workspace), threads,
     )  # fmt: skip
     return scores, greater, equal
 
@@ -52,9 +52,7 @@ def rank_metrics(
     recall_at: Sequence[int],
 ) -> Tensor:  # [N, 3 + len(recall_at)] float64: AP, AP@R, R-precision, Recall@k..
     n = len(offsets) - 1
-    ks = torch.tensor(list(recall_at), dtype=torch.int64)
-    out = torch.empty(n, 3 + len(ks), dtype=torch.float64)
-    _C.rank_metrics(
-        n, offsets.data_ptr(), greater.data_ptr(), equal.data_ptr(), ks.data_ptr(), len(ks), out.data_ptr()
-    )
+    ks = torch.tensor(list(recall_at), dtype=torch.int64, device="cpu")
+    out = torch.empty(n, 3 + len(ks), dtype=torch.float64, device="cpu")
+    _C.rank_metrics(n, address(offsets), address(greater), address(equal), address(ks), len(ks), address(out))
     return out

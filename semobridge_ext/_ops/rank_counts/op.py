@@ -59,7 +59,7 @@ def rank_counts(
     count: bool = True,
 ) -> RankCounts:
     """Native, CPU; the caller has checked everything. ``count=False`` gives the scores only."""
-    offsets = torch.zeros(len(query_rows) + 1, dtype=torch.int64)
+    offsets = torch.zeros(len(query_rows) + 1, dtype=torch.int64, device="cpu")
     torch.cumsum(marked.sizes(), 0, out=offsets[1:])
     found = cpu.rank_counts(queries, gallery, query_rows, *marked, offsets, count)
     return RankCounts(offsets, *found)

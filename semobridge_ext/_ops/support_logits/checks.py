@@ -30,6 +30,7 @@ def check_support(
     if labels.shape != keys.shape[:1]:
         contract, remedy = f"be [{keys.shape[0]}]", "pass one label per key"
         raise ValueError(_errors.message(function, "labels", contract, labels, remedy))
+    _errors.check_memory(function, "labels", labels)
     _errors.check_same_device(function, "labels", labels, keys.device)
     if weights is not None:
         _errors.check_float_tensor(function, "weights", weights)

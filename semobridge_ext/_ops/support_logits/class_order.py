@@ -51,6 +51,7 @@ def class_order(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tenso
 
 
 def refuse_label(function: str, labels: Tensor, position: int, num_classes: int) -> NoReturn:
+    """Names the label at a position; what it says there may have changed since."""
     contract = f"lie in 0..{num_classes - 1}"
     got = f"{int(labels[position])} at position {position}"
     remedy = f"num_classes={num_classes} counts the classes; renumber the labels from 0"

@@ -20,7 +20,7 @@ from semobridge_ext._ops.support_logits.backward import support_logits_bwd
 from semobridge_ext._ops.support_logits.checks import check_beta, check_queries, check_support
 from semobridge_ext._ops.support_logits.class_order import ClassOrder, refuse_label, sort_by_class
 from semobridge_ext.runtime.backend import requested
-from semobridge_ext.runtime.choice import choose, direct, in_transform, see_through
+from semobridge_ext.runtime.choice import choose, direct, in_transform, plain, see_through
 from semobridge_ext.runtime.rows import compute_dtype
 
 _NAME = "support_logits"
@@ -128,7 +128,9 @@ def run(
     if in_transform():
         return eager.class_sums(queries, keys, labels, num_classes, beta, weights)
     frozen = weights is None or not (weights.requires_grad and torch.is_grad_enabled())
-    if torch.compiler.is_compiling() or not (frozen and direct(queries, keys) == "cpu"):
+    if torch.compiler.is_compiling() or not (
+        frozen and direct(queries, keys) == "cpu" and plain(keys, labels, weights)
+    ):
         order, offsets = classes if classes is not None else (None, None)
         return _support_logits(queries, keys, labels, weights, order, offsets, num_classes, beta)
     if classes is None:

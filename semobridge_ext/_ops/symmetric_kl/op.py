@@ -20,10 +20,10 @@ from torch import Tensor
 
 from semobridge_ext import _errors
 from semobridge_ext.runtime.backend import _C
-from semobridge_ext.runtime.choice import Answer, Kernels, choose, direct, in_transform, see_through
+from semobridge_ext.runtime.choice import Answer, Kernels, choose, direct, in_transform, plain, see_through
 from semobridge_ext.runtime.rows import compute_dtype, unit_columns
 from semobridge_ext.runtime.threads import thread_count
-from semobridge_ext.runtime.views import place, row_view, view
+from semobridge_ext.runtime.views import address, place, row_view, view
 
 _NAME = "symmetric_kl"
 STATS = (
@@ -47,7 +47,7 @@ def _native(a: Tensor, b: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     compute = compute_dtype(a.dtype)
     rows = a.new_empty(a.shape[0], dtype=compute)
     stats = a.new_empty(a.shape[0], STATS, dtype=compute)
-    args = view(a), view(b), temperature, rows.data_ptr(), stats.data_ptr()
+    args = view(a), view(b), temperature, address(rows), address(stats)
     if a.is_cuda:
         _C.symmetric_kl_cuda(*args, *place(a))
     else:
@@ -61,7 +61,7 @@ def _native_bwd(
     a, b, grad = unit_columns(a), unit_columns(b), grad.contiguous()
     grad_a, grad_b = (a.new_empty(a.shape if need else (0, 0)) for need in (need_a, need_b))
     views = [row_view(g if need else None) for g, need in ((grad_a, need_a), (grad_b, need_b))]
-    args = view(a), view(b), temperature, grad.data_ptr(), stats.data_ptr(), *views
+    args = view(a), view(b), temperature, address(grad), address(stats), *views
     if a.is_cuda:
         _C.symmetric_kl_bwd_cuda(*args, *place(a))
     else:
@@ -241,7 +241,7 @@ def symmetric_kl(
     temperature = _check(logits_a, logits_b, temperature)
     if in_transform():
         rows = _eager_rows(logits_a, logits_b, temperature)
-    elif not torch.compiler.is_compiling() and direct(logits_a, logits_b) == "cpu":
+    elif direct(logits_a, logits_b) == "cpu" and plain(logits_b):
         rows, _ = _native(logits_a, logits_b, temperature)
     else:
         rows, _ = _symmetric_kl(logits_a, logits_b, temperature)

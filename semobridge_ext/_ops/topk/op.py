@@ -14,7 +14,7 @@ from torch import Tensor
 
 from semobridge_ext import _errors
 from semobridge_ext._ops.topk import cpu, cuda, eager, takes
-from semobridge_ext.runtime.choice import choose, direct, in_transform, see_through
+from semobridge_ext.runtime.choice import choose, direct, in_transform, plain, see_through
 from semobridge_ext.runtime.rows import compute_dtype
 
 _NAME = "topk"
@@ -56,6 +56,7 @@ def _topk(
     name = choose(takes.KERNELS, queries, gallery, k)
     native = cuda.topk if queries.is_cuda else cpu.topk
     run = {"eager": eager.topk, "triton": _triton, "native": native}[name]
+    exclude = _excluded(exclude, gallery.shape[0])
     with torch.autocast(queries.device.type, enabled=False):
         return run(queries, gallery, k, exclude)
 
@@ -115,7 +116,27 @@ def _check(queries: Tensor, gallery: Tensor, k: int, exclude: Tensor | None) -> 
     if exclude.shape != queries.shape[:1]:
         contract, remedy = f"be [{queries.shape[0]}]", "pass one index per query, or -1 for none"
         raise ValueError(_errors.message(_NAME, "exclude", contract, exclude, remedy))
+    _errors.check_memory(_NAME, "exclude", exclude)
     _errors.check_same_device(_NAME, "exclude", exclude, gallery.device)
+
+
+def _excluded(exclude: Tensor | None, rows: int) -> Tensor | None:
+    """A copy of its own, which no other thread writes, with every row inside the gallery.
+
+    On a GPU the check waits for the device; not inside the capture of a CUDA graph, which may not.
+    """
+    if exclude is None:
+        return None
+    exclude = exclude.clone()
+    if exclude.is_cuda and torch.cuda.is_current_stream_capturing():
+        return exclude
+    outside = (exclude < -1) | (exclude >= rows)
+    if bool(outside.any()):
+        at = int(outside.nonzero()[0])
+        contract, got = f"lie in -1..{rows - 1}", f"{int(exclude[at])} at position {at}"
+        remedy = f"the gallery has {rows} rows; -1 excludes none"
+        raise ValueError(_errors.message(_NAME, "exclude", contract, got, remedy))
+    return exclude
 
 
 def topk(
@@ -141,11 +162,14 @@ def topk(
 
     Raises:
         TypeError: not a tensor, or not the dtype named above. ValueError: shapes, devices or k that
-            do not fit.
+            do not fit; an excluded row outside -1..G-1 (the first is named with its position).
 
     Numerics: exact for the scores as float32 (float64) computes them, each in one fixed order of
         summation; equal rows give equal scores. Deterministic, whatever the number of threads. A NaN
         score ranks with −inf. Differentiable in queries and gallery through ``scores``.
+
+    Synchronisation: on a GPU the check of ``exclude`` waits for the device at every call. Code compiled
+        with ``backend("triton")`` checks nothing: a row outside the gallery excludes none.
 
     Memory: the output, and 64 MiB at most for candidates while k < 260 000.
 
@@ -160,6 +184,6 @@ def topk(
     _check(queries, gallery, k, exclude)
     if in_transform():
         return TopK(*eager.ranked(queries, gallery, k, exclude))
-    if not torch.compiler.is_compiling() and direct(queries, gallery) == "cpu":
-        return TopK(*cpu.topk(queries, gallery, k, exclude))
+    if not torch.compiler.is_compiling() and direct(queries, gallery) == "cpu" and plain(gallery, exclude):
+        return TopK(*cpu.topk(queries, gallery, k, _excluded(exclude, gallery.shape[0])))
     return TopK(*_topk(queries, gallery, k, exclude))

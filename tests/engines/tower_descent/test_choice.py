@@ -187,7 +187,7 @@ def test_nan_and_zero_rows_stay_alone(recorder: Recorder) -> None:
     model, f = TEXT_MODELS["open_clip"](), towers.targets(5, towers.D, F32)
     init = towers.start(5, 1, TEXT, F32)
     clean = sb.oti(model, f, init=init, steps=10)
-    f[1], f[3] = float("nan"), 0
+    init[1], f[3] = float("nan"), 0
     inv = sb.oti(model, f, init=init, steps=10)
     assert_same_bits(inv.tokens[[0, 2, 4]], clean.tokens[[0, 2, 4]])
     assert torch.isnan(inv.tokens[1]).all() and torch.isfinite(inv.losses).all()

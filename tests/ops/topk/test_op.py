@@ -247,3 +247,15 @@ def test_ids_equal_argsort_on_200000_rows():
     got = topk(q, g, 100)
     assert torch.equal(got.indices, want.indices[:, :100])
     assert torch.equal(got.scores, want.values[:, :100])
+
+
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+@pytest.mark.parametrize("bad", [5, -2, 1 << 40])
+def test_excluded_rows_that_do_not_exist(bad: int, backend: str):
+    q, g = torch.eye(3), torch.randn(5, 3)
+    with (
+        sb.backend(backend),
+        pytest.raises(ValueError, match=rf"exclude must lie in -1\.\.4, got {bad} at position 1"),
+    ):
+        sb.topk(q, g, 2, exclude=torch.tensor([0, bad, -1]))
+    assert sb.topk(q, g, 2, exclude=torch.tensor([0, 4, -1])).indices.shape == (3, 2)
