@@ -137,7 +137,9 @@ def changes(found: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         old, new = found.get(name), now.get(name)
         if old != new or type(old) is not type(new):
             hidden = any(isinstance(v, str) and v.startswith(_MARK) for v in (old, new))
-            told.append(name if hidden and None not in (old, new) else f"{name} {_side(old)} (now {_side(new)})")
+            told.append(
+                name if hidden and None not in (old, new) else f"{name} {_side(old)} (now {_side(new)})"
+            )
     return ", ".join(told)
 
 

@@ -98,7 +98,7 @@ def _new_file(target: Path) -> tuple[Path, BinaryIO]:
     while True:
         temporary = target.with_name(f".{target.name}.{os.urandom(8).hex()}.tmp")
         try:
-            file = open(temporary, "xb")
+            file = open(temporary, "xb")  # noqa: SIM115 - closed by replaced
         except FileExistsError:
             continue
         # Between the two calls another writer may have taken it for left over.

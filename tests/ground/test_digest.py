@@ -33,7 +33,8 @@ DIFFERENT = {
     "tensor": X, "one bit": X.index_put((torch.tensor(1), torch.tensor(2)), torch.tensor(5.0000005)),
     "order": X.flip(0), "columns": X[:, [1, 0, 2]], "shape": X.reshape(3, 2), "flat": X.reshape(6),
     "float64": X.double(), "float16": X.half(), "bfloat16": X.bfloat16(), "int64": X.long(),
-    "zeros": torch.zeros(4), "negative zeros": -torch.zeros(4), "int32 zeros": torch.zeros(4, dtype=torch.int32),
+    "zeros": torch.zeros(4), "negative zeros": -torch.zeros(4),
+    "int32 zeros": torch.zeros(4, dtype=torch.int32),
     "empty": torch.empty(0), "empty of other shape": torch.empty(0, 3), "scalar": torch.tensor(1.0),
     "one row": torch.tensor([1.0]), "none": None, "false": False, "true": True, "0": 0, "1": 1, "1.0": 1.0,
     "text 1": "1", "bytes 1": b"1", "text None": "None", "no text": "", "nothing": [], "a nothing": [[]],
@@ -80,7 +81,10 @@ def test_a_stamp_names_what_changed(monkeypatch: pytest.MonkeyPatch):
     assert changes(before, stamp(facts)) == ""
     assert changes(before, stamp({**facts, "steps": 9})) == "steps 8 (now 9)"
     assert changes(before, stamp({**facts, "shots": X.flip(0)})) == "shots"
-    assert changes(before, stamp({**facts, "lr": 1, "parts": (2, 1)})) == "lr 0.5 (now 1), parts [1, 2] (now [2, 1])"
+    assert (
+        changes(before, stamp({**facts, "lr": 1, "parts": (2, 1)}))
+        == "lr 0.5 (now 1), parts [1, 2] (now [2, 1])"
+    )
     assert changes(before, stamp({**facts, "name": X})) == "name null (now given)"
     assert changes(before, stamp({**facts, "steps": True})) == "steps 8 (now true)"
     monkeypatch.setattr(_digest, "__version__", "9.9")

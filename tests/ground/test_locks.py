@@ -43,9 +43,11 @@ def test_a_refusal_names_the_other(tmp_path: Path, other: subprocess.Popen):
     host = re.escape(socket.gethostname())
     since = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC"
     words = rf"^run: OUT must belong to one run, got thing, which process {other.pid} on {host} has been "
-    with pytest.raises(ValueError, match=words + f"writing since {since}; wait for it or"):
-        with _locks.held("run", "OUT", "thing", tmp_path / "lock"):
-            pass
+    with (
+        pytest.raises(ValueError, match=words + f"writing since {since}; wait for it or"),
+        _locks.held("run", "OUT", "thing", tmp_path / "lock"),
+    ):
+        pass
     assert json.loads((tmp_path / "lock").read_text())["pid"] == other.pid  # the refused one changed nothing
     assert other.stdin
     other.stdin.close()
@@ -66,9 +68,11 @@ def test_a_killed_run_holds_nothing(tmp_path: Path, other: subprocess.Popen):
 def test_one_process_does_not_hold_it_twice(tmp_path: Path):
     path = tmp_path / "lock"
     with _locks.held("run", "OUT", "thing", path):
-        with pytest.raises(ValueError, match=f"process {os.getpid()} on"):
-            with _locks.held("run", "OUT", "thing", path):
-                pass
+        with (
+            pytest.raises(ValueError, match=f"process {os.getpid()} on"),
+            _locks.held("run", "OUT", "thing", path),
+        ):
+            pass
         assert path.exists()
 
 
@@ -91,9 +95,11 @@ def test_a_lock_removed_meanwhile_is_taken_anew(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(_locks, "try_lock", late)
     with _locks.held("run", "OUT", "thing", path):
         assert len(calls) == 2 and path.exists()
-        with pytest.raises(ValueError, match="must belong to one run"):
-            with _locks.held("run", "OUT", "thing", path):
-                pass
+        with (
+            pytest.raises(ValueError, match="must belong to one run"),
+            _locks.held("run", "OUT", "thing", path),
+        ):
+            pass
 
 
 def test_a_forked_child_keeps_nothing(tmp_path: Path):
@@ -115,6 +121,8 @@ def test_a_forked_child_keeps_nothing(tmp_path: Path):
 
 def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(_locks, "try_lock", lambda handle: None)
-    with pytest.raises(OSError, match="must lie on a file system with locks, got thing"):
-        with _locks.held("run", "OUT", "thing", tmp_path / "lock"):
-            pass
+    with (
+        pytest.raises(OSError, match="must lie on a file system with locks, got thing"),
+        _locks.held("run", "OUT", "thing", tmp_path / "lock"),
+    ):
+        pass
