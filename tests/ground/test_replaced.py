@@ -163,17 +163,21 @@ def test_a_device_is_written_into(tmp_path: Path):
     assert (tmp_path / "null").is_symlink() and stat.S_ISCHR((tmp_path / "null").stat().st_mode)
 
 
+# By a link of its own: a wrong rename must not reach the machine's /dev/stdout.
 PRINTER = """
+import sys
 from semobridge_ext import _files
 print("before")
-_files.write_text("/dev/stdout", "figures\\n")
+_files.write_text(sys.argv[1], "figures\\n")
 print("after")
 """
 
 
 @pytest.mark.parametrize("kind", ["pipe", "file", "appended file"])
 def test_stdout_keeps_the_order(tmp_path: Path, kind: str):
-    words, path = [sys.executable, "-c", PRINTER], tmp_path / "out"
+    path, link = tmp_path / "out", tmp_path / "stdout"
+    link.symlink_to("/proc/self/fd/1")  # as /dev/stdout
+    words = [sys.executable, "-c", PRINTER, str(link)]
     if kind == "pipe":
         got = subprocess.run(words, env=ENVIRONMENT, check=True, capture_output=True, text=True).stdout
     else:
@@ -181,7 +185,7 @@ def test_stdout_keeps_the_order(tmp_path: Path, kind: str):
         with open(path, "a" if kind == "appended file" else "w", encoding="utf-8") as file:
             subprocess.run(words, env=ENVIRONMENT, check=True, stdout=file)
         got = path.read_text()
-        assert list(tmp_path.iterdir()) == [path]
+    assert link.is_symlink() and not list(tmp_path.glob(".*"))
     assert got == ("old\n" if kind == "appended file" else "") + "before\nfigures\nafter\n"
 
 
