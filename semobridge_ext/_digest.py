@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from torch import Tensor
 from semobridge_ext._version import __version__
 
 _CHUNK_BYTES = 1 << 24  # copied at once from a device or out of a strided tensor
+_PIECE_BYTES = 1 << 20  # of a file; part of what the digest is, so it must not change
 _MARK = "blake2b:"  # in front of a digest among settings
 
 Update = Callable[[bytes | memoryview], None]
@@ -89,6 +91,19 @@ def _add(update: Update, value: Any) -> None:
         )
 
 
+class Digest:
+    """A digest of values that come one after the other; each is written with its length."""
+
+    def __init__(self) -> None:
+        self._total = hashlib.blake2b(digest_size=32)
+
+    def add(self, value: Any) -> None:
+        _add(self._total.update, value)
+
+    def hexdigest(self) -> str:
+        return self._total.hexdigest()
+
+
 def digest(value: Any) -> str:
     """64 hexadecimal digits of a tensor, a plain value, or a container or dataclass of such.
 
@@ -96,9 +111,27 @@ def digest(value: Any) -> str:
     sorted name. Devices, strides and requires_grad do not count. Tensors are read in pieces of 16 MiB, so
     that neither a copy from a GPU nor a strided view needs memory for the whole.
     """
-    total = hashlib.blake2b(digest_size=32)
-    _add(total.update, value)
+    total = Digest()
+    total.add(value)
     return total.hexdigest()
+
+
+def _stream_digest(file: BinaryIO) -> str:
+    total = Digest()
+    while piece := file.read(_PIECE_BYTES):
+        total.add(piece)
+    return total.hexdigest()
+
+
+def file_digest(path: Any) -> str:
+    """Of the bytes of a file, read in pieces of 1 MiB, each with its length."""
+    with open(path, "rb") as file:
+        return _stream_digest(file)
+
+
+def bytes_digest(data: bytes) -> str:
+    """What `file_digest` gives for a file that holds `data`."""
+    return _stream_digest(io.BytesIO(data))
 
 
 def marked(hexadecimal: str) -> str:
@@ -127,7 +160,7 @@ def stamp(facts: Mapping[str, Any]) -> Stamp:
 
 def _shown(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= 60 else f"{text[:20]}...{text[-37:]}"  # paths differ at their end
 
 
 def changes(found: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -163,6 +163,18 @@ def write_text(path: Any, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def append_line(path: Any, text: str) -> None:
+    """Adds one line of UTF-8 to a log, synced; a line that a kill cut short stays a line of its own."""
+    with open(path, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            cut = file.read(1) != b"\n"
+            file.write(b"\n" * cut)
+        file.write(text.encode("utf-8") + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def save_tensors(path: Any, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Writes a safetensors file as `replaced` does."""
     from safetensors.torch import save

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 import struct
+from pathlib import Path
 
 import pytest
 import torch
@@ -87,5 +89,27 @@ def test_a_stamp_names_what_changed(monkeypatch: pytest.MonkeyPatch):
     )
     assert changes(before, stamp({**facts, "name": X})) == "name null (now given)"
     assert changes(before, stamp({**facts, "steps": True})) == "steps 8 (now true)"
+    long = {"path": "/" + "long/" * 30 + "a"}, {"path": "/" + "long/" * 30 + "b"}
+    told = changes(stamp(long[0]), stamp(long[1]))
+    assert re.fullmatch(r'path "/lon.*/long/a" \(now "/lon.*/long/b"\)', told) and len(told) < 140
     monkeypatch.setattr(_digest, "__version__", "9.9")
     assert changes(before, stamp(facts)) == f'version "{_version.__version__}" (now "9.9")'
+
+
+def test_values_one_after_the_other():
+    """No two sequences run together, and a file's digest is that of its pieces."""
+    found = set()
+    for values in (["ab", "c"], ["a", "bc"], ["abc"], [["ab", "c"]], ["c", "ab"], []):
+        total = _digest.Digest()
+        for value in values:
+            total.add(value)
+        found.add(total.hexdigest())
+    assert len(found) == 6
+
+
+def test_a_file_by_hand(tmp_path: Path):
+    content = bytes(range(256)) * 4096 + b"the rest"  # one piece of 1 MiB, and another
+    (tmp_path / "file").write_bytes(content)
+    data = b"Y" + struct.pack("<Q", 1 << 20) + content[: 1 << 20] + b"Y" + struct.pack("<Q", 8) + b"the rest"
+    want = hashlib.blake2b(data, digest_size=32).hexdigest()
+    assert _digest.file_digest(tmp_path / "file") == _digest.bytes_digest(content) == want
