@@ -52,6 +52,11 @@ def replaced(path: Any) -> Iterator[BinaryIO]:
     _sync_folder(target.parent)
 
 
+def is_written_into(path: Any) -> bool:
+    """Whether `replaced` writes straight into what stands at the path: no rename, so no folder's rights."""
+    return _own_descriptor(path) is not None or not _is_replaceable(path)
+
+
 # -- what cannot be replaced ---------------------------------------------------------------------------
 
 
