@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import stat
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from torch import Tensor
+
+from semobridge_ext._locks import is_at, try_lock
+
+_LEFT = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp", re.DOTALL)  # a temporary file, with its target's name
 
 
 @contextmanager
@@ -19,29 +26,120 @@ def replaced(path: Any) -> Iterator[BinaryIO]:
     The file has a random name beside `path` and is created exclusively, so that neither another
     process nor a link planted under that name is written to. File and folder are synced: after a
     power cut `path` is the old file or the new one. A block that fails leaves `path` as it was and
-    removes the temporary file.
+    removes the temporary file; what a killed process left goes at the next write to the same path.
+
+    A link stays: the file that it leads to is replaced. An existing file keeps its mode. What is no
+    regular file (/dev/stdout, /dev/null, a FIFO) is written straight into.
     """
-    target = Path(path)
+    handle = _own_descriptor(path)
+    if handle is not None or not _is_replaceable(path):
+        with _straight(path, handle) as file:
+            yield file
+        return
+    target = Path(os.path.realpath(path))
+    remove_leftovers(target.parent, target.name)
     temporary, file = _new_file(target)
     try:
         with file:
+            _keep_mode(file, target)
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, target)
+            os.replace(temporary, target)  # still locked: nobody takes it for left over
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(target.parent)
 
 
+def is_written_into(path: Any) -> bool:
+    """Whether `replaced` writes straight into what stands at the path: no rename, so no folder's rights."""
+    return _own_descriptor(path) is not None or not _is_replaceable(path)
+
+
+# -- what cannot be replaced ---------------------------------------------------------------------------
+
+
+def _own_descriptor(path: Any) -> int | None:
+    """The number of an open file of this process, where the path leads to one, as /dev/stdout does.
+
+    A rename would part the name from the file that the process goes on writing to.
+    """
+    place, own = os.path.abspath(Path(path)), os.path.realpath("/proc/self/fd")
+    for _ in range(40):  # links that Linux follows, too
+        folder, name = os.path.split(place)
+        folder = os.path.realpath(folder)
+        if folder == own and name.isdecimal():
+            return int(name)
+        place = os.path.join(folder, name)
+        if not os.path.islink(place):
+            return None
+        place = os.path.join(folder, os.readlink(place))
+    return None
+
+
+def _is_replaceable(path: Any) -> bool:
+    """Whether the path is a regular file or nothing yet."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return True
+
+
+def _straight(path: Any, handle: int | None) -> BinaryIO:
+    if handle is None:
+        return open(path, "wb")
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, ValueError):  # none, or closed
+            stream.flush()  # what was printed before comes before
+    return os.fdopen(os.dup(handle), "wb")
+
+
+# -- temporary files -----------------------------------------------------------------------------------
+
+
 def _new_file(target: Path) -> tuple[Path, BinaryIO]:
+    """A temporary file, locked for as long as it is open: the lock says that its writer lives."""
     while True:
         temporary = target.with_name(f".{target.name}.{os.urandom(8).hex()}.tmp")
         try:
-            return temporary, open(temporary, "xb")
+            file = open(temporary, "xb")  # noqa: SIM115 - closed by replaced
         except FileExistsError:
             continue
+        # Between the two calls another writer may have taken it for left over.
+        if try_lock(file.fileno()) is not False and is_at(file.fileno(), temporary):
+            return temporary, file
+        file.close()
+
+
+def _keep_mode(file: BinaryIO, target: Path) -> None:
+    with suppress(FileNotFoundError, PermissionError):  # a new file; a file system without modes
+        os.fchmod(file.fileno(), stat.S_IMODE(os.stat(target).st_mode))
+
+
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Removes the temporary files of killed writers: those of one target, or all in the folder.
+
+    A living writer holds a lock on its file, in another container too; a dead one holds none, and no
+    process number is asked for. Where files cannot be locked, nothing is removed.
+    """
+    try:
+        found = [m for other in os.listdir(folder) if (m := _LEFT.fullmatch(other))]
+    except OSError:  # the write itself will say what is wrong
+        return
+    for match in found:
+        if name is None or match[1] == name:
+            with suppress(OSError):  # gone meanwhile, or another user's
+                _remove_left(folder / match[0])
+
+
+def _remove_left(path: Path) -> None:
+    handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if stat.S_ISREG(os.fstat(handle).st_mode) and try_lock(handle) and is_at(handle, path):
+            os.unlink(path)
+    finally:
+        os.close(handle)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -70,6 +168,18 @@ def write_text(path: Any, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def append_line(path: Any, text: str) -> None:
+    """Adds one line of UTF-8 to a log, synced; a line that a kill cut short stays a line of its own."""
+    with open(path, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            cut = file.read(1) != b"\n"
+            file.write(b"\n" * cut)
+        file.write(text.encode("utf-8") + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def save_tensors(path: Any, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Writes a safetensors file as `replaced` does."""
     from safetensors.torch import save
@@ -77,10 +187,21 @@ def save_tensors(path: Any, tensors: dict[str, Tensor], metadata: dict[str, str]
     write_bytes(path, save({k: v.contiguous().cpu() for k, v in tensors.items()}, metadata))
 
 
+WRITE_IT = "write it with .save()"
+
+
 def load_tensors(
-    function: str, path: Any, file_format: str, names: tuple[str, ...], fields: tuple[str, ...] = ()
+    function: str,
+    path: Any,
+    file_format: str,
+    names: tuple[str, ...],
+    fields: tuple[str, ...] = (),
+    remedy: str = WRITE_IT,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Reads the named tensors and the metadata, with at least `fields`, of a file of `file_format`."""
+    """Reads the named tensors and the metadata, with at least `fields`, of a file of `file_format`.
+
+    `remedy` is what a refusal of another format, or of another version of it, tells to do.
+    """
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
@@ -93,7 +214,7 @@ def load_tensors(
             if meta.get("format") != file_format:
                 raise ValueError(
                     f"{function}: {path} must be a '{file_format}' file, got format "
-                    f"{meta.get('format')!r}; write it with .save()"
+                    f"{meta.get('format')!r}; {remedy}"
                 )
             missing = [n for n in names if n not in file.keys()]  # noqa: SIM118 - not a dict
             missing += [n for n in fields if n not in meta]

@@ -52,16 +52,18 @@ def load(
     schema: Schema,
     fields: tuple[str, ...] = (),
     sizes: dict[str, int] | None = None,
+    remedy: str = _files.WRITE_IT,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a schema, checked, and the metadata of a file.
 
     Args:
-        function: the public loader, for messages. path, file_format, fields: as `_files.load_tensors`.
+        function: the public loader, for messages. path, file_format, fields, remedy: as
+            `_files.load_tensors`.
         schema: what is read; optional fields are read where they are listed in the file.
         sizes: of letters that are known already; the others are added to it.
     """
     needed = tuple(name for name, field in schema.items() if not field.optional)
-    tensors, meta = _files.load_tensors(function, path, file_format, needed, fields)
+    tensors, meta = _files.load_tensors(function, path, file_format, needed, fields, remedy)
     present = _names(path)
     more = tuple(name for name, field in schema.items() if field.optional and name in present)
     if more:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from semobridge_ext import _digest
 from semobridge_ext.cli.shards import Folder
 from semobridge_ext.clip import image_projection
 from semobridge_ext.clip.families import adapter_of
@@ -150,7 +151,11 @@ def maker_of(function: str, folder: Folder, device: str = "cpu", remedy: str = "
     """The model that made a folder of shards; refused where its weights are others by now."""
     settings = folder.settings()
     encoder = load(function, settings["model"], settings["pretrained"], device)
-    if weights_digest(encoder.model) != settings["weights_sha256"]:
+    if "weights" in settings:
+        same = weights_digest(encoder.model) == settings["weights"]
+    else:  # a folder of version 0.1.0
+        same = _weights_sha256(encoder.model) == settings["weights_sha256"]
+    if not same:
         raise ValueError(
             f"{function}: the model must be the one that made {folder.path}, got other weights under the "
             f"name {settings['model']}; {remedy}"
@@ -168,7 +173,11 @@ def prompts(function: str, names: Sequence[str], template: str) -> list[str]:
 
 
 def weights_digest(model: Any) -> str:
-    """sha256 of all weights: names of files say nothing about what is in them."""
+    """Of all weights: names of files say nothing about what is in them."""
+    return _digest.marked(_digest.digest(model.state_dict()))
+
+
+def _weights_sha256(model: Any) -> str:
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
         digest.update(f"{key}{value.dtype}{list(value.shape)}".encode())

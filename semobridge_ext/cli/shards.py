@@ -6,6 +6,7 @@
     FOLDER/summary.json                  counts and times, written last: its absence is an unfinished run
 
 A shard exists when its Parquet file does, which is renamed into place after its features.
+shard_writer.py writes them.
 """
 
 from __future__ import annotations
@@ -14,16 +15,12 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-
-from semobridge_ext import _files
-from semobridge_ext.cli.output import write_json
 
 FEATURES, METADATA = "img_emb", "metadata"
 _ROWS = 1 << 14  # read at once: 16384 float32 rows of width 512 are 32 MiB
@@ -59,69 +56,6 @@ class Folder:
 
     def metadata_path(self, index: int) -> Path:
         return self.path / METADATA / f"{METADATA}_{index}.parquet"
-
-    # -- writing -------------------------------------------------------------------------------------
-
-    @contextmanager
-    def claim(self, settings: dict[str, Any]) -> Iterator[int]:
-        """Makes the folder this run's own and yields the first shard to write.
-
-        Raises ValueError where the folder was made with other settings or another process writes it.
-        """
-        import fcntl
-
-        for name in (FEATURES, METADATA):
-            (self.path / name).mkdir(parents=True, exist_ok=True)
-        with open(self.path / ".lock", "w") as lock:
-            try:
-                # A record lock: worker processes do not inherit it, so it ends with a killed parent.
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ValueError(
-                    f"{self.function}: OUT must belong to one run, got {self.path}, which another process is "
-                    "writing; wait for it or choose another folder"
-                ) from None
-            for name in ("", FEATURES, METADATA):
-                for left in (self.path / name).glob(".*.tmp"):  # of a killed run
-                    left.unlink()
-            self._check_settings(settings)
-            done = 0
-            while self.features_path(done).is_file() and self.metadata_path(done).is_file():
-                done += 1
-            yield done
-
-    def _check_settings(self, settings: dict[str, Any]) -> None:
-        path, settings = self.path / "settings.json", json.loads(json.dumps(settings))
-        if not path.is_file():
-            if any((self.path / METADATA).iterdir()) or any((self.path / FEATURES).iterdir()):
-                raise ValueError(
-                    f"{self.function}: OUT must be new or an unfinished run, got {self.path} with "
-                    "shards and no "
-                    "settings.json; choose another folder"
-                )
-            write_json(path, settings)
-            return
-        found = read_json(self.function, path)
-        other = sorted(k for k in {*found, *settings} if found.get(k) != settings.get(k))
-        if other:
-            shown = ", ".join(f"{k} {_short(found.get(k))} (now {_short(settings.get(k))})" for k in other)
-            raise ValueError(
-                f"{self.function}: OUT must hold a run of the same settings, got {self.path} made "
-                f"with {shown}; "
-                "choose another folder, or delete this one"
-            )
-
-    def write(self, index: int, features: np.ndarray, table: Any) -> None:
-        """One shard: features first, the Parquet file that makes it count last."""
-        with _files.replaced(self.features_path(index)) as file:
-            np.save(file, features, allow_pickle=False)
-        with _files.replaced(self.metadata_path(index)) as file:
-            arrow(self.function).write_table(table, file)
-
-    def finish(self, summary: dict[str, Any]) -> None:
-        write_json(self.path / "summary.json", summary)
-
-    # -- reading -------------------------------------------------------------------------------------
 
     def shards(self) -> list[int]:
         """Shard numbers in order; both files of each are there."""
@@ -159,7 +93,7 @@ class Folder:
 
     def features(self, index: int) -> Tensor:
         """[n, D] float16 or float32 of one shard, memory-mapped."""
-        path = self.path / FEATURES / self._names[index]
+        path = self.features_file(index)
         try:
             # Copy-on-write: torch warns about arrays that it may not write to.
             # Empty arrays, where a whole shard was corrupt, cannot be mapped.
@@ -210,6 +144,10 @@ class Folder:
         """The labels, sorted."""
         return sorted({str(label) for label in self.column("label") if label is not None})
 
+    def features_file(self, index: int) -> Path:
+        """Of an existing shard; after `shards`."""
+        return self.path / FEATURES / self._names[index]
+
     def metadata_file(self, index: int) -> Path:
         """Of an existing shard, whatever way its number is written."""
         return self.path / METADATA / _numbers(self.path / METADATA, rf"{METADATA}_(\d+)\.parquet")[index]
@@ -230,11 +168,6 @@ class Folder:
                 )
             values += table.column(name).to_pylist()
         return values
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _numbers(folder: Path, pattern: str) -> dict[int, str]:

@@ -1,35 +1,29 @@
 """Where images come from: a folder, a list, a CSV, or WebDataset tars; read in order, from any position.
 
 Nothing here grows with the number of images but one text file on disk, `inputs.jsonl`, which folders,
-lists and CSVs are written to first: the order is then fixed, and a resumed run can tell whether it is
-the same.
+lists and CSVs are written to first, with size and modification time of each file: the order is then
+fixed, and a resumed run can tell whether it is the same.
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
-import io
-import json
 import os
-import re
-import tarfile
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from semobridge_ext import _files
-
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-
-
-class Item(NamedTuple):
-    """One input; its bytes and fields are read when asked for."""
-
-    path: str
-    read: Callable[[], Any]  # a path or a binary file for PIL
-    fields: Callable[[], dict[str, str | None]]
+from semobridge_ext.cli.listing import (
+    IMAGES,
+    Item,
+    Listed,
+    Walk,
+    csv_columns,
+    csv_lines,
+    list_lines,
+    write_lines,
+)
+from semobridge_ext.cli.tars import Tars, expand_braces, tar_digest
 
 
 class Source(NamedTuple):
@@ -43,185 +37,16 @@ class Source(NamedTuple):
     items: Callable[[int], Iterator[Item]]
 
 
-def _given(value: Any) -> Any:
-    return value
-
-
-# -- folders, lists, CSV -------------------------------------------------------------------------------
-
-Line = tuple[str, dict[str, Any]]
-
-
-class _Walk:
-    """Every image under a folder, sorted; counts what it leaves out."""
-
-    def __init__(self, root: Path, label: str) -> None:
-        self.root, self.label, self.ignored = root, label, 0
-
-    def _label(self, parts: list[str]) -> str | None:
-        if self.label == "none" or not parts:
-            return None
-        return parts[-1] if self.label == "parent" else parts[0]
-
-    def lines(self, folder: Path | None = None, parts: tuple[str, ...] = ()) -> Iterator[Line]:
-        with os.scandir(folder or self.root) as entries:
-            ordered = sorted(entries, key=lambda e: e.name)
-        for entry in ordered:
-            if entry.is_dir():  # links too, as image collections are often made of them
-                yield from self.lines(Path(entry.path), (*parts, entry.name))
-            elif entry.name.lower().endswith(IMAGES):
-                yield os.path.abspath(entry.path), {"label": self._label(list(parts))}
-            else:
-                self.ignored += 1
-
-
-def _list_lines(path: Path) -> Iterator[Line]:
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            if line := line.rstrip("\r\n"):
-                yield os.path.abspath(path.parent / line), {}
-
-
-def _csv_columns(function: str, path: Path, wanted: str | None) -> tuple[str, list[str]]:
-    """The path column, and the others."""
-    with open(path, newline="", encoding="utf-8") as file:
-        header = next(csv.reader(file), [])
-    guesses = [wanted] if wanted else ["image_path", "path", "filepath", "file", "filename", "image"]
-    found = next((name for name in guesses if name in header), None)
-    if found is None:
-        what = f"--path-column {wanted}" if wanted else "one of " + ", ".join(guesses)
-        raise ValueError(
-            f"{function}: INPUT must have the column {what}, got {path} with "
-            f"{', '.join(header) or 'no header'}; "
-            "name it with --path-column"
-        )
-    others = [name for name in header if name not in (found, "image_path")]
-    return found, others
-
-
-def _csv_lines(path: Path, column: str, others: list[str]) -> Iterator[Line]:
-    with open(path, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            yield os.path.abspath(path.parent / (row[column] or "")), {name: row[name] for name in others}
-
-
-def _write_lines(lines: Iterator[Line], target: Path) -> tuple[int, str]:
-    """Count and digest of what is written, one JSON array a line."""
-    count, digest = 0, hashlib.sha256()
-    with _files.replaced(target) as file:
-        for line in lines:
-            data = json.dumps(line).encode() + b"\n"
-            digest.update(data)
-            file.write(data)
-            count += 1
-    return count, digest.hexdigest()
-
-
-class _Listed:
-    """Items of an inputs.jsonl; picklable, for workers that are started and not forked."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __call__(self, start: int) -> Iterator[Item]:
-        with open(self.path, "rb") as file:
-            for i, line in enumerate(file):
-                if i >= start:
-                    path, fields = json.loads(line)
-                    yield Item(path, partial(_given, path), partial(_given, fields))
-
-
-# -- tars --------------------------------------------------------------------------------------------
-
-
-def expand_braces(pattern: str) -> list[str]:
-    """`a{00..02}.tar` and `{x,y}.tar`, as shells and WebDataset write them."""
-    match = re.search(r"\{([^{}]*)\}", pattern)
-    if match is None:
-        return [pattern]
-    before, inside, after = pattern[: match.start()], match[1], pattern[match.end() :]
-    span = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
-    if span:
-        width = len(span[1])
-        words = [f"{i:0{width}d}" for i in range(int(span[1]), int(span[2]) + 1)]
-    else:
-        words = inside.split(",")
-    return [whole for word in words for whole in expand_braces(before + word + after)]
-
-
-def _fail(reason: str) -> Callable[[], Any]:
-    def read() -> Any:
-        raise ValueError(reason)
-
-    return read
-
-
-def _no_fields() -> dict[str, str | None]:
-    return {}
-
-
-def _sample(path: str, tar: tarfile.TarFile, key: str, members: list[tarfile.TarInfo]) -> Item:
-    parts = {m.name[len(key) + 1 :].lower(): m for m in members}
-    image = next((m for ext, m in parts.items() if f".{ext}".endswith(IMAGES)), None)
-
-    def content(member: tarfile.TarInfo) -> bytes:
-        file = tar.extractfile(member)
-        data = file.read() if file is not None else b""
-        if len(data) < member.size:
-            raise ValueError(f"the tar ends within {member.name}")
-        return data
-
-    def fields() -> dict[str, str | None]:
-        texts = {"caption": "txt", "label": "cls"}
-        return {
-            n: content(parts[e]).decode("utf-8", "replace").strip() for n, e in texts.items() if e in parts
-        }
-
-    if image is None:
-        return Item(f"{path}/{key}", _fail("the sample holds no image"), _no_fields)
-    return Item(f"{path}/{image.name}", lambda: io.BytesIO(content(image)), fields)
-
-
-def _tar_items(path: str) -> Iterator[Item]:
-    """Samples of one tar: consecutive files of one name up to the first dot."""
-    key, members = "", []  # type: tuple[str, list[tarfile.TarInfo]]
-    try:
-        with tarfile.open(path) as tar:
-            while (member := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # TarFile would keep every header it has seen
-                if not member.isfile():
-                    continue
-                folder, _, name = member.name.rpartition("/")
-                found = f"{folder}/{name.partition('.')[0]}" if folder else name.partition(".")[0]
-                if members and found != key:
-                    yield _sample(path, tar, key, members)
-                    members = []
-                key = found
-                members.append(member)
-            if members:
-                yield _sample(path, tar, key, members)
-    except (tarfile.TarError, EOFError, OSError) as error:
-        yield Item(path, _fail(f"the tar is damaged here: {error}"), _no_fields)
-
-
-class _Tars:
-    def __init__(self, paths: list[str]) -> None:
-        self.paths = paths
-
-    def __call__(self, start: int) -> Iterator[Item]:
-        position = 0
-        for path in self.paths:
-            for item in _tar_items(path):
-                if position >= start:
-                    yield item
-                position += 1
-
-
-# -- one door ----------------------------------------------------------------------------------------
+def keep(source: Source, staged: Path, listing: Path) -> Source:
+    """The source with its listing where the run keeps it."""
+    if not isinstance(source.items, Listed):
+        return source
+    os.replace(staged, listing)
+    return source._replace(items=Listed(listing))
 
 
 def open_source(function: str, given: str, listing: Path, *, label: str, column: str | None) -> Source:
-    """Recognises INPUT and fixes its order; `listing` is where inputs.jsonl goes."""
+    """Recognises INPUT and fixes its order; the listing is written to `listing`, until `keep` moves it."""
     if given.startswith(("http:", "https:", "s3:", "gs:", "pipe:")):
         raise NotImplementedError(
             f"{function}: INPUT must be local, got {given}; download the tars first, this command resumes by "
@@ -229,16 +54,16 @@ def open_source(function: str, given: str, listing: Path, *, label: str, column:
         )
     path = Path(given)
     if path.is_dir():
-        walk = _Walk(path, label)
-        count, digest = _write_lines(walk.lines(), listing)
-        facts = {"input": str(path.resolve()), "inputs": count, "inputs_sha256": digest, "label": label}
+        walk = Walk(path, label)
+        count, digest = write_lines(walk.lines(), listing)
+        facts = {"input": str(path.resolve()), "inputs": count, "inputs_digest": digest, "label": label}
         if not count:
             raise ValueError(
                 f"{function}: INPUT must hold images ({', '.join(IMAGES)}), got {given} with none among "
                 f"{walk.ignored} files; check the folder"
             )
         columns = () if label == "none" else ("label",)
-        return Source("folder", columns, count, walk.ignored, facts, _Listed(listing))
+        return Source("folder", columns, count, walk.ignored, facts, Listed(listing))
     suffix = path.suffix.lower()
     if suffix in (".tar", ".tgz") or given.lower().endswith(".tar.gz"):
         paths = [str(Path(p).resolve()) for p in expand_braces(given)]
@@ -248,25 +73,25 @@ def open_source(function: str, given: str, listing: Path, *, label: str, column:
                 f"{function}: INPUT must be existing tars, got none at {missing[0]} "
                 f"({len(missing)} of {len(paths)} are missing); check the pattern"
             )
-        facts = {"input": given, "inputs": [[p, Path(p).stat().st_size] for p in paths]}
-        return Source("tar", ("caption", "label"), None, 0, facts, _Tars(paths))
+        facts = {"input": given, "inputs": len(paths), "inputs_digest": tar_digest(paths)}
+        return Source("tar", ("caption", "label"), None, 0, facts, Tars(paths))
     if not path.is_file():
         raise FileNotFoundError(
             f"{function}: INPUT must be a folder, a list file, a .csv or a .tar, got {given}, which does not "
             "exist; check the name"
         )
     if suffix == ".csv":
-        column, others = _csv_columns(function, path, column)
-        lines = _csv_lines(path, column, others)
+        column, others = csv_columns(function, path, column)
+        lines = csv_lines(path, column, others)
     else:
-        others, lines = [], _list_lines(path)
+        others, lines = [], list_lines(path)
     try:
-        count, digest = _write_lines(lines, listing)
+        count, digest = write_lines(lines, listing)
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(
             f"{function}: INPUT must be UTF-8 text, a folder or a .tar, got {given} ({error}); a "
             "list file has "
             "one path a line"
         ) from error
-    facts = {"input": str(path.resolve()), "inputs": count, "inputs_sha256": digest}
-    return Source("csv" if suffix == ".csv" else "list", tuple(others), count, 0, facts, _Listed(listing))
+    facts = {"input": str(path.resolve()), "inputs": count, "inputs_digest": digest}
+    return Source("csv" if suffix == ".csv" else "list", tuple(others), count, 0, facts, Listed(listing))

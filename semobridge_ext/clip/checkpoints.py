@@ -26,6 +26,7 @@ from semobridge_ext import _errors, _files
 _log = logging.getLogger("semobridge_ext")
 _FORMAT = "semobridge-ext projection 1"
 _HUB = "https://huggingface.co"
+_SHARD = re.compile(r"[^/\\:?#%][^\\:?#%]*")  # a path below its folder, plain in an address too
 _FILES = ("open_clip_model.safetensors", "model.safetensors", "model.safetensors.index.json")
 _FIRST = 1 << 16  # bytes of the first request: most headers fit
 _MOST = 100_000_000  # bytes of a header, safetensors' own limit
@@ -211,12 +212,19 @@ def _index(function: str, place: str) -> dict[str, str]:
     else:
         raise FileNotFoundError(place)
     try:
-        parent = place.rpartition("/")[0]
-        return {key: f"{parent}/{file}" for key, file in json.loads(data)["weight_map"].items()}
+        files = {str(key): str(file) for key, file in json.loads(data)["weight_map"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{function}: {place} must be the index of a checkpoint, got {error!r}; check the file"
         ) from error
+    away = sorted({file for file in files.values() if not _SHARD.fullmatch(file) or ".." in file.split("/")})
+    if away:
+        raise ValueError(
+            f"{function}: {place} must name shards of its own folder, got {away[0]!r}; pass that file "
+            "itself, if it is to be read"
+        )
+    parent = place.rpartition("/")[0]
+    return {key: f"{parent}/{file}" for key, file in files.items()}
 
 
 # -- the matrices ------------------------------------------------------------------------------------

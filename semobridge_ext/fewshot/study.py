@@ -38,6 +38,17 @@ class Problem(NamedTuple):
     text_length: float = 1.0
 
 
+def facts_of(problem: Problem) -> dict[str, Any]:
+    """Everything that an outcome depends on beside the methods, by name."""
+    parts = {"train": problem.train, "validation": problem.val, "test": problem.test}
+    facts: dict[str, Any] = {}
+    for part, value in parts.items():
+        features, labels = (None, None) if value is None else value
+        facts |= {f"{part} features": features, f"{part} labels": labels}
+    names = ("text", "hidden", "text_projection", "text_length")
+    return {**facts, **{name: getattr(problem, name) for name in names}}
+
+
 class Outcome(NamedTuple):
     """What one method made of one episode."""
 

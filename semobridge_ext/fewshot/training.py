@@ -7,8 +7,8 @@ _engines/bridge_training takes the steps; its reference.py spells out the loss.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Hashable, Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -175,11 +175,15 @@ class SeMoBridgeT(SeMoBridgeClassifier):
             X: [M, D] raw features. y: M class names.
             validation: (features, names) that choose the step to keep; never the test part.
             checkpoint: a file that is written during training, and continued from where it exists.
-                The continued run takes the very steps that an unbroken one takes.
+                The continued run takes the very steps that an unbroken one takes. It depends on the
+                bytes of X (rows in class order), y, text, bridge and validation data, on all settings of
+                the training and on the package's version; checkpoint_every, progress and the device may
+                change. One run holds the file at a time, by ``<checkpoint>.lock``.
 
         Raises:
             ValueError: as SeMoBridgeClassifier.fit; text that a loss needs is missing; a checkpoint of
-                other data or settings; a loss that diverged. The estimator is then as it was before.
+                other data or settings, which are named, of an older format, or in use by another run; a loss
+                that diverged. The estimator is then as it was before.
 
         Warns:
             UserWarning: the loss diverged after the step that the validation data chose.
@@ -213,7 +217,11 @@ class SeMoBridgeT(SeMoBridgeClassifier):
             held_out = queries, self._codes("fit", validation[1], len(queries))
         with exactly(x.device):
             trainer = self._trainer(x, codes, weights)
-            self._train(trainer, schedule, held_out, (x, codes), checkpoint)
+            file = None
+            if checkpoint is not None:
+                file = Checkpoint(checkpoint, self._facts(trainer, schedule, held_out))
+            with nullcontext() if file is None else file.held():
+                self._train(trainer, schedule, held_out, file)
             self.bridge_ = self._bridge_of(trainer.parameters["inverse"])
             tau = trainer.parameters.get("tau")
             self.tau_: Tensor | None = None if tau is None else tau.clone()
@@ -240,6 +248,20 @@ class SeMoBridgeT(SeMoBridgeClassifier):
             function="SeMoBridgeT",
         )  # fmt: skip
 
+    def _facts(
+        self, trainer: BridgeTrainer, schedule: Schedule, held_out: tuple[Tensor, Tensor] | None
+    ) -> dict[str, Any]:
+        """What the steps and the choice among them depend on; where they run does not count."""
+        return {
+            **schedule._asdict(), "losses": trainer.weights._asdict(), "weight_decay": self.weight_decay,
+            "logit_scale": float(self.logit_scale), "class_bias": self.class_bias,
+            "eval_every": self.eval_every, "patience": self.patience, "X": trainer.shots,
+            "y": trainer.labels, "bridge": [trainer.parameters["inverse"], trainer.w],
+            "text_features": self._text_rows if self._has_text else None, "text_hidden": trainer.hidden,
+            "validation": None if held_out is None else list(held_out),
+            "blend": None if held_out is None else self.params_._asdict(),
+        }  # fmt: skip
+
     def _bridge_of(self, inverse: Tensor) -> Bridge:
         start = self.bridge_
         assert start is not None
@@ -252,18 +274,11 @@ class SeMoBridgeT(SeMoBridgeClassifier):
         trainer: BridgeTrainer,
         schedule: Schedule,
         held_out: tuple[Tensor, Tensor] | None,
-        shots: tuple[Tensor, Tensor],
-        checkpoint: Any,
+        file: Checkpoint | None,
     ) -> None:
         from tqdm import tqdm
 
         trainer.plan([schedule.rate(step) for step in range(schedule.steps)], self.weight_decay)
-        stamp = json.dumps([
-            list(schedule), list(trainer.weights), self.weight_decay, float(self.logit_scale),
-            self.class_bias, self.eval_every, self.patience, list(trainer.shots.shape), trainer.bounds,
-            float(trainer.shots.double().sum()),
-        ])  # fmt: skip
-        file = None if checkpoint is None else Checkpoint(checkpoint, stamp)
         best = Best(schedule.steps) if file is None or not file.exists() else file.resume(trainer)
         bar = tqdm(total=schedule.steps, initial=trainer.steps, desc="train", disable=not self.progress)
         with bar:
@@ -277,10 +292,10 @@ class SeMoBridgeT(SeMoBridgeClassifier):
                     best.look(step, self._validate(trainer, held_out), trainer.parameters)
                     looks = (step - best.step) // self.eval_every
                     stop = self.patience is not None and looks >= self.patience
+                if stop:  # before a write, after which a continued run would not stop here
+                    break
                 if file is not None and step % self.checkpoint_every == 0 and step < schedule.steps:
                     file.write(trainer, best)
-                if stop:
-                    break
         self.losses_ = trainer.losses[: trainer.steps].cpu()
         check_converged(self.losses_, trainer.parameters, schedule, None if held_out is None else best)
         self.validation_ = best.looks

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from semobridge_ext import _files
+from semobridge_ext import _digest, _files, _locks
 from semobridge_ext._engines.bridge_training.step import BridgeTrainer
 
-FORMAT = "semobridge-ext SeMoBridgeT checkpoint 1"
+FORMAT = "semobridge-ext SeMoBridgeT checkpoint 2"
 
 
 @dataclass
@@ -37,14 +39,21 @@ class Checkpoint:
 
     Args:
         path: of the file.
-        stamp: names the shots and settings; a file with another stamp is refused.
+        facts: everything that the training depends on, by the names that ``fit`` and the constructor
+            have for it. A file of other facts is refused, and the message says which differ.
     """
 
-    def __init__(self, path: Any, stamp: str) -> None:
-        self.path, self.stamp = path, stamp
+    def __init__(self, path: Any, facts: dict[str, Any]) -> None:
+        self.path, self.stamp = path, _digest.stamp(facts)
 
     def exists(self) -> bool:
         return os.path.exists(self.path)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other runs off the file, which would overwrite it in turns."""
+        with _locks.held("SeMoBridgeT.fit", "checkpoint", self.path, f"{os.fspath(self.path)}.lock"):
+            yield
 
     def write(self, trainer: BridgeTrainer, best: Best) -> None:
         tensors = {"losses": trainer.losses}
@@ -52,20 +61,31 @@ class Checkpoint:
             first, second = trainer.state[name]
             tensors |= {name: p, f"{name}.first": first, f"{name}.second": second}
             tensors[f"{name}.best"] = best.parameters.get(name, p)
-        progress = [trainer.steps, best.step, best.accuracy, bool(best.parameters), best.looks]
-        meta = {"format": FORMAT, "stamp": self.stamp, "progress": json.dumps(progress)}
+        progress = json.dumps([trainer.steps, best.step, best.accuracy, bool(best.parameters), best.looks])
+        meta = {"stamp": json.dumps(self.stamp), "progress": progress}
+        meta |= {"format": FORMAT, "content": _digest.digest([tensors, progress])}
         _files.save_tensors(self.path, {n: t.clone() for n, t in tensors.items()}, meta)
+
+    def _read(self, names: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, str]]:
+        required = ("stamp", "progress", "content")
+        remedy = "remove it and train again, or finish the run with the version that began it"
+        return _files.load_tensors("SeMoBridgeT.fit", self.path, FORMAT, names, required, remedy)
 
     def resume(self, trainer: BridgeTrainer) -> Best:
         """Moves the trainer to where the file was written; the next steps are those of an unbroken run."""
+        _, meta = self._read(())
+        if changed := _digest.changes(json.loads(meta["stamp"]), self.stamp):
+            raise ValueError(
+                f"SeMoBridgeT.fit: checkpoint must come from the same shots and settings, got {self.path} of "
+                f"another run, with other {changed}; choose another name or remove it"
+            )
         parts = ("", ".first", ".second", ".best")
         names = ("losses", *(f"{n}{part}" for n in trainer.parameters for part in parts))
-        required = ("stamp", "progress")
-        tensors, meta = _files.load_tensors("SeMoBridgeT.fit", self.path, FORMAT, names, required)
-        if meta["stamp"] != self.stamp:
+        tensors, meta = self._read(names)
+        if _digest.digest([tensors, meta["progress"]]) != meta["content"]:
             raise ValueError(
-                f"SeMoBridgeT.fit: checkpoint must come from the same shots and settings, got another run's "
-                f"{self.path}; choose another name or remove it"
+                f"SeMoBridgeT.fit: checkpoint must hold what was written, got {self.path} with other bytes; "
+                "remove it and train again"
             )
         steps, step, accuracy, has_best, looks = json.loads(meta["progress"])
         trainer.steps = steps

@@ -12,6 +12,7 @@ docs/guides/inversion.md explains why and gives the costs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def _targets(function: str, name: str, feats: Any, engine: TowerEngine, device: 
     _errors.check_same_device(function, name, feats, device)
     remedy = "drop these rows; nothing points at them"
     _errors.check_rows(function, name, feats.detach(), remedy, infinite=False)
-    rows = feats.detach().to(engine.compute)
+    rows = feats.detach().to(engine.compute).contiguous()  # the norm of a strided row has other last bits
     norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
     return torch.where(norm == 0, torch.zeros_like(rows), rows / norm)
 
@@ -89,14 +90,30 @@ def _invert(
     description: dict[str, Any],
 ) -> Inversion:
     targets = _targets(function, name, feats, engine, description["tower"].device)
-    batch = len(targets)
-    tokens = _initial(function, init, generator, batch, engine)
+    tokens = _initial(function, init, generator, len(targets), engine)
     size = _CHUNK if batch_size is None else check_count(function, "batch_size", batch_size, 1)
-    device = targets.device
     store = None if out is None else Store(function, out, settings, description, targets, tokens, size)
-    if store is not None and (found := store.finished()) is not None:
-        return _gather([found], settings, False, feats.device)
-    chunks: list[Chunk] = []
+    chunks, interrupted = [] if store is None else store.finished(), False
+    if not chunks:
+        with nullcontext() if store is None else store.held():
+            chunks = [] if store is None else store.finished()  # by a run that held it until now
+            if not chunks:
+                chunks, interrupted = _run(function, engine, targets, tokens, settings, size, progress, store)
+    return _gather(chunks, settings, interrupted, feats.device)
+
+
+def _run(
+    function: str,
+    engine: TowerEngine,
+    targets: Tensor,  # [B, D] unit rows
+    tokens: Tensor,  # [B, R, T]
+    settings: Settings,
+    size: int,
+    progress: bool,
+    store: Store | None,
+) -> tuple[list[Chunk], bool]:
+    """The chunks, those of an earlier run read from the store, and whether Ctrl-C came."""
+    batch, device, chunks = len(targets), targets.device, []  # type: int, torch.device, list[Chunk]
     bar = None
     if progress:
         from tqdm.auto import tqdm
@@ -130,7 +147,7 @@ def _invert(
         bar.close()
     if store is not None and not interrupt.asked:
         store.finish(chunks)
-    return _gather(chunks, settings, interrupt.asked, feats.device)
+    return chunks, interrupt.asked
 
 
 def oti(
@@ -177,7 +194,8 @@ def oti(
             type of activations and products (None: float32); the learned rows, the statistics of norms and
             the loss stay float32.
         out: a file. Each finished chunk is written to ``<out>.parts`` at once and atomically. The same
-            call after a kill continues; a call with other settings is refused.
+            call after a kill continues; a call with another tower, features, start values, setting or
+            version of the package is refused, and so is one while another run holds ``<out>.lock``.
 
     Returns:
         :class:`Inversion`: tokens [B, R, T], features [B, D] (unit rows), losses [steps],
@@ -186,12 +204,13 @@ def oti(
     Raises:
         TypeError: the model or the features are of another kind. NotImplementedError: the tower computes
             something that no engine does (named). ValueError: widths, template or settings do not fit, a
-            feature row holds NaN or infinity (named), or ``out`` is of another run.
+            feature row holds NaN or infinity (named), or ``out`` is of another run (what differs is named),
+            damaged, or in use (by whom is named).
 
     Numerics: float32 (float64 for a float64 model), sums in a fixed order: a sample's result depends
-        neither on its chunk nor on the number of threads. A zero row has no gradient
-        and only decays. On a CUDA device float32 products follow torch's setting of TF32, and bits
-        may depend on the chunk, since cuBLAS chooses its kernels by shape.
+        neither on its chunk nor on the number of threads. A zero row has no gradient and only
+        decays. On a CUDA device float32 products follow torch's setting of TF32, and bits may depend on the
+        chunk, since cuBLAS chooses its kernels by shape.
 
     Memory: twice the tower's matrices, kept while the model lives; about 0.25 MB a row of scratch for
         ViT-B/32 and at most 112 rows a thread, whatever B; 3·R·T numbers a sample of a chunk. On a CUDA

@@ -1,25 +1,26 @@
 """An inversion on disk: finished chunks in a folder, then one file.
 
-Every file is written to a temporary name and renamed, and carries a digest of the settings, the weights, the
-features and the start values. So a killed run loses one chunk at most, and a run that differs is refused.
+Every file is written to a temporary name and renamed, and carries the settings, the package's version and
+digests of the tower, the features, the start values and of what it holds. So a killed run loses one chunk at
+most, and a run that differs is refused. One run writes at a time.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from semobridge_ext import _files, _schema
-from semobridge_ext._engines.tower_descent.spec import LearnedRows, Tower
+from semobridge_ext import _digest, _files, _locks, _schema
 from semobridge_ext.inversion.descent import Chunk
 from semobridge_ext.inversion.settings import Settings
 
-FORMAT = "semobridge-ext inversion 1"
+FORMAT = "semobridge-ext inversion 2"
 _NAMES = ("tokens", "features", "losses", "recorded", "steps_done")
 _FILE = {
     "tokens": _schema.Field(("B", "R", "T"), finite=False),
@@ -31,24 +32,13 @@ _FILE = {
 }
 
 
-def _digest_tensors(tensors: list[Tensor]) -> str:
-    digest = hashlib.sha256()
-    for t in tensors:
-        digest.update(f"{t.dtype}{list(t.shape)}".encode())
-        flat = t.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(flat.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _tower_tensors(tower: Tower, rows: LearnedRows) -> list[Tensor]:
-    tensors = [rows.base]
-    for linear in tower.linears():
-        tensors += [linear.weight.T, *([] if linear.bias is None else [linear.bias])]
-    for block in tower.blocks:
-        tensors += [*block.norm1[:2], *block.norm2[:2], *([] if block.query is None else [block.query])]
-    for norm in (tower.norm_pre, tower.norm_final):
-        tensors += [] if norm is None else list(norm[:2])
-    return tensors
+def _parsed(text: bytes) -> dict[str, Any]:
+    """The settings, and the digest of the rest; empty where they are damaged."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 class Store:
@@ -66,37 +56,44 @@ class Store:
     ) -> None:
         self.function, self.path = function, Path(out)
         self.parts = self.path.with_name(self.path.name + ".parts")
-        tower, rows = description["tower"], description["rows"]
-        facts = {
+        self.facts = _digest.stamp({
             "function": function,
             "samples": len(targets),
             "batch_size": size,
             **vars(settings),
             **{k: v for k, v in description.items() if k not in ("tower", "rows")},
-            "tower": tower.name,
-            "source": rows.source,
-            "model_digest": _digest_tensors(_tower_tensors(tower, rows)),
-            "features_digest": _digest_tensors([targets]),
-            "init_digest": _digest_tensors([tokens]),
-        }
-        self.facts = json.loads(json.dumps(facts))
+            "tower": description["tower"].name,
+            "model_digest": [description["tower"], description["rows"]],
+            "features_digest": targets,
+            "init_digest": tokens,
+        })  # fmt: skip
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other runs off the file and its parts."""
+        with _locks.held(self.function, "out", self.path, self.path.with_name(self.path.name + ".lock")):
+            yield
 
     def _read(self, path: Path) -> Chunk:
-        tensors, _ = _schema.load(self.function, path, FORMAT, _FILE)
-        with _schema.restoring(self.function, path):
-            found = json.loads(bytes(tensors.pop("settings").tolist()))
-            _schema.need(self.function, path, isinstance(found, dict), "settings", found)
-        if found != self.facts:
-            other = sorted(k for k in {*found, *self.facts} if found.get(k) != self.facts.get(k))
+        delete = f"delete {self.path} and {self.parts}"
+        remedy = f"choose another name, or {delete}"
+        tensors, _ = _schema.load(self.function, path, FORMAT, _FILE, remedy=remedy)
+        found = _parsed(bytes(tensors.pop("settings").tolist()))
+        if found.pop("content", None) != _digest.digest(tensors):
             raise ValueError(
-                f"{self.function}: out must be new or of the same run, got {path} with other "
-                f"{', '.join(other)}; choose another name or delete {self.path} and {self.parts}"
+                f"{self.function}: {path} must hold what was written, got other bytes; delete it, and the "
+                "same call makes it again"
+            )
+        if changed := _digest.changes(found, self.facts):
+            raise ValueError(
+                f"{self.function}: out must be new or of the same run, got {path} with other {changed}; "
+                f"choose another name or {delete}"
             )
         return Chunk(**tensors)
 
-    def finished(self) -> Chunk | None:
-        """The whole result, if an earlier run wrote it."""
-        return self._read(self.path) if self.path.exists() else None
+    def finished(self) -> list[Chunk]:
+        """The whole result as one chunk, if an earlier run wrote it."""
+        return [self._read(self.path)] if self.path.exists() else []
 
     def _part(self, index: int) -> Path:
         return self.parts / f"chunk-{index:06d}.safetensors"
@@ -110,9 +107,10 @@ class Store:
         _files.save_tensors(self._part(index), self._tensors(chunk), {"format": FORMAT})
 
     def _tensors(self, chunk: Chunk) -> dict[str, Tensor]:
+        tensors = {name: getattr(chunk, name) for name in _NAMES}
+        text = json.dumps({**self.facts, "content": _digest.digest(tensors)}, sort_keys=True)
         # A tensor, because the order of several metadata keys in the file is left to chance.
-        settings = torch.tensor(list(json.dumps(self.facts, sort_keys=True).encode()), dtype=torch.uint8)
-        return {"settings": settings, **{name: getattr(chunk, name) for name in _NAMES}}
+        return {"settings": torch.tensor(list(text.encode()), dtype=torch.uint8), **tensors}
 
     def finish(self, chunks: list[Chunk]) -> None:
         """Writes the whole and removes the parts, and what killed runs left between two names."""

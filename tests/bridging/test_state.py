@@ -366,3 +366,15 @@ def test_traced(bridge: sb.Bridge, options: dict):
     traced = torch.jit.trace(Applied(), torch.randn(3, 16), check_trace=False)
     f = torch.randn(3, 16)
     assert_close(traced(f), chain(f, bridge.text_projection, text_length=3.0, **options), "chain")
+
+
+def test_saving_through_a_link_keeps_link_and_mode(tmp_path: Path):
+    """As a release keeps "latest": the file behind the link is replaced, as private as it was."""
+    old, new = sb.Bridge(torch.eye(3)), sb.Bridge(torch.eye(3) * 2, atol=0.1)
+    old.save(tmp_path / "v1.safetensors")
+    (tmp_path / "v1.safetensors").chmod(0o600)
+    (tmp_path / "latest.safetensors").symlink_to("v1.safetensors")
+    new.save(tmp_path / "latest.safetensors")
+    assert (tmp_path / "latest.safetensors").is_symlink()
+    assert (tmp_path / "v1.safetensors").stat().st_mode & 0o777 == 0o600
+    assert sb.Bridge.load(tmp_path / "v1.safetensors").atol == 0.1

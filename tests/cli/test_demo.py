@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from contextlib import redirect_stdout
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -183,6 +185,21 @@ def test_errors_are_one_line(fake_picto, capsys, argv, parts):
     assert out == "" and err.count("\n") == 1 and err.startswith("semobridge-ext demo: ")
     for part in parts:
         assert part in err
+
+
+def test_targets_behind_links_and_devices(tmp_path, monkeypatch):
+    """A FIFO needs no right to its folder; a link is as good as the folder that it leads to."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "lost").symlink_to(tmp_path / "gone" / "f.json")
+    (tmp_path / "found").symlink_to(tmp_path / "f.json")
+    demo._check_target("--json", tmp_path / "found")
+    with pytest.raises(ValueError, match="which lies in no folder that can be written"):
+        demo._check_target("--json", tmp_path / "lost")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    demo._check_target("--json", tmp_path / "fifo")
+    demo._check_target("--json", Path("/dev/null"))
+    with pytest.raises(ValueError, match="which lies in no folder that can be written"):
+        demo._check_target("--json", tmp_path / "f.json")
 
 
 def test_interrupted_picture_leaves_nothing_behind(fake_picto, tmp_path, capsys, monkeypatch):

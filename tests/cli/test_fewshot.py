@@ -69,10 +69,11 @@ def test_an_interrupted_study_continues(files, monkeypatch):
     store = files / "out" / "results.jsonl"
     with open(store, "a", encoding="utf-8") as file:
         file.write('["cut sho')
-    before = store.read_text(encoding="utf-8").splitlines()[:2]
+    before = store.read_text(encoding="utf-8").splitlines()[:3]
     assert run(files, "--no-plot") == 0
     assert calls == [(1, 0), (1, 1), (2, 0), (2, 0), (2, 1)]
-    assert [json.loads(line)[0] for line in before] and run(files, "--no-plot") == 0 and len(calls) == 5
+    assert store.read_text(encoding="utf-8").splitlines()[:3] == before and all(map(json.loads, before))
+    assert run(files, "--no-plot") == 0 and len(calls) == 5
 
 
 def test_without_text_and_projection_the_rest_is_compared(files):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import re
 import shutil
@@ -15,6 +16,7 @@ import torch
 from torch.nn.functional import normalize
 
 import semobridge_ext as sb
+from semobridge_ext import _digest
 from semobridge_ext.cli.shards import Folder
 from tests.support.assertions import assert_close, assert_figures, assert_same_bits
 from tests.support.images import command, write
@@ -72,7 +74,54 @@ def test_map_from_a_file_and_goes_on(shards: Path, tmp_path: Path, capsys) -> No
     assert command(*words) == 0 and "2 shards are done" in capsys.readouterr().err
     assert torch.equal(rows(tmp_path / "out"), first)
     sb.Bridge.from_clip(model, atol=0.1).save(tmp_path / "b.safetensors")
-    assert command(*words) == 2 and "mapping_sha256" in capsys.readouterr().err
+    assert command(*words) == 2 and "mapping_digest" in capsys.readouterr().err
+
+
+def test_map_refuses_what_changed(shards: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """Other shards under the same name, a damaged shard of its own, another version."""
+    feats, out = tmp_path / "feats", tmp_path / "out"
+    shutil.copytree(shards / "feats", feats)
+    words = ["map", feats, out, "--mapping", "bridge", "--quiet"]
+    assert command(*words) == 0
+    whole = (out / "img_emb" / "img_emb_1.npy").read_bytes()
+    (out / "summary.json").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(_digest, "__version__", "9.9")
+        assert command(*words) == 2 and 'version "' in capsys.readouterr().err
+    (out / "img_emb" / "img_emb_1.npy").write_bytes(whole[:-64] + bytes(64))
+    assert command(*words) == 2 and "img_emb_1.npy must hold what was written" in capsys.readouterr().err
+    (out / "img_emb" / "img_emb_1.npy").unlink()
+    assert command(*words) == 0 and "1 shards are done" in capsys.readouterr().err
+    assert (out / "img_emb" / "img_emb_1.npy").read_bytes() == whole
+    settings = (feats / "settings.json").read_bytes().replace(b'"shard_size": 20', b'"shard_size": 21')
+    for name, data in (("shards.jsonl", b'[0, "a", "b"]\n'), ("settings.json", settings)):
+        kept = (feats / name).read_bytes()
+        (feats / name).write_bytes(data)
+        assert command(*words) == 2 and "source_digest" in capsys.readouterr().err, name
+        (feats / name).write_bytes(kept)
+    assert command(*words) == 0 and "finished already" in capsys.readouterr().out
+
+
+def test_folders_of_the_first_version_are_read(shards: Path, tmp_path: Path, capsys) -> None:
+    """Their settings name the weights by a sha256; another model's are refused as ever."""
+    model, _, _ = sb.load_picto_clip()
+    weights = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        weights.update(f"{name}{value.dtype}{list(value.shape)}".encode() + value.numpy().tobytes())
+    settings = json.loads((shards / "feats" / "settings.json").read_text())
+    settings = {
+        k: v for k, v in settings.items() if k not in ("format", "version", "weights", "inputs_digest")
+    }
+    for name, digest in (("old", weights.hexdigest()), ("other", "0" * 64)):
+        shutil.copytree(shards / "feats", tmp_path / name)
+        (tmp_path / name / "shards.jsonl").unlink()
+        (tmp_path / name / "settings.json").write_text(json.dumps({**settings, "weights_sha256": digest}))
+    words = ["--mapping", "bridge", "--quiet"]
+    assert command("map", tmp_path / "old", tmp_path / "out", *words) == 0
+    assert torch.equal(rows(tmp_path / "out"), rows(shards / "bridged"))
+    assert command("search", tmp_path / "out", "--text", "a star") == 0
+    assert command("map", tmp_path / "other", tmp_path / "out2", *words) == 2
+    assert "got other weights under the name picto" in capsys.readouterr().err
 
 
 def test_one_pca(shards: Path, tmp_path: Path) -> None:

@@ -141,6 +141,39 @@ def test_shards(tmp_path: Path):
     assert torch.equal(iso.text_projection, text) and torch.equal(iso.image_projection, image)
 
 
+AWAY = [
+    "../a.safetensors", "sub/../../a.safetensors", "/{folder}/a.safetensors", "..", "", "./../a.safetensors",
+    "https://host/a.safetensors", "%2e%2e/a.safetensors", "a.safetensors?x=../b", "..\\a.safetensors",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AWAY)
+def test_shards_that_leave_their_folder_are_refused(name: str, tmp_path: Path):
+    folder, index = tmp_path / "own", tmp_path / "own" / "model.safetensors.index.json"
+    shards(folder)
+    (folder / "sub").mkdir()
+    (folder / "a.safetensors").rename(tmp_path / "a.safetensors")
+    names = json.loads(index.read_text())["weight_map"]
+    names["text_projection.weight"] = name.replace("{folder}", str(tmp_path))
+    index.write_text(json.dumps({"weight_map": names}))
+    with pytest.raises(ValueError, match=r"index\.json must name shards of its own folder, got '"):
+        sb.Bridge.from_pretrained(folder)
+
+
+def test_shards_in_folders_of_their_own_and_behind_links(tmp_path: Path):
+    """As a cache of the hub keeps them: links to blobs beside the snapshot."""
+    folder, index = tmp_path / "own", tmp_path / "own" / "model.safetensors.index.json"
+    text, _ = shards(folder)
+    (folder / "sub..1").mkdir()
+    (folder / "a.safetensors").rename(tmp_path / "blob")
+    (folder / "sub..1" / "a b-00001.safetensors").symlink_to(tmp_path / "blob")
+    names = json.loads(index.read_text())["weight_map"]
+    index.write_text(
+        json.dumps({"weight_map": {**names, "text_projection.weight": "sub..1/a b-00001.safetensors"}})
+    )
+    assert torch.equal(sb.Bridge.from_pretrained(folder).text_projection, text)
+
+
 # -- HTTP --------------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import semobridge_ext as sb
+from semobridge_ext import _digest
 from semobridge_ext.retrieval.reference import retrieval_metrics as reference
 from tests.support import towers
 from tests.support.assertions import assert_close, assert_figures, assert_row_relative
@@ -227,3 +228,13 @@ def test_devices_that_differ_are_named(place: Place):
         pytest.skip("there is one device only")
     with sb.backend(place.backend), pytest.raises(ValueError, match=r"^topk: .* must be on .*cuda.*; "):
         sb.topk(rows(2, 4).to(place.device), rows(3, 4), 1)
+
+
+def test_a_digest_knows_no_place(place: Place, monkeypatch: pytest.MonkeyPatch):
+    """Copied from the device in pieces, strided views too."""
+    values = rows(70, 48)
+    want = _digest.digest([values, values[:, ::2]])
+    there = values.to(place.device)
+    for size in (64, 1 << 24):
+        monkeypatch.setattr(_digest, "_CHUNK_BYTES", size)
+        assert _digest.digest([there, there[:, ::2]]) == want

@@ -132,3 +132,12 @@ def test_permissions_follow_the_umask(tmp_path: Path):
 def test_a_missing_folder_is_named(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="gone"):
         _files.write_bytes(tmp_path / "gone" / "file", b"data")
+
+
+def test_lines_are_added_and_one_cut_short_stands_alone(tmp_path: Path):
+    path = tmp_path / "log"
+    for text in ("one", "zwei ℓ"):
+        _files.append_line(path, text)
+    path.write_bytes(path.read_bytes() + b"cut sho")
+    _files.append_line(path, "four")
+    assert path.read_bytes() == "one\nzwei ℓ\ncut sho\nfour\n".encode()

@@ -20,8 +20,8 @@ import semobridge_ext as sb
 from recorded.problems import case, draw, problem
 from semobridge_ext import cli
 
-# Times, what names the installation, and a digest over the names of files in a temporary folder.
-_LEFT_OUT = re.compile(r"second|time|ratio|version|environment|description|inputs_sha256")
+# Times, what names the installation, and digests over names and times of files in a temporary folder.
+_LEFT_OUT = re.compile(r"second|time|ratio|version|environment|description|inputs_digest|source_digest")
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from semobridge_ext import _files
 from semobridge_ext.bridging import Bridge
 from semobridge_ext.cli import demo_measure, demo_plot, demo_text
 from semobridge_ext.cli.arguments import count
@@ -93,7 +94,9 @@ def _progress(description: str) -> Any:
 
 def _check_target(option: str, path: Path) -> None:
     """A path that cannot be written is told before the work, not after it."""
-    folder = path.parent
+    if not path.is_dir() and _files.is_written_into(path):
+        return  # /dev/stdout, a FIFO: what it is says whether it can be written
+    folder = Path(os.path.realpath(path)).parent
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         why = "is a folder" if path.is_dir() else "lies in no folder that can be written"
         raise ValueError(f"{option} must be a file that can be written, got {path}, which {why}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import json
 import os
 import sys
 import time
@@ -15,13 +17,17 @@ import torch
 from semobridge_ext import _files
 from semobridge_ext.cli import models
 from semobridge_ext.cli.arguments import count
-from semobridge_ext.cli.shards import Folder, arrow
+from semobridge_ext.cli.listing import first_difference
+from semobridge_ext.cli.shard_writer import Writer
+from semobridge_ext.cli.shards import arrow
+from semobridge_ext.cli.sources import Source, keep, open_source
 
 _DESCRIPTION = """\
 Encodes images with a CLIP model. What cannot be decoded is counted and listed, and stops nothing.
 Finished shards are on disk at once: the same command goes on after a kill (batch size, workers and
-device may differ), and a folder made with other settings or from other files is refused. Memory does
-not grow with the number of images.
+device may differ). A folder made with other settings or by another version, from files that were
+replaced since, or with a damaged shard is refused, and one run writes it at a time. Memory does not
+grow with the number of images.
 """
 _EPILOG = """\
 input:
@@ -36,8 +42,10 @@ output (the layout of clip-retrieval):
   OUT/img_emb/img_emb_0.npy           [n, D] raw rows of encode_image; --normalize gives the unit rows
                                       that clip-retrieval itself stores
   OUT/metadata/metadata_0.parquet     image_path, label ..: row i belongs to row i of the features
-  OUT/corrupt.tsv                     what could not be decoded, and why
+  OUT/corrupt.tsv                     what could not be decoded, and why; tabs, line breaks and
+                                      backslashes in names as \\t, \\n, \\\\
   OUT/settings.json, summary.json     what was run; how many, how long
+  OUT/inputs.jsonl, shards.jsonl      every input with its size and time; digests of the shards
 
 examples:
   semobridge-ext extract photos/ feats/
@@ -81,11 +89,17 @@ def _utf8(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
+def _escaped(text: str) -> str:
+    """One field of corrupt.tsv: names may hold tabs and line breaks of every kind."""
+    text = text.replace("\\", "\\\\")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class _Shard:
     """The shard that is being filled: at most `size` inputs."""
 
     def __init__(
-        self, folder: Folder, index: int, args: argparse.Namespace, columns: tuple[str, ...]
+        self, folder: Writer, index: int, args: argparse.Namespace, columns: tuple[str, ...]
     ) -> None:
         self.folder, self.index, self.columns = folder, index, columns
         self.size, self.dtype, self.unit = args.shard_size, np.dtype(args.dtype), args.normalize
@@ -128,9 +142,13 @@ class _Shard:
         schema = pyarrow.schema([(name, pyarrow.string()) for name in self.records])
         table = pyarrow.table(self.records, schema=schema)
         # In the Parquet file, so that one rename makes rows and losses of a shard true together.
-        losses = "\n".join("\t".join(pair) for pair in self.corrupt)
+        losses = json.dumps(self.corrupt)
         table = table.replace_schema_metadata({"inputs": str(self.inputs), "corrupt": losses})
-        self.folder.write(self.index, rows, table)
+        parquet = io.BytesIO()
+        arrow("extract").write_table(table, parquet)
+        self.folder.write(
+            self.index, lambda file: np.save(file, rows, allow_pickle=False), parquet.getvalue()
+        )
         self.index += 1
         self._clear()
 
@@ -147,17 +165,18 @@ def _encode(encoder: models.Encoder, pixels: torch.Tensor | None, device: str) -
     return encoder.images(pixels.to(device, non_blocking=True)).numpy()
 
 
-def _collect(folder: Folder) -> tuple[int, int]:
-    """Writes corrupt.tsv from the shards; (features, corrupt)."""
-    rows = lost = 0
+def _collect(folder: Writer) -> tuple[int, int, int]:
+    """Writes corrupt.tsv from the shards; (inputs, features, corrupt)."""
+    inputs = rows = lost = 0
     with _files.replaced(folder.path / "corrupt.tsv") as file:
         for index in folder.shards():
             metadata = arrow("extract").read_metadata(folder.metadata_path(index))
+            inputs += int(metadata.metadata[b"inputs"])
             rows += metadata.num_rows
-            for line in metadata.metadata[b"corrupt"].decode().splitlines():
-                file.write(line.encode() + b"\n")
+            for path, reason in json.loads(metadata.metadata[b"corrupt"]):
+                file.write(f"{_escaped(path)}\t{_escaped(reason)}\n".encode())
                 lost += 1
-    return rows, lost
+    return inputs, rows, lost
 
 
 def _settings(args: argparse.Namespace, source: Any, encoder: models.Encoder, names: Any) -> dict[str, Any]:
@@ -165,7 +184,7 @@ def _settings(args: argparse.Namespace, source: Any, encoder: models.Encoder, na
         "command": "extract",
         "model": names[0],
         "pretrained": names[1],
-        "weights_sha256": models.weights_digest(encoder.model),
+        "weights": models.weights_digest(encoder.model),
         "preprocess": " ".join(str(encoder.preprocess).split()),
         "features": "before projection" if args.before_projection else "projected",
         "normalized": args.normalize,
@@ -176,59 +195,80 @@ def _settings(args: argparse.Namespace, source: Any, encoder: models.Encoder, na
 
 
 def run(args: argparse.Namespace) -> int:
-    from semobridge_ext.cli.decode import batches
-    from semobridge_ext.cli.sources import open_source
-
     arrow("extract")
     names = models.resolve("extract", args.model, args.pretrained)
     if names[0] != args.model:
         print(f"model: {names[0]}", file=sys.stderr)
     if args.out.is_file():
         raise ValueError(f"extract: OUT must be a folder, got the file {args.out}; choose another name")
-    args.out.mkdir(parents=True, exist_ok=True)
-    source = open_source(
-        "extract", args.input, args.out / "inputs.jsonl", label=args.label, column=args.path_column
-    )
-    encoder = models.load("extract", *names, args.device)
-    settings = _settings(args, source, encoder, names)
-    if args.before_projection:
-        encoder = encoder.before_projection("extract")
-    folder, began = Folder("extract", args.out), time.perf_counter()
-    with folder.claim(settings) as first:
-        if folder.summary():
-            print(f"{args.out}: finished already, {folder.summary()['rows']} features")
-            return 0
-        start = _resume_at(folder, first, args.shard_size)
-        if start:
-            print(f"{args.out}: {start} inputs are done, going on", file=sys.stderr)
-        shard = _Shard(folder, first, args, source.columns)
-        loader = batches(
-            source, encoder.preprocess, start, args.batch_size, args.workers, "cuda" in args.device
+    folder = Writer("extract", args.out)
+    with folder.claim():
+        return _run(args, names, folder)
+
+
+def _begin(
+    args: argparse.Namespace, names: tuple[str, str | None], folder: Writer
+) -> tuple[Source, models.Encoder, int]:
+    """Input and model, once the folder has accepted them, and the first shard to write.
+
+    The listing stands under another name until then: a refused run leaves that of the finished one.
+    """
+    listing, staged = args.out / "inputs.jsonl", args.out / "inputs.jsonl.new"
+    try:
+        source = open_source("extract", args.input, staged, label=args.label, column=args.path_column)
+        encoder = models.load("extract", *names, args.device)
+        settings = _settings(args, source, encoder, names)
+        if args.before_projection:
+            encoder = encoder.before_projection("extract")
+        first = folder.begin(settings, lambda: first_difference(listing, staged))
+        return keep(source, staged, listing), encoder, first
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def _run(args: argparse.Namespace, names: tuple[str, str | None], folder: Writer) -> int:
+    from semobridge_ext.cli.decode import batches
+
+    began = time.perf_counter()
+    source, encoder, first = _begin(args, names, folder)
+    start, summary = _resume_at(folder, first, args.shard_size), folder.summary()
+    if summary and summary["inputs"] == start:
+        print(f"{args.out}: finished already, {summary['rows']} features")
+        return 0
+    folder.reopen()
+    if start:
+        print(f"{args.out}: {start} inputs are done, going on", file=sys.stderr)
+    shard = _Shard(folder, first, args, source.columns)
+    loader = batches(source, encoder.preprocess, start, args.batch_size, args.workers, "cuda" in args.device)
+    done, ended = start, _is_last(folder, first, args.shard_size)
+    with _bar(args, source.total, start) as bar:
+        for batch in () if ended else loader:
+            rows = iter(_encode(encoder, batch.pixels, args.device))
+            for path, fields, _, reason in batch.inputs:
+                shard.add(path, fields, None if reason else next(rows), reason)
+            done += len(batch.inputs)
+            bar.update(len(batch.inputs))
+    if shard.inputs:
+        shard.flush()
+    if not done:
+        raise ValueError(f"extract: INPUT must hold images, got none in {args.input}; check it")
+    total, kept, lost = _collect(folder)
+    if total != done or source.total not in (None, done):
+        raise RuntimeError(
+            f"extract: OUT must hold the {source.total or done} inputs that were listed, got {total} in the "
+            f"shards of {args.out} and {done} read; something else wrote there: delete it and run again"
         )
-        done, ended = start, _is_last(folder, first, args.shard_size)
-        with _bar(args, source.total, start) as bar:
-            for batch in () if ended else loader:
-                rows = iter(_encode(encoder, batch.pixels, args.device))
-                for path, fields, _, reason in batch.inputs:
-                    shard.add(path, fields, None if reason else next(rows), reason)
-                done += len(batch.inputs)
-                bar.update(len(batch.inputs))
-        if shard.inputs:
-            shard.flush()
-        if not done:
-            raise ValueError(f"extract: INPUT must hold images, got none in {args.input}; check it")
-        kept, lost = _collect(folder)
-        seconds = time.perf_counter() - began
-        folder.finish({
-            "inputs": done, "rows": kept, "corrupt": lost, "ignored": source.ignored,
-            "resumed_at": start, "seconds": seconds, "images_per_second": (done - start) / seconds,
-            "device": args.device, "batch_size": args.batch_size, "workers": args.workers,
-        })  # fmt: skip
+    seconds = time.perf_counter() - began
+    folder.finish({
+        "inputs": done, "rows": kept, "corrupt": lost, "ignored": source.ignored,
+        "resumed_at": start, "seconds": seconds, "images_per_second": (done - start) / seconds,
+        "device": args.device, "batch_size": args.batch_size, "workers": args.workers,
+    })  # fmt: skip
     _print_summary(args.out, done, start, kept, lost, source.ignored, seconds)
     return 0
 
 
-def _resume_at(folder: Folder, first: int, size: int) -> int:
+def _resume_at(folder: Writer, first: int, size: int) -> int:
     """Inputs that the first shards account for; only the last shard of all may be short."""
     if not first:
         return 0
@@ -236,7 +276,7 @@ def _resume_at(folder: Folder, first: int, size: int) -> int:
     return (first - 1) * size + int(last[b"inputs"])
 
 
-def _is_last(folder: Folder, first: int, size: int) -> bool:
+def _is_last(folder: Writer, first: int, size: int) -> bool:
     """Whether the run was killed between its last, short shard and the summary."""
     return first > 0 and _resume_at(folder, first, size) < first * size
 

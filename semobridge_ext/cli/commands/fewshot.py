@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import Any
 
 import torch
 
-from semobridge_ext import _files
+from semobridge_ext import _files, _locks
 from semobridge_ext.cli import fewshot_output, fewshot_problems
 from semobridge_ext.cli.arguments import count
+from semobridge_ext.cli.fewshot_store import Store
 from semobridge_ext.fewshot.study import Problem, run_episode
 from semobridge_ext.fewshot.study_estimators import METHODS, EstimatorMethods, Options
 
@@ -25,6 +25,10 @@ every class's training rows is set aside for validation, and no shot is drawn fr
 
 what is compared: docs/guides/fewshot.md. Every method sees the same draws of shots; blends, α, β and ρ are
 tuned on the validation part; the test part is scored once.
+
+an interrupted study goes on with the same command, and more --shots, --seeds or sets join it. A folder
+whose results come from other features, labels, text, methods or settings, or from another version, is
+refused, and the message says what differs.
 
 examples:
   semobridge-ext fewshot --set icons --shots 1 4 --preset fast
@@ -70,20 +74,20 @@ def _reachable(problem: Problem, shots: list[int]) -> list[int]:
 
 
 def _run_set(
-    problem: Problem, args: argparse.Namespace, options: Options, store: Path, done: dict[str, Any]
+    problem: Problem, args: argparse.Namespace, options: Options, store: Store
 ) -> list[fewshot_output.Record]:
     from tqdm import tqdm
 
     names = tuple(args.methods or METHODS)
+    # More shots, seeds or sets go into the same folder: an episode knows of no other.
+    done = store.open(problem, {**options._asdict(), "methods": sorted(set(names))})
     methods = EstimatorMethods(problem, options, names)
     records: list[fewshot_output.Record] = []
     episodes = [(k, seed) for k in _reachable(problem, args.shots) for seed in range(args.seeds)]
-    stamp = [list(options), sorted(names), float(problem.train[0].double().sum()), len(problem.test[1])]
     for shots, seed in tqdm(episodes, desc=problem.name, disable=None, leave=False):
-        key = json.dumps([problem.name, shots, seed, stamp])
-        if key not in done:
+        if (shots, seed) not in done:
             outcomes = run_episode(problem, methods, shots, seed)
-            done[key] = [
+            done[shots, seed] = [
                 {
                     "set": problem.name, "shots": shots, "seed": seed, "method": name,
                     "accuracy": outcome.accuracy, "seconds_fit": outcome.seconds_fit,
@@ -91,32 +95,20 @@ def _run_set(
                 }
                 for name, outcome in outcomes.items()
             ]  # fmt: skip
-            with open(store, "a", encoding="utf-8") as file:
-                file.write(json.dumps([key, done[key]]) + "\n")
-        records += done[key]
+            store.add(problem, shots, seed, done[shots, seed])
+        records += done[shots, seed]
     return records
 
 
-def _finished(store: Path) -> dict[str, Any]:
-    """What earlier runs wrote; a last line cut short by a kill is run again."""
-    done: dict[str, Any] = {}
-    if store.exists():
-        with open(store, "a", encoding="utf-8") as file:
-            file.write("\n")  # what follows a line cut short stands on its own
-        for line in store.read_text(encoding="utf-8").splitlines():
-            try:
-                key, records = json.loads(line)
-            except ValueError:
-                continue
-            done[key] = records
-    return done
-
-
 def run(args: argparse.Namespace) -> int:
-    options = Options(args.trials, args.sampler, args.preset, args.steps)
     args.out.mkdir(parents=True, exist_ok=True)
-    store = args.out / "results.jsonl"
-    done = _finished(store)
+    with _locks.held("fewshot", "--out", args.out, args.out / ".lock"):
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    options = Options(args.trials, args.sampler, args.preset, args.steps)
+    store = Store(args.out / "results.jsonl")
     files = args.train is not None or args.test is not None
     problems: Iterable[Problem]
     if files:
@@ -132,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
         notes.append(f"- {problem.name}: {classes} classes; {counts[0]} training, {counts[1]} validation, "
                      f"{counts[2]} test images")  # fmt: skip
         print(notes[-1], file=sys.stderr)
-        records += _run_set(problem, args, options, store, done)
+        records += _run_set(problem, args, options, store)
     rows = fewshot_output.summary(records)
     steps = args.steps or {"paper": 5000, "fast": 500}[args.preset]
     settings = f"{args.seeds} seeds; {args.trials} {args.sampler} trials; {steps} training steps."

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
-import shutil
 import sys
 import tempfile
 import time
@@ -13,14 +11,17 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from semobridge_ext import _files
+from semobridge_ext import _digest, _files
 from semobridge_ext.cli import mappings
 from semobridge_ext.cli.arguments import count
+from semobridge_ext.cli.listing import state
+from semobridge_ext.cli.shard_writer import SEALS, Writer
 from semobridge_ext.cli.shards import Folder, arrow
 
 _DESCRIPTION = """\
 Applies a mapping to every row of a folder of shards and writes another one: unit rows, the same order,
-the same metadata. Reads 16384 rows at a time; interrupted, the same command goes on.
+the same metadata. Reads 16384 rows at a time; interrupted, the same command goes on, and refuses shards,
+a mapping or a version that have changed since.
 """
 _EPILOG = """\
 mappings:
@@ -65,17 +66,22 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
-def _digest(path: Path) -> str:
-    """sha256 of what a mapping's file says; safetensors writes metadata in any order."""
+def _file_facts(path: Path) -> str:
+    """What a mapping's file says; safetensors writes metadata in any order."""
     from safetensors import safe_open
 
-    digest = hashlib.sha256()
-    with safe_open(path, framework="np") as file:
-        digest.update(repr(sorted((file.metadata() or {}).items())).encode())
-        for name in sorted(file.keys()):
-            tensor = file.get_tensor(name)
-            digest.update(f"{name}{tensor.dtype}{tensor.shape}".encode() + tensor.tobytes())
-    return digest.hexdigest()
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        return _digest.marked(_digest.digest([file.metadata() or {}, tensors]))
+
+
+def _source_facts(folder: Folder, indices: list[int]) -> str:
+    """The shards that are mapped: their digests where extract kept them, else sizes and times."""
+    seals = folder.path / SEALS
+    if seals.is_file():
+        return _digest.marked(_digest.digest([folder.settings(), seals.read_bytes()]))
+    files = [path for i in indices for path in (folder.features_file(i), folder.metadata_file(i))]
+    return _digest.marked(_digest.digest([[path.name, state(str(path))] for path in files]))
 
 
 def _check(args: argparse.Namespace, folder: Folder, mapping: mappings.Mapping) -> None:
@@ -90,10 +96,12 @@ def _check(args: argparse.Namespace, folder: Folder, mapping: mappings.Mapping) 
         raise ValueError(f"map: OUT must be another folder than IN, got {args.out} twice; choose another")
 
 
-def _apply(folder: Folder, out: Folder, index: int, mapping: mappings.Mapping, dtype: str) -> int:
+def _apply(folder: Folder, out: Writer, index: int, mapping: mappings.Mapping, dtype: str) -> int:
     """One shard; its rows."""
-    source, width = folder.features(index), None
-    with _files.replaced(out.features_path(index)) as file:
+    source = folder.features(index)
+
+    def features(file: BinaryIO) -> None:
+        width = None
         for part in source.split(1 << 14) if source.shape[1] else ():
             rows = mapping.apply(part.float()).numpy().astype(dtype)
             if width is None:
@@ -102,8 +110,8 @@ def _apply(folder: Folder, out: Folder, index: int, mapping: mappings.Mapping, d
             file.write(rows.tobytes())
         if width is None:  # a shard whose images were all corrupt
             _write_header(file, (0, 0), dtype)
-    with _files.replaced(out.metadata_path(index)) as file, open(folder.metadata_file(index), "rb") as given:
-        shutil.copyfileobj(given, file)
+
+    out.write(index, features, folder.metadata_file(index).read_bytes())
     return len(source)
 
 
@@ -122,7 +130,6 @@ def run(args: argparse.Namespace) -> int:
     folder.check_finished()
     mapping = mappings.make(args.mapping, args, folder)
     _check(args, folder, mapping)
-    args.out.mkdir(parents=True, exist_ok=True)
     if indices != list(range(len(indices))):
         raise ValueError(
             f"map: IN must have the shards 0 to {len(indices) - 1}, got {indices}; extract again"
@@ -130,12 +137,16 @@ def run(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as place:
         stored = Path(place) / "mapping.safetensors"
         mapping.save(stored)
-        digest, data = _digest(stored), stored.read_bytes()
+        digest, data = _file_facts(stored), stored.read_bytes()
     settings = {
-        **{k: v for k, v in folder.settings().items() if k in ("model", "pretrained", "weights_sha256")},
+        **{
+            k: v
+            for k, v in folder.settings().items()
+            if k in ("model", "pretrained", "weights", "weights_sha256")
+        },
         "command": "map",
         "mapping": mapping.name,
-        "mapping_sha256": digest,
+        "mapping_digest": digest,
         "mapping_options": mapping.facts,
         "features": f"mapped by {mapping.name}",
         "takes": mapping.takes,
@@ -143,12 +154,15 @@ def run(args: argparse.Namespace) -> int:
         "normalized": True,
         "dtype": args.dtype,
         "source": str(args.input.resolve()),
+        "source_digest": _source_facts(folder, indices),
     }
-    out, began, rows = Folder("map", args.out), time.perf_counter(), 0
-    with out.claim(settings) as first:
-        if out.summary():
+    out, began, rows = Writer("map", args.out), time.perf_counter(), 0
+    with out.claim():
+        first = out.begin(settings)
+        if out.summary() and first == len(indices):
             print(f"{args.out}: finished already, {out.summary()['rows']} rows")
             return 0
+        out.reopen()
         _files.write_bytes(args.out / "mapping.safetensors", data)
         if first:
             print(f"{args.out}: {first} shards are done, going on", file=sys.stderr)

@@ -1,0 +1,186 @@
+"""Folders, lists and CSVs of images, written to one listing whose order is fixed.
+
+A line of it is ``[path, fields, [size, modification time], why it is skipped]``. A resumed run makes the
+listing anew and compares the two.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import stat
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from semobridge_ext import _digest, _files
+
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+
+
+class Item(NamedTuple):
+    """One input; its bytes and fields are read when asked for."""
+
+    path: str
+    read: Callable[[], Any]  # a path or a binary file for PIL
+    fields: Callable[[], dict[str, str | None]]
+
+
+def fail(reason: str) -> Callable[[], Any]:
+    def read() -> Any:
+        raise ValueError(reason)
+
+    return read
+
+
+def _given(value: Any) -> Any:
+    return value
+
+
+Line = tuple[str, dict[str, Any], str]  # path, fields, why it is skipped ("" if it is not)
+Identity = tuple[int, int]  # device and inode
+
+
+def _identity(status: os.stat_result) -> Identity:
+    return status.st_dev, status.st_ino
+
+
+def _sorted_entries(folder: str | Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return sorted(entries, key=lambda e: e.name)
+
+
+class Walk:
+    """Every image under a folder, sorted; counts what it leaves out."""
+
+    def __init__(self, root: Path, label: str) -> None:
+        self.root, self.label, self.ignored = root, label, 0
+
+    def _label(self, parts: tuple[str, ...]) -> str | None:
+        if self.label == "none" or not parts:
+            return None
+        return parts[-1] if self.label == "parent" else parts[0]
+
+    def lines(self) -> Iterator[Line]:
+        return self._lines(_sorted_entries(self.root), (), (_identity(os.stat(self.root)),))
+
+    def _lines(
+        self, entries: list[os.DirEntry[str]], parts: tuple[str, ...], above: tuple[Identity, ...]
+    ) -> Iterator[Line]:
+        for entry in entries:
+            line = os.path.abspath(entry.path), {"label": self._label(parts)}
+            try:
+                inside = self._inside(entry, above)
+            except OSError as error:  # one entry less, not the whole run
+                yield *line, f"{error.strerror or error}"
+                continue
+            if inside is not None:
+                yield from self._lines(inside, (*parts, entry.name), (*above, _identity(entry.stat())))
+            elif entry.name.lower().endswith(IMAGES):
+                yield *line, ""
+            else:
+                self.ignored += 1
+
+    @staticmethod
+    def _inside(entry: os.DirEntry[str], above: tuple[Identity, ...]) -> list[os.DirEntry[str]] | None:
+        """What a folder holds; links count too, as image collections are often made of them."""
+        if not entry.is_dir():
+            return None
+        if _identity(entry.stat()) in above:
+            raise OSError("it leads back to a folder that it lies in")
+        return _sorted_entries(entry.path)
+
+
+def list_lines(path: Path) -> Iterator[Line]:
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            if line := line.rstrip("\r\n"):
+                yield os.path.abspath(path.parent / line), {}, ""
+
+
+def csv_columns(function: str, path: Path, wanted: str | None) -> tuple[str, list[str]]:
+    """The path column, and the others."""
+    with open(path, newline="", encoding="utf-8") as file:
+        header = next(csv.reader(file), [])
+    guesses = [wanted] if wanted else ["image_path", "path", "filepath", "file", "filename", "image"]
+    found = next((name for name in guesses if name in header), None)
+    if found is None:
+        what = f"--path-column {wanted}" if wanted else "one of " + ", ".join(guesses)
+        raise ValueError(
+            f"{function}: INPUT must have the column {what}, got {path} with "
+            f"{', '.join(header) or 'no header'}; "
+            "name it with --path-column"
+        )
+    others = [name for name in header if name not in (found, "image_path")]
+    return found, others
+
+
+def csv_lines(path: Path, column: str, others: list[str]) -> Iterator[Line]:
+    with open(path, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            yield os.path.abspath(path.parent / (row[column] or "")), {name: row[name] for name in others}, ""
+
+
+def state(path: str) -> list[int] | None:
+    """Size and modification time: what a replaced file changes."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def write_lines(lines: Iterator[Line], target: Path) -> tuple[int, str]:
+    """Count and digest of what is written: [path, fields, [size, time], why skipped] a line."""
+    count, digest = 0, _digest.Digest()
+    with _files.replaced(target) as file:
+        for path, fields, reason in lines:
+            data = json.dumps([path, fields, None if reason else state(path), reason]).encode() + b"\n"
+            digest.add(data)
+            file.write(data)
+            count += 1
+    return count, _digest.marked(digest.hexdigest())
+
+
+def first_difference(old: Path, new: Path) -> str:
+    """The first input that two listings do not share, with what differs; empty where there is none."""
+    if not (old.is_file() and new.is_file()):
+        return ""
+    with open(old, "rb") as before, open(new, "rb") as now:
+        for a, b in zip_longest(before, now, fillvalue=b"null"):
+            if a != b:
+                try:
+                    was, is_now = json.loads(a), json.loads(b)
+                except ValueError:  # a listing that something else wrote to
+                    return ""
+                if was is None or is_now is None or was[0] != is_now[0]:
+                    return f"{(was or ['none'])[0]} (now {(is_now or ['none'])[0]})"
+                return f"{was[0]}: {was[1:]} (now {is_now[1:]})"
+    return ""
+
+
+def _readable(path: str) -> str:
+    """The path, unless reading what lies there could wait for ever."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFIFO: "a FIFO", stat.S_IFDIR: "a folder", stat.S_IFSOCK: "a socket"}
+        raise ValueError(f"it is {kinds.get(stat.S_IFMT(mode), 'a device')} and no regular file")
+    return path
+
+
+class Listed:
+    """Items of an inputs.jsonl; picklable, for workers that are started and not forked."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, start: int) -> Iterator[Item]:
+        with open(self.path, "rb") as file:
+            for i, line in enumerate(file):
+                if i >= start:
+                    path, fields, _, reason = json.loads(line)
+                    read = fail(reason) if reason else partial(_readable, path)
+                    yield Item(path, read, partial(_given, fields))

@@ -1,0 +1,119 @@
+"""Writing a folder of shards: one run at a time, resumed only where nothing has changed.
+
+    FOLDER/.lock         while a run writes: who it is
+    FOLDER/shards.jsonl  one line a shard: its number and the digests of its two files
+
+A shard is finished when its line and both its files are there. A resumed run reads every finished shard
+and compares the digests.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from semobridge_ext import _digest, _files, _locks
+from semobridge_ext.cli.output import write_json
+from semobridge_ext.cli.shards import FEATURES, METADATA, Folder, read_json
+
+FORMAT = 2  # of settings.json and what belongs to it; 1 had no digests of inputs and shards
+SEALS = "shards.jsonl"
+
+
+class Writer(Folder):
+    """A folder of shards that this run makes, or goes on with."""
+
+    @contextmanager
+    def claim(self) -> Iterator[None]:
+        """Makes the folder this run's own; ValueError names the run that has it.
+
+        Until `begin` has accepted the settings, nothing in it may change.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with _locks.held(self.function, "OUT", self.path, self.path / ".lock"):
+            yield
+
+    def begin(self, settings: dict[str, Any], differing: Callable[[], str] = lambda: "") -> int:
+        """The first shard to write, once the settings are accepted and the finished shards are whole.
+
+        Raises ValueError where the folder was made with other settings (`differing` may say more of
+        what changed), by an older version, or where a shard is damaged.
+        """
+        self._accept(_digest.stamp({"format": FORMAT, **settings}), differing)
+        for name in (FEATURES, METADATA):
+            (self.path / name).mkdir(exist_ok=True)
+        for name in ("", FEATURES, METADATA):
+            _files.remove_leftovers(self.path / name)
+        seals, done = self._seals(), 0
+        while done in seals and self.features_path(done).is_file() and self.metadata_path(done).is_file():
+            for path, digest in zip(self._files_of(done), seals[done], strict=True):
+                self._check(path, digest)
+            done += 1
+        return done
+
+    def _accept(self, settings: dict[str, Any], differing: Callable[[], str]) -> None:
+        path = self.path / "settings.json"
+        if not path.is_file():
+            folders = [self.path / name for name in (FEATURES, METADATA)]
+            if any(folder.is_dir() and any(folder.iterdir()) for folder in folders):
+                raise ValueError(
+                    f"{self.function}: OUT must be new or an unfinished run, got {self.path} with "
+                    "shards and no settings.json; choose another folder"
+                )
+            write_json(path, settings)
+            return
+        found = read_json(self.function, path)
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
+            raise ValueError(
+                f"{self.function}: OUT must be new or begun by this version, got {self.path} of an older "
+                "one; choose another folder, or delete this one (map, search, retrieve and report read it)"
+            )
+        if changed := _digest.changes(found, settings):
+            more = differing()
+            raise ValueError(
+                f"{self.function}: OUT must hold a run of the same settings and inputs, got {self.path} made "
+                f"with other {changed}{more and f'; the first input that differs is {more}'}; choose another "
+                "folder, or delete this one"
+            )
+
+    def _check(self, path: Path, digest: str) -> None:
+        if _digest.file_digest(path) != digest:
+            raise ValueError(
+                f"{self.function}: {path} must hold what was written, got other bytes; delete it, and the "
+                "same command makes its shard and those after it again"
+            )
+
+    # -- shards --------------------------------------------------------------------------------------
+
+    def _files_of(self, index: int) -> tuple[Path, Path]:
+        return self.features_path(index), self.metadata_path(index)
+
+    def _seals(self) -> dict[int, tuple[str, str]]:
+        """The digests of both files by shard; a line cut short by a kill counts for nothing."""
+        path, found = self.path / SEALS, {}
+        for line in path.read_bytes().splitlines() if path.is_file() else ():
+            try:
+                index, features, metadata = json.loads(line)
+                found[int(index)] = str(features), str(metadata)
+            except (ValueError, TypeError):
+                continue
+        return found
+
+    def write(self, index: int, features: Callable[[BinaryIO], object], metadata: bytes) -> None:
+        """One shard: the features by a function that writes them, then the line, then what makes it count."""
+        with _files.replaced(self.features_path(index)) as file:
+            features(file)
+        parquet = self.metadata_path(index)
+        seal = [index, _digest.file_digest(self.features_path(index)), _digest.bytes_digest(metadata)]
+        _files.append_line(self.path / SEALS, json.dumps(seal))
+        _files.write_bytes(parquet, metadata)
+
+    def reopen(self) -> None:
+        """Takes back that the run is finished: shards of it have gone."""
+        (self.path / "summary.json").unlink(missing_ok=True)
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        write_json(self.path / "summary.json", summary)

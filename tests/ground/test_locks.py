@@ -1,0 +1,128 @@
+"""A lock is held by one run, names it, and ends with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from semobridge_ext import _locks
+from tests.support.source_tree import ROOT
+
+CHILD = """
+import sys
+from semobridge_ext import _locks
+with _locks.held("run", "OUT", "thing", sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def other(tmp_path: Path):
+    """Another process that holds the lock until its stdin ends."""
+    words = [sys.executable, "-c", CHILD, str(tmp_path / "lock")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+    assert child.stdin and child.stdout and child.stdout.readline() == b"held\n"
+    yield child
+    child.kill()
+    child.wait()
+    child.stdin.close()
+    child.stdout.close()
+
+
+def test_a_refusal_names_the_other(tmp_path: Path, other: subprocess.Popen):
+    host = re.escape(socket.gethostname())
+    since = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC"
+    words = rf"^run: OUT must belong to one run, got thing, which process {other.pid} on {host} has been "
+    with (
+        pytest.raises(ValueError, match=words + f"writing since {since}; wait for it or"),
+        _locks.held("run", "OUT", "thing", tmp_path / "lock"),
+    ):
+        pass
+    assert json.loads((tmp_path / "lock").read_text())["pid"] == other.pid  # the refused one changed nothing
+    assert other.stdin
+    other.stdin.close()
+    assert other.wait() == 0 and not (tmp_path / "lock").exists()
+    with _locks.held("run", "OUT", "thing", tmp_path / "lock"):
+        pass
+
+
+def test_a_killed_run_holds_nothing(tmp_path: Path, other: subprocess.Popen):
+    other.send_signal(signal.SIGKILL)
+    other.wait()
+    assert (tmp_path / "lock").exists()
+    with _locks.held("run", "OUT", "thing", tmp_path / "lock"):
+        assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_process_does_not_hold_it_twice(tmp_path: Path):
+    path = tmp_path / "lock"
+    with _locks.held("run", "OUT", "thing", path):
+        with (
+            pytest.raises(ValueError, match=f"process {os.getpid()} on"),
+            _locks.held("run", "OUT", "thing", path),
+        ):
+            pass
+        assert path.exists()
+
+
+def test_a_failing_block_lets_go(tmp_path: Path):
+    with pytest.raises(KeyboardInterrupt), _locks.held("run", "OUT", "thing", tmp_path / "lock"):
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_removed_meanwhile_is_taken_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Between opening and locking, the other run ends and removes its file: that inode locks nothing."""
+    path, plain, calls = tmp_path / "lock", _locks.try_lock, []
+
+    def late(handle: int) -> bool | None:
+        if not calls:
+            path.unlink()
+        calls.append(handle)
+        return plain(handle)
+
+    monkeypatch.setattr(_locks, "try_lock", late)
+    with _locks.held("run", "OUT", "thing", path):
+        assert len(calls) == 2 and path.exists()
+        with (
+            pytest.raises(ValueError, match="must belong to one run"),
+            _locks.held("run", "OUT", "thing", path),
+        ):
+            pass
+
+
+def test_a_forked_child_keeps_nothing(tmp_path: Path):
+    """Workers outlive a killed parent for seconds; its lock must not."""
+    path = tmp_path / "lock"
+    read, write = os.pipe()
+    with _locks.held("run", "OUT", "thing", path):
+        child = os.fork()
+        if child == 0:
+            os.close(write)
+            os.read(read, 1)  # until the parent is through
+            os._exit(0)
+    with _locks.held("run", "OUT", "thing", path):
+        assert path.exists()
+    os.close(write)
+    os.close(read)
+    os.waitpid(child, 0)
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(_locks, "try_lock", lambda handle: None)
+    with (
+        pytest.raises(OSError, match="must lie on a file system with locks, got thing"),
+        _locks.held("run", "OUT", "thing", tmp_path / "lock"),
+    ):
+        pass
