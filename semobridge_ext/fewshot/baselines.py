@@ -36,7 +36,6 @@ class ZeroShot(StoredEstimator):
         ['dog']
     """
 
-    _tensors = ("_text_rows",)
     _file: ClassVar[dict[str, Field]] = {"_text_rows": Field(("C", "D"))}
 
     def __init__(
@@ -81,7 +80,6 @@ class NearestClassMean(StoredEstimator):
         ['a']
     """
 
-    _tensors = ("prototypes_",)
     _file: ClassVar[dict[str, Field]] = {"prototypes_": Field(("C", "D"))}
 
     def __init__(self, *, logit_scale: float = 100.0) -> None:
@@ -128,7 +126,6 @@ class LDA(StoredEstimator):
         ['a']
     """
 
-    _tensors = ("coef_", "intercept_")
     _numbers = ("shrinkage_",)
     _file: ClassVar[dict[str, Field]] = {"coef_": Field(("C", "D")), "intercept_": Field(("C",))}
     GRID = (0.01, 0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99, 1.0)

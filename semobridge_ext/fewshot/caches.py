@@ -41,7 +41,6 @@ class TipAdapter(StoredEstimator):
         ['a']
     """
 
-    _tensors: tuple[str, ...] = ("_text_rows", "keys_", "labels_", "weights_", "channels_")
     _numbers: tuple[str, ...] = ("alpha_", "beta_")
     _file: ClassVar[dict[str, Field]] = {
         "_text_rows": Field(("C", "D")),

@@ -16,9 +16,8 @@ from semobridge_ext.fewshot.estimator_file import load_estimator, save_estimator
 class StoredEstimator(FewShotEstimator):
     """``save``/``load`` of the attributes that a class names, beside its plain parameters."""
 
-    _tensors: tuple[str, ...] = ()  # attributes that fit makes; one may be None
     _numbers: tuple[str, ...] = ()  # attributes of plain numbers
-    _file: ClassVar[dict[str, Field]] = {}  # what the tensors are in a file; C classes, D features
+    _file: ClassVar[dict[str, Field]] = {}  # attributes that fit makes and save keeps; C classes, D features
 
     @classmethod
     def _format(cls) -> str:
@@ -34,7 +33,7 @@ class StoredEstimator(FewShotEstimator):
             ValueError: not fitted. OSError: the file cannot be written.
         """
         self._check_fitted()
-        tensors = {name: getattr(self, name) for name in self._tensors}
+        tensors = {name: getattr(self, name) for name in self._file}
         numbers = {name: getattr(self, name) for name in self._numbers}
         plain = (bool, int, float, str, type(None))
         params = {n: v for n, v in self.get_params().items() if isinstance(v, plain)}
@@ -53,8 +52,7 @@ class StoredEstimator(FewShotEstimator):
         """
         fields = ("names", "numbers", "params", "width")
         where = f"{cls.__name__}.load"
-        schema = {name: cls._file[name] for name in cls._tensors}
-        tensors, values, sizes = load_estimator(where, path, cls._format(), schema, fields)
+        tensors, values, sizes = load_estimator(where, path, cls._format(), cls._file, fields)
         with restoring(where, path):
             for name in ("numbers", "params"):
                 need(where, path, isinstance(values[name], dict), f"{name} by name", values[name])
@@ -76,7 +74,7 @@ class StoredEstimator(FewShotEstimator):
             self.class_names = values["names"]  # type: ignore[attr-defined]
         self._names, self.classes_ = values["names"], _inputs.as_array(values["names"])
         self.n_features_in_ = values["width"]
-        for name in cls._tensors:
+        for name in cls._file:
             setattr(self, name, tensors.get(name))
         for name, value in values["numbers"].items():
             setattr(self, name, value)
