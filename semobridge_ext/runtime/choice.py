@@ -149,6 +149,13 @@ def in_transform() -> bool:
 
 
 _PLAIN = (Tensor, nn.Parameter)
+# By name here: every look-up of an attribute is felt in one image's call.
+_is_compiling = torch.compiler.is_compiling
+_peek_transform = torch._C._functorch.peek_interpreter_stack
+_tracing_state = torch._C._get_tracing_state
+_modes = torch._C._len_torch_dispatch_stack
+_strided = torch.strided
+_is_grad_enabled = torch.is_grad_enabled
 
 
 def plain(*tensors: Tensor | None) -> bool:
@@ -179,16 +186,16 @@ def direct(x: Tensor, other: Tensor) -> str:
         under which a kernel may exist (`direct_kernel`).
     """
     if (
-        torch.compiler.is_compiling()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._get_tracing_state() is not None
-        or torch._C._len_torch_dispatch_stack() != 0
-        or type(x) not in _PLAIN
-        or x.layout is not torch.strided
+        _is_compiling()
+        or _peek_transform() is not None
+        or _tracing_state() is not None
+        or _modes() != 0
+        or (type(x) is not Tensor and type(x) is not nn.Parameter)
+        or x.layout is not _strided
         or x.dtype not in DTYPE_CODES
         or x.is_neg()
         or (x.data_ptr() == 0 and x.numel() != 0)
-        or ((x.requires_grad or other.requires_grad) and torch.is_grad_enabled())
+        or ((x.requires_grad or other.requires_grad) and _is_grad_enabled())
     ):
         return ""
     name = _requested.get() or requested()

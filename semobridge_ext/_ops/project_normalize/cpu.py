@@ -196,7 +196,7 @@ class Projection:
             bias_stride = 0 if bias.dim() == 1 else bias.stride(0)
         self._run(
             x.data_ptr(), DTYPE_CODES[x.dtype], n, x_stride, out.data_ptr(), cols,
-            bias_ptr, bias_stride, address(norms), thread_count(),
+            bias_ptr, bias_stride, 0 if norms is None else address(norms), thread_count(),
         )  # fmt: skip
         return out
 
