@@ -53,17 +53,20 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.status or not file.is_file():
             self.send_error(self.server.status or 404)
             return
-        data, status = file.read_bytes(), 200
+        data, status, place = file.read_bytes(), 200, None
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         if wanted and not self.server.ignore_ranges:
             first, last = int(wanted[1]), int(wanted[2])
             if first >= len(data):
                 self.send_error(416)
                 return
+            place = f"bytes {first}-{min(last + 1, len(data)) - 1}/{len(data)}"
             data, status = data[first : last + 1], 206
             self.server.ranges.append((first, last))
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
+        if place:
+            self.send_header("Content-Range", place)
         self.send_header("ETag", self.server.tags.pop() if self.server.tags else '"one"')
         self.end_headers()
         try:
