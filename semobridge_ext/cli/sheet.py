@@ -9,6 +9,8 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from semobridge_ext.cli.tar_members import read_member
+
 SIDE, MARGIN, LINE = 112, 8, 26
 
 
@@ -32,11 +34,7 @@ def _open(path: str) -> Any:
 
     inside = re.match(r"(.*?\.(?:tar|tgz|tar\.gz))/(.+)", path)
     if inside and Path(inside[1]).is_file():
-        import tarfile
-
-        with tarfile.open(inside[1]) as tar:
-            file = tar.extractfile(inside[2])
-            return Image.open(io.BytesIO(file.read() if file else b""))
+        return Image.open(io.BytesIO(read_member(inside[1], inside[2])))
     return Image.open(path)
 
 

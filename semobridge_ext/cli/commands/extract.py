@@ -16,6 +16,7 @@ from semobridge_ext import _files
 from semobridge_ext.cli import models
 from semobridge_ext.cli.arguments import count
 from semobridge_ext.cli.shards import Folder, arrow
+from semobridge_ext.cli.tar_members import MEMBER_BYTES
 
 _DESCRIPTION = """\
 Encodes images with a CLIP model. What cannot be decoded is counted and listed, and stops nothing.
@@ -29,7 +30,8 @@ input:
                     (--label first: the topmost folder; --label none: no labels)
   FILE.csv          a header; the path column is image_path, path, file .. or --path-column; the other
                     columns go along as text. Paths are relative to the file
-  FILE.tar          WebDataset, also 'part-{000..012}.tar'; .txt becomes caption, .cls label
+  FILE.tar          WebDataset, also 'part-{000..012}.tar'; .txt becomes caption, .cls label. Links,
+                    devices, pipes, sparse and too large members are skipped and listed
   any other file    a list, one path a line, relative to the file
 
 output (the layout of clip-retrieval):
@@ -70,6 +72,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--label", choices=("parent", "first", "none"), default="parent",
                         help="folders: which one names the class")  # fmt: skip
     parser.add_argument("--path-column", metavar="NAME", help="CSV: where the paths are")
+    parser.add_argument("--max-member-bytes", type=count, default=MEMBER_BYTES, metavar="N",
+                        help=f"tars: larger members are skipped (default: {MEMBER_BYTES})")  # fmt: skip
     parser.add_argument("--normalize", action="store_true", help="store unit rows")
     parser.add_argument("--before-projection", action="store_true",
                         help="store what the image projection is applied to")  # fmt: skip
@@ -187,8 +191,9 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"extract: OUT must be a folder, got the file {args.out}; choose another name")
     args.out.mkdir(parents=True, exist_ok=True)
     source = open_source(
-        "extract", args.input, args.out / "inputs.jsonl", label=args.label, column=args.path_column
-    )
+        "extract", args.input, args.out / "inputs.jsonl", label=args.label, column=args.path_column,
+        max_member_bytes=args.max_member_bytes,
+    )  # fmt: skip
     encoder = models.load("extract", *names, args.device)
     settings = _settings(args, source, encoder, names)
     if args.before_projection:
