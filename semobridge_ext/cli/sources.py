@@ -75,8 +75,11 @@ class _Walk:
                 self.ignored += 1
 
 
+_TEXT = "utf-8-sig"  # some editors and spreadsheets begin a file with a byte order mark
+
+
 def _list_lines(path: Path) -> Iterator[Line]:
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding=_TEXT) as file:
         for line in file:
             if line := line.rstrip("\r\n"):
                 yield os.path.abspath(path.parent / line), {}
@@ -84,8 +87,15 @@ def _list_lines(path: Path) -> Iterator[Line]:
 
 def _csv_columns(function: str, path: Path, wanted: str | None) -> tuple[str, list[str]]:
     """The path column, and the others."""
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding=_TEXT) as file:
         header = next(csv.reader(file), [])
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        got = ", ".join(map(repr, twice))
+        raise ValueError(
+            f"{function}: INPUT must name every column once, got {got} more than once in line 1 of {path}; "
+            "rename them"
+        )
     guesses = [wanted] if wanted else ["image_path", "path", "filepath", "file", "filename", "image"]
     found = next((name for name in guesses if name in header), None)
     if found is None:
@@ -99,10 +109,31 @@ def _csv_columns(function: str, path: Path, wanted: str | None) -> tuple[str, li
     return found, others
 
 
-def _csv_lines(path: Path, column: str, others: list[str]) -> Iterator[Line]:
-    with open(path, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            yield os.path.abspath(path.parent / (row[column] or "")), {name: row[name] for name in others}
+def _csv_lines(function: str, path: Path, column: str, others: list[str]) -> Iterator[Line]:
+    with open(path, newline="", encoding=_TEXT) as file:
+        rows = csv.reader(file)
+        header = next(rows)
+        try:
+            for row in filter(None, rows):  # without empty lines
+                record = _record(function, header, row, column, f"line {rows.line_num} of {path}")
+                yield os.path.abspath(path.parent / record[column]), {name: record[name] for name in others}
+        except csv.Error as error:
+            raise csv.Error(f"line {rows.line_num}: {error}") from error
+
+
+def _record(function: str, header: list[str], row: list[str], column: str, place: str) -> dict[str, str]:
+    if len(row) != len(header):
+        raise ValueError(
+            f"{function}: INPUT must have {len(header)} fields in every row, got {len(row)} in {place}; "
+            "complete it, or quote fields that hold commas"
+        )
+    record = dict(zip(header, row, strict=True))
+    if not record[column].strip():
+        raise ValueError(
+            f"{function}: INPUT must name an image in every row, got an empty {column!r} in {place}; fill it "
+            "in, or delete the row"
+        )
+    return record
 
 
 def _write_lines(lines: Iterator[Line], target: Path) -> tuple[int, str]:
@@ -302,12 +333,12 @@ def open_source(
             f"{function}: INPUT must be a folder, a list file, a .csv or a .tar, got {given}, which does not "
             "exist; check the name"
         )
-    if suffix == ".csv":
-        column, others = _csv_columns(function, path, column)
-        lines = _csv_lines(path, column, others)
-    else:
-        others, lines = [], _list_lines(path)
     try:
+        if suffix == ".csv":
+            column, others = _csv_columns(function, path, column)
+            lines = _csv_lines(function, path, column, others)
+        else:
+            others, lines = [], _list_lines(path)
         count, digest = _write_lines(lines, listing)
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(

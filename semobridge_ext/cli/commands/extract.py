@@ -30,7 +30,8 @@ input:
   FOLDER            every image below it, sorted; the folder that an image lies in is its class label
                     (--label first: the topmost folder; --label none: no labels)
   FILE.csv          a header; the path column is image_path, path, file .. or --path-column; the other
-                    columns go along as text. Paths are relative to the file
+                    columns go along as text. Paths are relative to the file; a row without a path or with
+                    other fields than the header has is refused, a repeated row is a repeated input
   FILE.tar          WebDataset, also 'part-{000..012}.tar'; .txt becomes caption, .cls label. Links,
                     devices, pipes, sparse and too large members are skipped and listed
   any other file    a list, one path a line, relative to the file
