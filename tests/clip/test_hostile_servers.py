@@ -309,6 +309,19 @@ def test_https_stays_https():
         remote._target("https://a/b", "http://a/c")
 
 
+def test_tls_without_tls(server: Server):
+    text = refused(server, server.url.replace("http:", "https:"))
+    assert re.search("must be reachable, got .*SSL.*; without a network", text)
+
+
+def test_isoclip_has_the_same_deadline(server: Server):
+    server.behave = drip
+    began = time.monotonic()
+    with pytest.raises(ConnectionError, match=r"IsoCLIP.* no whole answer within 1 s; raise timeout="):
+        sb.IsoCLIP.from_pretrained(server.url, timeout=DEADLINE)
+    assert time.monotonic() - began < DEADLINE + SLACK
+
+
 def test_no_thread_waits_on_after_the_deadline(server: Server):
     server.behave = drip
     refused(server)
