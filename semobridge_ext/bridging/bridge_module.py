@@ -138,6 +138,7 @@ class Bridge(nn.Module):
         revision: str = "main",
         cache_dir: Any = None,
         refresh: bool = False,
+        timeout: float = 300.0,
     ) -> Bridge:
         """The bridge of a checkpoint, of which only the text projection is read.
 
@@ -150,17 +151,19 @@ class Bridge(nn.Module):
             cache_dir: where a fetched matrix is kept; None: SEMOBRIDGE_CACHE or the user's cache
                 folder. What is there is used without asking the network.
             refresh: True fetches again.
+            timeout: seconds for all that is fetched, redirects and name resolution included.
 
         Raises:
-            FileNotFoundError, PermissionError, ConnectionError: the file cannot be had. ValueError: no
-            such name, a server without ranges, or a checkpoint without a linear text projection; the
-            message names what is missing.
+            FileNotFoundError, PermissionError, ConnectionError: the file cannot be had, in time or at
+            all. ValueError: no such name, a server whose answers do not fit what was asked, or a
+            checkpoint without a linear text projection; the message names what is missing. Nothing of
+            it is kept then.
         """
         from semobridge_ext.clip.checkpoints import read_projections
 
         found = read_projections(
             "Bridge.from_pretrained", name_or_path, ("text",),
-            revision=revision, cache_dir=cache_dir, refresh=refresh,
+            revision=revision, cache_dir=cache_dir, refresh=refresh, timeout=timeout,
         )  # fmt: skip
         return cls(found["text"], atol=atol, text_length=text_length)
 

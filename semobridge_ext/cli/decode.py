@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from semobridge_ext.cli import images
 from semobridge_ext.cli.sources import Source
 
 
@@ -29,14 +29,10 @@ class Batch(NamedTuple):
     pixels: Tensor | None  # [n, 3, H, W]
 
 
-def _decode(item: Any, transform: Any) -> Decoded:
-    from PIL import Image
-
+def _decode(item: Any, transform: Any, max_pixels: int) -> Decoded:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PIL's about EXIF and palettes, one per image
-            with Image.open(item.read()) as image:
-                pixels = transform(image)
+        with images.opened(item.read(), max_pixels) as image:
+            pixels = transform(image)
         return Decoded(item.path, item.fields(), pixels, "")
     except Exception as error:
         # PIL's plugins raise whatever their parsing meets: one image is never worth the run.
@@ -47,15 +43,16 @@ def _decode(item: Any, transform: Any) -> Decoded:
 class _Stream(IterableDataset):
     """Inputs from `start` on. Worker w of W takes every W-th batch, which keeps the loader's order."""
 
-    def __init__(self, source: Source, transform: Any, start: int, batch: int) -> None:
+    def __init__(self, source: Source, transform: Any, start: int, batch: int, max_pixels: int) -> None:
         self.source, self.transform, self.start, self.batch = source, transform, start, batch
+        self.max_pixels = max_pixels
 
     def __iter__(self) -> Iterator[Decoded]:
         info = get_worker_info()
         mine, workers = (info.id, info.num_workers) if info else (0, 1)
         for i, item in enumerate(self.source.items(self.start)):
             if i // self.batch % workers == mine:
-                yield _decode(item, self.transform)
+                yield _decode(item, self.transform, self.max_pixels)
 
 
 def _collate(inputs: list[Decoded]) -> Batch:
@@ -63,9 +60,17 @@ def _collate(inputs: list[Decoded]) -> Batch:
     return Batch([d._replace(pixels=None) for d in inputs], torch.stack(pixels) if pixels else None)
 
 
-def batches(source: Source, transform: Any, start: int, batch: int, workers: int, pin: bool) -> DataLoader:
+def batches(
+    source: Source,
+    transform: Any,
+    start: int,
+    batch: int,
+    workers: int,
+    pin: bool,
+    max_pixels: int = images.PIXELS,
+) -> DataLoader:
     """A loader of `Batch`, in the order of the source, from input number `start` on."""
-    stream = _Stream(source, transform, start, batch)
+    stream = _Stream(source, transform, start, batch, max_pixels)
     return DataLoader(
         stream, batch_size=batch, num_workers=workers, collate_fn=_collate, pin_memory=pin,
         prefetch_factor=2 if workers else None,

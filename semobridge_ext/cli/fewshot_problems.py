@@ -11,6 +11,21 @@ from torch import Tensor
 from semobridge_ext.cli.embedded import TEMPLATES, chosen_sets, encode_drawings
 from semobridge_ext.fewshot.study import Problem
 
+_CLASSES = 1 << 20  # where no text says how many there are: a label of 2³³ would ask for 64 GiB of counts
+
+
+def _check_labels(path: Path, labels: Tensor, classes: int, what: str) -> Tensor:  # [N] -> [N] int64
+    """Whole numbers below `classes`, of any numeric dtype; the first row with another is named."""
+    values = labels.double()  # exact in the range that is allowed
+    wrong = ~((values >= 0) & (values < classes) & (values == values.floor()))
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"fewshot: {path} must hold whole numbers from 0 to {classes - 1} as labels, {what}, got "
+            f"{labels[row].item()} in row {row}; number the classes from 0"
+        )
+    return labels.long()
+
 
 def _load_file(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
@@ -38,7 +53,30 @@ def _load_file(path: Path) -> dict[str, Tensor]:
             f"fewshot: {path} must hold features [N, D] and labels [N], got {list(features.shape)} and "
             f"{list(labels.shape)}; align them"
         )
-    return {**tensors, "features": features.float(), "labels": labels.long()}
+    if not len(labels) or labels.is_complex() or features.is_complex():
+        got = f"{len(labels)} rows of {features.dtype} with labels of {labels.dtype}".replace("torch.", "")
+        raise ValueError(f"fewshot: {path} must hold rows of real numbers, got {got}; write it again")
+    text = tensors.get("text")
+    if text is not None and (text.dim() != 2 or text.shape[1] != features.shape[1] or not len(text)):
+        raise ValueError(
+            f"fewshot: {path} must hold text [C, {features.shape[1]}], as wide as its features, got "
+            f"{list(text.shape)}; take both from one model"
+        )
+    classes, what = (_CLASSES, "a million classes at most") if text is None else (len(text), "rows of 'text'")
+    labels = _check_labels(path, labels, classes, what)
+    return {**tensors, "features": features.float(), "labels": labels}
+
+
+def _check_held(held: dict[str, Tensor], path: Path, train: dict[str, Tensor], train_file: Path) -> None:
+    """Features to tune or score on must be of the classes and the width that are trained on."""
+    width, found = train["features"].shape[1], held["features"].shape[1]
+    if width != found:
+        raise ValueError(
+            f"fewshot: {path} must hold features of width {width}, as {train_file}, got {found}; take both "
+            "from one model"
+        )
+    classes = len(train["text"]) if "text" in train else int(train["labels"].max()) + 1
+    _check_labels(path, held["labels"], classes, f"the classes of {train_file}")
 
 
 def of_files(train_file: Path | None, val_file: Path | None, test_file: Path | None) -> Problem:
@@ -46,9 +84,11 @@ def of_files(train_file: Path | None, val_file: Path | None, test_file: Path | N
     if train_file is None or test_file is None:
         raise ValueError("fewshot: --train and --test go together; give both feature files")
     train, test = _load_file(train_file), _load_file(test_file)
+    _check_held(test, test_file, train, train_file)
     x, y = train["features"], train["labels"]
     if val_file is not None:
         held = _load_file(val_file)
+        _check_held(held, val_file, train, train_file)
         val = held["features"], held["labels"]
     else:
         sizes = torch.bincount(y)

@@ -36,7 +36,7 @@ def fail(reason: str) -> Callable[[], Any]:
     return read
 
 
-def _given(value: Any) -> Any:
+def given(value: Any) -> Any:
     return value
 
 
@@ -94,8 +94,11 @@ class Walk:
         return _sorted_entries(entry.path)
 
 
+_TEXT = "utf-8-sig"  # some editors and spreadsheets begin a file with a byte order mark
+
+
 def list_lines(path: Path) -> Iterator[Line]:
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding=_TEXT) as file:
         for line in file:
             if line := line.rstrip("\r\n"):
                 yield os.path.abspath(path.parent / line), {}, ""
@@ -103,8 +106,15 @@ def list_lines(path: Path) -> Iterator[Line]:
 
 def csv_columns(function: str, path: Path, wanted: str | None) -> tuple[str, list[str]]:
     """The path column, and the others."""
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding=_TEXT) as file:
         header = next(csv.reader(file), [])
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        got = ", ".join(map(repr, twice))
+        raise ValueError(
+            f"{function}: INPUT must name every column once, got {got} more than once in line 1 of {path}; "
+            "rename them"
+        )
     guesses = [wanted] if wanted else ["image_path", "path", "filepath", "file", "filename", "image"]
     found = next((name for name in guesses if name in header), None)
     if found is None:
@@ -118,10 +128,32 @@ def csv_columns(function: str, path: Path, wanted: str | None) -> tuple[str, lis
     return found, others
 
 
-def csv_lines(path: Path, column: str, others: list[str]) -> Iterator[Line]:
-    with open(path, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            yield os.path.abspath(path.parent / (row[column] or "")), {name: row[name] for name in others}, ""
+def csv_lines(function: str, path: Path, column: str, others: list[str]) -> Iterator[Line]:
+    with open(path, newline="", encoding=_TEXT) as file:
+        rows = csv.reader(file)
+        header = next(rows)
+        try:
+            for row in filter(None, rows):  # without empty lines
+                record = _record(function, header, row, column, f"line {rows.line_num} of {path}")
+                place = os.path.abspath(path.parent / record[column])
+                yield place, {name: record[name] for name in others}, ""
+        except csv.Error as error:
+            raise csv.Error(f"line {rows.line_num}: {error}") from error
+
+
+def _record(function: str, header: list[str], row: list[str], column: str, place: str) -> dict[str, str]:
+    if len(row) != len(header):
+        raise ValueError(
+            f"{function}: INPUT must have {len(header)} fields in every row, got {len(row)} in {place}; "
+            "complete it, or quote fields that hold commas"
+        )
+    record = dict(zip(header, row, strict=True))
+    if not record[column].strip():
+        raise ValueError(
+            f"{function}: INPUT must name an image in every row, got an empty {column!r} in {place}; fill it "
+            "in, or delete the row"
+        )
+    return record
 
 
 def state(path: str) -> list[int] | None:
@@ -183,4 +215,4 @@ class Listed:
                 if i >= start:
                     path, fields, _, reason = json.loads(line)
                     read = fail(reason) if reason else partial(_readable, path)
-                    yield Item(path, read, partial(_given, fields))
+                    yield Item(path, read, partial(given, fields))

@@ -9,6 +9,9 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from semobridge_ext.cli import images
+from semobridge_ext.cli.tar_members import read_member
+
 SIDE, MARGIN, LINE = 112, 8, 26
 
 
@@ -26,18 +29,12 @@ class Row(NamedTuple):
     hits: list[Hit]
 
 
-def _open(path: str) -> Any:
+def _file(path: str) -> Any:
     """An image file, or a member of a tar as extract names it."""
-    from PIL import Image
-
     inside = re.match(r"(.*?\.(?:tar|tgz|tar\.gz))/(.+)", path)
     if inside and Path(inside[1]).is_file():
-        import tarfile
-
-        with tarfile.open(inside[1]) as tar:
-            file = tar.extractfile(inside[2])
-            return Image.open(io.BytesIO(file.read() if file else b""))
-    return Image.open(path)
+        return io.BytesIO(read_member(inside[1], inside[2]))
+    return path
 
 
 def thumbnail(path: str) -> Any:
@@ -46,7 +43,7 @@ def thumbnail(path: str) -> Any:
 
     page = Image.new("RGB", (SIDE, SIDE), "white")
     try:
-        with _open(path) as image:
+        with images.opened(_file(path)) as image:
             image = image.convert("RGBA")
             image.thumbnail((SIDE, SIDE))
     except Exception:  # PIL's plugins raise whatever their parsing meets

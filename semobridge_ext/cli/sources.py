@@ -23,6 +23,7 @@ from semobridge_ext.cli.listing import (
     list_lines,
     write_lines,
 )
+from semobridge_ext.cli.tar_members import MEMBER_BYTES
 from semobridge_ext.cli.tars import Tars, expand_braces, tar_digest
 
 
@@ -45,7 +46,15 @@ def keep(source: Source, staged: Path, listing: Path) -> Source:
     return source._replace(items=Listed(listing))
 
 
-def open_source(function: str, given: str, listing: Path, *, label: str, column: str | None) -> Source:
+def open_source(
+    function: str,
+    given: str,
+    listing: Path,
+    *,
+    label: str,
+    column: str | None,
+    max_member_bytes: int = MEMBER_BYTES,
+) -> Source:
     """Recognises INPUT and fixes its order; the listing is written to `listing`, until `keep` moves it."""
     if given.startswith(("http:", "https:", "s3:", "gs:", "pipe:")):
         raise NotImplementedError(
@@ -74,18 +83,19 @@ def open_source(function: str, given: str, listing: Path, *, label: str, column:
                 f"({len(missing)} of {len(paths)} are missing); check the pattern"
             )
         facts = {"input": given, "inputs": len(paths), "inputs_digest": tar_digest(paths)}
-        return Source("tar", ("caption", "label"), None, 0, facts, Tars(paths))
+        facts["max_member_bytes"] = max_member_bytes
+        return Source("tar", ("caption", "label"), None, 0, facts, Tars(paths, max_member_bytes))
     if not path.is_file():
         raise FileNotFoundError(
             f"{function}: INPUT must be a folder, a list file, a .csv or a .tar, got {given}, which does not "
             "exist; check the name"
         )
-    if suffix == ".csv":
-        column, others = csv_columns(function, path, column)
-        lines = csv_lines(path, column, others)
-    else:
-        others, lines = [], list_lines(path)
     try:
+        if suffix == ".csv":
+            column, others = csv_columns(function, path, column)
+            lines = csv_lines(function, path, column, others)
+        else:
+            others, lines = [], list_lines(path)
         count, digest = write_lines(lines, listing)
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import re
-import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
 
 from semobridge_ext import _digest
-from semobridge_ext.cli.listing import IMAGES, Item, fail, state
+from semobridge_ext.cli.listing import IMAGES, Item, fail, given, state
+from semobridge_ext.cli.tar_members import ERRORS, Archive, Member
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -26,54 +28,90 @@ def expand_braces(pattern: str) -> list[str]:
     return [whole for word in words for whole in expand_braces(before + word + after)]
 
 
+_TEXTS = {"txt": "caption", "cls": "label"}
+
+
+class _Part(NamedTuple):
+    """A member of a sample and what reads it."""
+
+    member: Member
+    read: Callable[[], bytes]
+
+
 def _no_fields() -> dict[str, str | None]:
     return {}
 
 
-def _sample(path: str, tar: tarfile.TarFile, key: str, members: list[tarfile.TarInfo]) -> Item:
-    parts = {m.name[len(key) + 1 :].lower(): m for m in members}
-    image = next((m for ext, m in parts.items() if f".{ext}".endswith(IMAGES)), None)
+class _Sample:
+    """Consecutive members of one key: the first image and its texts; others count where there is no image."""
 
-    def content(member: tarfile.TarInfo) -> bytes:
-        file = tar.extractfile(member)
-        data = file.read() if file is not None else b""
-        if len(data) < member.size:
-            raise ValueError(f"the tar ends within {member.name}")
-        return data
+    def __init__(self, tar: Archive, key: str) -> None:
+        self._tar, self._key = tar, key
+        self._image: _Part | None = None
+        self._fields: dict[str, _Part] = {}
+        self._refused: Member | None = None
 
-    def fields() -> dict[str, str | None]:
-        texts = {"caption": "txt", "label": "cls"}
-        return {
-            n: content(parts[e]).decode("utf-8", "replace").strip() for n, e in texts.items() if e in parts
-        }
+    def add(self, member: Member) -> None:
+        ending = member.name[len(self._key) + 1 :].lower()
+        if f".{ending}".endswith(IMAGES):
+            if self._image is None or self._image.member.name == member.name:
+                self._image = self._part(member)
+        elif ending in _TEXTS:
+            self._fields[_TEXTS[ending]] = self._part(member)
+        elif member.reason:
+            self._refused = self._refused or member
 
-    if image is None:
-        return Item(f"{path}/{key}", fail("the sample holds no image"), _no_fields)
-    if image.name.startswith("/") or ".." in image.name.split("/"):  # the path would name another file
-        return Item(f"{path}/{image.name}", fail("its name leaves the tar"), _no_fields)
-    return Item(f"{path}/{image.name}", lambda: io.BytesIO(content(image)), fields)
+    def _part(self, member: Member) -> _Part:
+        if member.reason or not self._tar.compressed:
+            return _Part(member, partial(self._tar.content, member))
+        try:
+            # Now, as going back in a compressed file means to unpack it from its beginning.
+            return _Part(member, partial(given, self._tar.content(member)))
+        except ERRORS as error:
+            return _Part(member, fail(str(error)))
+
+    def item(self) -> Item:
+        parts = [self._image, *self._fields.values()] if self._image else []
+        refused = next((p.member for p in parts if p and p.member.reason), None)
+        if self._image is None:
+            refused = self._refused or next(
+                (p.member for p in self._fields.values() if p.member.reason), None
+            )
+        if refused is not None:
+            return Item(f"{self._tar.path}/{refused.name}", fail(refused.reason), _no_fields)
+        if self._image is None:
+            return Item(f"{self._tar.path}/{self._key}", fail("the sample holds no image"), _no_fields)
+        image, texts = self._image, self._fields
+
+        def fields() -> dict[str, str | None]:
+            return {name: part.read().decode("utf-8", "replace").strip() for name, part in texts.items()}
+
+        return Item(f"{self._tar.path}/{image.member.name}", lambda: io.BytesIO(image.read()), fields)
 
 
-def _tar_items(path: str) -> Iterator[Item]:
+def _tar_items(path: str, most: int) -> Iterator[Item]:
     """Samples of one tar: consecutive files of one name up to the first dot."""
-    key, members = "", []  # type: tuple[str, list[tarfile.TarInfo]]
+    key, sample = "", None  # type: tuple[str, _Sample | None]
     try:
-        with tarfile.open(path) as tar:
-            while (member := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # TarFile would keep every header it has seen
-                if not member.isfile():
-                    continue
-                folder, _, name = member.name.rpartition("/")
-                found = f"{folder}/{name.partition('.')[0]}" if folder else name.partition(".")[0]
-                if members and found != key:
-                    yield _sample(path, tar, key, members)
-                    members = []
-                key = found
-                members.append(member)
-            if members:
-                yield _sample(path, tar, key, members)
-    except (tarfile.TarError, EOFError, OSError) as error:
-        yield Item(path, fail(f"the tar is damaged here: {error}"), _no_fields)
+        with Archive(path, most) as tar:
+            damage = ""
+            try:
+                for member in tar.members():
+                    folder, _, name = member.name.rpartition("/")
+                    found = f"{folder}/{name.partition('.')[0]}" if folder else name.partition(".")[0]
+                    if sample is None or found != key:
+                        if sample is not None:
+                            yield sample.item()
+                        key, sample = found, _Sample(tar, found)
+                    sample.add(member)
+            except ERRORS as error:
+                damage = str(error) or type(error).__name__
+            if sample is not None:
+                yield sample.item()  # what stands before the damage is whole
+            if damage:
+                yield Item(path, fail(f"the tar is damaged here: {damage}"), _no_fields)
+    except OSError as error:
+        yield Item(path, fail(f"the tar cannot be read: {error}"), _no_fields)
 
 
 def tar_digest(paths: list[str]) -> str:
@@ -81,13 +119,13 @@ def tar_digest(paths: list[str]) -> str:
 
 
 class Tars:
-    def __init__(self, paths: list[str]) -> None:
-        self.paths = paths
+    def __init__(self, paths: list[str], most: int) -> None:
+        self.paths, self.most = paths, most
 
     def __call__(self, start: int) -> Iterator[Item]:
         position = 0
         for path in self.paths:
-            for item in _tar_items(path):
+            for item in _tar_items(path, self.most):
                 if position >= start:
                     yield item
                 position += 1

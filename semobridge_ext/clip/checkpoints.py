@@ -12,8 +12,7 @@ import logging
 import math
 import os
 import re
-import urllib.error
-import urllib.request
+import urllib.parse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,15 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _errors, _files
+from semobridge_ext.clip.remote import Clock, RangedFile, fetch_whole
 
 _log = logging.getLogger("semobridge_ext")
 _FORMAT = "semobridge-ext projection 1"
 _HUB = "https://huggingface.co"
-_SHARD = re.compile(r"[^/\\:?#%][^\\:?#%]*")  # a path below its folder, plain in an address too
 _FILES = ("open_clip_model.safetensors", "model.safetensors", "model.safetensors.index.json")
 _FIRST = 1 << 16  # bytes of the first request: most headers fit
-_MOST = 100_000_000  # bytes of a header, safetensors' own limit
-_TIMEOUT = 60  # seconds without an answer
+_HEADER = 1 << 24  # bytes of a header or an index that are read from a server; real ones have a few million
+_MATRIX = 1 << 28  # bytes of a matrix: 8192 x 8192 in float32
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Parameters are [in, D]; the weight of a Linear layer is its transpose.
 _KEYS = {
@@ -67,21 +66,23 @@ class _Local:
 class _Remote:
     """A safetensors file behind a URL that serves ranges."""
 
-    def __init__(self, function: str, url: str) -> None:
-        self.function, self.name, self._tag = function, url, None
-        first = self._read(0, _FIRST)
+    def __init__(self, function: str, url: str, clock: Clock) -> None:
+        self.function, self.name = function, url
+        self._file = RangedFile(function, url, clock)
+        first = self._file.read(0, _FIRST)
         length = int.from_bytes(first[:8], "little")
-        if len(first) < 8 or length > _MOST:
-            raise self._foreign(f"a header of {length} bytes")
         self._data = 8 + length
+        size = self._file.size or 0
+        if len(first) < 8 or self._data > size or length > _HEADER:
+            raise self._foreign(f"a header of {length} bytes in a file of {size}, at most {_HEADER} are read")
         head = first[8 : self._data]
         if len(head) < length:
-            head += self._read(8 + len(head), length - len(head))
+            head += self._file.read(8 + len(head), length - len(head))
         try:
             self._header = json.loads(head)
-            self.keys = set(self._header) - {"__metadata__"}
-        except (ValueError, TypeError) as error:
-            raise self._foreign(str(error)) from error
+            self.keys = set(self._header.keys()) - {"__metadata__"}
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise self._foreign(f"{type(error).__name__}: {error}"[:200]) from error
 
     def _foreign(self, what: str) -> ValueError:
         return ValueError(
@@ -89,68 +90,35 @@ class _Remote:
             f"({what}); check the address"
         )
 
-    def _read(self, start: int, count: int) -> bytes:
-        """At most `count` bytes from `start`, fewer only at the end of the file."""
-        status, headers, data = _get(
-            self.function, self.name, {"Range": f"bytes={start}-{start + count - 1}"}, count
-        )
-        if status != 206:
-            raise ValueError(
-                f"{self.function}: the server of {self.name} must answer range requests, got status "
-                f"{status}; download the file and pass its path"
-            )
-        tag = headers.get("ETag")
-        if self._tag is not None and tag != self._tag:
-            raise ValueError(
-                f"{self.function}: {self.name} must stay the same while it is read, got another ETag; "
-                "try again"
-            )
-        self._tag = tag
-        return data
-
-    def tensor(self, key: str) -> Tensor:
+    def _place(self, key: str) -> tuple[list[int], int, int, torch.dtype]:
+        """Shape, first byte and end in the data, dtype."""
         try:
             entry = self._header[key]
-            shape, (begin, end) = [int(n) for n in entry["shape"]], map(int, entry["data_offsets"])
-            dtype = _DTYPES[entry["dtype"]]
+            shape, (begin, end), dtype = entry["shape"], entry["data_offsets"], _DTYPES[entry["dtype"]]
+            numbers = [*shape, begin, end]
         except (KeyError, ValueError, TypeError) as error:
-            raise self._foreign(f"entry of {key}: {error!r}") from error
-        if begin < 0 or end - begin != math.prod(shape) * dtype.itemsize:
-            raise self._foreign(f"{key} of shape {shape} in {end - begin} bytes")
-        data = self._read(self._data + begin, end - begin)
-        if len(data) != end - begin:
-            raise self._foreign(f"{key} ends after {len(data)} of {end - begin} bytes")
-        return torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape)
+            raise self._foreign(f"entry of {key}: {error!r}"[:200]) from error
+        if not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers):
+            raise self._foreign(f"{key} at {numbers!r:.100}, which are no places in a file")
+        return list(shape), begin, end, dtype
 
-
-def _get(function: str, url: str, headers: dict[str, str], most: int) -> tuple[int, Any, bytes]:
-    request = urllib.request.Request(url, headers={"User-Agent": "semobridge-ext", **headers})
-    try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
-            # A server that ignores the range sends everything: none of that is read.
-            data = answer.read(most) if answer.status == 206 or "Range" not in headers else b""
-            return answer.status, answer.headers, data
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == 404:
-            raise FileNotFoundError(
-                f"{function}: {url} must exist, got status 404; check name and revision"
-            ) from error
-        if error.code == 416:
+    def tensor(self, key: str) -> Tensor:
+        shape, begin, end, dtype = self._place(key)
+        if len(shape) != 2 or 0 in shape:
             raise ValueError(
-                f"{function}: {url} must be a whole safetensors file, got one that ends early; check it"
-            ) from error
-        if error.code in (401, 403):
-            raise PermissionError(
-                f"{function}: {url} must be public, got status {error.code}; download it and pass its path"
-            ) from error
-        raise ConnectionError(
-            f"{function}: {url} must be readable, got status {error.code}; try again later"
-        ) from error
-    except (urllib.error.URLError, TimeoutError, OSError) as error:
-        raise ConnectionError(
-            f"{function}: {url} must be reachable, got {error}; without a network pass a local path"
-        ) from error
+                f"{self.function}: {key} of {self.name} must be a float matrix, got shape {shape!r:.100}; "
+                "this is no projection"
+            )
+        size = end - begin
+        if size != math.prod(shape) * dtype.itemsize:
+            raise self._foreign(f"{key} of shape {shape} in {size} bytes")
+        if size > _MATRIX:
+            raise self._foreign(f"{key} of {size} bytes, at most {_MATRIX} are fetched")
+        there = (self._file.size or 0) - self._data - begin
+        if there < size:
+            raise self._foreign(f"{key} ends after {max(there, 0)} of {size} bytes")
+        data = self._file.read(self._data + begin, size)
+        return torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape)
 
 
 # -- where the file is -------------------------------------------------------------------------------
@@ -195,36 +163,46 @@ def _sources(function: str, source: Any, revision: str) -> list[str]:
     return [f"{base}/{organisation}/{repository}/resolve/{revision}/{name}" for name in (file or _FILES)]
 
 
-def _open(function: str, place: str) -> _Local | _Remote:
-    if "://" in place:
-        return _Remote(function, place)
+def _is_url(place: str) -> bool:
+    return "://" in place
+
+
+def _open(function: str, place: str, clock: Clock) -> _Local | _Remote:
+    if _is_url(place):
+        return _Remote(function, place, clock)
     if not Path(place).is_file():
         raise FileNotFoundError(f"{function}: name_or_path must exist, got {place}; check the name")
     return _Local(function, Path(place))
 
 
-def _index(function: str, place: str) -> dict[str, str]:
+def _shard(function: str, place: str, file: Any) -> str:
+    """The file or address of a shard that an index names; below the folder of the index."""
+    parts = file.split("/") if isinstance(file, str) else []
+    if not parts or set(parts) & {"", ".", ".."} or not file.isprintable() or set(file) & {"\\", ":"}:
+        raise ValueError(
+            f"{function}: {place} must name shards below its own folder, got {file!r:.100}; check the file"
+        )
+    if _is_url(place):
+        # Quoted, so that no escape of the index's own becomes a separator on the server.
+        return f"{place.rpartition('/')[0]}/{urllib.parse.quote(file)}"
+    return str(Path(place).parent / file)
+
+
+def _index(function: str, place: str, clock: Clock) -> dict[str, str]:
     """The weight map of a checkpoint in shards: tensor to file or address."""
-    if "://" in place:
-        data = _get(function, place, {}, _MOST)[2]
+    if _is_url(place):
+        data = fetch_whole(function, clock, place, _HEADER)
     elif Path(place).is_file():
         data = Path(place).read_bytes()
     else:
-        raise FileNotFoundError(place)
+        raise FileNotFoundError(f"{function}: name_or_path must exist, got {place}; check the name")
     try:
-        files = {str(key): str(file) for key, file in json.loads(data)["weight_map"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        names = dict(json.loads(data)["weight_map"].items())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
-            f"{function}: {place} must be the index of a checkpoint, got {error!r}; check the file"
+            f"{function}: {place} must be the index of a checkpoint, got {error!r:.200}; check the file"
         ) from error
-    away = sorted({file for file in files.values() if not _SHARD.fullmatch(file) or ".." in file.split("/")})
-    if away:
-        raise ValueError(
-            f"{function}: {place} must name shards of its own folder, got {away[0]!r}; pass that file "
-            "itself, if it is to be read"
-        )
-    parent = place.rpartition("/")[0]
-    return {key: f"{parent}/{file}" for key, file in files.items()}
+    return {key: _shard(function, place, file) for key, file in names.items()}
 
 
 # -- the matrices ------------------------------------------------------------------------------------
@@ -242,7 +220,7 @@ def _key(function: str, name: str, keys: Iterable[str], side: str) -> str:
                 "pseudo-inverse and IsoCLIP have no place for it"
             )
         return key
-    like = sorted(k for k in keys if "proj" in k and "attn" not in k and "mlp" not in k)[:5]
+    like = sorted(k for k in keys if "proj" in k and "attn" not in k and "mlp" not in k and len(k) < 80)[:5]
     raise ValueError(
         f"{function}: {name} must hold a linear {side} projection, got none of {', '.join(_KEYS[side])} "
         f"(it has {', '.join(like) or 'nothing like it'}); SigLIP models have no linear image projection, "
@@ -250,30 +228,44 @@ def _key(function: str, name: str, keys: Iterable[str], side: str) -> str:
     )
 
 
+def _is_sound(value: Tensor) -> bool:
+    """A finite float matrix: what is kept, and what is taken from what was kept."""
+    whole = value.dim() == 2 and value.numel() > 0 and value.dtype in _DTYPES.values()
+    return whole and bool(torch.isfinite(value).all())
+
+
 def _matrix(file: _Local | _Remote, key: str) -> Tensor:
     value = file.tensor(key)
-    if value.dim() != 2 or value.dtype not in _DTYPES.values():
+    if value.dim() != 2 or value.numel() == 0 or value.dtype not in _DTYPES.values():
         raise ValueError(
             f"{file.function}: {key} of {file.name} must be a float matrix, got {_errors.describe(value)}; "
             "this is no projection"
         )
+    if not _is_sound(value):
+        raise ValueError(
+            f"{file.function}: {key} of {file.name} must be finite, got NaN or infinite values; get the "
+            "checkpoint anew"
+        )
     return (value.T if key.endswith(".weight") else value).contiguous()
 
 
-def _read(function: str, places: Sequence[str], sides: Sequence[str]) -> dict[str, Tensor]:
+def _read(function: str, places: Sequence[str], sides: Sequence[str], clock: Clock) -> dict[str, Tensor]:
     for place in places:
         try:
             if place.endswith(".index.json"):
-                shards = _index(function, place)
+                shards = _index(function, place, clock)
                 keys = {side: _key(function, place, shards, side) for side in sides}
-                return {side: _matrix(_open(function, shards[key]), key) for side, key in keys.items()}
-            file = _open(function, place)
+                files = {
+                    name: _open(function, name, clock) for name in {shards[key] for key in keys.values()}
+                }
+                return {side: _matrix(files[shards[key]], key) for side, key in keys.items()}
+            file = _open(function, place, clock)
         except FileNotFoundError:
             if len(places) == 1:
                 raise
             continue
         return {side: _matrix(file, _key(function, file.name, file.keys, side)) for side in sides}
-    folder = places[0].rpartition("/")[0]
+    folder = places[0].rpartition("/")[0] or "."
     raise FileNotFoundError(
         f"{function}: {folder} must hold one of {', '.join(_FILES)}, got none of them; pass the file itself"
     )
@@ -297,22 +289,26 @@ def read_projections(
     revision: str = "main",
     cache_dir: Any = None,
     refresh: bool = False,
+    timeout: float,
 ) -> dict[str, Tensor]:  # "text": [T, D], "image": [V, D]
     """The projections of a checkpoint, oriented ``x·matrix``, in its dtype; fetched ones are kept."""
+    clock = Clock(function, timeout)
     places = _sources(function, source, revision)
-    if "://" not in places[0]:
-        return _read(function, places, sides)
+    if not _is_url(places[0]):
+        return _read(function, places, sides, clock)
     folder = cache_folder(cache_dir)
     kept = {side: folder / f"{_digest(places, side)}.safetensors" for side in sides}
     if not refresh:
         try:
-            return {
+            matrices = {
                 side: _files.load_tensors(function, path, _FORMAT, ("matrix",))[0]["matrix"]
                 for side, path in kept.items()
             }
+            if all(map(_is_sound, matrices.values())):
+                return matrices
         except (FileNotFoundError, ValueError):
             pass  # not fetched yet, or damaged: fetched anew
-    found = _read(function, places, sides)
+    found = _read(function, places, sides, clock)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for side, path in kept.items():

@@ -204,6 +204,9 @@ def picto_transform(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).contiguous().float().div_(255).sub_(0.5).div_(0.5)
 
 
+_LONGEST = 4096  # pixels of a side before an image is put on a square
+
+
 class _OnWhiteSquare:
     """PIL image of any mode and size to RGB, transparent and missing parts white, square."""
 
@@ -216,6 +219,8 @@ class _OnWhiteSquare:
             page.alpha_composite(image)
             image = page
         image = image.convert("RGB")
+        if max(image.size) > _LONGEST:  # a strip of few pixels must not become a square of many
+            image.thumbnail((_LONGEST, _LONGEST))
         side = max(image.size)
         if image.size != (side, side):
             page = Image.new("RGB", (side, side), "white")

@@ -126,6 +126,7 @@ class IsoCLIP(Cuts):
         revision: str = "main",
         cache_dir: Any = None,
         refresh: bool = False,
+        timeout: float = 300.0,
         **options: Any,
     ) -> IsoCLIP:
         """IsoCLIP of a checkpoint, of which only the two projections are read.
@@ -134,18 +135,19 @@ class IsoCLIP(Cuts):
             name_or_path: a safetensors file, a folder with one, a URL, a Hugging Face name or open_clip's
                 name, as in ``Bridge.from_pretrained``.
             published: the model whose published cuts to use, such as "ViT-B/32".
-            revision, cache_dir, refresh: as in ``Bridge.from_pretrained``.
+            revision, cache_dir, refresh, timeout: as in ``Bridge.from_pretrained``.
             options: k_top, k_bottom and the other keywords of the class.
 
         Raises:
-            FileNotFoundError, PermissionError, ConnectionError: the file cannot be had. ValueError: no
-                such name, no linear projections in it, or cuts that leave no direction.
+            FileNotFoundError, PermissionError, ConnectionError: the file cannot be had, in time or at all.
+                ValueError: no such name, answers that do not fit what was asked, no linear projections
+                in it, or cuts that leave no direction.
         """
         from semobridge_ext.clip.checkpoints import read_projections
 
         found = read_projections(
             "IsoCLIP.from_pretrained", name_or_path, SIDES,
-            revision=revision, cache_dir=cache_dir, refresh=refresh,
+            revision=revision, cache_dir=cache_dir, refresh=refresh, timeout=timeout,
         )  # fmt: skip
         return cls._made(found["image"], found["text"], published, options)
 

@@ -129,3 +129,61 @@ def test_missing_arrays_are_named(files):
     np.savez(files / "odd.npz", features=np.ones((3, 2), np.float32), labels=np.zeros(2, np.int64))
     with pytest.raises(ValueError, match="align them"):
         run(files, train="odd.npz")
+
+
+@pytest.mark.parametrize("kind", ["npz", "safetensors"])
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+@pytest.mark.parametrize("bare", [False, True], ids=["text", "bare"])
+@pytest.mark.parametrize(
+    ("value", "dtype", "told"),
+    [
+        (-1, np.int64, "-1"), (2**33, np.int64, "8589934592"), (0.5, np.float64, "0.5"), (5, np.int32, "5"),
+        (np.nan, np.float32, "nan"), (np.inf, np.float64, "inf"), (2**63, np.uint64, "9223372036854775808"),
+    ],
+)  # fmt: skip
+def test_bad_labels_are_named_with_their_row(files, kind, part, bare, value, dtype, told):
+    from safetensors.numpy import save_file
+
+    source = {"train": "bare.npz" if bare else "train.npz", "val": "test.npz", "test": "test.npz"}[part]
+    with np.load(files / source) as file:
+        arrays = {name: file[name] for name in file.files}
+    arrays["labels"] = arrays["labels"].astype(dtype)
+    arrays["labels"][3] = value
+    path = files / f"odd.{kind}"
+    if kind == "npz":
+        np.savez(path, **arrays)
+    else:
+        save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, path)
+    paths = {"train": files / ("bare.npz" if bare else "train.npz"), "val": files / "test.npz",
+             "test": files / "test.npz", part: path}  # fmt: skip
+    if part == "train" and bare and value == 5:  # a sixth class, where no text says that there are five
+        assert fewshot_problems.of_files(*paths.values()).train[1].max() == 5
+        return
+    with pytest.raises(ValueError, match=rf"^fewshot: .*odd.{kind} must hold whole .* got {told} in row 3;"):
+        fewshot_problems.of_files(*paths.values())
+
+
+def test_whole_labels_of_any_dtype_are_taken(files):
+    want = fewshot_problems.of_files(files / "train.npz", None, files / "test.npz")
+    with np.load(files / "train.npz") as file:
+        arrays = {name: file[name] for name in file.files}
+    for dtype in (np.float64, np.float16, np.uint8, np.uint16, np.uint64, np.int8):
+        np.savez(files / "odd.npz", **{**arrays, "labels": arrays["labels"].astype(dtype)})
+        found = fewshot_problems.of_files(files / "odd.npz", None, files / "test.npz")
+        assert torch.equal(found.train[1], want.train[1]) and found.train[1].dtype == torch.int64
+
+
+def test_files_that_do_not_go_together(files):
+    def of(**arrays):
+        np.savez(files / "odd.npz", **arrays)
+        return fewshot_problems.of_files(files / "train.npz", None, files / "odd.npz")
+
+    with pytest.raises(ValueError, match=r"odd\.npz must hold features of width 24, as .*train\.npz, got 3;"):
+        of(features=np.ones((2, 3), np.float32), labels=np.zeros(2, np.int64))
+    with pytest.raises(ValueError, match=r"odd\.npz must hold rows of real numbers, got 0 rows of float32"):
+        of(features=np.ones((0, 24), np.float32), labels=np.zeros(0, np.int64))
+    with pytest.raises(ValueError, match=r"odd\.npz must hold rows of real numbers, got 2 rows of complex64"):
+        of(features=np.ones((2, 24), np.complex64), labels=np.zeros(2, np.int64))
+    for text in (np.float32(1), np.ones(24, np.float32), np.ones((5, 23), np.float32)):
+        with pytest.raises(ValueError, match=r"odd\.npz must hold text \[C, 24\], as wide as .*, got \["):
+            of(features=np.ones((2, 24), np.float32), labels=np.zeros(2, np.int64), text=text)

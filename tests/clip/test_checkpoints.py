@@ -53,17 +53,20 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.status or not file.is_file():
             self.send_error(self.server.status or 404)
             return
-        data, status = file.read_bytes(), 200
+        data, status, place = file.read_bytes(), 200, None
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         if wanted and not self.server.ignore_ranges:
             first, last = int(wanted[1]), int(wanted[2])
             if first >= len(data):
                 self.send_error(416)
                 return
+            place = f"bytes {first}-{min(last + 1, len(data)) - 1}/{len(data)}"
             data, status = data[first : last + 1], 206
             self.server.ranges.append((first, last))
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
+        if place:
+            self.send_header("Content-Range", place)
         self.send_header("ETag", self.server.tags.pop() if self.server.tags else '"one"')
         self.end_headers()
         try:
@@ -143,7 +146,7 @@ def test_shards(tmp_path: Path):
 
 AWAY = [
     "../a.safetensors", "sub/../../a.safetensors", "/{folder}/a.safetensors", "..", "", "./../a.safetensors",
-    "https://host/a.safetensors", "%2e%2e/a.safetensors", "a.safetensors?x=../b", "..\\a.safetensors",
+    "https://host/a.safetensors", "..\\a.safetensors",
 ]  # fmt: skip
 
 
@@ -156,7 +159,7 @@ def test_shards_that_leave_their_folder_are_refused(name: str, tmp_path: Path):
     names = json.loads(index.read_text())["weight_map"]
     names["text_projection.weight"] = name.replace("{folder}", str(tmp_path))
     index.write_text(json.dumps({"weight_map": names}))
-    with pytest.raises(ValueError, match=r"index\.json must name shards of its own folder, got '"):
+    with pytest.raises(ValueError, match=r"index\.json must name shards below its own folder, got '"):
         sb.Bridge.from_pretrained(folder)
 
 

@@ -17,10 +17,12 @@ import torch
 from semobridge_ext import _files
 from semobridge_ext.cli import models
 from semobridge_ext.cli.arguments import count
+from semobridge_ext.cli.images import PIXELS
 from semobridge_ext.cli.listing import first_difference
 from semobridge_ext.cli.shard_writer import Writer
 from semobridge_ext.cli.shards import arrow
 from semobridge_ext.cli.sources import Source, keep, open_source
+from semobridge_ext.cli.tar_members import MEMBER_BYTES
 
 _DESCRIPTION = """\
 Encodes images with a CLIP model. What cannot be decoded is counted and listed, and stops nothing.
@@ -34,9 +36,18 @@ input:
   FOLDER            every image below it, sorted; the folder that an image lies in is its class label
                     (--label first: the topmost folder; --label none: no labels)
   FILE.csv          a header; the path column is image_path, path, file .. or --path-column; the other
-                    columns go along as text. Paths are relative to the file
-  FILE.tar          WebDataset, also 'part-{000..012}.tar'; .txt becomes caption, .cls label
+                    columns go along as text. Paths are relative to the file; a row without a path or with
+                    other fields than the header has is refused, a repeated row is a repeated input
+  FILE.tar          WebDataset, also 'part-{000..012}.tar'; .txt becomes caption, .cls label. Links,
+                    devices, pipes, sparse and too large members are skipped and listed
   any other file    a list, one path a line, relative to the file
+
+images:
+  The first frame, turned upright by EXIF. 16-bit grey is scaled by 1/257, float grey in [0, 1] by 255;
+  other floats and integers are skipped and listed. Palettes, CMYK and transparency are the model's
+  preprocessing's: open_clip's drops transparency, the embedded CLIP's lays images on white. Images of
+  more than --max-pixels, strips beyond 1:256 and EPS are skipped; a JPEG of up to twice the limit is
+  read at half its size.
 
 output (the layout of clip-retrieval):
   OUT/img_emb/img_emb_0.npy           [n, D] raw rows of encode_image; --normalize gives the unit rows
@@ -78,6 +89,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--label", choices=("parent", "first", "none"), default="parent",
                         help="folders: which one names the class")  # fmt: skip
     parser.add_argument("--path-column", metavar="NAME", help="CSV: where the paths are")
+    parser.add_argument("--max-pixels", type=count, default=PIXELS, metavar="N",
+                        help=f"larger images are skipped (default: {PIXELS})")  # fmt: skip
+    parser.add_argument("--max-member-bytes", type=count, default=MEMBER_BYTES, metavar="N",
+                        help=f"tars: larger members are skipped (default: {MEMBER_BYTES})")  # fmt: skip
     parser.add_argument("--normalize", action="store_true", help="store unit rows")
     parser.add_argument("--before-projection", action="store_true",
                         help="store what the image projection is applied to")  # fmt: skip
@@ -190,6 +205,7 @@ def _settings(args: argparse.Namespace, source: Any, encoder: models.Encoder, na
         "normalized": args.normalize,
         "dtype": args.dtype,
         "shard_size": args.shard_size,
+        "max_pixels": args.max_pixels,
         **source.facts,
     }
 
@@ -215,7 +231,10 @@ def _begin(
     """
     listing, staged = args.out / "inputs.jsonl", args.out / "inputs.jsonl.new"
     try:
-        source = open_source("extract", args.input, staged, label=args.label, column=args.path_column)
+        source = open_source(
+            "extract", args.input, staged, label=args.label, column=args.path_column,
+            max_member_bytes=args.max_member_bytes,
+        )  # fmt: skip
         encoder = models.load("extract", *names, args.device)
         settings = _settings(args, source, encoder, names)
         if args.before_projection:
@@ -239,7 +258,10 @@ def _run(args: argparse.Namespace, names: tuple[str, str | None], folder: Writer
     if start:
         print(f"{args.out}: {start} inputs are done, going on", file=sys.stderr)
     shard = _Shard(folder, first, args, source.columns)
-    loader = batches(source, encoder.preprocess, start, args.batch_size, args.workers, "cuda" in args.device)
+    loader = batches(
+        source, encoder.preprocess, start, args.batch_size, args.workers, "cuda" in args.device,
+        args.max_pixels,
+    )  # fmt: skip
     done, ended = start, _is_last(folder, first, args.shard_size)
     with _bar(args, source.total, start) as bar:
         for batch in () if ended else loader:

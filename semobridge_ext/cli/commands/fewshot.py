@@ -19,9 +19,10 @@ from semobridge_ext.fewshot.study_estimators import METHODS, EstimatorMethods, O
 
 _EPILOG = """\
 feature files (.npz or .safetensors): 'features' [N, D] raw image features and 'labels' [N] integers
-from 0; the training file may add 'text' [C, D], 'hidden' [C, T] (the same before the projection) and
-'text_projection' [T, D]. Methods that need what is absent are left out. Without --val, a third of
-every class's training rows is set aside for validation, and no shot is drawn from it.
+from 0, in the other files those of the training file. That one may add 'text' [C, D], 'hidden' [C, T]
+(the same before the projection) and 'text_projection' [T, D]. Methods that need what is absent are left
+out. Without --val, a third of every class's training rows is set aside for validation, and no shot is
+drawn from it.
 
 what is compared: docs/guides/fewshot.md. Every method sees the same draws of shots; blends, α, β and ρ are
 tuned on the validation part; the test part is scored once.

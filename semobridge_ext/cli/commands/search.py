@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from semobridge_ext import _files
-from semobridge_ext.cli import mappings, models, sheet
+from semobridge_ext.cli import images, mappings, models, sheet
 from semobridge_ext.cli.arguments import count
 from semobridge_ext.cli.output import write_json
 from semobridge_ext.cli.shards import Folder
@@ -76,14 +76,12 @@ def _check(args: argparse.Namespace, settings: dict[str, Any]) -> None:
 
 
 def _encode_images(encoder: models.Encoder, names: list[str], device: str) -> Tensor:
-    from PIL import Image
-
     pixels = []
     for name in names:
         try:
-            with Image.open(name) as image:
+            with images.opened(name) as image:
                 pixels.append(encoder.preprocess(image))
-        except (OSError, SyntaxError, ValueError) as error:
+        except Exception as error:  # PIL's plugins raise whatever their parsing meets
             raise ValueError(f"search: --image must be a readable image, got {name} ({error})") from error
     return encoder.images(torch.stack(pixels).to(device)).clone()
 
@@ -103,8 +101,8 @@ def _queries(args: argparse.Namespace, settings: dict[str, Any]) -> Tensor:  # [
     if args.image:
         if mappings.HIDDEN in (settings.get("features"), settings.get("takes")):
             encoder = encoder.before_projection("search")
-        images = _encode_images(encoder, args.image, args.device)
-        parts.append(normalize(images if mapping is None else mapping.apply(images), dim=1))
+        rows = _encode_images(encoder, args.image, args.device)
+        parts.append(normalize(rows if mapping is None else mapping.apply(rows), dim=1))
     return torch.cat(parts)
 
 
