@@ -102,13 +102,14 @@ def _check(x: Tensor, matrix: Tensor, bias: Tensor | None) -> None:
     if bias is not None:
         _errors.check_float_tensor(_NAME, "bias", bias)
         _errors.check_same_device(_NAME, "bias", bias, x.device)
+        wanted = (*x.shape[:-1], matrix.shape[1])
         try:
-            torch.broadcast_shapes(bias.shape, (*x.shape[:-1], matrix.shape[1]))
-            fits = bias.dim() > 0 and bias.shape[-1] == matrix.shape[1] and bias.dim() <= x.dim()
+            fits = torch.broadcast_shapes(bias.shape, wanted) == wanted
+            fits = fits and bias.dim() > 0 and bias.shape[-1] == matrix.shape[1] and bias.dim() <= x.dim()
         except RuntimeError:
             fits = False
         if not fits:
-            contract = f"broadcast to {[*x.shape[:-1], matrix.shape[1]]}"
+            contract = f"broadcast to {list(wanted)}"
             remedy = "pass [M] or one row per row of x"
             raise ValueError(_errors.message(_NAME, "bias", contract, bias, remedy))
 

@@ -42,6 +42,11 @@ BAD = {
     "bias of width K": (ValueError, "bias", lambda: project_normalize(X, M, bias=torch.ones(3))),
     "bias of width 1": (ValueError, "bias", lambda: project_normalize(X, M, bias=torch.ones(1))),
     "bias other rows": (ValueError, "bias", lambda: project_normalize(X, M, bias=torch.ones(3, 4))),
+    "bias of more rows than one": (
+        ValueError,
+        "bias",
+        lambda: project_normalize(X[:1], M, bias=torch.ones(3, 4)),
+    ),
     "bias extra dim": (ValueError, "bias", lambda: project_normalize(X, M, bias=torch.ones(1, 2, 4))),
     "bias elsewhere": (ValueError, "bias", lambda: project_normalize(X, M, bias=torch.ones(4).to("meta"))),
     "scale text": (TypeError, "scale", lambda: project_normalize(X, M, scale="2")),
