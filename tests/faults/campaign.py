@@ -201,8 +201,9 @@ class Runs:
         **fault: Any,
     ) -> list[Answer]:
         request = {
-            "job": place.name, "home": str(place.home), "what": what, "limit": limit, "plain_user": plain_user,
-            "threads": threads, "beside": beside, "stopped": stopped, "fault": {**NONE, **fault},
+            "job": place.name, "home": str(place.home), "what": what, "limit": limit,
+            "plain_user": plain_user, "threads": threads, "beside": beside, "stopped": stopped,
+            "fault": {**NONE, **fault},
         }  # fmt: skip
         assert self.child.stdin
         self.child.stdin.write(json.dumps(request) + "\n")

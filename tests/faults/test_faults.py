@@ -41,8 +41,8 @@ def refuse(place: Place, n: int, error: int, sticky: bool) -> None:
     place.check_nothing_torn(told)
     if place.name == "from_pretrained":
         assert answer.right and KEPT_IN_CACHE in answer.printed and os.strerror(error) in answer.printed, told
-    elif answer.trace[n - 1] == "u" and answer.right:
-        pass  # what has no use any more could not be removed: the next run does
+    elif answer.trace[n - 1] in "um" and answer.right:
+        pass  # what has no use any more stays until the next run; a folder that is there need not be made
     else:
         check_refusal(place, answer, error, told)
     place.runs.counts["refused", place.name] += 1
@@ -65,7 +65,7 @@ def test_some_faults(runs: Runs, name: str, seed: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", JOBS)
 def test_many_faults(runs: Runs, name: str, seed: int) -> None:
-    refuse_some(runs, name, 8 if JOBS[name].slow else 12, seed)
+    refuse_some(runs, name, 4 if JOBS[name].slow else 6, seed)
 
 
 @pytest.mark.parametrize(
