@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,6 +25,17 @@ def describe(value: Any) -> str:
 def message(function: str, argument: str, contract: str, value: Any, remedy: str) -> str:
     got = value if isinstance(value, str) else describe(value)
     return f"{function}: {argument} must {contract}, got {got}; {remedy}"
+
+
+@contextmanager
+def naming(path: Any) -> Iterator[None]:
+    """What the system refuses names the path: errors of open files name none, others a hidden file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
 def check_float_tensor(function: str, argument: str, value: Any) -> torch.Tensor:

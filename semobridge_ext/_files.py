@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import io
+import json
 import os
 import re
 import stat
@@ -14,6 +16,7 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
+from semobridge_ext._errors import naming
 from semobridge_ext._locks import is_at, try_lock
 
 _LEFT = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp", re.DOTALL)  # a temporary file, with its target's name
@@ -30,6 +33,10 @@ def replaced(path: Any) -> Iterator[BinaryIO]:
 
     A link stays: the file that it leads to is replaced. An existing file keeps its mode. What is no
     regular file (/dev/stdout, /dev/null, a FIFO) is written straight into.
+
+    What the system refuses (a full disk, a read-only file system) is an OSError that names `path`. Data
+    must go through the file's own `write`: what a library writes by its descriptor, as NumPy does with an
+    array, may fail unseen when it is flushed.
     """
     handle = _own_descriptor(path)
     if handle is not None or not _is_replaceable(path):
@@ -44,12 +51,15 @@ def replaced(path: Any) -> Iterator[BinaryIO]:
             _keep_mode(file, target)
             yield file
             file.flush()
-            os.fsync(file.fileno())
-            os.replace(temporary, target)  # still locked: nobody takes it for left over
+            with naming(target):
+                os.fsync(file.fileno())
+                os.replace(temporary, target)  # still locked: nobody takes it for left over
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the first error counts; the next write removes what stays
+            temporary.unlink()
         raise
-    _sync_folder(target.parent)
+    with naming(target):
+        _sync_folder(target.parent)
 
 
 def is_written_into(path: Any) -> bool:
@@ -98,12 +108,25 @@ def _straight(path: Any, handle: int | None) -> BinaryIO:
 # -- temporary files -----------------------------------------------------------------------------------
 
 
+class _Temporary(io.FileIO):
+    """A file that does not exist yet; its errors name the target."""
+
+    def __init__(self, path: Path, target: Path) -> None:
+        self._target = target
+        with naming(target):
+            super().__init__(path, "xb")
+
+    def write(self, data: Any) -> int:
+        with naming(self._target):
+            return super().write(data)
+
+
 def _new_file(target: Path) -> tuple[Path, BinaryIO]:
     """A temporary file, locked for as long as it is open: the lock says that its writer lives."""
     while True:
         temporary = target.with_name(f".{target.name}.{os.urandom(8).hex()}.tmp")
         try:
-            file = open(temporary, "xb")  # noqa: SIM115 - closed by replaced
+            file = io.BufferedWriter(_Temporary(temporary, target))  # closed by replaced
         except FileExistsError:
             continue
         # Between the two calls another writer may have taken it for left over.
@@ -168,9 +191,19 @@ def write_text(path: Any, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def write_figure(path: Any, figure: Any, *, dpi: float, file_format: str | None = None) -> None:
+    """Writes matplotlib's figure as `replaced` does; unless given, the ending names the format, none is PNG.
+
+    By way of memory: Pillow writes by the descriptor, and a disk that is full may cut its picture short.
+    """
+    data, ending = io.BytesIO(), file_format or Path(path).suffix[1:]
+    figure.savefig(data, format=ending or "png", dpi=dpi)
+    write_bytes(path if ending else f"{os.fspath(path)}.png", data.getvalue())
+
+
 def append_line(path: Any, text: str) -> None:
     """Adds one line of UTF-8 to a log, synced; a line that a kill cut short stays a line of its own."""
-    with open(path, "ab+") as file:
+    with naming(path), open(path, "ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
             cut = file.read(1) != b"\n"
@@ -181,10 +214,18 @@ def append_line(path: Any, text: str) -> None:
 
 
 def save_tensors(path: Any, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Writes a safetensors file as `replaced` does."""
+    """Writes a safetensors file as `replaced` does; the same content has the same bytes."""
     from safetensors.torch import save
 
-    write_bytes(path, save({k: v.contiguous().cpu() for k, v in tensors.items()}, metadata))
+    data = memoryview(save({k: v.contiguous().cpu() for k, v in tensors.items()}, metadata))
+    at = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(bytes(data[8:at]))
+    header["__metadata__"] = dict(sorted(metadata.items()))  # safetensors leaves their order to chance
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with replaced(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(data[at:])
 
 
 WRITE_IT = "write it with .save()"

@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from semobridge_ext._errors import naming
+
 _open: set[int] = set()  # descriptors that a forked child must not keep locked
 
 
@@ -91,8 +93,9 @@ def held(function: str, argument: str, owned: Any, path: Any) -> Iterator[None]:
     try:
         since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         record = {"pid": process, "host": socket.gethostname(), "since": since}
-        os.ftruncate(handle, 0)
-        os.write(handle, json.dumps(record).encode() + b"\n")
+        with naming(path):
+            os.ftruncate(handle, 0)
+            os.write(handle, json.dumps(record).encode() + b"\n")
         yield
     finally:
         if os.getpid() == process:  # a forked child holds nothing

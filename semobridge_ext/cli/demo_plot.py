@@ -143,5 +143,4 @@ def save(path: Path, results: Sequence[tuple[dict[str, Any], Cloud]]) -> None:
         _draw_gap(after, cloud, True, figures["gap"]["gap_after"])
         low, high = before.get_ylim()
         before.set_ylim(low, high + 0.12 * (high - low))  # room for the legend
-    with _files.replaced(path) as file:
-        figure.savefig(file, format="png")
+    _files.write_figure(path, figure, file_format="png", dpi=figure.dpi)

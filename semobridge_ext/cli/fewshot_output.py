@@ -173,6 +173,5 @@ def draw(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=4, fontsize=8, frameon=False)
     figure.tight_layout(rect=(0, 0.3 / down, 1, 1))
-    with _files.replaced(path) as file:
-        figure.savefig(file, format="png", dpi=110)
+    _files.write_figure(path, figure, file_format="png", dpi=110)
     plt.close(figure)

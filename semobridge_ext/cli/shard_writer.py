@@ -15,12 +15,33 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from semobridge_ext import _digest, _files, _locks
 from semobridge_ext.cli.output import write_json
 from semobridge_ext.cli.shards import FEATURES, METADATA, Folder, read_json
 
 FORMAT = 2  # of settings.json and what belongs to it; 1 had no digests of inputs and shards
 SEALS = "shards.jsonl"
+
+
+def write_header(file: BinaryIO, shape: tuple[int, ...], dtype: Any) -> None:
+    """What stands before the rows in a .npy file."""
+    fields = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, fields)
+
+
+def _width(path: Path) -> int:
+    """Of the rows of a finished shard."""
+    with open(path, "rb") as file:
+        np.lib.format.read_magic(file)
+        return int(np.lib.format.read_array_header_1_0(file)[0][1])
+
+
+def write_rows(file: BinaryIO, rows: np.ndarray) -> None:  # [n, D]
+    """A .npy file. Through Python's file: np.save hides a disk that is full at the last rows."""
+    write_header(file, rows.shape, rows.dtype)
+    file.write(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
 
 
 class Writer(Folder):
@@ -110,6 +131,10 @@ class Writer(Folder):
         seal = [index, _digest.file_digest(self.features_path(index)), _digest.bytes_digest(metadata)]
         _files.append_line(self.path / SEALS, json.dumps(seal))
         _files.write_bytes(parquet, metadata)
+
+    def width_before(self, index: int) -> int:
+        """Of the rows of earlier shards; 0 where none has any."""
+        return next((w for i in reversed(range(index)) if (w := _width(self.features_path(i)))), 0)
 
     def reopen(self) -> None:
         """Takes back that the run is finished: shards of it have gone."""

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors, _inputs
+from semobridge_ext import _errors, _files, _inputs
 from semobridge_ext.diagnostics import resampling
 from semobridge_ext.diagnostics.resampling import Estimate
 
@@ -126,7 +126,7 @@ class Diagnosis:
             axes[-1].semilogy(part.clamp_min(1e-12).tolist(), label=title)
         axes[-1].set(title="spectrum", xlabel="principal direction", ylabel="share of the variance")
         axes[-1].legend(frameon=False)
-        figure.savefig(path, dpi=130)
+        _files.write_figure(path, figure, dpi=130)
 
 
 _PLAIN = ("cosine", "gap", "rank")  # the others are fractions

@@ -94,6 +94,8 @@ def _invert(
     size = _CHUNK if batch_size is None else check_count(function, "batch_size", batch_size, 1)
     store = None if out is None else Store(function, out, settings, description, targets, tokens, size)
     chunks, interrupted = [] if store is None else store.finished(), False
+    if chunks and store is not None:
+        store.remove_left()
     if not chunks:
         with nullcontext() if store is None else store.held():
             chunks = [] if store is None else store.finished()  # by a run that held it until now

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ class Store:
     ) -> None:
         self.function, self.path = function, Path(out)
         self.parts = self.path.with_name(self.path.name + ".parts")
+        self._lock = self.path.with_name(self.path.name + ".lock")
         self.facts = _digest.stamp({
             "function": function,
             "samples": len(targets),
@@ -71,7 +72,7 @@ class Store:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Keeps other runs off the file and its parts."""
-        with _locks.held(self.function, "out", self.path, self.path.with_name(self.path.name + ".lock")):
+        with _locks.held(self.function, "out", self.path, self._lock):
             yield
 
     def _read(self, path: Path) -> Chunk:
@@ -94,6 +95,12 @@ class Store:
     def finished(self) -> list[Chunk]:
         """The whole result as one chunk, if an earlier run wrote it."""
         return [self._read(self.path)] if self.path.exists() else []
+
+    def remove_left(self) -> None:
+        """Parts and lock of a run that was killed after it had written the whole."""
+        if self.parts.is_dir() or self._lock.exists():
+            with suppress(OSError, ValueError), self.held():  # read-only, or a run is about to do it
+                self._remove_parts()
 
     def _part(self, index: int) -> Path:
         return self.parts / f"chunk-{index:06d}.safetensors"
@@ -122,6 +129,9 @@ class Store:
             steps_done=torch.cat([c.steps_done for c in chunks]),
         )
         _files.save_tensors(self.path, self._tensors(whole), {"format": FORMAT})
+        self._remove_parts()
+
+    def _remove_parts(self) -> None:
         if self.parts.is_dir():
             for path in self.parts.iterdir():
                 if path.name.lstrip(".").startswith("chunk-"):

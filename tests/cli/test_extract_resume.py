@@ -369,3 +369,17 @@ def test_names_that_leave_the_tar_are_skipped(tmp_path: Path, capsys: pytest.Cap
     assert extract(tmp_path / "a.tar", tmp_path / "out", *WORDS) == 0
     assert "2 features of 5 images, 3 corrupt" in capsys.readouterr().out
     assert (tmp_path / "out" / "corrupt.tsv").read_text().count("its name leaves the tar") == 3
+
+
+def test_a_last_shard_without_rows_is_that_of_an_unbroken_run(tmp_path: Path) -> None:
+    """A run that goes on with corrupt images alone has met no row: their shard is as wide all the same."""
+    write(tmp_path / "images", 1, 4)
+    (tmp_path / "images" / "class_00" / "zz.png").write_bytes(b"no picture")
+    out = tmp_path / "out"
+    assert extract(tmp_path / "images", out, *WORDS) == 0
+    whole = contents(out / "img_emb")
+    assert np.load(out / "img_emb" / "img_emb_1.npy").shape == (0, 192)
+    (out / "summary.json").unlink()
+    (out / "metadata" / "metadata_1.parquet").unlink()
+    assert extract(tmp_path / "images", out, *WORDS) == 0
+    assert contents(out / "img_emb") == whole

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
+import signal
 import stat
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import safe_open
 
 from semobridge_ext import _files
 
@@ -141,3 +145,80 @@ def test_lines_are_added_and_one_cut_short_stands_alone(tmp_path: Path):
     path.write_bytes(path.read_bytes() + b"cut sho")
     _files.append_line(path, "four")
     assert path.read_bytes() == "one\nzwei ℓ\ncut sho\nfour\n".encode()
+
+
+# -- what the system refuses ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "replace"])
+def test_a_refusal_names_the_file_and_not_the_hidden_one(tmp_path: Path, monkeypatch, call: str):
+    """Errors of an open file name none, those of a rename name the temporary one."""
+
+    def refuse(*given: object) -> None:
+        names = [str(g) for g in given if not isinstance(g, int)]
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), *names[:1])
+
+    if call != "write":
+        monkeypatch.setattr(os, call, refuse)
+    told = rf"\[Errno {errno.ENOSPC}\] No space left on device: '{tmp_path / 'file'}'$"
+    if call == "write":
+        limit, told = resource.getrlimit(resource.RLIMIT_FSIZE), rf"too large: '{tmp_path / 'file'}'$"
+        before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3, limit[1]))
+    try:
+        with pytest.raises(OSError, match=told):
+            _files.write_bytes(tmp_path / "file", b"data")
+    finally:
+        if call == "write":
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+            signal.signal(signal.SIGXFSZ, before)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_log_names_itself(tmp_path: Path, monkeypatch):
+    def refuse(handle: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match=rf"Input/output error: '{tmp_path / 'log'}'$"):
+        _files.append_line(tmp_path / "log", "line")
+
+
+def test_the_first_error_counts(tmp_path: Path, monkeypatch):
+    """A disk that went read-only refuses the removal as well."""
+
+    def refuse(*given: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), "removal")
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(RuntimeError, match="first"), _files.replaced(tmp_path / "file"):
+        raise RuntimeError("first")
+
+
+def test_the_same_tensors_have_the_same_bytes(tmp_path: Path):
+    """safetensors leaves the order of the metadata to chance, from one call to the next."""
+    metadata = {f"ключ {i}": str(i) for i in range(12)}
+    for i in range(3):
+        _files.save_tensors(tmp_path / str(i), {"b": torch.ones(3), "a": torch.arange(2)}, metadata)
+    first = (tmp_path / "0").read_bytes()
+    assert all((tmp_path / str(i)).read_bytes() == first for i in range(3))
+    with safe_open(tmp_path / "0", "pt") as file:
+        assert file.metadata() == metadata
+        assert file.get_tensor("a").tolist() == [0, 1] and file.get_tensor("b").tolist() == [1, 1, 1]
+    assert (8 + int.from_bytes(first[:8], "little")) % 8 == 0  # tensors are read where they lie
+
+
+@pytest.mark.parametrize("name", ["figure.png", "figure.svg", "figure"])
+def test_a_figure_is_written_whole_or_not_at_all(tmp_path: Path, name: str):
+    class Figure:
+        """As Pillow does: a part by the descriptor, where there is one, then an error."""
+
+        def savefig(self, file, *, format: str, dpi: float) -> None:
+            assert (format, dpi) == (name.partition(".")[2] or "png", 90)
+            file.write(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        _files.write_figure(tmp_path / name, Figure(), dpi=90)
+    assert not list(tmp_path.iterdir())

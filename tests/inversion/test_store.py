@@ -133,6 +133,20 @@ def test_damaged_part_is_named(tmp_path: Path) -> None:
         sb.oti(*positional, out=out, **options)
 
 
+def test_parts_of_a_finished_file_go(tmp_path: Path) -> None:
+    """A kill between the whole file and the removal of its parts leaves them to the next call."""
+    out = tmp_path / "inv.safetensors"
+    positional, options = arguments(steps=2, record_steps=())
+    sb.oti(*positional, out=out, **options)
+    folder = tmp_path / "inv.safetensors.parts"
+    folder.mkdir()
+    for name in ("chunk-000000.safetensors", ".chunk-000001.safetensors.0123456789abcdef.tmp"):
+        (folder / name).write_bytes(out.read_bytes())
+    (tmp_path / "inv.safetensors.lock").touch()
+    sb.oti(*positional, out=out, **options)  # read, not run
+    assert list(tmp_path.iterdir()) == [out]
+
+
 def test_what_others_put_there_stays(tmp_path: Path) -> None:
     out = tmp_path / "inv.safetensors"
     folder = tmp_path / "inv.safetensors.parts"

@@ -19,7 +19,7 @@ from semobridge_ext.cli import models
 from semobridge_ext.cli.arguments import count
 from semobridge_ext.cli.images import PIXELS
 from semobridge_ext.cli.listing import first_difference
-from semobridge_ext.cli.shard_writer import Writer
+from semobridge_ext.cli.shard_writer import Writer, write_rows
 from semobridge_ext.cli.shards import arrow
 from semobridge_ext.cli.sources import Source, keep, open_source
 from semobridge_ext.cli.tar_members import MEMBER_BYTES
@@ -119,6 +119,7 @@ class _Shard:
         self.folder, self.index, self.columns = folder, index, columns
         self.size, self.dtype, self.unit = args.shard_size, np.dtype(args.dtype), args.normalize
         self.rows: np.ndarray | None = None
+        self.width = folder.width_before(index)  # of a shard without rows, too
         self._clear()
 
     def _clear(self) -> None:
@@ -152,8 +153,7 @@ class _Shard:
     def flush(self) -> None:
         import pyarrow
 
-        width = 0 if self.rows is None else self.rows.shape[1]
-        rows = np.empty((0, width), self.dtype) if self.rows is None else self.rows[: self.filled]
+        rows = np.empty((0, self.width), self.dtype) if self.rows is None else self.rows[: self.filled]
         schema = pyarrow.schema([(name, pyarrow.string()) for name in self.records])
         table = pyarrow.table(self.records, schema=schema)
         # In the Parquet file, so that one rename makes rows and losses of a shard true together.
@@ -161,9 +161,7 @@ class _Shard:
         table = table.replace_schema_metadata({"inputs": str(self.inputs), "corrupt": losses})
         parquet = io.BytesIO()
         arrow("extract").write_table(table, parquet)
-        self.folder.write(
-            self.index, lambda file: np.save(file, rows, allow_pickle=False), parquet.getvalue()
-        )
+        self.folder.write(self.index, lambda file: write_rows(file, rows), parquet.getvalue())
         self.index += 1
         self._clear()
 

@@ -9,13 +9,11 @@ import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-
 from semobridge_ext import _digest, _files
 from semobridge_ext.cli import mappings
 from semobridge_ext.cli.arguments import count
 from semobridge_ext.cli.listing import state
-from semobridge_ext.cli.shard_writer import SEALS, Writer
+from semobridge_ext.cli.shard_writer import SEALS, Writer, write_header
 from semobridge_ext.cli.shards import Folder, arrow
 
 _DESCRIPTION = """\
@@ -106,19 +104,13 @@ def _apply(folder: Folder, out: Writer, index: int, mapping: mappings.Mapping, d
             rows = mapping.apply(part.float()).numpy().astype(dtype)
             if width is None:
                 width = rows.shape[1]
-                _write_header(file, (len(source), width), dtype)
+                write_header(file, (len(source), width), dtype)
             file.write(rows.tobytes())
         if width is None:  # a shard whose images were all corrupt
-            _write_header(file, (0, 0), dtype)
+            write_header(file, (0, 0), dtype)
 
     out.write(index, features, folder.metadata_file(index).read_bytes())
     return len(source)
-
-
-def _write_header(file: BinaryIO, shape: tuple[int, int], dtype: str) -> None:
-    """What stands before the rows in a .npy file."""
-    fields = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, fields)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,0 +1,188 @@
+"""What is killed and made to fail: every command and call that writes, on inputs of a few rows.
+
+A job gets a folder with `in`, made once by its `prepare`, and an empty or older `out`, and writes below `out`
+alone. Calls of the command line return its status; calls of the library raise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import semobridge_ext as sb
+from semobridge_ext.clip import checkpoints
+from semobridge_ext.runtime import thresholds
+from tests.support import images, inversions
+from tests.support.images import command
+from tests.support.problems import Problem, make
+
+SHARDS = ("--quiet", "--shard-size", 2, "--workers", 0)
+
+
+class Job(NamedTuple):
+    prepare: Callable[[Path], object]  # fills home / "in"
+    run: Callable[[Path], int | None]  # writes below home / "out"
+    older: Callable[[Path], object] | None = None  # what stands there before: another, whole result
+    from_cli: bool = False
+    slow: bool = False  # takes most of a second: fewer of its runs are killed
+
+
+def nothing(home: Path) -> None:
+    """No inputs."""
+
+
+@cache
+def problem(seed: int = 0) -> Problem:
+    return make(5, 3, 40, noise=1.2, seed=seed)
+
+
+# -- commands ------------------------------------------------------------------------------------------
+
+
+def pictures(home: Path) -> None:
+    images.write(home / "in" / "images", 2, 3)
+    (home / "in" / "images" / "class_01" / "broken.png").write_bytes(b"no picture")
+
+
+def extract(home: Path) -> int:
+    return command("extract", home / "in" / "images", home / "out" / "shards", *SHARDS)
+
+
+def shards(home: Path) -> None:
+    pictures(home)
+    assert command("extract", home / "in" / "images", home / "in" / "shards", *SHARDS) == 0
+
+
+def mapped(home: Path) -> int:
+    words = ("--mapping", "bridge", "--quiet")
+    return command("map", home / "in" / "shards", home / "out" / "mapped", *words)
+
+
+def studied(home: Path) -> None:
+    p = problem()
+    text = {"text": p.text, "hidden": p.hidden, "text_projection": p.projection}
+    arrays(home / "in" / "train.npz", features=p.shots, labels=p.labels, **text)
+    arrays(home / "in" / "test.npz", features=p.queries, labels=p.targets)
+
+
+def arrays(path: Path, **values: Tensor) -> None:
+    np.savez(path, **{name: value.numpy() for name, value in values.items()})
+
+
+def fewshot(home: Path) -> int:
+    return command(
+        "fewshot", f"--train={home / 'in' / 'train.npz'}", f"--test={home / 'in' / 'test.npz'}", "--out",
+        home / "out" / "study", "--shots", 1, 2, "--seeds", 2, "--trials", 5, "--preset", "fast",
+        "--steps", 3, "--no-plot", "--methods", "nearest class mean", "SeMoBridge",
+    )  # fmt: skip
+
+
+def rows(home: Path) -> None:
+    np.save(home / "in" / "rows.npy", torch.randn(6, 192, generator=torch.Generator().manual_seed(1)).numpy())
+
+
+def invert(home: Path) -> int:
+    words = ("--steps", 2, "--batch-size", 2, "--quiet")
+    return command("invert", home / "in" / "rows.npy", home / "out" / "inv.safetensors", *words)
+
+
+def retrieve(home: Path, *folders: str) -> int:
+    files = ("--csv", home / "out" / "table.csv", "--json", home / "out" / "figures.json")
+    return command("retrieve", *(home / "in" / name for name in folders or ("shards",)), *files)
+
+
+def search(home: Path, text: str = "a star") -> int:
+    files = ("--out", home / "out" / "sheet.html", "--json", home / "out" / "hits.json")
+    return command("search", home / "in" / "shards", "--text", text, *files)
+
+
+# -- calls ---------------------------------------------------------------------------------------------
+
+
+def oti(home: Path) -> None:
+    positional, options = inversions.arguments(steps=6, init=None)
+    model, targets = positional
+    options |= {"generator": torch.Generator().manual_seed(3)}
+    sb.oti(model, targets[:12], out=home / "out" / "inv.safetensors", **options)
+
+
+def trained(home: Path) -> None:
+    p = problem()
+    clf = sb.SeMoBridgeT(
+        p.bridge(), p.text, p.hidden, steps=12, warmup=2, lr=1e-3, eval_every=4, checkpoint_every=4
+    )
+    path = home / "out" / "run.safetensors"
+    clf.fit(p.shots, p.labels, validation=(p.queries, p.targets), checkpoint=path)
+
+
+def bridge(home: Path, seed: int = 0) -> None:
+    problem(seed).bridge().save(home / "out" / "bridge.safetensors")
+
+
+def linear_map(home: Path, seed: int = 0) -> None:
+    sb.LinearMap.whitening(problem(seed).queries).save(home / "out" / "map.safetensors")
+
+
+def estimator(home: Path, seed: int = 0) -> None:
+    p = problem(seed)
+    sb.SeMoBridgeClassifier(p.bridge(), p.text).fit(p.shots, p.labels).save(home / "out" / "clf.safetensors")
+
+
+def class_means(home: Path, seed: int = 0) -> None:
+    p = problem(seed)
+    sb.NearestClassMean().fit(p.shots, p.labels).save(home / "out" / "means.safetensors")
+
+
+def support_set(home: Path, seed: int = 0) -> None:
+    p = problem(seed)
+    sb.SupportSet(p.queries, p.targets, 5, weights=p.queries[:, 0].abs() + 1).save(
+        home / "out" / "s.safetensors"
+    )
+
+
+def choices(home: Path, device: str = "B") -> None:
+    steps = [(1, "eager"), (4096, "cuda")]
+    thresholds.write(
+        home / "out" / "here" / "thresholds.json", device, sb.__version__, {"topk float32": steps}
+    )
+
+
+def pretrained(home: Path, revision: str = "main") -> None:
+    """The cache alone: what would come over the network stands here."""
+    matrix = problem().projection
+    plain, checkpoints._read = checkpoints._read, lambda *given: {"text": matrix, "image": matrix[:5]}
+    try:
+        found = checkpoints.read_projections(
+            "Bridge.from_pretrained", "someone/model", ("text", "image"), revision=revision,
+            cache_dir=home / "out" / "cache",
+        )  # fmt: skip
+    finally:
+        checkpoints._read = plain
+    assert torch.equal(found["text"], matrix) and torch.equal(found["image"], matrix[:5])
+
+
+JOBS: dict[str, Job] = {
+    "extract": Job(pictures, extract, from_cli=True, slow=True),
+    "map": Job(shards, mapped, from_cli=True),
+    "fewshot": Job(studied, fewshot, from_cli=True),
+    "invert": Job(rows, invert, from_cli=True, slow=True),
+    "retrieve": Job(
+        shards, retrieve, from_cli=True, older=lambda h: retrieve(h, "shards", "shards/../shards")
+    ),
+    "search": Job(shards, search, from_cli=True, older=lambda h: search(h, "a red flag")),
+    "oti": Job(nothing, oti),
+    "fit": Job(nothing, trained),
+    "Bridge.save": Job(nothing, bridge, lambda h: bridge(h, 1)),
+    "LinearMap.save": Job(nothing, linear_map, lambda h: linear_map(h, 1)),
+    "estimator.save": Job(nothing, estimator, lambda h: estimator(h, 1)),
+    "NearestClassMean.save": Job(nothing, class_means, lambda h: class_means(h, 1)),
+    "SupportSet.save": Job(nothing, support_set, lambda h: support_set(h, 1)),
+    "thresholds": Job(nothing, choices, lambda h: choices(h, "A")),
+    "from_pretrained": Job(nothing, pretrained),
+}
