@@ -160,7 +160,7 @@ def pretrained(home: Path, revision: str = "main") -> None:
     try:
         found = checkpoints.read_projections(
             "Bridge.from_pretrained", "someone/model", ("text", "image"), revision=revision,
-            cache_dir=home / "out" / "cache",
+            cache_dir=home / "out" / "cache", timeout=60,
         )  # fmt: skip
     finally:
         checkpoints._read = plain
