@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import stat
@@ -178,6 +179,14 @@ def append_line(path: Any, text: str) -> None:
         file.write(text.encode("utf-8") + b"\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text; ValueError for whatever is none, also for one nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def save_tensors(path: Any, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

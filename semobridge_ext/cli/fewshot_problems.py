@@ -11,6 +11,8 @@ from torch import Tensor
 from semobridge_ext.cli.embedded import TEMPLATES, chosen_sets, encode_drawings
 from semobridge_ext.fewshot.study import Problem
 
+_MOST = 1 << 20  # classes; sums by class are kept for all numbers up to the largest
+
 
 def _load_file(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
@@ -38,6 +40,15 @@ def _load_file(path: Path) -> dict[str, Tensor]:
             f"fewshot: {path} must hold features [N, D] and labels [N], got {list(features.shape)} and "
             f"{list(labels.shape)}; align them"
         )
+    if (
+        not len(labels)
+        or labels.is_floating_point()
+        or labels.is_complex()
+        or not 0 <= int(labels.min()) <= int(labels.max()) < _MOST
+    ):
+        got = f"{int(labels.min())}..{int(labels.max())}" if len(labels) else "no rows"
+        contract = f"hold class numbers in 0..{_MOST - 1} as labels"
+        raise ValueError(f"fewshot: {path} must {contract}, got {got}; number the classes from 0 on")
     return {**tensors, "features": features.float(), "labels": labels.long()}
 
 

@@ -80,12 +80,12 @@ def open_source(function: str, given: str, listing: Path, *, label: str, column:
             f"{function}: INPUT must be a folder, a list file, a .csv or a .tar, got {given}, which does not "
             "exist; check the name"
         )
-    if suffix == ".csv":
-        column, others = csv_columns(function, path, column)
-        lines = csv_lines(path, column, others)
-    else:
-        others, lines = [], list_lines(path)
     try:
+        if suffix == ".csv":
+            column, others = csv_columns(function, path, column)
+            lines = csv_lines(path, column, others)
+        else:
+            others, lines = [], list_lines(path)
         count, digest = write_lines(lines, listing)
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(

@@ -7,7 +7,6 @@ Over HTTP two or three range requests therefore fetch a projection: about 1 MB o
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
 import os
@@ -61,6 +60,11 @@ class _Local:
             ) from error
 
     def tensor(self, key: str) -> Tensor:
+        if key not in self.keys:  # a shard that its index has another idea of
+            raise ValueError(
+                f"{self.function}: {self.name} must hold {key}, got {sorted(self.keys)[:5]}; check the index "
+                "and its shards"
+            )
         return self._file.get_tensor(key)
 
 
@@ -78,7 +82,7 @@ class _Remote:
         if len(head) < length:
             head += self._read(8 + len(head), length - len(head))
         try:
-            self._header = json.loads(head)
+            self._header = _files.parse_json(head)
             self.keys = set(self._header) - {"__metadata__"}
         except (ValueError, TypeError) as error:
             raise self._foreign(str(error)) from error
@@ -198,7 +202,7 @@ def _sources(function: str, source: Any, revision: str) -> list[str]:
 def _open(function: str, place: str) -> _Local | _Remote:
     if "://" in place:
         return _Remote(function, place)
-    if not Path(place).is_file():
+    if not os.path.isfile(place):  # also for a name that no file system takes
         raise FileNotFoundError(f"{function}: name_or_path must exist, got {place}; check the name")
     return _Local(function, Path(place))
 
@@ -212,7 +216,7 @@ def _index(function: str, place: str) -> dict[str, str]:
     else:
         raise FileNotFoundError(place)
     try:
-        files = {str(key): str(file) for key, file in json.loads(data)["weight_map"].items()}
+        files = {str(key): str(file) for key, file in _files.parse_json(data)["weight_map"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{function}: {place} must be the index of a checkpoint, got {error!r}; check the file"
@@ -252,10 +256,15 @@ def _key(function: str, name: str, keys: Iterable[str], side: str) -> str:
 
 def _matrix(file: _Local | _Remote, key: str) -> Tensor:
     value = file.tensor(key)
-    if value.dim() != 2 or value.dtype not in _DTYPES.values():
+    if value.dim() != 2 or value.dtype not in _DTYPES.values() or not value.numel():
         raise ValueError(
             f"{file.function}: {key} of {file.name} must be a float matrix, got {_errors.describe(value)}; "
             "this is no projection"
+        )
+    if bad := int((~torch.isfinite(value)).sum()):
+        raise ValueError(
+            f"{file.function}: {key} of {file.name} must be finite, got {bad} non-finite of "
+            f"{value.numel()} values; copy or fetch the file again"
         )
     return (value.T if key.endswith(".weight") else value).contiguous()
 
