@@ -271,7 +271,6 @@ def _resume_at(folder: Writer, first: int, size: int) -> int:
     """Inputs that the first shards account for; only the last shard of all may be short."""
     if not first:
         return 0
-    folder.shards()
     return (first - 1) * size + folder.counts(first - 1)[0]
 
 
