@@ -14,6 +14,14 @@ from semobridge_ext.fewshot.study import Problem
 _MOST = 1 << 20  # classes; sums by class are kept for all numbers up to the largest
 
 
+def _are_classes(labels: Tensor) -> bool:
+    """Whether they are whole numbers of classes, at least one; floats may be whole, too."""
+    if not len(labels) or labels.is_complex():
+        return False
+    wide = labels.double()
+    return torch.equal(wide, wide.round()) and bool(((wide >= 0) & (wide < _MOST)).all())
+
+
 def _load_file(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"fewshot: feature file must exist, got {path}; check the name")
@@ -40,13 +48,8 @@ def _load_file(path: Path) -> dict[str, Tensor]:
             f"fewshot: {path} must hold features [N, D] and labels [N], got {list(features.shape)} and "
             f"{list(labels.shape)}; align them"
         )
-    if (
-        not len(labels)
-        or labels.is_floating_point()
-        or labels.is_complex()
-        or not 0 <= int(labels.min()) <= int(labels.max()) < _MOST
-    ):
-        got = f"{int(labels.min())}..{int(labels.max())}" if len(labels) else "no rows"
+    if not _are_classes(labels):
+        got = f"{labels[:5].tolist()} first" if len(labels) else "no rows"
         contract = f"hold class numbers in 0..{_MOST - 1} as labels"
         raise ValueError(f"fewshot: {path} must {contract}, got {got}; number the classes from 0 on")
     return {**tensors, "features": features.float(), "labels": labels.long()}

@@ -91,7 +91,7 @@ def _may_overflow(case: Case) -> bool:
     """Whether the file may hold finite values that leave float32 where they are computed with."""
     if case.kind == "value edit":
         return not case.label.endswith(("nan", "inf"))
-    large = ("e+30", "00000000", "999", "9223372036854775808")
+    large = ("e+30", "00000000", "999", "2147483648", "9223372036854775808")
     return case.kind.startswith("flip") or any(word in case.label for word in large)
 
 

@@ -290,11 +290,13 @@ def test_features_for_inversion_that_are_cut(tmp_path: Path, suffix: str):
     refused("invert", path, lambda: _read_features(str(path), "features"))
 
 
-@pytest.mark.parametrize("label", [-1, 2**63 - 1, 2**40])
-def test_labels_that_number_no_class(tmp_path: Path, label: int):
+@pytest.mark.parametrize("label", [-1, 2**63 - 1, 2**40, float("nan"), float("inf"), 1j])
+def test_labels_that_number_no_class(tmp_path: Path, label: complex):
     """Sums are kept by class number: the largest one asked for the memory."""
     path = folder_targets.features_file(".safetensors")(tmp_path)
     found = load_file(path)
+    dtype = {float: torch.float64, complex: torch.complex64}.get(type(label), torch.int64)
+    found["labels"] = found["labels"].to(dtype)
     found["labels"][0] = label
     save_file(found, path)
     test = tmp_path / "test.npz"
