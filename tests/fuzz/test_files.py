@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,14 +50,22 @@ def _use(path: Path) -> Sequence[torch.Tensor]:
         raise ValueError(f"load: {path} must be whole, got less; write it again")
     if word == b"memory":
         torch.ones(56 << 20)
-    if word == b"slow":
-        while True:
-            pass
+    began = time.process_time()
+    while word == b"slow" and time.process_time() - began < 2.2:
+        pass
+    if word == b"hangs":
+        time.sleep(600)
     return [torch.full((3 if word == b"shape" else 2,), float("nan") if word == b"NaN" else 1.0)]
 
 
-def test_what_fails_is_found_and_named(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("tests.fuzz.runner.SILENCE", 5.0)
+def test_what_hangs_is_ended(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("tests.fuzz.runner.SILENCE", 2.0)
+    cases = [Case("edit", "hangs", lambda: b"hangs")]
+    (found,) = try_all(Target("load", "bytes", ("load",), _make, _use), _make(tmp_path), cases)
+    assert found == (0, "find", "silent for 2 s")
+
+
+def test_what_fails_is_found_and_named(tmp_path: Path):
     words = [
         "whole",
         "dies",
@@ -87,6 +96,6 @@ def test_what_fails_is_found_and_named(tmp_path: Path, monkeypatch):
         "NaN": "not finite",
         "shape": "shapes [[3]]",
         "memory": "MB",
-        "slow": "silent",
+        "slow": " s; ",
     }.items():
         assert text in told[word], (word, told[word])
