@@ -260,6 +260,8 @@ def test_blend_parameters_that_are_no_floats(tmp_path: Path):
     path = targets.saved(targets.fitted("SeMoBridgeClassifier"))(tmp_path)
     with_field(path, "fields", lambda fields: fields["params"].__setitem__(0, -(10**30)))
     clf = sb.SeMoBridgeClassifier.load(path)
+    with_field(path, "fields", lambda fields: fields.update(scale=-(10**30)))
+    assert sb.SeMoBridgeClassifier.load(path).predict_proba(targets.rows(7)).shape == (3, 5)
     assert clf.params_.s == -1e30 and clf.decision_function(targets.rows(7)).shape == (3, 5)
 
 
