@@ -213,6 +213,14 @@ def append_line(path: Any, text: str) -> None:
         os.fsync(file.fileno())
 
 
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text; ValueError for whatever is none, also for one nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
 def save_tensors(path: Any, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Writes a safetensors file as `replaced` does; the same content has the same bytes."""
     from safetensors.torch import save

@@ -131,6 +131,7 @@ def as_array(values: Sequence[Hashable]) -> np.ndarray:
     if (
         all(isinstance(v, (str, int, float, np.generic)) for v in values)
         and len({type(v) for v in values}) == 1
+        and not any(isinstance(v, str) and v.endswith("\0") for v in values)  # NumPy would drop it
     ):
         return np.asarray(values)
     array = np.empty(len(values), dtype=object)

@@ -55,7 +55,7 @@ def _holder(path: Path) -> str:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         return f"process {record['pid']} on {record['host']} has been writing since {record['since']}"
-    except (OSError, ValueError, KeyError, TypeError):  # it has only just taken the lock
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # it has only just taken the lock
         return "another process is writing"
 
 

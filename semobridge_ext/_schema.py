@@ -64,7 +64,7 @@ def load(
     """
     needed = tuple(name for name, field in schema.items() if not field.optional)
     tensors, meta = _files.load_tensors(function, path, file_format, needed, fields, remedy)
-    present = _names(path)
+    present = names(path)
     more = tuple(name for name, field in schema.items() if field.optional and name in present)
     if more:
         tensors |= _files.load_tensors(function, path, file_format, more)[0]
@@ -74,7 +74,8 @@ def load(
     return tensors, meta
 
 
-def _names(path: Any) -> set[str]:
+def names(path: Any) -> set[str]:
+    """Of the tensors in a file."""
     from safetensors import safe_open
 
     with safe_open(os.fspath(path), framework="pt") as file:

@@ -16,6 +16,8 @@ from semobridge_ext.fewshot.study import Problem, facts_of
 
 Episode = tuple[str, int, int]  # problem, shots, seed
 
+_RECORD: dict[str, Any] = {"set": str, "method": str, "shots": int, "seed": int, "accuracy": (int, float)}
+
 
 class Store:
     """The file of finished episodes."""
@@ -26,7 +28,7 @@ class Store:
         self._done: dict[Episode, tuple[str, list[Record]]] = {}  # with the digest of the stamp
         for text in path.read_bytes().splitlines() if path.is_file() else ():
             try:
-                line = json.loads(text)
+                line = _files.parse_json(text)
             except ValueError:
                 continue  # cut short by a kill: its episode is run again
             if not isinstance(line, dict):
@@ -34,13 +36,26 @@ class Store:
                     f"fewshot: --out must be new or begun by this version, got {path} of an older one, "
                     "which does not tell its inputs; choose another folder, or delete that file"
                 )
-            self._take(line)
+            try:
+                self._take(line)
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"fewshot: {path} must hold results as they were written, got a line with "
+                    f"{type(error).__name__}: {error}; choose another folder, or delete that file"
+                ) from error
 
     def _take(self, line: dict[str, Any]) -> None:
         if "problem" in line:
+            if not isinstance(line["stamp"], dict):
+                raise TypeError("a stamp that is no object")
             self._stamps[line["problem"]] = line["stamp"]
         else:
             name, shots, seed = line["episode"]
+            for record in line["records"]:
+                if not all(isinstance(record[field], kind) for field, kind in _RECORD.items()):
+                    raise TypeError("a record of other kinds")
+                if not 0 <= record["accuracy"] <= 1:
+                    raise ValueError(f"an accuracy of {record['accuracy']}")
             self._done[name, shots, seed] = line["of"], line["records"]
 
     def open(self, problem: Problem, settings: dict[str, Any]) -> dict[tuple[int, int], list[Record]]:

@@ -185,7 +185,7 @@ def first_difference(old: Path, new: Path) -> str:
         for a, b in zip_longest(before, now, fillvalue=b"null"):
             if a != b:
                 try:
-                    was, is_now = json.loads(a), json.loads(b)
+                    was, is_now = _files.parse_json(a), _files.parse_json(b)
                 except ValueError:  # a listing that something else wrote to
                     return ""
                 if was is None or is_now is None or was[0] != is_now[0]:
@@ -213,6 +213,6 @@ class Listed:
         with open(self.path, "rb") as file:
             for i, line in enumerate(file):
                 if i >= start:
-                    path, fields, _, reason = json.loads(line)
+                    path, fields, _, reason = _files.parse_json(line)
                     read = fail(reason) if reason else partial(_readable, path)
                     yield Item(path, read, partial(given, fields))

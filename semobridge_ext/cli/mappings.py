@@ -143,7 +143,10 @@ def load(path: Path) -> Mapping:
         with safe_open(path, framework="pt") as file:
             kind = (file.metadata() or {}).get("format")
     except SafetensorError as error:
-        raise ValueError(f"map: --mapping {path} must be a whole safetensors file, got {error}") from error
+        raise ValueError(
+            f"map: --mapping {path} must be a whole safetensors file, got {error}; "
+            "write it again with the mapping's .save()"
+        ) from error
     if kind not in FORMATS:
         raise ValueError(
             f"map: --mapping {path} must hold a known mapping, got format {kind!r}; known: "

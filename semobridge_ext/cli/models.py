@@ -150,7 +150,12 @@ def load(function: str, name: str, pretrained: str | None, device: str = "cpu") 
 def maker_of(function: str, folder: Folder, device: str = "cpu", remedy: str = "extract again") -> Encoder:
     """The model that made a folder of shards; refused where its weights are others by now."""
     settings = folder.settings()
-    encoder = load(function, settings["model"], settings["pretrained"], device)
+    if "model" not in settings or not {"weights", "weights_sha256"} & set(settings):
+        raise ValueError(
+            f"{function}: {folder.path}/settings.json must name the model and the digest of its weights, got "
+            f"{sorted(settings)}; {remedy}"
+        )
+    encoder = load(function, settings["model"], settings.get("pretrained"), device)
     if "weights" in settings:
         same = weights_digest(encoder.model) == settings["weights"]
     else:  # a folder of version 0.1.0

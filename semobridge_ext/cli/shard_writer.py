@@ -117,9 +117,9 @@ class Writer(Folder):
         path, found = self.path / SEALS, {}
         for line in path.read_bytes().splitlines() if path.is_file() else ():
             try:
-                index, features, metadata = json.loads(line)
+                index, features, metadata = _files.parse_json(line)
                 found[int(index)] = str(features), str(metadata)
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, OverflowError):
                 continue
         return found
 

@@ -11,10 +11,11 @@ shard_writer.py writes them.
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,71 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from semobridge_ext import _errors, _files
+
 FEATURES, METADATA = "img_emb", "metadata"
 _ROWS = 1 << 14  # read at once: 16384 float32 rows of width 512 are 32 MiB
 
 
-def read_json(function: str, path: Path) -> Any:
+# What the readers of a folder take from its two JSON files, where it is there.
+_TEXTS = (
+    "command",
+    "model",
+    "pretrained",
+    "weights",
+    "weights_sha256",
+    "features",
+    "takes",
+    "mapping",
+    "source",
+)
+_FLAGS = ("normalized", "text")
+_NUMBERS = ("rows", "inputs", "seconds", "images_per_second", "rows_per_second")
+
+
+def read_json(function: str, path: Path) -> dict[str, Any]:
+    """The object of a JSON file; ValueError for one that holds something else."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = _files.parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{function}: {path} must be JSON, got {error}; make the folder again") from error
+    if not isinstance(value, dict):
+        got = _errors.describe(value)
+        raise ValueError(f"{function}: {path} must be a JSON object, got {got}; make the folder again")
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a finite one, of a size that float takes."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) < 1 << 64 and math.isfinite(value)
+
+
+def npy_header(path: Path) -> int:
+    """The length of what stands before the rows of a .npy file."""
+    with open(path, "rb") as file:
+        first = np.lib.format.read_magic(file) == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+        read(file)
+        return file.tell()
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is a string that a file can hold: JSON knows halves of characters, UTF-8 does not."""
+    return isinstance(value, str) and value.encode("utf-8", "ignore").decode() == value
+
+
+@contextmanager
+def _reading(function: str, path: Path, kind: str) -> Iterator[None]:
+    """Turns whatever a reader of a file raises into one ValueError that names the file."""
+    try:
+        yield
+    except Exception as error:  # pyarrow's and NumPy's readers raise every kind at damaged bytes
+        told = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ValueError(
+            f"{function}: {path} must be a whole {kind} file, got {told}; make the folder again"
+        ) from error
 
 
 def arrow(function: str) -> Any:
@@ -78,11 +135,25 @@ class Folder:
     def settings(self) -> dict[str, Any]:
         """What made the folder; empty for one of another program."""
         path = self.path / "settings.json"
-        return read_json(self.function, path) if path.is_file() else {}
+        found = read_json(self.function, path) if path.is_file() else {}
+        for name, value in found.items():
+            if name in _TEXTS and not _is_text(value) and not (name == "pretrained" and value is None):
+                raise self._wrong(path, f"a text as {name}", value)
+            if name in _FLAGS and not isinstance(value, bool):
+                raise self._wrong(path, f"true or false as {name}", value)
+        return found
+
+    def _wrong(self, path: Path, what: str, value: Any) -> ValueError:
+        got = _errors.describe(value)
+        return ValueError(f"{self.function}: {path} must hold {what}, got {got}; make the folder again")
 
     def summary(self) -> dict[str, Any]:
         path = self.path / "summary.json"
-        return read_json(self.function, path) if path.is_file() else {}
+        found = read_json(self.function, path) if path.is_file() else {}
+        for name in _NUMBERS:
+            if name in found and not _is_number(found[name]):
+                raise self._wrong(path, f"a finite number as {name}", found[name])
+        return found
 
     def check_finished(self) -> None:
         if self.settings() and not self.summary():
@@ -94,17 +165,17 @@ class Folder:
     def features(self, index: int) -> Tensor:
         """[n, D] float16 or float32 of one shard, memory-mapped."""
         path = self.features_file(index)
-        try:
-            # Copy-on-write: torch warns about arrays that it may not write to.
-            # Empty arrays, where a whole shard was corrupt, cannot be mapped.
-            small = path.stat().st_size < 4096
-            rows = np.load(path, mmap_mode=None if small else "c", allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise ValueError(f"{self.function}: {path} must be a whole .npy file, got {error}") from error
-        if rows.ndim != 2 or rows.dtype not in (np.float16, np.float32):
+        # Copy-on-write: torch warns about arrays that it may not write to.
+        # Empty arrays, where a whole shard was corrupt, cannot be mapped.
+        with _reading(self.function, path, ".npy"):
+            size = path.stat().st_size
+            rows = np.load(path, mmap_mode=None if size < 4096 else "c", allow_pickle=False)
+            if size != (whole := npy_header(path) + rows.nbytes):
+                raise ValueError(f"{size} bytes where its header says {whole}")
+        if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.dtype not in (np.float16, np.float32):
+            got = f"{rows.dtype} {list(rows.shape)}" if isinstance(rows, np.ndarray) else type(rows).__name__
             raise ValueError(
-                f"{self.function}: {path} must be [n, D] float16 or float32, got {rows.dtype} "
-                f"{list(rows.shape)}"
+                f"{self.function}: {path} must be [n, D] float16 or float32, got {got}; make the folder again"
             )
         return torch.from_numpy(rows)
 
@@ -118,7 +189,7 @@ class Folder:
     def load(self) -> Tensor:
         """[N, D] float32 unit rows: all of them in memory."""
         normal = [torch.nn.functional.normalize(block, dim=1) for block in self.blocks()]
-        return torch.cat(normal)
+        return torch.cat(normal) if normal else torch.zeros(0, 0)
 
     def labelled(self, column: str, codes: dict[str, int]) -> tuple[Tensor, Tensor]:
         """Unit rows [N, D] and label codes [N] of the rows that have a label; `codes` grows."""
@@ -135,7 +206,12 @@ class Folder:
         if len(rows) != len(values):
             raise ValueError(
                 f"{self.function}: SHARDS must have one record per row, got {len(rows)} rows and "
-                f"{len(values)} records in {self.path}"
+                f"{len(values)} records in {self.path}; make the folder again"
+            )
+        if len(bad := _errors.rows_with(rows, lambda part: ~torch.isfinite(part))):
+            raise ValueError(
+                f"{self.function}: SHARDS must hold finite features, got NaN or infinity in {len(bad)} of "
+                f"{len(rows)} rows of {self.path} (the first is {int(bad[0])}); make the folder again"
             )
         labels = torch.tensor([codes.setdefault(str(values[i]), len(codes)) for i in kept.tolist()])
         return (rows if len(kept) == len(rows) else rows[kept]), labels
@@ -153,20 +229,52 @@ class Folder:
         return self.path / METADATA / _numbers(self.path / METADATA, rf"{METADATA}_(\d+)\.parquet")[index]
 
     def table(self, index: int) -> Any:
-        return arrow(self.function).read_table(self.metadata_file(index))
+        """The metadata of one shard: one record for each row of its features."""
+        parquet, path = arrow(self.function), self.metadata_file(index)
+        with _reading(self.function, path, "Parquet"):
+            return parquet.read_table(path)
+
+    def check_rows(self, index: int) -> None:
+        """Refuses a shard whose two files are not of one length; reads their headers."""
+        parquet, path = arrow(self.function), self.metadata_file(index)
+        with _reading(self.function, path, "Parquet"):
+            found = parquet.read_metadata(path).num_rows
+        if found != (rows := len(self.features(index))):
+            raise self._wrong(path, f"one record for each of {rows} rows", found)
+
+    def records(self, index: int, rows: list[int]) -> list[dict[str, Any]]:
+        """The metadata of some rows of one shard."""
+        table = self.table(index)
+        with _reading(self.function, self.metadata_file(index), "Parquet"):
+            return table.take(rows).to_pylist()
+
+    def counts(self, index: int) -> tuple[int, int, list[tuple[str, str]]]:
+        """Inputs and rows of one shard, and which images were corrupt and why, as `extract` notes them."""
+        parquet, path = arrow(self.function), self.metadata_file(index)
+        with _reading(self.function, path, "Parquet"):
+            facts = parquet.read_metadata(path)
+            inputs = int(facts.metadata[b"inputs"])
+            lost = [(p, why) for p, why in _files.parse_json(facts.metadata[b"corrupt"])]
+            if not all(isinstance(text, str) for pair in lost for text in pair):
+                raise TypeError("corrupt images that are no pairs of a path and a reason")
+        if inputs != facts.num_rows + len(lost):
+            raise self._wrong(path, f"{facts.num_rows + len(lost)} inputs", inputs)
+        return inputs, facts.num_rows, lost
 
     def column(self, name: str) -> list[Any]:
         """One column of all shards."""
         values: list[Any] = []
         for index in self.shards():
             table = self.table(index)
-            if name not in table.column_names:
+            with _reading(self.function, self.metadata_file(index), "Parquet"):
+                names = table.column_names
+            if name not in names:
                 raise ValueError(
                     f"{self.function}: --label must be a column of the metadata, got '{name}'; "
-                    f"{self.path} has "
-                    f"{', '.join(table.column_names)}"
+                    f"{self.path} has {', '.join(names) or 'none'}; name another"
                 )
-            values += table.column(name).to_pylist()
+            with _reading(self.function, self.metadata_file(index), "Parquet"):
+                values += table.column(name).to_pylist()
         return values
 
 

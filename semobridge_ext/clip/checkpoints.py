@@ -7,7 +7,6 @@ Over HTTP two or three range requests therefore fetch a projection: about 1 MB o
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
 import os
@@ -60,6 +59,11 @@ class _Local:
             ) from error
 
     def tensor(self, key: str) -> Tensor:
+        if key not in self.keys:  # a shard that its index has another idea of
+            raise ValueError(
+                f"{self.function}: {self.name} must hold {key}, got {sorted(self.keys)[:5]}; check the index "
+                "and its shards"
+            )
         return self._file.get_tensor(key)
 
 
@@ -79,9 +83,9 @@ class _Remote:
         if len(head) < length:
             head += self._file.read(8 + len(head), length - len(head))
         try:
-            self._header = json.loads(head)
+            self._header = _files.parse_json(head)
             self.keys = set(self._header.keys()) - {"__metadata__"}
-        except (ValueError, AttributeError, RecursionError) as error:
+        except (ValueError, AttributeError) as error:
             raise self._foreign(f"{type(error).__name__}: {error}"[:200]) from error
 
     def _foreign(self, what: str) -> ValueError:
@@ -170,7 +174,7 @@ def _is_url(place: str) -> bool:
 def _open(function: str, place: str, clock: Clock) -> _Local | _Remote:
     if _is_url(place):
         return _Remote(function, place, clock)
-    if not Path(place).is_file():
+    if not os.path.isfile(place):  # also for a name that no file system takes
         raise FileNotFoundError(f"{function}: name_or_path must exist, got {place}; check the name")
     return _Local(function, Path(place))
 
@@ -197,8 +201,8 @@ def _index(function: str, place: str, clock: Clock) -> dict[str, str]:
     else:
         raise FileNotFoundError(f"{function}: name_or_path must exist, got {place}; check the name")
     try:
-        names = dict(json.loads(data)["weight_map"].items())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        names = dict(_files.parse_json(data)["weight_map"].items())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{function}: {place} must be the index of a checkpoint, got {error!r:.200}; check the file"
         ) from error

@@ -253,7 +253,8 @@ class SeMoBridgeClassifier(ClassSums):
         )
         params = [number(where, path, "a parameter of the blend", p) for p in values["params"]]
         need(where, path, len(params) == len(BlendParams._fields), "seven parameters", params)
-        number(where, path, "scale", values["scale"])
+        values["params"] = params
+        values["scale"] = number(where, path, "scale", values["scale"])
         need(where, path, int(tensors["counts"].min()) >= 1, "a shot of every class", tensors["counts"])
         bridged = {"text_projection", "inverse"} & set(tensors)
         if values["bridge"] is None:

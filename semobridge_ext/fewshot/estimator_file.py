@@ -53,6 +53,10 @@ def load_estimator(
     tensors, meta = _schema.load(function, path, file_format, schema, ("fields", "tensors"), sizes)
     with _schema.restoring(function, path):
         values = json.loads(meta["fields"])
+        empty = [
+            name for name, value in tensors.items() if not value.numel() and "L" not in schema[name].axes
+        ]
+        _schema.need(function, path, not empty, "values in every tensor", f"none in {empty}")
         missing = [f for f in fields if f not in values]
         _schema.need(function, path, not missing, f"the fields {list(fields)}", f"a file without {missing}")
         values["names"] = [_restored(name) for name in values["names"]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +13,8 @@ from semobridge_ext import _inputs
 from semobridge_ext._schema import Field, need, number, restoring
 from semobridge_ext.fewshot.estimator import FewShotEstimator, exactly
 from semobridge_ext.fewshot.estimator_file import load_estimator, save_estimator, sort_classes
+
+_LEAST = {"beta": 0.0, "beta_": 0.0}  # a sharpness
 
 
 class StoredEstimator(FewShotEstimator):
@@ -58,9 +62,26 @@ class StoredEstimator(FewShotEstimator):
                 need(where, path, isinstance(values[name], dict), f"{name} by name", values[name])
             need(where, path, values["width"] == sizes["D"], f"the width {sizes['D']}", values["width"])
             values["numbers"] = {
-                name: number(where, path, name, values["numbers"][name]) for name in cls._numbers
+                name: number(where, path, name, values["numbers"][name], _LEAST.get(name, -math.inf))
+                for name in cls._numbers
             }
+            cls._check_params(where, path, values["params"])
             return cls._restored(tensors, values)
+
+    @classmethod
+    def _check_params(cls, where: str, path: Any, params: dict[str, Any]) -> None:
+        """Each of the kind of the constructor's default: a finite number, true or false, or a text.
+
+        What is None by default is a number or None.
+        """
+        known = inspect.signature(cls).parameters
+        for name, value in params.items():
+            need(where, path, name in known, f"parameters of {cls.__name__}", name)
+            default = known[name].default
+            if isinstance(default, (bool, str)):
+                need(where, path, type(value) is type(default), f"{type(default).__name__} as {name}", value)
+            elif isinstance(default, (int, float)) or (default is None and value is not None):
+                number(where, path, name, value, _LEAST.get(name, -math.inf))
 
     @classmethod
     def _restored(cls, tensors: dict[str, Tensor], values: dict[str, Any]) -> Any:

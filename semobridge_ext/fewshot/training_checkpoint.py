@@ -71,10 +71,25 @@ class Checkpoint:
         remedy = "remove it and train again, or finish the run with the version that began it"
         return _files.load_tensors("SeMoBridgeT.fit", self.path, FORMAT, names, required, remedy)
 
+    def _damaged(self) -> ValueError:
+        return ValueError(
+            f"SeMoBridgeT.fit: checkpoint must hold what was written, got {self.path} with other bytes; "
+            "remove it and train again"
+        )
+
+    def _stamp_of(self, text: str) -> dict[str, Any]:
+        try:
+            found = _files.parse_json(text)
+        except ValueError as error:
+            raise self._damaged() from error
+        if not isinstance(found, dict):
+            raise self._damaged()
+        return found
+
     def resume(self, trainer: BridgeTrainer) -> Best:
         """Moves the trainer to where the file was written; the next steps are those of an unbroken run."""
         _, meta = self._read(())
-        if changed := _digest.changes(json.loads(meta["stamp"]), self.stamp):
+        if changed := _digest.changes(self._stamp_of(meta["stamp"]), self.stamp):
             raise ValueError(
                 f"SeMoBridgeT.fit: checkpoint must come from the same shots and settings, got {self.path} of "
                 f"another run, with other {changed}; choose another name or remove it"
@@ -83,10 +98,7 @@ class Checkpoint:
         names = ("losses", *(f"{n}{part}" for n in trainer.parameters for part in parts))
         tensors, meta = self._read(names)
         if _digest.digest([tensors, meta["progress"]]) != meta["content"]:
-            raise ValueError(
-                f"SeMoBridgeT.fit: checkpoint must hold what was written, got {self.path} with other bytes; "
-                "remove it and train again"
-            )
+            raise self._damaged()
         steps, step, accuracy, has_best, looks = json.loads(meta["progress"])
         trainer.steps = steps
         trainer.losses.copy_(tensors["losses"])

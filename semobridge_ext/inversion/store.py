@@ -35,7 +35,7 @@ _FILE = {
 def _parsed(text: bytes) -> dict[str, Any]:
     """The settings, and the digest of the rest; empty where they are damaged."""
     try:
-        found = json.loads(text)
+        found = _files.parse_json(text)
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

@@ -86,7 +86,11 @@ def from_onnx(path: Any) -> tuple[str, dict[str, Tensor]]:
             f"{function}: path must be an existing file, got {path}; write it with .to_onnx()"
         )
     try:
-        model = onnx.load(str(path))
+        # Values in other files are none of to_onnx's, and may lie anywhere.
+        model = onnx.load(str(path), load_external_data=False)
+        tensors = {
+            t.name: torch.from_numpy(onnx.numpy_helper.to_array(t).copy()) for t in model.graph.initializer
+        }
     except Exception as error:  # protobuf's own error class is not public
         raise ValueError(
             f"{function}: {path} must be an ONNX file, got a damaged or foreign one ({error}); write it again"
@@ -97,9 +101,6 @@ def from_onnx(path: Any) -> tuple[str, dict[str, Tensor]]:
             f"{function}: {path} must be a graph that to_onnx wrote, got format {props.get('format')!r}; "
             "build a LinearMap from its matrix"
         )
-    tensors = {
-        t.name: torch.from_numpy(onnx.numpy_helper.to_array(t).copy()) for t in model.graph.initializer
-    }
     return props.get("steps", ""), tensors
 
 

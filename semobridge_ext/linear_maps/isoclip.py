@@ -182,6 +182,14 @@ class IsoCLIP(Cuts):
                 value = getattr(iso, name)
                 known = value is None or (isinstance(value, int) and not isinstance(value, bool))
                 _schema.need(where, path, known, f"a whole number as {name}", value)
+            for name in ("compress", "normalize"):
+                value = getattr(iso, name)
+                _schema.need(where, path, isinstance(value, bool), f"true or false as {name}", value)
+            rank = min(*tensors["image_projection"].shape, len(tensors["text_projection"]))
+            for side in SIDES:
+                cut = [value for value in iso._given(side) if value not in (None, UNPUBLISHED)]
+                kept = not cut or (min(cut) >= 0 and sum(cut) < rank)
+                _schema.need(where, path, kept, f"cuts that leave one of {rank} directions", cut)
         return iso
 
     def map(

@@ -266,6 +266,8 @@ class LinearMap:
         _, meta = _schema.load(where, path, FORMAT, {}, ("steps",))
         with _schema.restoring(where, path):
             schema = schema_of(meta["steps"])
+            held = sorted(_schema.names(path))
+            _schema.need(where, path, held == sorted(schema), f"the tensors {sorted(schema)}", held)
         tensors, _ = _schema.load(where, path, FORMAT, schema)
         return cls._restored(where, path, meta["steps"], tensors)
 

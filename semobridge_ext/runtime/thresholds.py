@@ -19,6 +19,7 @@ from semobridge_ext._version import __version__
 
 FORMAT = "semobridge-ext thresholds 2"
 _OLDER = ("semobridge-ext thresholds 1",)  # its keys were the names of callers
+_BACKENDS = ("eager", "native", "triton")
 VARIABLE = "SEMOBRIDGE_THRESHOLDS"
 
 Steps = list[tuple[int, str]]  # from this size on, this backend; ascending
@@ -45,14 +46,14 @@ def read(file: Path, *, remake: bool = False) -> dict[str, Any]:
         remake: True takes a file of an older format as one without devices.
     """
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = _files.parse_json(file.read_text(encoding="utf-8"))
         if remake and record["format"] in _OLDER:
             return {}
         if record["format"] != FORMAT:
             raise ValueError(f"format {record['format']!r}")
         for device in record["devices"].values():
             for name, steps in device["calls"].items():
-                if not all(isinstance(n, int) and isinstance(backend, str) for n, backend in steps):
+                if not all(isinstance(n, int) and backend in _BACKENDS for n, backend in steps):
                     raise ValueError(f"steps of {name!r} that are no pairs of a size and a backend")
         return record["devices"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

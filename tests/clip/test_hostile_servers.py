@@ -257,7 +257,7 @@ def test_hostile_behaviour(server: Server, name: str, tmp_path: Path):
 
 
 DATA: dict[str, tuple[bytes, str]] = {
-    "nested JSON": (header(b"[" * 60_000), "RecursionError"),
+    "nested JSON": (header(b"[" * 60_000), "nested too deeply"),
     "a list": (header(["text_projection"]), "must be a safetensors file"),
     "no UTF": (header(b'{"\xff\xfe": 1}'), "must be a safetensors file"),
     "huge number": (header(b'{"text_projection": ' + b"9" * 5000 + b"}"), "must be a safetensors file"),
@@ -390,7 +390,7 @@ def test_escapes_in_shard_names_are_quoted(server: Server):
 @pytest.mark.parametrize(
     "data,words",
     [
-        (b"[" * 60_000, "RecursionError"), (b"[]", "TypeError"), (b"\xff", "Unicode"),
+        (b"[" * 60_000, "nested too deeply"), (b"[]", "TypeError"), (b"\xff", "Unicode"),
         (bytes((1 << 24) + 1), "at most 16777216 bytes"),
     ],
     ids=["nested", "list", "bytes", "huge"],

@@ -183,10 +183,9 @@ def _collect(folder: Writer) -> tuple[int, int, int]:
     inputs = rows = lost = 0
     with _files.replaced(folder.path / "corrupt.tsv") as file:
         for index in folder.shards():
-            metadata = arrow("extract").read_metadata(folder.metadata_path(index))
-            inputs += int(metadata.metadata[b"inputs"])
-            rows += metadata.num_rows
-            for path, reason in json.loads(metadata.metadata[b"corrupt"]):
+            taken, kept, corrupt = folder.counts(index)
+            inputs, rows = inputs + taken, rows + kept
+            for path, reason in corrupt:
                 file.write(f"{_escaped(path)}\t{_escaped(reason)}\n".encode())
                 lost += 1
     return inputs, rows, lost
@@ -292,8 +291,7 @@ def _resume_at(folder: Writer, first: int, size: int) -> int:
     """Inputs that the first shards account for; only the last shard of all may be short."""
     if not first:
         return 0
-    last = arrow("extract").read_metadata(folder.metadata_path(first - 1)).metadata
-    return (first - 1) * size + int(last[b"inputs"])
+    return (first - 1) * size + folder.counts(first - 1)[0]
 
 
 def _is_last(folder: Writer, first: int, size: int) -> bool:

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from semobridge_ext import _errors
 from semobridge_ext.cli import models
+from semobridge_ext.cli.shards import npy_header
 
 _DESCRIPTION = """\
 Textual inversion (oti: image features in) or visual inversion (ovi: text features in). The result is
@@ -75,26 +77,60 @@ def _picto_features(name: str, model: Any, kind: str, limit: int | None) -> Tens
     return feats.clone()
 
 
+class _NoKey(KeyError):
+    """The names that a file has instead."""
+
+
+def _read_npy(path: str, key: str) -> Tensor:
+    import numpy as np
+
+    rows = np.load(path, allow_pickle=False)
+    if (size := Path(path).stat().st_size) != (whole := npy_header(Path(path)) + rows.nbytes):
+        raise ValueError(f"{size} bytes where its header says {whole}")
+    return torch.from_numpy(rows)
+
+
+def _read_safetensors(path: str, key: str) -> Tensor:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        names = list(file.keys())
+        if key not in names:
+            raise _NoKey(names)
+        return file.get_tensor(key)
+
+
+def _read_pt(path: str, key: str) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+_READERS = {".npy": _read_npy, ".safetensors": _read_safetensors, ".pt": _read_pt}
+
+
 def _read_features(path: str, key: str) -> Tensor:
     suffix = Path(path).suffix
     if not Path(path).is_file():
         raise FileNotFoundError(f"invert: input must be an existing file or picto:<set>, got {path}")
-    if suffix == ".npy":
-        import numpy as np
-
-        return torch.from_numpy(np.load(path, allow_pickle=False))
-    if suffix == ".safetensors":
-        from safetensors import safe_open
-
-        with safe_open(path, framework="pt") as file:
-            if key not in file.keys():  # noqa: SIM118 - not a dict
-                raise ValueError(
-                    f"invert: --key must be a tensor of {path}, got {key!r}; it has {list(file.keys())}"
-                )
-            return file.get_tensor(key)
-    if suffix == ".pt":
-        return torch.load(path, weights_only=True)
-    raise ValueError(f"invert: input must be .safetensors, .npy or .pt, got {path}")
+    if suffix not in (".npy", ".safetensors", ".pt"):
+        raise ValueError(
+            f"invert: input must be .safetensors, .npy or .pt, got {path}; convert it to one of them"
+        )
+    try:
+        found = _READERS[suffix](path, key)
+    except _NoKey as error:
+        raise ValueError(
+            f"invert: --key must be a tensor of {path}, got {key!r}; it has {error.args[0]}"
+        ) from error
+    except Exception as error:  # the three readers raise every kind at damaged bytes
+        told = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ValueError(
+            f"invert: {path} must be a whole {suffix} file, got {told}; copy or write it again"
+        ) from error
+    if not isinstance(found, Tensor) or not found.is_floating_point() or found.dim() != 2:
+        raise ValueError(
+            f"invert: {path} must hold float features [N, D], got {_errors.describe(found)}; write them so"
+        )
+    return found
 
 
 def run(args: argparse.Namespace) -> int:

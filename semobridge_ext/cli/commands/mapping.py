@@ -87,7 +87,8 @@ def _check(args: argparse.Namespace, folder: Folder, mapping: mappings.Mapping) 
     if found != mapping.takes:
         option = " --before-projection" if mapping.takes == mappings.HIDDEN else ""
         raise ValueError(
-            f"map: IN must hold features of the kind '{mapping.takes}' for {mapping.name}, got '{found}'; "
+            f"map: IN must hold features of the kind '{mapping.takes}' for {mapping.name}, got '{found}' in "
+            f"{folder.path}; "
             f"extract the images{option or ' without --before-projection'} for it"
         )
     if args.out.resolve() == args.input.resolve():
@@ -122,6 +123,8 @@ def run(args: argparse.Namespace) -> int:
     folder.check_finished()
     mapping = mappings.make(args.mapping, args, folder)
     _check(args, folder, mapping)
+    for index in indices:
+        folder.check_rows(index)
     if indices != list(range(len(indices))):
         raise ValueError(
             f"map: IN must have the shards 0 to {len(indices) - 1}, got {indices}; extract again"

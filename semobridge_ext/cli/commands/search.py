@@ -122,8 +122,7 @@ def _records(folder: Folder, wanted: set[int]) -> dict[int, tuple[str, str]]:
         size = len(folder.features(index))
         mine = sorted(row for row in wanted if base <= row < base + size)
         if mine:
-            table = folder.table(index)
-            part = table.take([row - base for row in mine]).to_pylist()
+            part = folder.records(index, [row - base for row in mine])
             for row, record in zip(mine, part, strict=True):
                 text = record.get("label") or record.get("caption") or ""
                 found[row] = (str(record.get("image_path", row)), str(text))
@@ -133,7 +132,8 @@ def _records(folder: Folder, wanted: set[int]) -> dict[int, tuple[str, str]]:
 
 def run(args: argparse.Namespace) -> int:
     folder = Folder("search", args.shards)
-    folder.shards()
+    for index in folder.shards():
+        folder.check_rows(index)
     folder.check_finished()
     settings = folder.settings()
     _check(args, settings)

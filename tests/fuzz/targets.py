@@ -1,0 +1,302 @@
+"""Every loader of safetensors, with a small valid file and a use of what it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+import semobridge_ext as sb
+from semobridge_ext.cli.commands.invert import _read_features
+from semobridge_ext.clip.checkpoints import read_projections
+from tests.fuzz.runner import Target, loaded
+from tests.support import towers
+from tests.support.problems import make
+
+P = make(5, 2, 12, width=7, text_width=6)
+NAMES = ["a", "b", "c", "d", "e"]
+LABELS = [NAMES[i] for i in P.labels.tolist()]
+
+
+def rows(width: int, count: int = 3) -> Tensor:
+    return torch.linspace(-1, 1.5, count * width).reshape(count, width)
+
+
+def saved(made: Callable[[], Any]) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        path = folder / "file.safetensors"
+        made().save(path)
+        return path
+
+    return write
+
+
+# -- maps --------------------------------------------------------------------------------------------
+
+
+def use_bridge(path: Path) -> Sequence[Tensor]:
+    b = loaded(sb.Bridge.load(path))
+    x = rows(b.text_projection.shape[1])
+    b.save(path)
+    return [b(x), b(x, normalize=False), b(x, project=False), b.inverse]
+
+
+def use_map(path: Path) -> Sequence[Tensor]:
+    found = loaded(sb.LinearMap.load(path))
+    found.save(path)
+    return [found(rows(found.in_features))]
+
+
+def linear_map() -> Any:
+    return sb.LinearMap.compose(
+        sb.LinearMap(rows(5, 4), rows(5, 1)[0]), sb.LinearMap(rows(6, 5), normalize=True)
+    )
+
+
+def use_onnx(path: Path) -> Sequence[Tensor]:
+    found = loaded(sb.LinearMap.from_onnx(path))
+    return [found(rows(found.in_features))]
+
+
+def make_onnx(folder: Path) -> Path:
+    linear_map().to_onnx(folder / "file.onnx")
+    return folder / "file.onnx"
+
+
+def isoclip() -> Any:
+    g = torch.Generator().manual_seed(1)
+    image, text = torch.randn(8, 4, generator=g), torch.randn(6, 4, generator=g)
+    return sb.IsoCLIP(image, text, k_top=1, k_bottom=1)
+
+
+def use_isoclip(path: Path) -> Sequence[Tensor]:
+    iso = loaded(sb.IsoCLIP.load(path))
+    v, t = iso.image_projection.shape[0], iso.text_projection.shape[0]
+    iso.save(path)
+    return [
+        iso.image(rows(v)),
+        iso.text(rows(t)),
+        iso.image(rows(v), compress=True),
+        iso.transform(rows(v if iso.side == "image" else t)),
+    ]
+
+
+# -- classifiers -------------------------------------------------------------------------------------
+
+MADE: dict[str, Callable[[], Any]] = {
+    "SeMoBridgeClassifier": lambda: sb.SeMoBridgeClassifier(P.bridge(), P.text, class_names=NAMES),
+    "SeMoBridgeT": lambda: sb.SeMoBridgeT(P.bridge(), P.text, P.hidden, class_names=NAMES, steps=2),
+    "TipAdapter": lambda: sb.TipAdapter(P.text, class_names=NAMES),
+    "TipAdapterF": lambda: sb.TipAdapterF(P.text, class_names=NAMES, epochs=1),
+    "APE": lambda: sb.APE(P.text, class_names=NAMES, channels=4),
+    "ZeroShot": lambda: sb.ZeroShot(P.text, class_names=NAMES),
+    "NearestClassMean": sb.NearestClassMean,
+    "LDA": sb.LDA,
+}
+
+
+def fitted(kind: str) -> Callable[[], Any]:
+    def made() -> Any:
+        clf = MADE[kind]()
+        return clf.fit() if kind == "ZeroShot" else clf.fit(P.shots, LABELS)
+
+    return made
+
+
+def use_estimator(kind: str) -> Callable[[Path], Sequence[Tensor]]:
+    def use(path: Path) -> Sequence[Tensor]:
+        clf = loaded(getattr(sb, kind).load(path))
+        x, y = rows(clf.n_features_in_, 6), [clf.classes_[i % len(clf.classes_)] for i in range(6)]
+        results = [clf.decision_function(x), clf.predict_proba(x), torch.as_tensor(clf.score(x, y))]
+        assert len(clf.predict(x)) == 6 and repr(clf)
+        clf.save(path)
+        if kind.startswith("SeMoBridge"):
+            clf.tune(x, y, n_trials=3, sampler="random")
+            results.append(clf.add_shots(x, y).decision_function(x))
+        elif kind in ("TipAdapter", "TipAdapterF", "APE"):
+            results.append(clf.tune(x, y).decision_function(x))
+        return results
+
+    return use
+
+
+def support() -> Any:
+    g = torch.Generator().manual_seed(2)
+    keys = torch.nn.functional.normalize(torch.randn(9, 4, generator=g), dim=1)
+    return sb.SupportSet(keys, torch.arange(9) % 3, 3, weights=torch.rand(9, generator=g))
+
+
+def use_support(path: Path) -> Sequence[Tensor]:
+    found = loaded(sb.SupportSet.load(path))
+    x = torch.nn.functional.normalize(rows(found.width), dim=1)
+    before = found.logits(x, beta=1.5)
+    if found.num_classes:
+        keys = torch.ones(2, found.width, dtype=found.keys.dtype)
+        weights = None if found.weights is None else torch.ones(2)
+        found.append(keys, torch.tensor([0, found.num_classes - 1]), weights)
+    after = found.logits(x)
+    found.save(path)
+    return [before, after]
+
+
+# -- what a run goes on from -------------------------------------------------------------------------
+
+SAMPLES = 4
+
+
+@cache
+def _model() -> Any:
+    model = towers.TEXT_MODELS["open_clip one layer"]()
+    return model
+
+
+def invert(path: Path) -> Sequence[Tensor]:
+    targets = towers.targets(SAMPLES, towers.D, towers.F32)
+    start = towers.start(SAMPLES, 1, towers.TEXT, towers.F32)
+    found = sb.oti(_model(), targets, init=start, steps=2, batch_size=2, record_steps=(1,), out=path)
+    return [found.tokens, found.features, found.losses]
+
+
+def make_inversion(folder: Path) -> Path:
+    invert(folder / "file.safetensors")
+    return folder / "file.safetensors"
+
+
+def make_part(folder: Path) -> Path:
+    """The first chunk, as a killed run leaves it."""
+    from semobridge_ext.inversion import invert as inversion
+
+    out, save = folder / "whole.safetensors", inversion.Store.save
+
+    class Killed(Exception):
+        pass
+
+    def dies(self: Any, index: int, chunk: Any) -> None:
+        if index == 1:
+            raise Killed
+        save(self, index, chunk)
+
+    inversion.Store.save = dies  # type: ignore[method-assign]
+    try:
+        invert(out)
+    except Killed:
+        pass
+    finally:
+        inversion.Store.save = save  # type: ignore[method-assign]
+    (path,) = (folder / "whole.safetensors.parts").iterdir()
+    return path
+
+
+def use_part(path: Path) -> Sequence[Tensor]:
+    whole = path.parent.parent / "whole.safetensors"
+    whole.unlink(missing_ok=True)
+    return invert(whole)
+
+
+def train(path: Path) -> Sequence[Tensor]:
+    clf = sb.SeMoBridgeT(P.bridge(), P.text, P.hidden, steps=4, warmup=1, eval_every=2, checkpoint_every=2)
+    clf.fit(P.shots, P.labels, validation=(P.queries, P.targets), checkpoint=path)
+    return [clf.losses_, clf.decision_function(rows(7))]
+
+
+def make_checkpoint(folder: Path) -> Path:
+    """The file after two of four steps."""
+    from semobridge_ext.fewshot.training_checkpoint import Checkpoint
+
+    path, kept, write = folder / "run.safetensors", [], Checkpoint.write
+
+    def keeps(self: Any, trainer: Any, best: Any) -> None:
+        write(self, trainer, best)
+        kept.append(path.read_bytes())
+
+    Checkpoint.write = keeps  # type: ignore[method-assign]
+    try:
+        train(path)
+    finally:
+        Checkpoint.write = write  # type: ignore[method-assign]
+    path.write_bytes(kept[0])
+    return path
+
+
+# -- checkpoints and features of others --------------------------------------------------------------
+
+
+def make_projections(folder: Path) -> Path:
+    path = folder / "model.safetensors"
+    tensors = {"text_projection": rows(4, 6).sin(), "visual.proj": rows(4, 5).cos()}
+    save_file({n: t.contiguous() for n, t in tensors.items()}, path, {"format": "semobridge no format"})
+    return path
+
+
+def use_projections(path: Path) -> Sequence[Tensor]:
+    read_projections("Bridge.from_pretrained", path, ("text", "image"), timeout=60)
+    loaded(None)
+    b, iso = sb.Bridge.from_pretrained(path), sb.IsoCLIP.from_pretrained(path, k_top=1, k_bottom=1)
+    x = rows(b.text_projection.shape[1])
+    return [b(x), iso.image(rows(iso.image_projection.shape[0]))]
+
+
+def make_index(folder: Path) -> Path:
+    import json
+
+    make_projections(folder)
+    path = folder / "model.safetensors.index.json"
+    names = {"text_projection": "model.safetensors", "visual.proj": "model.safetensors"}
+    path.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": names}))
+    return path
+
+
+def make_features(folder: Path) -> Path:
+    path = folder / "file.safetensors"
+    save_file({"features": rows(4)}, path, {"format": "semobridge no format"})
+    return path
+
+
+def use_features(path: Path) -> Sequence[Tensor]:
+    return [_read_features(str(path), "features").float()]
+
+
+S = "safetensors"
+TARGETS = [
+    Target("Bridge.load", S, ("Bridge.load",), saved(P.bridge), use_bridge),
+    Target("LinearMap.load", S, ("LinearMap.load",), saved(linear_map), use_map),
+    Target("LinearMap.from_onnx", "bytes", ("LinearMap.from_onnx",), make_onnx, use_onnx),
+    Target(
+        "IsoCLIP.load",
+        S,
+        ("IsoCLIP.load",),
+        saved(isoclip),
+        use_isoclip,
+        free=("params", "k_top", "k_bottom"),
+    ),
+    *(
+        Target(f"{kind}.load", S, (f"{kind}.load",), saved(fitted(kind)), use_estimator(kind))
+        for kind in MADE
+    ),
+    Target("SupportSet.load", S, ("SupportSet.load",), saved(support), use_support, nan=True),
+    Target("oti(out=)", S, ("oti",), make_inversion, invert, 0.2),
+    Target("oti(out=), a part", S, ("oti",), make_part, use_part, 0.2),
+    Target("SeMoBridgeT.fit(checkpoint=)", S, ("SeMoBridgeT.fit",), make_checkpoint, train, 0.5),
+    Target(
+        "from_pretrained",
+        S,
+        ("Bridge.from_pretrained", "IsoCLIP.from_pretrained"),
+        make_projections,
+        use_projections,
+        free=("resized", "shape"),
+    ),
+    Target(
+        "from_pretrained, an index",
+        "json",
+        ("Bridge.from_pretrained", "IsoCLIP.from_pretrained"),
+        make_index,
+        use_projections,
+        depth=1,
+    ),
+    Target("invert, .safetensors", S, ("invert",), make_features, use_features, nan=True, free=("shape",)),
+]
