@@ -5,6 +5,7 @@ A module that computes anything but a pre-norm block is refused by name, never a
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -37,10 +38,10 @@ class Reader:
             return None
         if not isinstance(module, nn.LayerNorm) or module.weight is None or module.bias is None:
             raise self.refuse(f"{where} = {type(module).__name__} where a LayerNorm is needed")
-        weight, bias, eps = module.weight, module.bias, module.eps
         self._computes(
-            module, where, weight.shape[0], lambda x: F.layer_norm(x, weight.shape, weight, bias, eps)
-        )
+            module, where, module.weight.shape[0],
+            lambda m, x: F.layer_norm(x, m.weight.shape, m.weight, m.bias, m.eps),
+        )  # fmt: skip
         return Norm(self.tensor(module.weight), self.tensor(module.bias), module.eps)
 
     def needed_norm(self, module: Any, where: str) -> Norm:
@@ -53,7 +54,7 @@ class Reader:
         """A Linear layer, with a LayerScale behind it folded in."""
         if not isinstance(module, nn.Linear):
             raise self.refuse(f"{where} = {type(module).__name__} where a Linear layer is needed")
-        self._computes(module, where, module.in_features, lambda x: F.linear(x, module.weight, module.bias))
+        self._computes(module, where, module.in_features, lambda m, x: F.linear(x, m.weight, m.bias))
         weight = self.tensor(module.weight).T
         bias = None if module.bias is None else self.tensor(module.bias)
         if scale is None or isinstance(scale, nn.Identity):
@@ -64,15 +65,22 @@ class Reader:
         return Linear(weight * gamma, None if bias is None else bias * gamma)
 
     def _computes(
-        self, module: nn.Module, where: str, width: int, formula: Callable[[Tensor], Tensor]
+        self, module: nn.Module, where: str, width: int, formula: Callable[[Any, Tensor], Tensor]
     ) -> None:
         """Refuses a layer that adds to its weights: an adapter, a hook, a parametrization."""
         weight: Any = module.weight
         ramp = torch.linspace(-2, 2, 3 * width, dtype=torch.float32, device=weight.device)
         x = torch.sin(7 * ramp).view(3, width).to(weight.dtype)
-        try:
+
+        def both(m: nn.Module, rows: Tensor) -> tuple[Tensor, Tensor]:
             with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
-                found, want = module(x).double(), formula(x).double()
+                return m(rows).double(), formula(m, rows).double()
+
+        try:
+            try:
+                found, want = both(module, x)
+            except RuntimeError:  # clip's LayerNorm casts rows to float32, whatever its weights are
+                found, want = both(copy.deepcopy(module).float(), x.float())
         except (TypeError, ValueError, IndexError, RuntimeError) as error:
             what = f"{where} = {type(module).__name__}, which takes no plain rows ({error})"
             raise self.refuse(what) from error

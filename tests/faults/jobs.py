@@ -147,7 +147,7 @@ def support_set(home: Path, seed: int = 0) -> None:
 
 
 def choices(home: Path, device: str = "B") -> None:
-    steps = [(1, "eager"), (4096, "cuda")]
+    steps = [(1, "eager"), (4096, "native")]
     thresholds.write(
         home / "out" / "here" / "thresholds.json", device, sb.__version__, {"topk float32": steps}
     )
