@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -39,14 +41,28 @@ def choose(function: str, device: torch.device, dtype: torch.dtype) -> str:
     return "torch" if device.type == "cuda" and requested() != "eager" else "eager"
 
 
-def _digest(model: Any) -> tuple[tuple[Any, ...], ...]:
+def _tensors(part: Any) -> Iterator[Tensor]:
+    """Those of a tower's specification, in its order."""
+    if isinstance(part, Tensor):
+        yield (
+            part.mT if part.dim() == 2 and part.mT.is_contiguous() else part
+        )  # a weight is a transposed view
+    elif isinstance(part, tuple):
+        for one in part:
+            yield from _tensors(one)
+    elif is_dataclass(part):
+        for field in fields(part):
+            yield from _tensors(getattr(part, field.name))
+
+
+def _digest(tower: Tower) -> tuple[tuple[Any, ...], ...]:
     """Changes with every weight, however it was written: versions miss what goes through ``.data``.
 
     Two sums of words for each tensor, by row and by column, with their places: one pass over the memory, a
     small part of what packing or one step costs.
     """
     found = []
-    for t in (*model.parameters(), *model.buffers()):
+    for t in _tensors(tower):
         words = _words(t.detach())
         rows = words.sum(1) if len(words) else words.new_zeros(0)
         columns = words.sum(0)
@@ -56,12 +72,12 @@ def _digest(model: Any) -> tuple[tuple[Any, ...], ...]:
     return tuple(found)
 
 
-def _words(t: Tensor) -> Tensor:  # -> [n, 4096] int32
-    """The tensor's bits, the end filled with zeros."""
+def _words(t: Tensor) -> Tensor:  # -> [n, 2048] int64
+    """The tensor's bits, the end filled with zeros; PyTorch adds int64 at the speed of memory, int32 not."""
     data = t.contiguous().reshape(-1).view(torch.uint8)
     if short := -len(data) % 16384:
         data = torch.nn.functional.pad(data, (0, short))
-    return data.view(torch.int32).view(-1, 4096)
+    return data.view(torch.int64).view(-1, 2048)
 
 
 def make_engine(
@@ -72,7 +88,7 @@ def make_engine(
     if chosen == "eager":
         return EagerTower(tower, rows)
     make: type[Weights] = PackedTower if chosen == "cpu" else LaunchedWeights
-    kind, digest = f"{function} {weights} {make.__name__}", _digest(model)
+    kind, digest = f"{function} {weights} {make.__name__}", _digest(tower)
     kept = _shared.setdefault(model, {})
     if kind not in kept or kept[kind][0] != digest:
         kept.clear()  # one set of weights a model: they are as large as the model, so none is copied either
