@@ -129,7 +129,9 @@ import semobridge_ext as sb
 from semobridge_ext.runtime.threads import thread_count
 
 torch.set_num_threads(2)
-x, gallery, labels = torch.randn(300, 256), torch.randn(4000, 256), torch.arange(4000) % 7
+torch.manual_seed(0)
+x, gallery = (torch.nn.functional.normalize(torch.randn(n, 256), dim=1) for n in (300, 4000))
+labels = torch.arange(4000) % 7
 other = torch.randn(300, 256)
 bridge = sb.Bridge(torch.randn(256, 256))
 
