@@ -58,6 +58,7 @@ def calls() -> dict[str, Callable[[], Any]]:
     bridge = sb.Bridge(torch.randn(512, 512) / 20)
     text, bridged, raw = (torch.nn.functional.normalize(torch.randn(1000, 512).double()) for _ in range(3))
     tall = torch.randn(4096, 512)
+    sb.ops.project_normalize(rows(2, 4096), tall)  # the first call of an operator makes PyTorch import more
     right = torch.linalg.qr(torch.randn(512, 256).double())[0]
     operand = BlendOperand(text, bridged, raw, torch.rand(1000).double(), right @ right.T, right)
     return {
