@@ -85,10 +85,7 @@ SB_INLINE void loss_of_row(const RowLossArgs& a, int64_t n, int64_t y, T* __rest
     const V v = load(line + i);
     top = v > top ? v : top;
   }
-  T lane[kLanes];
-  store(lane, top);
-  T most = lane[0];
-  for (int i = 1; i < kLanes; ++i) most = lane[i] > most ? lane[i] : most;
+  const T most = max_lanes<T>(top);
   V sum{}, weighted{};
   T* __restrict exps = line + padded;
   for (int64_t i = 0; i < padded; i += kLanes) {

@@ -53,6 +53,15 @@ SB_INLINE T sum_lanes(typename Simd<T>::Vec v) {
   return lane[0];
 }
 
+template <class T>
+SB_INLINE T max_lanes(typename Simd<T>::Vec v) {
+  T lane[Simd<T>::kLanes];
+  store(lane, v);
+  T most = lane[0];
+  for (int i = 1; i < Simd<T>::kLanes; ++i) most = lane[i] > most ? lane[i] : most;
+  return most;
+}
+
 SB_INLINE float bits_to_float(uint32_t u) {
   float f;
   __builtin_memcpy(&f, &u, 4);

@@ -36,10 +36,7 @@ SB_INLINE T shifted_row(const ConstMatrix& m, int64_t n, T inverse, int64_t padd
     const V v = load(line + i);
     top = v > top ? v : top;
   }
-  T lane[kLanes];
-  store(lane, top);
-  T most = lane[0];
-  for (int i = 1; i < kLanes; ++i) most = lane[i] > most ? lane[i] : most;
+  const T most = max_lanes<T>(top);
   for (int64_t i = 0; i < padded; i += kLanes) store(line + i, load(line + i) - most);
   return most;
 }

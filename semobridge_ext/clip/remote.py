@@ -84,30 +84,22 @@ class _Connection(http.client.HTTPConnection):
         self._line.add(self)
 
 
-class _SecureConnection(http.client.HTTPSConnection):
-    def __init__(self, line: _Line, host: str, **options: Any) -> None:
-        super().__init__(host, **options)
-        self._line = line
-
-    def connect(self) -> None:
-        super().connect()
-        self._line.add(self)
+class _SecureConnection(_Connection, http.client.HTTPSConnection):
+    """The same over TLS."""
 
 
-class _Plain(urllib.request.HTTPHandler):
+class _OnLine(urllib.request.AbstractHTTPHandler):
     def __init__(self, line: _Line) -> None:
         super().__init__()
         self._line = line
 
+
+class _Plain(_OnLine, urllib.request.HTTPHandler):
     def http_open(self, request: urllib.request.Request) -> Any:
         return self.do_open(partial(_Connection, self._line), request)  # type: ignore[arg-type]
 
 
-class _Secure(urllib.request.HTTPSHandler):
-    def __init__(self, line: _Line) -> None:
-        super().__init__()
-        self._line = line
-
+class _Secure(_OnLine, urllib.request.HTTPSHandler):
     def https_open(self, request: urllib.request.Request) -> Any:
         return self.do_open(partial(_SecureConnection, self._line), request)  # type: ignore[arg-type]
 

@@ -72,6 +72,7 @@ class Store:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Keeps other runs off the file and its parts."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with _locks.held(self.function, "out", self.path, self._lock):
             yield
 

@@ -95,6 +95,12 @@ OTHER = {
 }
 
 
+def test_the_folder_of_a_new_file_is_made(tmp_path: Path) -> None:
+    positional, options = arguments(steps=6)
+    sb.oti(*positional, out=tmp_path / "new" / "deep" / "inv.safetensors", **options)
+    assert [p.name for p in (tmp_path / "new" / "deep").iterdir()] == ["inv.safetensors"]
+
+
 @pytest.mark.parametrize("name", OTHER)
 def test_other_settings_are_refused(tmp_path: Path, name: str) -> None:
     out = tmp_path / "inv.safetensors"
