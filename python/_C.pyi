@@ -9,9 +9,12 @@ View = tuple[int, int, int, int, int]
 Packed = tuple[int, int, int, int]
 
 CANDIDATE_PAD: int
+CODE_BOUNDS: int
+MAX_CODE_WIDTH: int
 PANEL: int
 RANK_BLOCK: int
 
+def active_dot() -> bool: ...
 def active_isa() -> str: ...
 def adamw(
     dtype: int,
@@ -48,6 +51,7 @@ def blend_logits(
     threads: int,
 ) -> None: ...
 def build_config() -> dict[str, str]: ...
+def code_panel_bytes(cols: int) -> int: ...
 def count_correct(
     dtype: int,
     rows: int,
@@ -84,6 +88,7 @@ def prune_candidates(
     counts: int,
     threads: int,
 ) -> None: ...
+def quantize_rows(rows: View, codes: int, bounds: int, threads: int) -> None: ...
 def rank_counts(
     queries: View,
     gallery: View,
@@ -129,11 +134,30 @@ def topk(
     gallery: View,
     k: int,
     exclude: int,
+    allow: int,
+    begin: int,
+    end: int,
     scores: int,
     indices: int,
     workspace: int,
     threads: int,
 ) -> None: ...
+def topk_filtered(
+    queries: View,
+    gallery: View,
+    codes: int,
+    bounds: int,
+    k: int,
+    exclude: int,
+    allow: int,
+    begin: int,
+    end: int,
+    scores: int,
+    indices: int,
+    workspace: int,
+    threads: int,
+) -> dict[str, int]: ...
+def topk_filtered_workspace(n: int, g: int, k: int, threads: int) -> int: ...
 def topk_workspace(n: int, g: int, k: int, compute: int, threads: int) -> int: ...
 
 class ClassBatch:

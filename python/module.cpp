@@ -30,10 +30,11 @@ PYBIND11_MODULE(_C, m) {
     }
   });
   m.def("active_isa", [] { return std::string(sb::isa_name(sb::active_isa())); });
+  m.def("active_dot", &sb::active_dot);
   m.def("set_isa", [](const std::string& name) { sb::set_isa(name.c_str()); }, py::arg("name"));
   m.def("isa_table", [] {
     py::typing::Dict<py::str, py::typing::Tuple<py::bool_, py::bool_>> table;
-    for (sb::Isa isa : {sb::Isa::kPortable, sb::Isa::kAvx2, sb::Isa::kAvx512}) {
+    for (sb::Isa isa : sb::kIsas) {
       table[sb::isa_name(isa)] = py::make_tuple(sb::isa_compiled(isa), sb::isa_runnable(isa));
     }
     return table;

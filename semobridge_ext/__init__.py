@@ -26,7 +26,7 @@ from semobridge_ext.fewshot.support_set import SupportSet
 from semobridge_ext.inversion import Inversion, oti, ovi
 from semobridge_ext.linear_maps import IsoCLIP, LinearMap
 from semobridge_ext.ops import TopK, retrieval_metrics, support_logits, topk
-from semobridge_ext.retrieval import revisited_metrics
+from semobridge_ext.retrieval import Gallery, revisited_metrics
 from semobridge_ext.runtime.backend import backend
 from semobridge_ext.runtime.info import build_info
 
@@ -44,6 +44,7 @@ __all__ = [  # noqa: RUF022 - plain order
     "APE",
     "Bridge",
     "Diagnosis",
+    "Gallery",
     "Inversion",
     "IsoCLIP",
     "LDA",

@@ -26,7 +26,7 @@ from semobridge_ext.runtime import backend as _backend
 from tests.cuda_emulation.build import Emulation
 from tests.support.build_cache import remove_stale
 from tests.support.comparer import WORST, note
-from tests.support.places import runnable_isas
+from tests.support.places import kernel_isas, runnable_isas
 from tests.support.tolerances import LIMITS, tolerance
 
 BASE_SEED = int(os.environ.get("TEST_SEED", "250926036"))  # another one finds tests that hang on this one
@@ -110,9 +110,16 @@ def _process_state() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-@pytest.fixture(params=runnable_isas() if _backend._C is not None else [])
+@pytest.fixture(params=kernel_isas() if _backend._C is not None else [])
 def isa(request: pytest.FixtureRequest) -> str:
-    """Each instruction set that this build and processor have."""
+    """Each instruction set of this build and processor that has kernels of its own."""
+    _backend._C.set_isa(request.param)
+    return request.param
+
+
+@pytest.fixture(params=runnable_isas() if _backend._C is not None else [])
+def code_isa(request: pytest.FixtureRequest) -> str:
+    """Each instruction set, those included that differ in the products of codes alone."""
     _backend._C.set_isa(request.param)
     return request.param
 

@@ -66,6 +66,33 @@ SB_INLINE uint32_t pass_mask(const T* p, T threshold) {
   return mask;
 }
 
+// Which of kPanel values are below a threshold; NaN never is.
+SB_INLINE uint32_t below_mask(const float* p, float threshold) {
+  uint32_t mask = 0;
+#if SB_VEC_BYTES == 64 && defined(__AVX512F__)
+  const __m512 t = _mm512_set1_ps(threshold);
+  for (int i = 0; i < 2; ++i) {
+    mask |= static_cast<uint32_t>(_mm512_cmp_ps_mask(_mm512_loadu_ps(p + 16 * i), t, _CMP_LT_OQ))
+            << (16 * i);
+  }
+#elif SB_VEC_BYTES == 32 && defined(__AVX2__)
+  const __m256 t = _mm256_set1_ps(threshold);
+  for (int i = 0; i < 4; ++i) {
+    const __m256 below = _mm256_cmp_ps(_mm256_loadu_ps(p + 8 * i), t, _CMP_LT_OQ);
+    mask |= static_cast<uint32_t>(_mm256_movemask_ps(below)) << (8 * i);
+  }
+#elif defined(__SSE2__)
+  const __m128 t = _mm_set1_ps(threshold);
+  for (int i = 0; i < 8; ++i) {
+    mask |= static_cast<uint32_t>(_mm_movemask_ps(_mm_cmplt_ps(_mm_loadu_ps(p + 4 * i), t)))
+            << (4 * i);
+  }
+#else
+  for (int i = 0; i < 32; ++i) mask |= static_cast<uint32_t>(p[i] < threshold) << i;
+#endif
+  return mask;
+}
+
 // The first n columns of a panel.
 SB_INLINE uint32_t first_columns(int64_t n) { return n >= 32 ? ~0u : (1u << n) - 1u; }
 

@@ -9,6 +9,12 @@
 
 #include "core/interrupt.h"
 #include "core/table.h"
+#ifdef SB_HAVE_X86
+#include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 
 namespace semobridge {
 namespace portable {
@@ -22,15 +28,18 @@ extern const KernelTable kTable;
 }
 namespace {
 
-constexpr Isa kAll[] = {Isa::kPortable, Isa::kAvx2, Isa::kAvx512};
-
 const KernelTable* table_of(Isa isa) {
   switch (isa) {
 #ifdef SB_HAVE_X86
     case Isa::kAvx512:
+    case Isa::kAvx512Dot:
       return &avx512::kTable;
     case Isa::kAvx2:
+    case Isa::kAvx2Dot:
       return &avx2::kTable;
+#endif
+#ifdef __aarch64__
+    case Isa::kNeonDot:
 #endif
     case Isa::kPortable:
       return &portable::kTable;
@@ -39,35 +48,37 @@ const KernelTable* table_of(Isa isa) {
   }
 }
 
-std::string runnable_names() {
-  std::string names;
-  for (Isa isa : kAll) {
-    if (isa_runnable(isa)) names += (names.empty() ? "" : ", ") + std::string(isa_name(isa));
+// Those of this kind of processor, or those that run on this one.
+std::string names(bool runnable) {
+  std::string all;
+  for (Isa isa : kIsas) {
+    if (runnable ? !isa_runnable(isa) : !isa_compiled(isa)) continue;
+    all += (all.empty() ? "" : ", ") + std::string(isa_name(isa));
   }
-  return names;
+  return all;
 }
 
 Isa parse_isa(const char* name) {
-  for (Isa isa : kAll) {
+  for (Isa isa : kIsas) {
     if (std::strcmp(name, isa_name(isa)) != 0) continue;
     if (isa_runnable(isa)) return isa;
     throw std::invalid_argument(
         std::string(
             "SEMOBRIDGE_ISA: must be an instruction set of this build and processor, got ") +
-        name + "; available: " + runnable_names());
+        name + "; available: " + names(true));
   }
-  throw std::invalid_argument(
-      std::string("SEMOBRIDGE_ISA: must be one of portable, avx2, avx512, got ") + name +
-      "; available here: " + runnable_names());
+  throw std::invalid_argument("SEMOBRIDGE_ISA: must be one of " + names(false) + ", got " + name +
+                              "; available here: " + names(true));
 }
 
 Isa initial_isa() {
   const char* wanted = std::getenv("SEMOBRIDGE_ISA");
   if (wanted != nullptr && *wanted != '\0') return parse_isa(wanted);
-  for (Isa isa : {Isa::kAvx512, Isa::kAvx2}) {
-    if (isa_runnable(isa)) return isa;
+  Isa best = Isa::kPortable;
+  for (Isa isa : kIsas) {
+    if (isa_runnable(isa)) best = isa;
   }
-  return Isa::kPortable;
+  return best;
 }
 
 [[noreturn]] void refuse(const char* kernel) {
@@ -78,14 +89,28 @@ Isa initial_isa() {
 
 std::atomic<int> g_isa{-1};
 
+#ifdef SB_HAVE_X86
+// g++ 12 knows no name for it: leaf 7.1, EAX, bit 4. The ymm registers it needs are AVX2's.
+bool has_avx_vnni() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;
+}
+#endif
+
 }  // namespace
 
 const char* isa_name(Isa isa) {
   switch (isa) {
+    case Isa::kAvx512Dot:
+      return "avx512dot";
     case Isa::kAvx512:
       return "avx512";
+    case Isa::kAvx2Dot:
+      return "avx2dot";
     case Isa::kAvx2:
       return "avx2";
+    case Isa::kNeonDot:
+      return "neondot";
     default:
       return "portable";
   }
@@ -96,16 +121,19 @@ bool isa_compiled(Isa isa) { return table_of(isa) != nullptr; }
 bool isa_runnable(Isa isa) {
   if (!isa_compiled(isa)) return false;
 #ifdef SB_HAVE_X86
-  if (isa == Isa::kAvx512) {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-           __builtin_cpu_supports("f16c");
-  }
-  if (isa == Isa::kAvx2) {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-           __builtin_cpu_supports("f16c");
-  }
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl");
+  if (isa == Isa::kAvx512Dot) return avx512 && __builtin_cpu_supports("avx512vnni");
+  if (isa == Isa::kAvx512) return avx512;
+  if (isa == Isa::kAvx2Dot) return avx2 && has_avx_vnni();
+  if (isa == Isa::kAvx2) return avx2;
+#elif defined(__aarch64__) && defined(__linux__)
+  if (isa == Isa::kNeonDot) return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#elif defined(__aarch64__)
+  if (isa == Isa::kNeonDot) return false;
 #endif
   return true;
 }
@@ -117,6 +145,11 @@ Isa active_isa() {
     g_isa.store(isa, std::memory_order_relaxed);
   }
   return static_cast<Isa>(isa);
+}
+
+bool active_dot() {
+  const Isa isa = active_isa();
+  return isa == Isa::kNeonDot || isa == Isa::kAvx2Dot || isa == Isa::kAvx512Dot;
 }
 
 void set_isa(const char* name) { g_isa.store(static_cast<int>(parse_isa(name))); }

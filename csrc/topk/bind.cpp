@@ -1,3 +1,5 @@
+#include <pybind11/typing.h>
+
 #include "bindings.h"
 #include "topk/cuda.h"
 #include "topk/topk.h"
@@ -12,12 +14,16 @@ SB_BIND_CPU(m) {
   m.def(
       "topk",
       [](const sb::ConstMatrix& queries, const sb::ConstMatrix& gallery, int64_t k,
-         uintptr_t exclude, uintptr_t scores, uintptr_t indices, uintptr_t workspace, int threads) {
+         uintptr_t exclude, uintptr_t allow, int64_t begin, int64_t end, uintptr_t scores,
+         uintptr_t indices, uintptr_t workspace, int threads) {
         sb::TopkArgs args;
         args.queries = queries;
         args.gallery = gallery;
         args.k = k;
         args.exclude = at<const int64_t>(exclude);
+        args.allow = at<const bool>(allow);
+        args.begin = begin;
+        args.end = end;
         args.scores = at<void>(scores);
         args.indices = at<int64_t>(indices);
         args.workspace = at<void>(workspace);
@@ -25,7 +31,46 @@ SB_BIND_CPU(m) {
         py::gil_scoped_release release;
         sb::topk(args);
       },
-      py::arg("queries"), py::arg("gallery"), py::arg("k"), py::arg("exclude"), py::arg("scores"),
+      py::arg("queries"), py::arg("gallery"), py::arg("k"), py::arg("exclude"), py::arg("allow"),
+      py::arg("begin"), py::arg("end"), py::arg("scores"), py::arg("indices"), py::arg("workspace"),
+      py::arg("threads"));
+  m.def("topk_filtered_workspace", &sb::topk_filtered_workspace, py::arg("n"), py::arg("g"),
+        py::arg("k"), py::arg("threads"));
+  m.def(
+      "topk_filtered",
+      [](const sb::ConstMatrix& queries, const sb::ConstMatrix& gallery, uintptr_t codes,
+         uintptr_t bounds, int64_t k, uintptr_t exclude, uintptr_t allow, int64_t begin,
+         int64_t end, uintptr_t scores, uintptr_t indices, uintptr_t workspace, int threads) {
+        sb::TopkFilteredArgs args;
+        args.plain.queries = queries;
+        args.plain.gallery = gallery;
+        args.plain.k = k;
+        args.plain.exclude = at<const int64_t>(exclude);
+        args.plain.allow = at<const bool>(allow);
+        args.plain.begin = begin;
+        args.plain.end = end;
+        args.plain.scores = at<void>(scores);
+        args.plain.indices = at<int64_t>(indices);
+        args.plain.workspace = at<void>(workspace);
+        args.plain.threads = at_least_one(threads);
+        args.coded = {at<const uint8_t>(codes), at<const float>(bounds)};
+        sb::TopkFilterCounts counts;
+        args.counts = &counts;
+        {
+          py::gil_scoped_release release;
+          sb::topk_filtered(args);
+        }
+        py::typing::Dict<py::str, py::int_> found;
+        found["scored"] = counts.scored;
+        found["scored_early"] = counts.scored_early;
+        found["one_plane"] = counts.chunks[0];
+        found["two_planes"] = counts.chunks[1];
+        found["float32"] = counts.chunks[2];
+        found["uncoded_queries"] = counts.unfiltered;
+        return found;
+      },
+      py::arg("queries"), py::arg("gallery"), py::arg("codes"), py::arg("bounds"), py::arg("k"),
+      py::arg("exclude"), py::arg("allow"), py::arg("begin"), py::arg("end"), py::arg("scores"),
       py::arg("indices"), py::arg("workspace"), py::arg("threads"));
 }
 

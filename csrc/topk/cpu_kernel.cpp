@@ -18,6 +18,10 @@ namespace {
 
 constexpr int64_t kTopkChunk = 2048;  // gallery rows handed to a thread at a time
 
+SB_INLINE int64_t query_of(const TopkArgs& a, int64_t i) {
+  return a.select != nullptr ? a.select[i] : i;
+}
+
 template <class T>
 struct RowState {
   Candidate<T>* candidates;
@@ -29,8 +33,9 @@ struct RowState {
 template <class T>
 struct TopkEpilogue {
   int64_t k, capacity;
-  const int64_t* exclude;  // of the block; may be null
-  RowState<T>* states;     // [rows]
+  const TopkArgs& args;
+  int64_t query0;       // first of the block
+  RowState<T>* states;  // [rows]
 
   void begin_group(int64_t, int64_t) {}
 
@@ -45,7 +50,7 @@ struct TopkEpilogue {
   void add(RowState<T>& state, uint32_t mask, const T* scores, int64_t key, int64_t excluded) {
     for (; mask != 0; mask &= mask - 1) {
       const int j = __builtin_ctz(mask);
-      if (key + j == excluded) continue;
+      if (key + j == excluded || (args.allow != nullptr && !args.allow[key + j])) continue;
       if (state.count == capacity) select(state);
       if (state.full && !(scores[j] > state.threshold)) continue;
       state.candidates[state.count++] = {scores[j], static_cast<uint32_t>(key + j)};
@@ -56,7 +61,8 @@ struct TopkEpilogue {
             int64_t ld) {
     for (int r = 0; r < rows; ++r) {
       RowState<T>& state = states[row + r];
-      const int64_t excluded = exclude != nullptr ? exclude[row + r] : -1;
+      const int64_t excluded =
+          args.exclude != nullptr ? args.exclude[query_of(args, query0 + row + r)] : -1;
       for (int64_t col = 0; col < count; col += kPanel) {
         const T* at = scores + r * ld + col;
         uint32_t mask = first_columns(count - col);
@@ -69,14 +75,16 @@ struct TopkEpilogue {
 
 template <class T>
 void topk_typed(const TopkArgs& a) {
-  const int64_t n = a.queries.rows, g = a.gallery.rows, d = a.queries.cols, k = a.k;
+  const int64_t n = a.select != nullptr ? a.selected : a.queries.rows;
+  const int64_t first = a.begin, last = a.end < 0 ? a.gallery.rows : a.end, g = last - first;
+  const int64_t d = a.queries.cols, k = a.k;
   const int team = team_size(n, g, d, a.threads);
   const DType compute = sizeof(T) == 8 ? DType::kFloat64 : DType::kFloat32;
   const int64_t capacity = topk_capacity(k, g);
   const int64_t block_max = topk_block_rows(n, g, k, compute, a.threads);
   const int64_t blocks = (n + block_max - 1) / block_max;
   const int64_t chunks = (g + kTopkChunk - 1) / kTopkChunk;
-  const Rows queries{a.queries}, gallery{a.gallery};
+  const Rows queries{a.queries, a.select}, gallery{a.gallery};
   T* packed = thread_scratch<T>().reserve(block_max * d);
   Candidate<T>* workspace = static_cast<Candidate<T>*>(a.workspace);
   RowState<T>* states = thread_scratch<RowState<T>>().reserve(team * block_max);
@@ -96,13 +104,12 @@ void topk_typed(const TopkArgs& a) {
       }
 #pragma omp for schedule(static)
       for (int64_t t = 0; t < block.tiles; ++t) block.pack(queries, row0, t);
-      TopkEpilogue<T> epilogue{k, capacity, a.exclude != nullptr ? a.exclude + row0 : nullptr,
-                               mine};
+      TopkEpilogue<T> epilogue{k, capacity, a, row0, mine};
 #pragma omp for schedule(monotonic : dynamic, 1)
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
         if (watch.stop()) continue;
-        const int64_t begin = chunk * kTopkChunk;
-        const int64_t end = begin + kTopkChunk < g ? begin + kTopkChunk : g;
+        const int64_t begin = first + chunk * kTopkChunk;
+        const int64_t end = begin + kTopkChunk < last ? begin + kTopkChunk : last;
         stream_keys(block, 0, block.tiles, gallery, begin, end, scratch, epilogue);
       }
 #pragma omp for schedule(static)
@@ -120,8 +127,9 @@ void topk_typed(const TopkArgs& a) {
         }
         keep_best(best, count, k);
         sort_best_first(best, k);
-        T* scores = static_cast<T*>(a.scores) + (row0 + r) * k;
-        int64_t* indices = a.indices + (row0 + r) * k;
+        const int64_t query = query_of(a, row0 + r);
+        T* scores = static_cast<T*>(a.scores) + query * k;
+        int64_t* indices = a.indices + query * k;
         for (int64_t i = 0; i < k; ++i) {
           scores[i] = best[i].score;
           indices[i] = best[i].row;
@@ -139,7 +147,10 @@ void topk_entry(const TopkArgs& a) {
   require(a.queries.cols == a.gallery.cols && a.gallery.cols > 0,
           "topk: queries and gallery must have the same width");
   require(a.gallery.rows < (int64_t{1} << 32), "topk: gallery must have fewer than 2^32 rows");
-  require(a.k <= a.gallery.rows - (a.exclude != nullptr ? 1 : 0),
+  const int64_t end = a.end < 0 ? a.gallery.rows : a.end;
+  require(a.begin >= 0 && a.begin <= end && end <= a.gallery.rows,
+          "topk: the range must lie in the gallery");
+  require(a.k <= end - a.begin - (a.exclude != nullptr ? 1 : 0),
           "topk: k must not exceed the gallery");
   if (compute_dtype(a.queries.dtype, a.gallery.dtype) == DType::kFloat64) {
     topk_typed<double>(a);

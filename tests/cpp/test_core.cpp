@@ -3,6 +3,7 @@
 #include <string>
 
 #include "check.h"
+#include "codes.h"
 #include "core/isa.h"
 #include "core/pack.h"
 #include "loose_rows.h"
@@ -401,7 +402,7 @@ void test_refusals() {
 int main(int argc, char** argv) {
   test::g_stop_at_first = argc > 1 && std::strcmp(argv[1], "--stop-at-first") == 0;
   test_refusals();
-  for (Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) {
+  for (Isa isa : kIsas) {
     if (!isa_runnable(isa)) {
       std::printf("%s: %s\n", isa_name(isa),
                   isa_compiled(isa) ? "not on this processor" : "not compiled");
@@ -409,13 +410,17 @@ int main(int argc, char** argv) {
     }
     set_isa(isa_name(isa));
     const int before = test::g_checks;
-    test_pack();
-    test_project_normalize();
-    test_conversions();
-    test_extreme_conversions();
-    test_special_rows();
-    test::test_loose_rows();
-    test::test_indices();
+    test::test_code_bounds();
+    test::test_filtered();
+    if (!active_dot()) {  // these sets have kernels of their own
+      test_pack();
+      test_project_normalize();
+      test_conversions();
+      test_extreme_conversions();
+      test_special_rows();
+      test::test_loose_rows();
+      test::test_indices();
+    }
     std::printf("%s: %d checks\n", isa_name(isa), test::g_checks - before);
   }
   std::printf("%d failures\n", test::g_failures);

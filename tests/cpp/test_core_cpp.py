@@ -15,7 +15,9 @@ def assert_passed(done, *isas: str) -> None:
     assert done.stdout.rstrip().endswith("0 failures")
     for isa in isas:
         line = next(line for line in done.stdout.splitlines() if line.startswith(f"{isa}: "))
-        assert int(line.split()[1]) > 100_000, f"hardly anything was checked: {line}"
+        # The sets of codes share all other kernels with the set before them.
+        least = 5_000 if isa.endswith("dot") else 100_000
+        assert int(line.split()[1]) > least, f"hardly anything was checked: {line}"
 
 
 def test_core():
@@ -39,4 +41,4 @@ def test_core_for_aarch64():
     header = program.read_bytes()[:20]
     assert header[:4] == b"\x7fELF" and header[18] == 0xB7, "not an aarch64 program"
     emulator = need("qemu-aarch64-static", "run the aarch64 program (it compiled)")
-    assert_passed(run(emulator, "-L", "/usr/aarch64-linux-gnu", program), "portable")
+    assert_passed(run(emulator, "-L", "/usr/aarch64-linux-gnu", program), "portable", "neondot")

@@ -135,6 +135,71 @@ MUTATIONS = {
         "0u",
     ),
     "float16 overflow boundary one step off": ("csrc/core/simd.h", "a >= 0x477ff000u", "a >= 0x48800000u"),
+    "a row's error halved": (
+        "csrc/core/quantize.h",
+        "row.error = (row.error + gamma * (row.norm + row.error)) * kRounds + kFlushed;",
+        "row.error = (0.5f * row.error + gamma * (row.norm + row.error)) * kRounds + kFlushed;",
+    ),
+    "a row's norm halved": (
+        "csrc/core/quantize.h",
+        "bounds[kPanel + r] = row.norm;",
+        "bounds[kPanel + r] = 0.5f * row.norm;",
+    ),
+    "the rounding of a score left out of its bound": (
+        "csrc/core/quantize.h",
+        "const float gamma = score_rounding(d);",
+        "const float gamma = 0.0f;",
+    ),
+    "a row that cannot be coded has a bound": (
+        "csrc/core/quantize.h",
+        "return {0.0f, 0.0f, __builtin_inff(), __builtin_inff(), 0, false};",
+        "return {0.0f, 0.0f, 0.0f, __builtin_inff(), 0, false};",
+    ),
+    "a query's rest halved": (
+        "csrc/core/code_stream.h",
+        "{coded.error, rest}, coded.length};",
+        "{0.5f * coded.error, rest}, coded.length};",
+    ),
+    "a query's second rest halved": (
+        "csrc/core/code_stream.h",
+        "{coded.error, rest}, coded.length};",
+        "{coded.error, 0.5f * rest}, coded.length};",
+    ),
+    "a query's length halved": (
+        "csrc/core/code_stream.h",
+        "{coded.error, rest}, coded.length};",
+        "{coded.error, rest}, 0.5f * coded.length};",
+    ),
+    "queries start at the sum of others": (
+        "csrc/core/code_stream.h",
+        "first_sum<D>(coded.sum);",
+        "first_sum<D>(coded.sum + 1);",
+    ),
+    "second plane twice as heavy": (
+        "csrc/topk/filter_kernel.cpp",
+        "constexpr float kShare = 1.0f / kPlane;",
+        "constexpr float kShare = 2.0f / kPlane;",
+    ),
+    "ties by the upper end dropped": (
+        "csrc/core/select.cpp",
+        "return i.upper < least; });",
+        "return i.upper <= least; });",
+    ),
+    "a known score dropped for a later row": (
+        "csrc/core/select.cpp",
+        "(a.lower == b.lower && a.row < b.row);\n                   });",
+        "(a.lower == b.lower && a.row > b.row);\n                   });",
+    ),
+    "excluded rows by position in the block": (
+        "csrc/topk/filter_kernel.cpp",
+        "args.exclude[queries.index[query0 + query]]",
+        "args.exclude[query]",
+    ),
+    "rows before the range take part": (
+        "csrc/topk/filter_kernel.cpp",
+        "if (row < args.begin) mask &= ~first_columns(args.begin - row);",
+        "",
+    ),
     "width of x not checked": (
         "csrc/project_normalize/cpu_kernel.cpp",
         "require(stage.matrix.rows == k,",
@@ -143,7 +208,12 @@ MUTATIONS = {
 }
 
 
-KERNEL = "csrc/project_normalize/cpu_kernel.cpp"  # the one that includes every header above
+# The kernel that is compiled anew for a broken header: the one that includes it.
+KERNELS = {
+    "csrc/core/quantize.h": "csrc/quantize_rows/cpu_kernel.cpp",
+    "csrc/core/code_stream.h": "csrc/topk/filter_kernel.cpp",
+}
+KERNEL = "csrc/project_normalize/cpu_kernel.cpp"  # of all others
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +236,7 @@ def compile_broken(name: str, green: tuple[Path, dict[str, str]], folder: Path) 
     file, text, replacement = MUTATIONS[name]
     original = (built / "source" / file).read_text()
     assert original.count(text) == 1, f"{file} holds {original.count(text)} times: {text!r}"
-    unit = file if file in commands else KERNEL
+    unit = file if file in commands else KERNELS.get(file, KERNEL)
     for copied in (unit, file):
         (folder / copied).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(built / "source" / copied, folder / copied)

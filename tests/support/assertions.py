@@ -106,6 +106,14 @@ def assert_cosine(
     return _hold(float(apart.quantile(share)), family, dtype, f"{context} 1 − cosine")
 
 
+def assert_same_scores(got: Tensor, want: Tensor, context: str = "") -> None:
+    """Equal to the last bit, whatever they are: zeros, infinities; NaN where the other is NaN."""
+    assert got.shape == want.shape and got.dtype == want.dtype, context
+    whole = {torch.float32: torch.int32, torch.float64: torch.int64}[got.dtype]
+    same = (got.view(whole) == want.view(whole)) | (got.isnan() & want.isnan())
+    assert same.all(), f"{context}: {int((~same).sum())} of {got.numel()} values differ"
+
+
 def assert_same_bits(got: Tensor, want: Tensor, context: str = "") -> None:
     """Equal to the last bit, finite, and not all zero."""
     assert got.shape == want.shape and got.dtype == want.dtype, context

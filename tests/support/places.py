@@ -29,6 +29,11 @@ def runnable_isas() -> list[str]:
     return [name for name, (_, runs) in _backend._C.isa_table().items() if runs]
 
 
+def kernel_isas() -> list[str]:
+    """Those with kernels of their own: the others differ in the products of codes alone."""
+    return [name for name in runnable_isas() if not name.endswith("dot")]
+
+
 class Place(NamedTuple):
     device: torch.device
     backend: str

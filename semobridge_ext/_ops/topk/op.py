@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors
 from semobridge_ext._ops.topk import cpu, cuda, eager, takes
+from semobridge_ext._ops.topk.checks import SearchableGallery, check, excluded
 from semobridge_ext.runtime.choice import choose, direct, in_transform, plain, see_through
 from semobridge_ext.runtime.rows import compute_dtype
 
@@ -56,7 +56,7 @@ def _topk(
     name = choose(takes.KERNELS, queries, gallery, k)
     native = cuda.topk if queries.is_cuda else cpu.topk
     run = {"eager": eager.topk, "triton": _triton, "native": native}[name]
-    exclude = _excluded(exclude, gallery.shape[0])
+    exclude = excluded(_NAME, exclude, gallery.shape[0])
     with torch.autocast(queries.device.type, enabled=False):
         return run(queries, gallery, k, exclude)
 
@@ -91,57 +91,9 @@ _topk.register_autograd(_backward, setup_context=_setup_context)
 see_through(_topk, takes.triton, _triton)
 
 
-def _check(queries: Tensor, gallery: Tensor, k: int, exclude: Tensor | None) -> None:
-    for name, value in (("queries", queries), ("gallery", gallery)):
-        _errors.check_float_tensor(_NAME, name, value)
-        if value.dim() != 2 or value.shape[1] == 0:
-            remedy = "pass one row per item"
-            raise ValueError(_errors.message(_NAME, name, "be [.., D] with 2 axes", value, remedy))
-    width = gallery.shape[1]
-    _errors.check_last_dim(_NAME, "queries", queries, width, f"the gallery has width {width}")
-    _errors.check_same_device(_NAME, "queries", queries, gallery.device)
-    if isinstance(k, bool) or not isinstance(k, int):
-        raise TypeError(_errors.message(_NAME, "k", "be an int", k, "pass how many to return"))
-    most = gallery.shape[0] - (1 if exclude is not None else 0)
-    if not 0 <= k <= most:
-        remedy = f"the gallery has {gallery.shape[0]} rows"
-        if exclude is not None:
-            remedy += ", one of them excluded"
-        raise ValueError(_errors.message(_NAME, "k", f"lie in 0..{max(most, 0)}", k, remedy))
-    if exclude is None:
-        return
-    if not isinstance(exclude, Tensor) or exclude.dtype is not torch.int64:
-        remedy = "pass the query's own row, or -1 for none"
-        raise TypeError(_errors.message(_NAME, "exclude", "be an int64 tensor", exclude, remedy))
-    if exclude.shape != queries.shape[:1]:
-        contract, remedy = f"be [{queries.shape[0]}]", "pass one index per query, or -1 for none"
-        raise ValueError(_errors.message(_NAME, "exclude", contract, exclude, remedy))
-    _errors.check_memory(_NAME, "exclude", exclude)
-    _errors.check_same_device(_NAME, "exclude", exclude, gallery.device)
-
-
-def _excluded(exclude: Tensor | None, rows: int) -> Tensor | None:
-    """A copy of its own, which no other thread writes, with every row inside the gallery.
-
-    On a GPU the check waits for the device; not inside the capture of a CUDA graph, which may not.
-    """
-    if exclude is None:
-        return None
-    exclude = exclude.clone()
-    if exclude.is_cuda and torch.cuda.is_current_stream_capturing():
-        return exclude
-    outside = (exclude < -1) | (exclude >= rows)
-    if bool(outside.any()):
-        at = int(outside.nonzero()[0])
-        contract, got = f"lie in -1..{rows - 1}", f"{int(exclude[at])} at position {at}"
-        remedy = f"the gallery has {rows} rows; -1 excludes none"
-        raise ValueError(_errors.message(_NAME, "exclude", contract, got, remedy))
-    return exclude
-
-
 def topk(
     queries: Tensor,  # [N, D]
-    gallery: Tensor,  # [G, D]
+    gallery: Tensor | SearchableGallery,  # [G, D]
     k: int,
     *,
     exclude: Tensor | None = None,  # [N] int64
@@ -151,7 +103,7 @@ def topk(
     Args:
         queries: [N, D] float32, float64, bfloat16 or float16.
         gallery: [G, D], any of these dtypes, G < 2³²; read tile by tile and never copied. May be
-            memory-mapped. Normalise both for cosine search.
+            memory-mapped. Normalise both for cosine search. Or a `Gallery`, whose own search answers.
         k: 0..G (G − 1 with ``exclude``).
         exclude: [N] int64, a gallery row that the query must not return (itself, where the queries
             come from the gallery); -1 excludes none.
@@ -181,9 +133,11 @@ def topk(
         >>> topk(torch.eye(2), torch.eye(2), 1, exclude=torch.tensor([0, 1])).indices.tolist()
         [[1], [0]]
     """
-    _check(queries, gallery, k, exclude)
+    if isinstance(gallery, SearchableGallery):
+        return gallery.topk(queries, k, exclude=exclude)
+    check(_NAME, queries, gallery, k, exclude)
     if in_transform():
         return TopK(*eager.ranked(queries, gallery, k, exclude))
     if not torch.compiler.is_compiling() and direct(queries, gallery) == "cpu" and plain(gallery, exclude):
-        return TopK(*cpu.topk(queries, gallery, k, _excluded(exclude, gallery.shape[0])))
+        return TopK(*cpu.topk(queries, gallery, k, excluded(_NAME, exclude, gallery.shape[0])))
     return TopK(*_topk(queries, gallery, k, exclude))

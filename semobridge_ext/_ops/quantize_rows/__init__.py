@@ -1,0 +1,1 @@
+"""Rows as 8-bit codes with certain bounds."""
