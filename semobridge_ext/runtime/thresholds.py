@@ -21,7 +21,7 @@ FORMAT = "semobridge-ext thresholds 2"
 _OLDER = ("semobridge-ext thresholds 1",)  # its keys were the names of callers
 _BACKENDS = ("eager", "native", "triton")
 VARIABLE = "SEMOBRIDGE_THRESHOLDS"
-_WAIT = 60.0  # seconds for others, of whom each takes milliseconds
+_WAIT = 10.0  # seconds for others, of whom each takes milliseconds
 
 Steps = list[tuple[int, str]]  # from this size on, this backend; ascending
 
