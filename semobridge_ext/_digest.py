@@ -42,6 +42,14 @@ def _blocks(tensor: Tensor) -> Iterator[Tensor]:
             yield part.contiguous().view(-1)
 
 
+def pieces(tensor: Tensor) -> Iterator[memoryview]:
+    """The bytes of a dense tensor in order, at most 16 MiB at a time."""
+    if tensor.numel():
+        for block in _blocks(tensor.detach().resolve_conj().resolve_neg()):
+            flat = block.cpu().as_strided(block.shape, (1,))  # a lone element may have any stride
+            yield flat.view(torch.uint8).numpy().data
+
+
 def _add_bytes(update: Update, kind: bytes, data: bytes) -> None:
     update(kind + struct.pack("<Q", len(data)))
     update(data)
@@ -50,13 +58,10 @@ def _add_bytes(update: Update, kind: bytes, data: bytes) -> None:
 def _add_tensor(update: Update, tensor: Tensor) -> None:
     if tensor.layout is not torch.strided:
         raise TypeError(f"digest: tensor must be dense, got {tensor.layout}; convert it with .to_dense()")
-    tensor = tensor.detach().resolve_conj().resolve_neg()
     _add_bytes(update, b"T", str(tensor.dtype).encode())
     update(struct.pack(f"<{tensor.dim() + 1}Q", tensor.dim(), *tensor.shape))
-    if tensor.numel():
-        for block in _blocks(tensor):
-            flat = block.cpu().as_strided(block.shape, (1,))  # a lone element may have any stride
-            update(flat.view(torch.uint8).numpy().data)
+    for data in pieces(tensor):
+        update(data)
 
 
 def _add(update: Update, value: Any) -> None:

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
+from semobridge_ext import _checksum
 from semobridge_ext._errors import naming
 from semobridge_ext._locks import is_at, try_lock
 
@@ -222,10 +223,13 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def save_tensors(path: Any, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Writes a safetensors file as `replaced` does; the same content has the same bytes."""
+    """Writes a safetensors file with a checksum as `replaced` does; the same content has the same bytes."""
     from safetensors.torch import save
 
-    data = memoryview(save({k: v.contiguous().cpu() for k, v in tensors.items()}, metadata))
+    tensors = {name: value.contiguous().cpu() for name, value in tensors.items()}
+    entry = _checksum.entry(metadata, {name: _checksum.of(value) for name, value in tensors.items()})
+    metadata = {**metadata, _checksum.KEY: entry}
+    data = memoryview(save(tensors, metadata))
     at = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(bytes(data[8:at]))
     header["__metadata__"] = dict(sorted(metadata.items()))  # safetensors leaves their order to chance
@@ -237,6 +241,8 @@ def save_tensors(path: Any, tensors: dict[str, Tensor], metadata: dict[str, str]
 
 
 WRITE_IT = "write it with .save()"
+# A mapped file that shrinks under its tensors ends the process; smaller ones are read into memory.
+MAPPED_FROM = 64 << 20  # bytes
 
 
 def load_tensors(
@@ -246,10 +252,21 @@ def load_tensors(
     names: tuple[str, ...],
     fields: tuple[str, ...] = (),
     remedy: str = WRITE_IT,
+    *,
+    optional: tuple[str, ...] = (),
+    streamed: tuple[str, ...] = (),
+    damaged: str = _checksum.COPY_IT,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Reads the named tensors and the metadata, with at least `fields`, of a file of `file_format`.
 
-    `remedy` is what a refusal of another format, or of another version of it, tells to do.
+    The checksum is compared with what was read. A file of less than MAPPED_FROM bytes is read into memory,
+    a larger one is mapped.
+
+    Args:
+        function, path: for messages, too. remedy: what a refusal of another format, or of another version
+            of it, tells to do. damaged: what one of other bytes tells.
+        optional: read where they are there.
+        streamed: not compared in a mapped file, which nobody has read yet.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -259,19 +276,25 @@ def load_tensors(
         )
     try:
         with safe_open(os.fspath(path), framework="pt") as file:
-            meta = dict(file.metadata() or {})
+            meta, present = dict(file.metadata() or {}), list(file.keys())
             if meta.get("format") != file_format:
                 raise ValueError(
                     f"{function}: {path} must be a '{file_format}' file, got format "
                     f"{meta.get('format')!r}; {remedy}"
                 )
-            missing = [n for n in names if n not in file.keys()]  # noqa: SIM118 - not a dict
+            missing = [n for n in names if n not in present]
             missing += [n for n in fields if n not in meta]
             if missing:
                 raise ValueError(f"{function}: {path} lacks {missing}; write it again with .save()")
-            return {n: file.get_tensor(n) for n in names}, meta
+            tensors = {n: file.get_tensor(n) for n in (*names, *optional) if n in present}
     except SafetensorError as error:
         raise ValueError(
             f"{function}: {path} must be a whole safetensors file, got a damaged or foreign one "
             f"({error}); copy or write it again"
         ) from error
+    mapped = os.path.getsize(path) >= MAPPED_FROM
+    if not mapped:
+        tensors = {name: value.clone() for name, value in tensors.items()}
+    checked = {name: value for name, value in tensors.items() if not (mapped and name in streamed)}
+    _checksum.check(function, path, meta, present, checked, damaged)
+    return tensors, meta

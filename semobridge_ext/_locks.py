@@ -59,7 +59,11 @@ def _holder(path: Path) -> str:
         return "another process is writing"
 
 
-def _acquire(function: str, argument: str, owned: Any, path: Path) -> int:
+_PAUSE = 0.01  # seconds between two tries
+
+
+def _acquire(function: str, argument: str, owned: Any, path: Path, wait: float, needed: bool) -> int | None:
+    until = time.monotonic() + wait
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         taken = try_lock(handle)
@@ -67,12 +71,16 @@ def _acquire(function: str, argument: str, owned: Any, path: Path) -> int:
             return handle
         told = _holder(path) if taken is False else ""
         os.close(handle)
+        if taken is None and not needed:
+            return None
         if taken is None:
             raise OSError(
                 f"{function}: {argument} must lie on a file system with locks, got {owned}, where flock "
                 "fails; choose a folder on another one"
             )
-        if not taken:
+        if not taken and time.monotonic() < until:
+            time.sleep(_PAUSE)
+        elif not taken:
             raise ValueError(
                 f"{function}: {argument} must belong to one run, got {owned}, which {told}; wait for it or "
                 "choose another name"
@@ -80,15 +88,24 @@ def _acquire(function: str, argument: str, owned: Any, path: Path) -> int:
 
 
 @contextmanager
-def held(function: str, argument: str, owned: Any, path: Any) -> Iterator[None]:
+def held(
+    function: str, argument: str, owned: Any, path: Any, *, wait: float = 0.0, needed: bool = True
+) -> Iterator[None]:
     """Holds the lock file at `path` while the block runs; `owned` is what the block may write.
 
     Raises ValueError, which names process, host and time, where another run holds it, in this process
     too; OSError where the file system has no locks. The file goes when the block ends; what a killed
     process leaves of it locks nothing.
+
+    Args:
+        wait: seconds to wait for another run's end, for a block that is short.
+        needed: False lets the block run without a lock where the file system has none.
     """
     path = Path(path)
-    handle, process = _acquire(function, argument, owned, path), os.getpid()
+    handle, process = _acquire(function, argument, owned, path, wait, needed), os.getpid()
+    if handle is None:
+        yield
+        return
     _open.add(handle)
     try:
         since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())

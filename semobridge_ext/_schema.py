@@ -15,10 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors, _files
-
-# A mapped file that shrinks under its tensors ends the process; smaller ones are read into memory.
-MAPPED_FROM = 64 << 20  # bytes
+from semobridge_ext import _checksum, _errors, _files
 
 FLOATS = _errors.FLOAT_DTYPES
 WHOLE = (torch.int64,)
@@ -33,6 +30,8 @@ class Field(NamedTuple):
         finite: NaN and infinity are refused.
         bound: int64 values lie in 0..(size of this letter) − 1.
         optional: the file may lack it.
+        streamed: no checksum is compared in a file that is mapped; with finite=False, as values that are
+            looked at are read anyway.
     """
 
     axes: tuple[str | int, ...]
@@ -40,6 +39,7 @@ class Field(NamedTuple):
     finite: bool = True
     bound: str = ""
     optional: bool = False
+    streamed: bool = False
 
 
 Schema = Mapping[str, Field]
@@ -53,23 +53,23 @@ def load(
     fields: tuple[str, ...] = (),
     sizes: dict[str, int] | None = None,
     remedy: str = _files.WRITE_IT,
+    damaged: str = _checksum.COPY_IT,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a schema, checked, and the metadata of a file.
 
     Args:
-        function: the public loader, for messages. path, file_format, fields, remedy: as
-            `_files.load_tensors`.
-        schema: what is read; optional fields are read where they are listed in the file.
+        function: the public loader, for messages. path, file_format, fields, remedy, damaged:
+            as `_files.load_tensors`.
+        schema: what is read; optional fields are read where the file has them.
         sizes: of letters that are known already; the others are added to it.
     """
     needed = tuple(name for name, field in schema.items() if not field.optional)
-    tensors, meta = _files.load_tensors(function, path, file_format, needed, fields, remedy)
-    present = names(path)
-    more = tuple(name for name, field in schema.items() if field.optional and name in present)
-    if more:
-        tensors |= _files.load_tensors(function, path, file_format, more)[0]
-    if os.path.getsize(path) < MAPPED_FROM:
-        tensors = {name: value.clone() for name, value in tensors.items()}
+    optional = tuple(name for name, field in schema.items() if field.optional)
+    streamed = tuple(name for name, field in schema.items() if field.streamed)
+    tensors, meta = _files.load_tensors(
+        function, path, file_format, needed, fields, remedy,
+        optional=optional, streamed=streamed, damaged=damaged,
+    )  # fmt: skip
     check(function, path, tensors, schema, {} if sizes is None else sizes)
     return tensors, meta
 

@@ -37,13 +37,13 @@ def _file(path: str) -> Any:
     return path
 
 
-def thumbnail(path: str) -> Any:
-    """SIDE pixels, on white; an empty frame where the file is gone or damaged."""
+def thumbnail(path: str, max_pixels: int = images.PIXELS) -> Any:
+    """SIDE pixels, on white; an empty frame where the file is gone, damaged or too large."""
     from PIL import Image
 
     page = Image.new("RGB", (SIDE, SIDE), "white")
     try:
-        with images.opened(_file(path)) as image:
+        with images.opened(_file(path), max_pixels) as image:
             image = image.convert("RGBA")
             image.thumbnail((SIDE, SIDE))
     except Exception:  # PIL's plugins raise whatever their parsing meets
@@ -59,7 +59,7 @@ def _fit(text: str, pen: Any, width: int) -> str:
     return text
 
 
-def png(rows: list[Row]) -> bytes:
+def png(rows: list[Row], max_pixels: int = images.PIXELS) -> bytes:
     """A grid, one line a query: the query, then its hits with scores."""
     from PIL import Image, ImageDraw
 
@@ -70,7 +70,7 @@ def png(rows: list[Row]) -> bytes:
     for i, row in enumerate(rows):
         top = MARGIN + i * high
         if row.is_image:
-            page.paste(thumbnail(row.query), (MARGIN, top))
+            page.paste(thumbnail(row.query, max_pixels), (MARGIN, top))
             pen.rectangle(
                 (MARGIN - 2, top - 2, MARGIN + SIDE + 1, top + SIDE + 1), outline="#D55E00", width=2
             )
@@ -84,7 +84,7 @@ def png(rows: list[Row]) -> bytes:
             line, y = word or "", y + 12
         for j, hit in enumerate(row.hits):
             left = 3 * MARGIN + (j + 1) * wide
-            page.paste(thumbnail(hit.path), (left, top))
+            page.paste(thumbnail(hit.path, max_pixels), (left, top))
             pen.rectangle((left - 1, top - 1, left + SIDE, top + SIDE), outline="#CCCCCC")
             pen.text((left, top + SIDE + 1), f"{hit.score:.3f}", fill="#222222")
             pen.text(
@@ -95,13 +95,13 @@ def png(rows: list[Row]) -> bytes:
     return data.getvalue()
 
 
-def _embedded(path: str) -> str:
+def _embedded(path: str, max_pixels: int) -> str:
     data = io.BytesIO()
-    thumbnail(path).save(data, "PNG")
+    thumbnail(path, max_pixels).save(data, "PNG")
     return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
 
 
-def page(rows: list[Row], title: str) -> bytes:
+def page(rows: list[Row], title: str, max_pixels: int = images.PIXELS) -> bytes:
     """One HTML file without references to others."""
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><title>", html.escape(title), "</title><style>",
@@ -115,13 +115,14 @@ def page(rows: list[Row], title: str) -> bytes:
         parts += ["<h2>", html.escape(name), "</h2><section>"]
         if row.is_image:
             parts.append(
-                f'<figure class=q><img src="{_embedded(row.query)}" alt=query>'
+                f'<figure class=q><img src="{_embedded(row.query, max_pixels)}" alt=query>'
                 "<figcaption>query</figcaption></figure>"
             )
         for hit in row.hits:
             caption = html.escape(hit.label or Path(hit.path).name)
             parts.append(
-                f'<figure><img src="{_embedded(hit.path)}" alt="{caption}" title="{html.escape(hit.path)}">'
+                f'<figure><img src="{_embedded(hit.path, max_pixels)}" alt="{caption}" '
+                f'title="{html.escape(hit.path)}">'
                 f"<figcaption>{hit.score:.3f} {caption}</figcaption></figure>"
             )
         parts.append("</section>")

@@ -24,6 +24,7 @@ from semobridge_ext.cli.listing import (
     write_lines,
 )
 from semobridge_ext.cli.tar_members import MEMBER_BYTES
+from semobridge_ext.cli.tar_streams import UNPACKED_BYTES
 from semobridge_ext.cli.tars import Tars, expand_braces, tar_digest
 
 
@@ -54,6 +55,7 @@ def open_source(
     label: str,
     column: str | None,
     max_member_bytes: int = MEMBER_BYTES,
+    max_tar_bytes: int = UNPACKED_BYTES,
 ) -> Source:
     """Recognises INPUT and fixes its order; the listing is written to `listing`, until `keep` moves it."""
     if given.startswith(("http:", "https:", "s3:", "gs:", "pipe:")):
@@ -83,8 +85,9 @@ def open_source(
                 f"({len(missing)} of {len(paths)} are missing); check the pattern"
             )
         facts = {"input": given, "inputs": len(paths), "inputs_digest": tar_digest(paths)}
-        facts["max_member_bytes"] = max_member_bytes
-        return Source("tar", ("caption", "label"), None, 0, facts, Tars(paths, max_member_bytes))
+        limits = max_member_bytes, max_tar_bytes
+        facts |= {"max_member_bytes": max_member_bytes, "max_tar_bytes": max_tar_bytes}
+        return Source("tar", ("caption", "label"), None, 0, facts, Tars(paths, limits))
     if not path.is_file():
         raise FileNotFoundError(
             f"{function}: INPUT must be a folder, a list file, a .csv or a .tar, got {given}, which does not "

@@ -7,14 +7,14 @@ Plain files are read; links, devices, pipes and sparse files are named with the 
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import lzma
 import re
 import unicodedata
 import zlib
 from collections.abc import Iterator
-from typing import Any, BinaryIO, NamedTuple
+from typing import NamedTuple
+
+from semobridge_ext.cli import tar_streams
 
 MEMBER_BYTES = 1 << 28  # an uncompressed RGB image at the limit of pixels
 _EXTENDED = 1 << 20  # bytes of an extended header; real ones have a few hundred
@@ -24,9 +24,6 @@ _KINDS = {
     b"6": "a pipe", b"S": "a sparse file",
 }  # fmt: skip
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")
-_OPENERS: dict[bytes, Any] = {
-    rb"\x1f\x8b\x08": gzip.open, rb"BZh[1-9]1AY&SY": bz2.open, rb"\xfd7zXZ\x00": lzma.open,
-}  # fmt: skip
 
 # What reading a damaged archive raises; struct.error and the like cannot come from the code below.
 ERRORS = (ValueError, OSError, EOFError, zlib.error, lzma.LZMAError)
@@ -42,17 +39,21 @@ class Member(NamedTuple):
 
 
 class Archive:
-    """A tar, plain or compressed, as a context manager."""
+    """A tar, plain or compressed, as a context manager.
 
-    def __init__(self, path: str, most: int = MEMBER_BYTES) -> None:
-        self.path, self.most = path, most
+    Args:
+        path: of the file.
+        most: bytes of a member that is read.
+        unpacked: bytes of a compressed tar up to which it is read.
+    """
+
+    def __init__(
+        self, path: str, most: int = MEMBER_BYTES, unpacked: int = tar_streams.UNPACKED_BYTES
+    ) -> None:
+        self.path, self.most, self.unpacked = path, most, unpacked
 
     def __enter__(self) -> Archive:
-        with open(self.path, "rb") as file:
-            head = file.read(10)
-        opener = next((found for magic, found in _OPENERS.items() if re.match(magic, head)), None)
-        self.compressed = opener is not None
-        self._file: BinaryIO = (opener or open)(self.path, "rb")
+        self._file, self.compressed = tar_streams.opened(self.path, self.unpacked)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -70,6 +71,7 @@ class Archive:
 
     def members(self) -> Iterator[Member]:
         """Files in order, without directories. ValueError where the archive is damaged: nothing follows."""
+        tar_streams.check_kind(self._file)
         position, last, notes = 0, "", _Notes()
         while (block := self._block(position, last)).count(0) < _BLOCK:
             _check_sum(block, position)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from semobridge_ext import _digest
 from semobridge_ext.cli.listing import IMAGES, Item, fail, given, state
 from semobridge_ext.cli.tar_members import ERRORS, Archive, Member
+from semobridge_ext.cli.tar_streams import TooLarge
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -89,11 +90,11 @@ class _Sample:
         return Item(f"{self._tar.path}/{image.member.name}", lambda: io.BytesIO(image.read()), fields)
 
 
-def _tar_items(path: str, most: int) -> Iterator[Item]:
+def _tar_items(path: str, limits: tuple[int, int]) -> Iterator[Item]:
     """Samples of one tar: consecutive files of one name up to the first dot."""
     key, sample = "", None  # type: tuple[str, _Sample | None]
     try:
-        with Archive(path, most) as tar:
+        with Archive(path, *limits) as tar:
             damage = ""
             try:
                 for member in tar.members():
@@ -104,12 +105,14 @@ def _tar_items(path: str, most: int) -> Iterator[Item]:
                             yield sample.item()
                         key, sample = found, _Sample(tar, found)
                     sample.add(member)
+            except TooLarge as error:
+                damage = f"the tar is read no further: {error}"
             except ERRORS as error:
-                damage = str(error) or type(error).__name__
+                damage = f"the tar is damaged here: {str(error) or type(error).__name__}"
             if sample is not None:
                 yield sample.item()  # what stands before the damage is whole
             if damage:
-                yield Item(path, fail(f"the tar is damaged here: {damage}"), _no_fields)
+                yield Item(path, fail(damage), _no_fields)
     except OSError as error:
         yield Item(path, fail(f"the tar cannot be read: {error}"), _no_fields)
 
@@ -119,13 +122,20 @@ def tar_digest(paths: list[str]) -> str:
 
 
 class Tars:
-    def __init__(self, paths: list[str], most: int) -> None:
-        self.paths, self.most = paths, most
+    """The inputs of several tars.
+
+    Args:
+        paths: of the tars.
+        limits: bytes of a member that is read, and of an unpacked tar.
+    """
+
+    def __init__(self, paths: list[str], limits: tuple[int, int]) -> None:
+        self.paths, self.limits = paths, limits
 
     def __call__(self, start: int) -> Iterator[Item]:
         position = 0
         for path in self.paths:
-            for item in _tar_items(path, self.most):
+            for item in _tar_items(path, self.limits):
                 if position >= start:
                     yield item
                 position += 1

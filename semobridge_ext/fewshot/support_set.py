@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors, _files, _schema
+from semobridge_ext import _checksum, _errors, _files, _schema
 from semobridge_ext._ops.support_logits.checks import check_beta, check_queries, check_support
 from semobridge_ext._ops.support_logits.class_order import ClassOrder, sort_by_class
 from semobridge_ext._ops.support_logits.op import run
@@ -24,7 +24,8 @@ from semobridge_ext.runtime.backend import _C
 _FORMAT = "semobridge-ext support 1"
 _NAMES = {torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16"}
 _FILE = {
-    "keys": _schema.Field(("S", "D"), finite=False),  # read from disk when a query needs them
+    # Read from disk when a query needs them.
+    "keys": _schema.Field(("S", "D"), finite=False, streamed=True),
     "labels": _schema.Field(("S",), _schema.WHOLE),
     "weights": _schema.Field(("S",), finite=False, optional=True),
 }
@@ -213,7 +214,7 @@ class SupportSet:
         """Writes a safetensors file (``keys``, ``labels``, ``weights``) in class order.
 
         Rows are gathered and written a block at a time; appended ones are joined first, which takes
-        a copy of the keys.
+        a copy of the keys. They are gathered twice: their checksum stands before them in the file.
 
         Args:
             path: the file; it is replaced as a whole.
@@ -226,7 +227,7 @@ class SupportSet:
             "format": _FORMAT, "num_classes": str(self.num_classes), "fields": " ".join(fields)
         }  # fmt: skip
         header: dict[str, Any] = {"__metadata__": meta}
-        at = 0
+        at, sums = 0, {}
         for name in fields:
             first = getattr(self._segments[0], name)
             size = len(self) * first.element_size() * (self.width if name == "keys" else 1)
@@ -234,6 +235,8 @@ class SupportSet:
             dtype = "I64" if name == "labels" else _NAMES[first.dtype]
             header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + size]}
             at += size
+            sums[name] = _checksum.of_blocks(first.dtype, shape, self._in_class_order(name))
+        meta[_checksum.KEY] = _checksum.entry(meta, sums)
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 64 + 56)  # the data begins at a multiple of 64
         with _files.replaced(path) as file:

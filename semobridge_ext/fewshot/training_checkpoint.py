@@ -15,6 +15,7 @@ from semobridge_ext import _digest, _files, _locks
 from semobridge_ext._engines.bridge_training.step import BridgeTrainer
 
 FORMAT = "semobridge-ext SeMoBridgeT checkpoint 2"
+_AGAIN = "remove it and train again"
 
 
 @dataclass
@@ -69,12 +70,14 @@ class Checkpoint:
     def _read(self, names: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, str]]:
         required = ("stamp", "progress", "content")
         remedy = "remove it and train again, or finish the run with the version that began it"
-        return _files.load_tensors("SeMoBridgeT.fit", self.path, FORMAT, names, required, remedy)
+        return _files.load_tensors(
+            "SeMoBridgeT.fit", self.path, FORMAT, names, required, remedy, damaged=_AGAIN
+        )
 
     def _damaged(self) -> ValueError:
         return ValueError(
             f"SeMoBridgeT.fit: checkpoint must hold what was written, got {self.path} with other bytes; "
-            "remove it and train again"
+            f"{_AGAIN}"
         )
 
     def _stamp_of(self, text: str) -> dict[str, Any]:

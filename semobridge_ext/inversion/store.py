@@ -79,13 +79,11 @@ class Store:
     def _read(self, path: Path) -> Chunk:
         delete = f"delete {self.path} and {self.parts}"
         remedy = f"choose another name, or {delete}"
-        tensors, _ = _schema.load(self.function, path, FORMAT, _FILE, remedy=remedy)
+        again = "delete it, and the same call makes it again"
+        tensors, _ = _schema.load(self.function, path, FORMAT, _FILE, remedy=remedy, damaged=again)
         found = _parsed(bytes(tensors.pop("settings").tolist()))
         if found.pop("content", None) != _digest.digest(tensors):
-            raise ValueError(
-                f"{self.function}: {path} must hold what was written, got other bytes; delete it, and the "
-                "same call makes it again"
-            )
+            raise ValueError(f"{self.function}: {path} must hold what was written, got other bytes; {again}")
         if changed := _digest.changes(found, self.facts):
             raise ValueError(
                 f"{self.function}: out must be new or of the same run, got {path} with other {changed}; "

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors, _files
+from semobridge_ext import _checksum, _errors, _files
 from semobridge_ext.linear_maps.steps import FORMAT, Step, layout_of, tensors_of
 
 _OPSET = 18  # the first where ReduceL2 takes its axes as an input; onnxruntime reads it since 1.14
@@ -37,10 +37,11 @@ def to_onnx(steps: Sequence[Step], path: Any, dtype: torch.dtype) -> None:
     onnx = _imported(function, "onnx", "onnx")
     helper, numpy_helper = onnx.helper, onnx.numpy_helper
     kind = onnx.TensorProto.FLOAT if dtype is torch.float32 else onnx.TensorProto.DOUBLE
-    initial, nodes, last = [], [], "x"
+    initial, sums, nodes, last = [], {}, [], "x"
 
     def constant(name: str, value: Tensor) -> str:
         initial.append(numpy_helper.from_array(value.numpy(), name))
+        sums[name] = _checksum.of(value)
         return name
 
     for name, value in tensors_of(steps).items():
@@ -72,7 +73,8 @@ def to_onnx(steps: Sequence[Step], path: Any, dtype: torch.dtype) -> None:
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=8)
     model.producer_name = "semobridge-ext"
-    helper.set_model_props(model, {"format": FORMAT, "steps": layout_of(steps)})
+    props = {"format": FORMAT, "steps": layout_of(steps)}
+    helper.set_model_props(model, props | {_checksum.KEY: _checksum.entry(props, sums)})
     onnx.checker.check_model(model)
     _files.write_bytes(path, model.SerializeToString())
 
@@ -91,16 +93,20 @@ def from_onnx(path: Any) -> tuple[str, dict[str, Tensor]]:
         tensors = {
             t.name: torch.from_numpy(onnx.numpy_helper.to_array(t).copy()) for t in model.graph.initializer
         }
+        props = {p.key: p.value for p in model.metadata_props}
+        if not all(isinstance(text, str) for text in (*props, *props.values(), *tensors)):
+            raise ValueError("texts that are no UTF-8")  # protobuf gives them as bytes
     except Exception as error:  # protobuf's own error class is not public
         raise ValueError(
             f"{function}: {path} must be an ONNX file, got a damaged or foreign one ({error}); write it again"
         ) from error
-    props = {p.key: p.value for p in model.metadata_props}
     if props.get("format") != FORMAT:
         raise ValueError(
             f"{function}: {path} must be a graph that to_onnx wrote, got format {props.get('format')!r}; "
             "build a LinearMap from its matrix"
         )
+    # Of the matrices and their layout, which are all that is read here, and not of the nodes.
+    _checksum.check(function, path, props, tensors, tensors, "write it again with .to_onnx()")
     return props.get("steps", ""), tensors
 
 

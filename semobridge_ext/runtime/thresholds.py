@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 
-from semobridge_ext import _files
+from semobridge_ext import _files, _locks
 from semobridge_ext._version import __version__
 
 FORMAT = "semobridge-ext thresholds 2"
 _OLDER = ("semobridge-ext thresholds 1",)  # its keys were the names of callers
 _BACKENDS = ("eager", "native", "triton")
 VARIABLE = "SEMOBRIDGE_THRESHOLDS"
+_WAIT = 10.0  # seconds for others, of whom each takes milliseconds
 
 Steps = list[tuple[int, str]]  # from this size on, this backend; ascending
 
@@ -64,12 +65,18 @@ def read(file: Path, *, remake: bool = False) -> dict[str, Any]:
 
 
 def write(file: Path, device: str, version: str, calls: dict[str, Steps]) -> None:
-    """Adds or replaces one device's measurements; the file is whole at every moment."""
-    devices = read(file, remake=True) if file.exists() else {}
-    devices[device] = {"version": version, "torch": torch.__version__, "calls": calls}
+    """Adds or replaces one device's measurements; the file is whole at every moment.
+
+    Others that write at the same moment, for other devices, wait for each other: none is lost.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"format": FORMAT, "devices": devices}, indent=1)
-    _files.write_bytes(file, text.encode() + b"\n")
+    lock = f"{os.path.realpath(file)}.lock"  # one for all names of the file
+    # Minutes were measured: a file system without locks is no reason to lose them.
+    with _locks.held("calibrate", "--out", file, lock, wait=_WAIT, needed=False):
+        devices = read(file, remake=True) if file.exists() else {}
+        devices[device] = {"version": version, "torch": torch.__version__, "calls": calls}
+        text = json.dumps({"format": FORMAT, "devices": devices}, indent=1)
+        _files.write_bytes(file, text.encode() + b"\n")
     measured.cache_clear()
 
 

@@ -270,6 +270,35 @@ def test_extract_and_search(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert "--image must be a readable image" in err and "decompression bomb" in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("ending", ["html", "png"])
+def test_the_limit_of_search(tmp_path: Path, capsys: pytest.CaptureFixture, ending: str):
+    """Both ways: a larger query is refused, and a gallery's larger image is an empty frame of the sheet."""
+    pytest.importorskip("pyarrow", reason="needed: pip install pyarrow")
+    (path,) = write(tmp_path / "images", 1, 1)
+    with Image.open(path) as image:
+        image.resize((150, 150)).save(path)
+    command("extract", tmp_path / "images", tmp_path / "out", "--quiet", "--workers", 0)
+    found = ["search", tmp_path / "out", "--image", path, "--max-pixels"]
+    assert command(*found, 22_499) == 2
+    told = "150 x 150 pixels, more than the limit of 22499 (--max-pixels)"
+    assert told in capsys.readouterr().err
+    sheets = []
+    for limit in (22_500, 22_499):
+        out = tmp_path / f"{limit}.{ending}"
+        assert command("search", tmp_path / "out", "--text", "x", "--out", out, "--max-pixels", limit) == 0
+        sheets.append(out.read_bytes())
+    empty = np.asarray(sheet.thumbnail(str(tmp_path / "none.png")))
+    if ending == "png":
+        frame = [Image.open(io.BytesIO(data)).convert("RGB") for data in sheets]
+        left, top = 3 * sheet.MARGIN + sheet.SIDE + sheet.MARGIN, sheet.MARGIN
+        inner = (left + 2, top + 2, left + sheet.SIDE - 2, top + sheet.SIDE - 2)
+        shown = [np.asarray(page.crop(inner)) for page in frame]
+        assert np.array_equal(shown[1], empty[2:-2, 2:-2]) and not np.array_equal(*shown)
+    else:
+        none = sheet._embedded(str(tmp_path / "none.png"), 1).encode()
+        assert none in sheets[1] and none not in sheets[0]
+
+
 def test_search_finds_a_turned_query_first(tmp_path: Path, capsys: pytest.CaptureFixture):
     pytest.importorskip("pyarrow", reason="needed: pip install pyarrow")
     paths = write(tmp_path / "images", 3, 1)

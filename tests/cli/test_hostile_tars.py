@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from semobridge_ext.cli import sheet, sources, tar_members
+from semobridge_ext.cli import sheet, sources, tar_streams
 from tests.support.images import command, write
+from tests.support.tars import END, header, member, padded, summed
 
-OPENERS = tar_members._OPENERS
 SECONDS = 10  # for one small archive
 
 
@@ -35,34 +35,9 @@ def _no_hang() -> Iterator[None]:
 # -- writing what tarfile would not --------------------------------------------------------------------
 
 
-def header(name: str | bytes, size: int | bytes, kind: bytes = b"0") -> bytes:
-    """One header block, its sum correct."""
-    info = tarfile.TarInfo("x")
-    block = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
-    encoded = name.encode() if isinstance(name, str) else name
-    block[:100] = encoded.ljust(100, b"\0")
-    block[124:136] = size.ljust(12, b"\0") if isinstance(size, bytes) else b"%011o\0" % size
-    block[156:157] = kind
-    return summed(block)
-
-
-def summed(block: bytearray) -> bytes:
-    block[148:156] = b" " * 8
-    block[148:156] = b"%06o\0 " % sum(block)
-    return bytes(block)
-
-
 def binary(size: int) -> bytes:
     """A size in base 256, as GNU tar writes those that eleven octal digits cannot hold."""
     return (b"\xff" if size < 0 else b"\x80") + (size % (1 << 88)).to_bytes(11, "big")
-
-
-def padded(data: bytes) -> bytes:
-    return data + bytes(-len(data) % 512)
-
-
-def member(name: str | bytes, data: bytes = b"data", kind: bytes = b"0") -> bytes:
-    return header(name, len(data), kind) + padded(data)
 
 
 def pax(**records: str) -> bytes:
@@ -81,7 +56,6 @@ def sparse_map(number: bytes) -> bytes:
     return head + member("b.png", number)
 
 
-END = bytes(1024)
 BEFORE, AFTER = member("a.png", b"first"), member("z.png", b"last")
 RED = bytearray(header("b.png", 4))
 RED[482] = 1
@@ -275,17 +249,14 @@ def test_undecodable_names(tmp_path: Path):
 
 def test_a_compressed_tar_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Going back in it means to unpack it from the beginning: n samples took n²/2 of the work."""
-    path, back = tmp_path / "a.tgz", []
+    path, back, seek = tmp_path / "a.tgz", [], tar_streams.Unpacked.seek
 
-    class Watched(gzip.GzipFile):
-        def seek(self, offset: int, whence: int = 0) -> int:
-            here = super().seek(0, 1)
-            if whence == 0 and offset < here:
-                back.append((here, offset))
-            return super().seek(offset, whence)
+    def watched(self: tar_streams.Unpacked, position: int) -> None:
+        if position < self.tell():
+            back.append((self.tell(), position))
+        seek(self, position)
 
-    openers = {magic: Watched if found.__module__ == "gzip" else found for magic, found in OPENERS.items()}
-    monkeypatch.setattr(tar_members, "_OPENERS", openers)
+    monkeypatch.setattr(tar_streams.Unpacked, "seek", watched)
     sizes = [5, 512, 40 * 512, 300_000, 1024 * 512, 0, 7]
     path.write_bytes(gzip.compress(b"".join(member(f"{i}.png", bytes(n)) for i, n in enumerate(sizes)) + END))
     assert [len(e[1]) for e in entries(path)] == sizes

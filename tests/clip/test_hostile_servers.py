@@ -346,6 +346,16 @@ def test_what_was_kept_wrongly_is_fetched_anew(server: Server, tmp_path: Path):
     assert torch.equal(sb.Bridge.from_pretrained(server.url).text_projection, MATRIX)
 
 
+def test_what_was_kept_and_damaged_is_fetched_anew(server: Server, tmp_path: Path):
+    """A flipped bit of a finite number: the checksum tells."""
+    sb.Bridge.from_pretrained(server.url)
+    (kept,) = tmp_path.glob("cache/*")
+    whole = bytearray(kept.read_bytes())
+    whole[-1] ^= 1
+    kept.write_bytes(whole)
+    assert torch.equal(sb.Bridge.from_pretrained(server.url).text_projection, MATRIX)
+
+
 # -- indices -------------------------------------------------------------------------------------------
 
 OUTSIDE = [

@@ -142,23 +142,25 @@ def test_interval_of_a_mean_is_the_normal_one():
 
 
 def test_intervals_cover():
-    """The truth is the figure of many rows; most intervals of 40 samples of 300 rows should cover it."""
-    centres = torch.randn(5, 8)
+    """The truth is the figure of many rows; most intervals of 80 samples of 300 rows should cover it."""
+    centres = 2.8 * torch.eye(8)[:5]  # no draw: how often the rank is covered depends on them
 
     def sample(n: int) -> tuple[Tensor, Tensor]:
         labels = torch.arange(n) % 5
         return centres[labels] + 1.5 * torch.randn(n, 8), labels
 
     names = ("intra-class cosine", "inter-class cosine", "overlap", "effective rank")
-    many = sb.diagnose(*sample(4000), resamples=2).before
-    truth = {name: many[name].value for name in names}
+    many = [sb.diagnose(*sample(4000), resamples=2).before for _ in range(4)]
+    truth = {name: sum(found[name].value for found in many) / len(many) for name in names}
     covered = dict.fromkeys(names, 0)
-    for _ in range(40):
-        found = sb.diagnose(*sample(300), resamples=300).before
+    for _ in range(80):
+        found = sb.diagnose(*sample(300), resamples=200).before
         for name in names:
             covered[name] += found[name].low <= truth[name] <= found[name].high
-    # 38 are expected; the rank of a sample is also too low, by the noise of its covariance.
-    assert all(count >= (30 if "rank" in name else 34) for name, count in covered.items()), covered
+    # Of 1200 samples the intervals covered 93 to 95 in 100, and 79 for the rank: that of a sample is also too
+    # low, by the noise of its covariance. Fewer than 60 of 80, or 40, come by chance once in 10⁶ draws;
+    # intervals of half the length, which cover two in three, pass once in 12.
+    assert all(count >= (40 if "rank" in name else 60) for name, count in covered.items()), covered
 
 
 def test_differences_are_paired():

@@ -147,6 +147,7 @@ def support_set(home: Path, seed: int = 0) -> None:
 
 
 def choices(home: Path, device: str = "B") -> None:
+    thresholds._WAIT = 2.0  # seconds, for another run that stands still
     steps = [(1, "eager"), (4096, "native")]
     thresholds.write(
         home / "out" / "here" / "thresholds.json", device, sb.__version__, {"topk float32": steps}

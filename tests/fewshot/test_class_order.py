@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import semobridge_ext as sb
 from tests.support.assertions import assert_figures, assert_same_bits
+from tests.support.checksums import save_resealed
 from tests.support.problems import Problem, make
 
 sklearn = pytest.importorskip("sklearn", reason="scikit-learn is not installed; pip install scikit-learn")
@@ -111,7 +112,7 @@ def test_files_of_unsorted_classes_still_load(model: str, tmp_path: Path):
     listed = str(sorted(GIVEN)).replace("'", '"')
     assert listed in meta["fields"]
     meta["fields"] = meta["fields"].replace(listed, str(GIVEN).replace("'", '"'))
-    save_file(tensors, tmp_path / "old", meta)
+    save_resealed(tensors, tmp_path / "old", meta)
     for path in ("new", "old"):
         loaded = type(clf).load(tmp_path / path)
         assert loaded.classes_.tolist() == sorted(GIVEN)

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 import semobridge_ext as sb
 from semobridge_ext import _digest, _locks
 from semobridge_ext._engines.bridge_training.step import BridgeTrainer
+from tests.support.checksums import reseal, save_resealed
 from tests.support.problems import make
 from tests.support.source_tree import ROOT
 
@@ -150,7 +150,7 @@ def rewritten(path: Path, **meta: str) -> dict[str, torch.Tensor]:
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         old = dict(file.metadata())
-    save_file(tensors, path, {**old, **meta})
+    save_resealed(tensors, path, {**old, **meta})
     return tensors
 
 
@@ -163,16 +163,19 @@ def test_an_older_format_says_what_to_do(broken: Path):
         fit(broken)
 
 
-@pytest.mark.parametrize("damage", ["zeros", "progress", "cut"])
+@pytest.mark.parametrize("damage", ["zeros", "zeros under a right checksum", "progress", "cut"])
 def test_a_damaged_file_is_refused(broken: Path, damage: str):
     if damage == "progress":
         rewritten(broken, progress=json.dumps([10, 10, 0.5, False, []]))
     else:
         data = broken.read_bytes()
-        broken.write_bytes(data[:-400] + (b"\0" * 400 if damage == "zeros" else b""))
-    told = (
-        "must be a whole safetensors file" if damage == "cut" else "hold what was written, got .* other bytes"
-    )
+        broken.write_bytes(data[:-400] + (b"" if damage == "cut" else b"\0" * 400))
+    if damage == "zeros under a right checksum":
+        reseal(broken)
+    told = {
+        "cut": "must be a whole safetensors file",
+        "zeros": "hold what was written, got other bytes in 'tau.second'; remove it and train again",
+    }.get(damage, "hold what was written, got .* with other bytes")
     with pytest.raises(ValueError, match=told):
         fit(broken)
 

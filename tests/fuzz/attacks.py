@@ -83,13 +83,16 @@ def _flipped(data: bytes, bit: int) -> bytes:
     return bytes(changed)
 
 
+FLIPS = ("flip in the header", "flip in the data")
+
+
 def flips(data: bytes, head: int, rng: random.Random, some: int = 512) -> Iterator[Case]:
     """Every bit of the head, and some beyond."""
     rest = range(8 * head, 8 * len(data))
     for bit in range(8 * head):
-        yield Case("flip in the header", f"bit {bit}", lambda bit=bit: _flipped(data, bit))
+        yield Case(FLIPS[0], f"bit {bit}", lambda bit=bit: _flipped(data, bit))
     for bit in rng.sample(rest, min(some, len(rest))):
-        yield Case("flip in the data", f"bit {bit}", lambda bit=bit: _flipped(data, bit))
+        yield Case(FLIPS[1], f"bit {bit}", lambda bit=bit: _flipped(data, bit))
 
 
 # -- JSON --------------------------------------------------------------------------------------------

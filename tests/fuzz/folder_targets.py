@@ -287,7 +287,9 @@ TARGETS = [
         )
     ),
     *(
-        Target(f"extract, {file}", form, ("extract",), shards(file), use_begin, depth=2)
+        Target(
+            f"extract, {file}", form, ("extract",), shards(file), use_begin, depth=2, sealed=file == METADATA
+        )
         for file, form in (
             (METADATA, "parquet"),
             ("settings.json", "json"),

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tests.fuzz.attacks import Case
+from tests.fuzz.attacks import FLIPS, Case
 
 SECONDS = 2.0  # of the processor for one case
 SILENCE = 60.0  # of the clock without a word, on a machine that others share
@@ -40,6 +40,7 @@ class Target(NamedTuple):
         depth: how many folders above the file a refusal may name instead of it.
         free: words of a case that may lead to results of other shapes, or to a refusal in use.
         nan: whether values that are not finite are legal, and stay in their rows.
+        sealed: whether a checksum is over all of the file, so that no flipped bit may pass.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Target(NamedTuple):
     share: float = 1.0
     depth: int = 0
     nan: bool = False
+    sealed: bool = False
     free: tuple[str, ...] = ()
 
 
@@ -129,6 +131,8 @@ def _child(target: Target, path: Path, cases: Sequence[tuple[int, Case]], shapes
             free = any(word in f"{case.kind} {case.label}" for word in target.free)
             sized = None if free or case.kind == "resized" else shapes
             found = _try(target, path, sized, free or _may_overflow(case))
+            if target.sealed and case.kind in FLIPS and found.what == "accepted":
+                found = Outcome(0, "find", "a flipped bit was taken")
             seconds = time.process_time() - began
             grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) << 10
             if seconds > SECONDS:

@@ -263,8 +263,8 @@ def use_features(path: Path) -> Sequence[Tensor]:
 
 S = "safetensors"
 TARGETS = [
-    Target("Bridge.load", S, ("Bridge.load",), saved(P.bridge), use_bridge),
-    Target("LinearMap.load", S, ("LinearMap.load",), saved(linear_map), use_map),
+    Target("Bridge.load", S, ("Bridge.load",), saved(P.bridge), use_bridge, sealed=True),
+    Target("LinearMap.load", S, ("LinearMap.load",), saved(linear_map), use_map, sealed=True),
     Target("LinearMap.from_onnx", "bytes", ("LinearMap.from_onnx",), make_onnx, use_onnx),
     Target(
         "IsoCLIP.load",
@@ -273,15 +273,16 @@ TARGETS = [
         saved(isoclip),
         use_isoclip,
         free=("params", "k_top", "k_bottom"),
+        sealed=True,
     ),
     *(
-        Target(f"{kind}.load", S, (f"{kind}.load",), saved(fitted(kind)), use_estimator(kind))
+        Target(f"{kind}.load", S, (f"{kind}.load",), saved(fitted(kind)), use_estimator(kind), sealed=True)
         for kind in MADE
     ),
-    Target("SupportSet.load", S, ("SupportSet.load",), saved(support), use_support, nan=True),
-    Target("oti(out=)", S, ("oti",), make_inversion, invert, 0.2),
-    Target("oti(out=), a part", S, ("oti",), make_part, use_part, 0.2),
-    Target("SeMoBridgeT.fit(checkpoint=)", S, ("SeMoBridgeT.fit",), make_checkpoint, train, 0.5),
+    Target("SupportSet.load", S, ("SupportSet.load",), saved(support), use_support, nan=True, sealed=True),
+    Target("oti(out=)", S, ("oti",), make_inversion, invert, 0.2, sealed=True),
+    Target("oti(out=), a part", S, ("oti",), make_part, use_part, 0.2, sealed=True),
+    Target("SeMoBridgeT.fit(checkpoint=)", S, ("SeMoBridgeT.fit",), make_checkpoint, train, 0.5, sealed=True),
     Target(
         "from_pretrained",
         S,

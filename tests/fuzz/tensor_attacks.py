@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tests.fuzz.attacks import DEEP, Case, cuts, flips, json_edits, json_texts, line_edits
+from tests.support.checksums import resealed
 
 KINDS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "U8": "u1"}
 
@@ -231,6 +232,17 @@ def tensor_edits(whole: bytes) -> Iterator[Case]:
             yield Case("metadata edit", f"{key}: {label}", lambda changed=changed: raw(changed, parts.data))
 
 
+def _with_checksum(whole: bytes, rng: random.Random) -> Iterator[Case]:
+    """The edits, and flipped bits again, with a right checksum: what is behind it stands on its own."""
+    head = 8 + int.from_bytes(whole[:8], "little")
+    again = [case._replace(kind=f"{case.kind}, resealed") for case in flips(whole, head, rng)]
+    for case in (*again, *tensor_edits(whole)):
+        if case.label.startswith("checksum: "):
+            yield case
+        else:
+            yield case._replace(data=lambda case=case: resealed(case.data()))
+
+
 # -- .npy --------------------------------------------------------------------------------------------
 
 
@@ -280,7 +292,7 @@ def attacks(whole: bytes, form: str, rng: random.Random) -> list[Case]:
     head = len(whole)
     edits: Iterator[Case] = iter(())
     if form == "safetensors":
-        head, edits = 8 + int.from_bytes(whole[:8], "little"), tensor_edits(whole)
+        head, edits = 8 + int.from_bytes(whole[:8], "little"), _with_checksum(whole, rng)
     elif form == "json":
         edits = json_edits(whole)
     elif form == "lines":

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.fuzz.attacks import Case
+from tests.fuzz.attacks import FLIPS, Case
 from tests.fuzz.runner import Target, try_all
 from tests.support.source_tree import ROOT, environment, run
 
@@ -87,6 +87,9 @@ def test_what_fails_is_found_and_named(tmp_path: Path):
     good = {"whole": "accepted", "refused": "refused"}
     assert [o.what for o in done] == [good.get(word, "find") for word in words]
     told = dict(zip(words, (o.text for o in done), strict=True))
+    case = Case(FLIPS[1], "bit 0", lambda: b"whole")
+    (found,) = try_all(target._replace(sealed=True), _make(tmp_path), [case])
+    assert found == (0, "find", "a flipped bit was taken")
     for word, text in {
         "dies": "ended with -9",
         "key": "another error: KeyError",

@@ -24,6 +24,7 @@ from semobridge_ext.cli.sources import open_source
 from semobridge_ext.runtime import thresholds
 from tests.fuzz import folder_targets, targets
 from tests.fuzz.tensor_attacks import Parts, raw
+from tests.support.checksums import resealed, save_resealed
 
 DEEP = "[" * 100_000
 
@@ -44,7 +45,7 @@ def with_field(path: Path, key: str, change: Callable[[Any], None]) -> None:
     value = json.loads(meta[key])
     change(value)
     header = parts.header | {"__metadata__": meta | {key: json.dumps(value)}}
-    path.write_bytes(raw(header, parts.data))
+    path.write_bytes(resealed(raw(header, parts.data)))
 
 
 # -- estimators and maps -----------------------------------------------------------------------------
@@ -63,7 +64,7 @@ def test_a_cache_without_channels(tmp_path: Path):
     meta = Parts.of(path.read_bytes()).header["__metadata__"]
     found = load_file(path)
     found |= {"keys_": found["keys_"][:, :0].contiguous(), "channels_": found["channels_"][:0].contiguous()}
-    save_file(found, path, meta)
+    save_resealed(found, path, meta)
     refused("APE.load", path, lambda: sb.APE.load(path))
 
 
@@ -112,6 +113,20 @@ def test_an_onnx_tensor_with_values_in_another_file(tmp_path: Path):
     refused("LinearMap.from_onnx", path, lambda: sb.LinearMap.from_onnx(path))
 
 
+def test_an_onnx_text_that_is_no_utf8(tmp_path: Path):
+    """protobuf gives it as bytes, which no text can be compared with."""
+    pytest.importorskip("onnx", reason="needed: pip install onnx")
+    path = targets.make_onnx(tmp_path)
+    whole = path.read_bytes()
+    for old, new in (
+        (b'[{"offset"', b'[{\xffoffset"'),
+        (b"checksum", b"check\xffum"),
+        (b"matrix_0", b"matrix\xff0"),
+    ):
+        path.write_bytes(whole.replace(old, new))
+        refused("LinearMap.from_onnx", path, lambda: sb.LinearMap.from_onnx(path))
+
+
 # -- checkpoints -------------------------------------------------------------------------------------
 
 
@@ -120,7 +135,7 @@ def test_a_checkpoint_with_a_stamp_that_is_none(tmp_path: Path, stamp: str):
     path = targets.make_checkpoint(tmp_path)
     parts = Parts.of(path.read_bytes())
     meta = parts.header["__metadata__"] | {"stamp": stamp}
-    path.write_bytes(raw(parts.header | {"__metadata__": meta}, parts.data))
+    path.write_bytes(resealed(raw(parts.header | {"__metadata__": meta}, parts.data)))
     refused("SeMoBridgeT.fit", path, lambda: targets.train(path))
 
 

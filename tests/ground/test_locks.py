@@ -56,6 +56,49 @@ def test_a_refusal_names_the_other(tmp_path: Path, other: subprocess.Popen):
         pass
 
 
+def test_waiting(tmp_path: Path, other: subprocess.Popen, monkeypatch):
+    """For a short block: it has its turn when the other ends, and a refusal when that takes too long."""
+    waited: list[float] = []
+
+    def ends(seconds: float) -> None:
+        assert other.stdin
+        waited.append(seconds)
+        if len(waited) == 3:
+            other.stdin.close()
+            other.wait()
+
+    monkeypatch.setattr(_locks.time, "sleep", ends)
+    with (
+        pytest.raises(ValueError, match="thing, which process"),
+        _locks.held("run", "OUT", "thing", tmp_path / "lock"),
+    ):
+        pass
+    assert not waited
+    with _locks.held("run", "OUT", "thing", tmp_path / "lock", wait=60.0):
+        assert len(waited) == 3 and json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
+    assert not (tmp_path / "lock").exists()
+
+
+def test_waiting_ends(tmp_path: Path, other: subprocess.Popen):
+    with (
+        pytest.raises(ValueError, match="thing, which process"),
+        _locks.held("run", "OUT", "thing", tmp_path / "lock", wait=0.05),
+    ):
+        pass
+
+
+def test_a_lock_that_is_not_needed(tmp_path: Path, monkeypatch):
+    """On a file system without locks."""
+    monkeypatch.setattr(_locks, "try_lock", lambda handle: None)
+    with _locks.held("run", "OUT", "thing", tmp_path / "lock", needed=False):
+        pass
+    with (
+        pytest.raises(OSError, match="must lie on a file system with locks"),
+        _locks.held("run", "OUT", "thing", tmp_path / "lock"),
+    ):
+        pass
+
+
 def test_a_killed_run_holds_nothing(tmp_path: Path, other: subprocess.Popen):
     other.send_signal(signal.SIGKILL)
     other.wait()

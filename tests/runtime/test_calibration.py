@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from semobridge_ext.runtime import backend as _backend
 from semobridge_ext.runtime import thresholds as _thresholds
 from semobridge_ext.runtime.calibration import TOLERANCE, Case, Measured, measure, thresholds
 from semobridge_ext.runtime.choice import Kernels, resolve
+from tests.support.source_tree import environment
 
 # What the package says may be measured: every operator's `Kernels`.
 MEASURED = {
@@ -47,6 +50,36 @@ def own_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 def stored(calls: dict, version: str = sb.__version__) -> Path:
     _thresholds.write(_thresholds.path(), "Test GPU", version, calls)
     return _thresholds.path()
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from semobridge_ext.runtime import thresholds
+print("ready", flush=True)
+sys.stdin.readline()
+for i in range(8):
+    thresholds.write(Path(sys.argv[1]), f"card {sys.argv[2]} {i}", "1", {"topk float32": [(i, "eager")]})
+"""
+
+
+def test_processes_that_write_at_once_lose_nothing(tmp_path: Path):
+    """Each read the file before another had replaced it, and wrote it back without what that had added."""
+    words = [sys.executable, "-c", WRITER, str(tmp_path / "here" / "thresholds.json")]
+    children = [
+        subprocess.Popen([*words, str(n)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment())
+        for n in range(4)
+    ]
+    for child in children:
+        assert child.stdout is not None and child.stdout.readline() == b"ready\n"
+    for child in children:
+        assert child.stdin is not None
+        child.stdin.write(b"\n")
+        child.stdin.flush()
+    assert [(child.communicate(), child.returncode)[1] for child in children] == [0] * 4
+    found = _thresholds.read(tmp_path / "here" / "thresholds.json")
+    assert sorted(found) == sorted(f"card {n} {i}" for n in range(4) for i in range(8))
+    assert [p.name for p in (tmp_path / "here").iterdir()] == ["thresholds.json"]
 
 
 def test_nothing_measured_means_plain_pytorch():

@@ -19,7 +19,18 @@ from tests.support.source_tree import ROOT, plant
 PACKAGE = "semobridge_ext"
 # From the ground up: a module imports from its own layer and those before it.
 LAYERS = (
-    ("_C", "_digest", "_errors", "_files", "_inputs", "_locks", "_parameters", "_schema", "_version"),
+    (
+        "_C",
+        "_checksum",
+        "_digest",
+        "_errors",
+        "_files",
+        "_inputs",
+        "_locks",
+        "_parameters",
+        "_schema",
+        "_version",
+    ),
     ("runtime",),
     ("_ops",),
     ("_engines",),

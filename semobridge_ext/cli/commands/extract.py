@@ -16,13 +16,13 @@ import torch
 
 from semobridge_ext import _files
 from semobridge_ext.cli import models
-from semobridge_ext.cli.arguments import count
-from semobridge_ext.cli.images import PIXELS
+from semobridge_ext.cli.arguments import add_max_pixels, count
 from semobridge_ext.cli.listing import first_difference
 from semobridge_ext.cli.shard_writer import Writer, write_rows
 from semobridge_ext.cli.shards import arrow
 from semobridge_ext.cli.sources import Source, keep, open_source
 from semobridge_ext.cli.tar_members import MEMBER_BYTES
+from semobridge_ext.cli.tar_streams import UNPACKED_BYTES
 
 _DESCRIPTION = """\
 Encodes images with a CLIP model. What cannot be decoded is counted and listed, and stops nothing.
@@ -39,7 +39,8 @@ input:
                     columns go along as text. Paths are relative to the file; a row without a path or with
                     other fields than the header has is refused, a repeated row is a repeated input
   FILE.tar          WebDataset, also 'part-{000..012}.tar'; .txt becomes caption, .cls label. Links,
-                    devices, pipes, sparse and too large members are skipped and listed
+                    devices, pipes, sparse and too large members are skipped and listed; a
+                    compressed one (gzip, bzip2, xz) is read up to --max-tar-bytes unpacked
   any other file    a list, one path a line, relative to the file
 
 images:
@@ -89,10 +90,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--label", choices=("parent", "first", "none"), default="parent",
                         help="folders: which one names the class")  # fmt: skip
     parser.add_argument("--path-column", metavar="NAME", help="CSV: where the paths are")
-    parser.add_argument("--max-pixels", type=count, default=PIXELS, metavar="N",
-                        help=f"larger images are skipped (default: {PIXELS})")  # fmt: skip
+    add_max_pixels(parser, "skipped")
     parser.add_argument("--max-member-bytes", type=count, default=MEMBER_BYTES, metavar="N",
                         help=f"tars: larger members are skipped (default: {MEMBER_BYTES})")  # fmt: skip
+    parser.add_argument("--max-tar-bytes", type=count, default=UNPACKED_BYTES, metavar="N",
+                        help=f"compressed tars: unpacked no further (default: {UNPACKED_BYTES})")  # fmt: skip
     parser.add_argument("--normalize", action="store_true", help="store unit rows")
     parser.add_argument("--before-projection", action="store_true",
                         help="store what the image projection is applied to")  # fmt: skip
@@ -230,7 +232,7 @@ def _begin(
     try:
         source = open_source(
             "extract", args.input, staged, label=args.label, column=args.path_column,
-            max_member_bytes=args.max_member_bytes,
+            max_member_bytes=args.max_member_bytes, max_tar_bytes=args.max_tar_bytes,
         )  # fmt: skip
         encoder = models.load("extract", *names, args.device)
         settings = _settings(args, source, encoder, names)

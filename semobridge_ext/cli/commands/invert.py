@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors
+from semobridge_ext import _checksum, _errors
 from semobridge_ext.cli import models
 from semobridge_ext.cli.shards import npy_header
 
@@ -97,7 +97,12 @@ def _read_safetensors(path: str, key: str) -> Tensor:
         names = list(file.keys())
         if key not in names:
             raise _NoKey(names)
-        return file.get_tensor(key)
+        rows, metadata = file.get_tensor(key), file.metadata() or {}
+    if metadata.get("format", "").startswith(
+        "semobridge-ext "
+    ):  # an inversion; others may mean another entry
+        _checksum.check("invert", path, metadata, names, {key: rows})
+    return rows
 
 
 def _read_pt(path: str, key: str) -> Any:

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 
 from semobridge_ext import _files
 from semobridge_ext.cli import images, mappings, models, sheet
-from semobridge_ext.cli.arguments import count
+from semobridge_ext.cli.arguments import add_max_pixels, count
 from semobridge_ext.cli.output import write_json
 from semobridge_ext.cli.shards import Folder
 from semobridge_ext.retrieval.streamed import topk_over
@@ -48,6 +48,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("-k", type=count, default=10, metavar="K", help="hits a query (default: 10)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="contact sheet, .png or .html")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the hits as JSON too")
+    add_max_pixels(parser, "refused as queries, and empty frames in the sheet")
     parser.add_argument("--device", default="cpu", help="for the queries' model (default: cpu)")
 
 
@@ -75,11 +76,11 @@ def _check(args: argparse.Namespace, settings: dict[str, Any]) -> None:
             raise FileNotFoundError(f"search: --image must be an existing file, got {name}; check the name")
 
 
-def _encode_images(encoder: models.Encoder, names: list[str], device: str) -> Tensor:
+def _encode_images(encoder: models.Encoder, names: list[str], device: str, max_pixels: int) -> Tensor:
     pixels = []
     for name in names:
         try:
-            with images.opened(name) as image:
+            with images.opened(name, max_pixels) as image:
                 pixels.append(encoder.preprocess(image))
         except Exception as error:  # PIL's plugins raise whatever their parsing meets
             raise ValueError(f"search: --image must be a readable image, got {name} ({error})") from error
@@ -101,7 +102,7 @@ def _queries(args: argparse.Namespace, settings: dict[str, Any]) -> Tensor:  # [
     if args.image:
         if mappings.HIDDEN in (settings.get("features"), settings.get("takes")):
             encoder = encoder.before_projection("search")
-        rows = _encode_images(encoder, args.image, args.device)
+        rows = _encode_images(encoder, args.image, args.device, args.max_pixels)
         parts.append(normalize(rows if mapping is None else mapping.apply(rows), dim=1))
     return torch.cat(parts)
 
@@ -156,7 +157,8 @@ def run(args: argparse.Namespace) -> int:
         write_json(args.json, value)
     if args.out is not None:
         html = args.out.suffix.lower() == ".html"
-        data = sheet.page(rows, f"search in {args.shards}") if html else sheet.png(rows)
+        limit = args.max_pixels
+        data = sheet.page(rows, f"search in {args.shards}", limit) if html else sheet.png(rows, limit)
         _files.write_bytes(args.out, data)
         print(f"contact sheet: {args.out}")
     print(f"searched in {1000 * seconds:.1f} ms")
