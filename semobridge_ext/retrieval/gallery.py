@@ -146,7 +146,10 @@ class Gallery(PreparedGallery):
     # -- files -------------------------------------------------------------------------------------------
 
     def save(self, path: Any) -> None:
-        """Writes rows and codes to `path` as safetensors, atomically: ``load`` gives the same gallery."""
+        """Writes rows and codes to `path` as safetensors, atomically: ``load`` gives the same gallery.
+
+        Memory: one copy of what is written.
+        """
         rows = (
             torch.cat([s.rows for s in self._segments]) if len(self._segments) > 1 else self._segments[0].rows
         )
@@ -161,11 +164,12 @@ class Gallery(PreparedGallery):
         """Reads what ``save`` wrote to `path`; refuses a foreign or inconsistent file (ValueError).
 
         Files of 64 MiB or more are memory-mapped: rows are read when they are searched, and the file must
-        stay as it is for as long as the gallery lives.
+        stay as it is for as long as the gallery lives. The checksums of the codes are compared, and of the
+        rows where they are not mapped.
         """
         where = "Gallery.load"
         schema = {
-            "rows": _schema.Field(("G", "D"), _DTYPES, finite=False),
+            "rows": _schema.Field(("G", "D"), _DTYPES, finite=False, streamed=True),
             "codes": _schema.Field(("P", "B"), (torch.uint8,), optional=True),
             "bounds": _schema.Field(("P", 3, 32), (torch.float32,), finite=False, optional=True),
         }

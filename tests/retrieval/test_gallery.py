@@ -132,9 +132,7 @@ def test_files(dtype: torch.dtype, tmp_path):
 
 
 def test_a_large_file_is_mapped(tmp_path, monkeypatch):
-    from semobridge_ext import _schema
-
-    monkeypatch.setattr(_schema, "MAPPED_FROM", 1)
+    monkeypatch.setattr(_files, "MAPPED_FROM", 1)
     rows = torch.randn(5000, 40)
     file = tmp_path / "g.safetensors"
     sb.Gallery(rows).save(file)
