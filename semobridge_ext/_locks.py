@@ -19,6 +19,7 @@ from typing import Any
 
 from semobridge_ext._errors import naming
 
+_AGAIN = 0.02  # seconds between two tries
 _open: set[int] = set()  # descriptors that a forked child must not keep locked
 
 
@@ -59,7 +60,8 @@ def _holder(path: Path) -> str:
         return "another process is writing"
 
 
-def _acquire(function: str, argument: str, owned: Any, path: Path) -> int:
+def _acquire(function: str, argument: str, owned: Any, path: Path, patience: float) -> int:
+    until = time.monotonic() + patience
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         taken = try_lock(handle)
@@ -72,6 +74,9 @@ def _acquire(function: str, argument: str, owned: Any, path: Path) -> int:
                 f"{function}: {argument} must lie on a file system with locks, got {owned}, where flock "
                 "fails; choose a folder on another one"
             )
+        if not taken and time.monotonic() < until:
+            time.sleep(_AGAIN)
+            continue
         if not taken:
             raise ValueError(
                 f"{function}: {argument} must belong to one run, got {owned}, which {told}; wait for it or "
@@ -80,15 +85,17 @@ def _acquire(function: str, argument: str, owned: Any, path: Path) -> int:
 
 
 @contextmanager
-def held(function: str, argument: str, owned: Any, path: Any) -> Iterator[None]:
+def held(function: str, argument: str, owned: Any, path: Any, *, patience: float = 0.0) -> Iterator[None]:
     """Holds the lock file at `path` while the block runs; `owned` is what the block may write.
+
+    Another holder is waited for that many seconds: where a block takes milliseconds, nobody need be refused.
 
     Raises ValueError, which names process, host and time, where another run holds it, in this process
     too; OSError where the file system has no locks. The file goes when the block ends; what a killed
     process leaves of it locks nothing.
     """
     path = Path(path)
-    handle, process = _acquire(function, argument, owned, path), os.getpid()
+    handle, process = _acquire(function, argument, owned, path, patience), os.getpid()
     _open.add(handle)
     try:
         since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())

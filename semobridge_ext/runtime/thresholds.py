@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 
-from semobridge_ext import _files
+from semobridge_ext import _files, _locks
 from semobridge_ext._version import __version__
 
 FORMAT = "semobridge-ext thresholds 2"
 _OLDER = ("semobridge-ext thresholds 1",)  # its keys were the names of callers
+_PATIENCE = 5.0  # seconds that a write waits for another: it takes milliseconds, unless it stands still
 _BACKENDS = ("eager", "native", "triton")
 VARIABLE = "SEMOBRIDGE_THRESHOLDS"
 
@@ -64,12 +65,17 @@ def read(file: Path, *, remake: bool = False) -> dict[str, Any]:
 
 
 def write(file: Path, device: str, version: str, calls: dict[str, Steps]) -> None:
-    """Adds or replaces one device's measurements; the file is whole at every moment."""
-    devices = read(file, remake=True) if file.exists() else {}
-    devices[device] = {"version": version, "torch": torch.__version__, "calls": calls}
+    """Adds or replaces one device's measurements; the file is whole at every moment.
+
+    Processes that measure several devices write one after another, so that each keeps what the others added.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"format": FORMAT, "devices": devices}, indent=1)
-    _files.write_bytes(file, text.encode() + b"\n")
+    lock = file.with_name(f"{file.name}.lock")
+    with _locks.held("calibrate", "the file of choices", file, lock, patience=_PATIENCE):
+        devices = read(file, remake=True) if file.exists() else {}
+        devices[device] = {"version": version, "torch": torch.__version__, "calls": calls}
+        text = json.dumps({"format": FORMAT, "devices": devices}, indent=1)
+        _files.write_bytes(file, text.encode() + b"\n")
     measured.cache_clear()
 
 
