@@ -3,28 +3,23 @@
 // as a race, and a suppression of those would hide the core's own. The compiler's OpenMP code is
 // unchanged: it calls these names.
 //
-// As little is ordered as the standard allows: shares of a loop and the thread of a `single` are
-// drawn with relaxed atomics, so that no thread sees another's writes by the way.
-#include <atomic>
+// As little is ordered as the standard allows: the chunks of a loop go round by number, and so does
+// the thread of a `single`. No thread learns of another's writes by the way, and each gets its part
+// of every loop, however late the system starts it.
 #include <condition_variable>
-#include <cstdio>
 #include <cstdlib>
-#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
 
 namespace {
 
-constexpr unsigned kShares = 4096;  // loops and singles of one region
-
 struct Team {
-  explicit Team(unsigned n) : size(n), shares(new std::atomic<long>[kShares]()) {}
+  explicit Team(unsigned n) : size(n) {}
   const unsigned size;
   std::mutex mutex;
   std::condition_variable changed;
   unsigned arrived = 0, generation = 0;
-  std::unique_ptr<std::atomic<long>[]> shares;  // how much of each is taken
 
   void barrier() {
     std::unique_lock<std::mutex> lock(mutex);
@@ -41,23 +36,17 @@ struct Team {
 
 struct Place {
   Team* team = nullptr;
-  unsigned rank = 0, share = 0;  // the next share to begin
+  unsigned rank = 0, singles = 0;  // singles met so far
+  long chunk_number = 0;           // of its next one
   long begin = 0, end = 0, step = 1, chunk = 1;
 };
 thread_local Place t_place;
 thread_local unsigned t_widest = 1;
 
-std::atomic<long>& share(unsigned number) {
-  if (number >= kShares) {
-    std::fprintf(stderr, "gomp_threads: more than %u loops in a region\n", kShares);
-    std::abort();
-  }
-  return t_place.team->shares[number];
-}
-
 bool next_chunk(long* first, long* last) {
   Place& p = t_place;
-  const long at = share(p.share - 1).fetch_add(1, std::memory_order_relaxed) * p.chunk * p.step;
+  const long at = p.chunk_number * p.chunk * p.step;
+  p.chunk_number += p.team->size;
   if (p.step > 0 ? p.begin + at >= p.end : p.begin + at <= p.end) return false;
   *first = p.begin + at;
   *last = *first + p.chunk * p.step;
@@ -68,7 +57,7 @@ bool next_chunk(long* first, long* last) {
 bool begin_loop(long begin, long end, long step, long chunk, long* first, long* last) {
   Place& p = t_place;
   p.begin = begin, p.end = end, p.step = step, p.chunk = chunk;
-  ++p.share;
+  p.chunk_number = p.rank;
   return next_chunk(first, last);
 }
 
@@ -105,9 +94,7 @@ void GOMP_parallel(void (*body)(void*), void* data, unsigned threads, unsigned) 
 
 void GOMP_barrier() { t_place.team->barrier(); }
 
-bool GOMP_single_start() {
-  return share(t_place.share++).exchange(1, std::memory_order_relaxed) == 0;
-}
+bool GOMP_single_start() { return t_place.singles++ % t_place.team->size == t_place.rank; }
 
 bool GOMP_loop_dynamic_start(long b, long e, long step, long chunk, long* first, long* last) {
   return begin_loop(b, e, step, chunk, first, last);
