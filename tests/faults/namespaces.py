@@ -1,4 +1,4 @@
-"""A PID namespace of its own for a forked run: two such runs have the same process number, as in containers."""
+"""A PID namespace for a forked run: two such runs have the same process number, as in two containers."""
 
 from __future__ import annotations
 

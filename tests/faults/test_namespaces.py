@@ -13,7 +13,6 @@ import pytest
 
 from tests.faults import namespaces
 from tests.faults.campaign import TEMPORARY, Answer, Place, Runs, contents
-from tests.faults.jobs import JOBS
 
 ONE_RUN = "must belong to one run"
 LOCKING = ("extract", "fewshot", "invert", "oti", "fit")
@@ -35,7 +34,7 @@ def _permitted() -> None:
 
 
 def check(place: Place, answers: list[Answer], told: str) -> None:
-    """All had one number; one ended well, and the others did or were refused. The result is that of one run."""
+    """All had one number; one ended well, and the others did or were refused. Nothing is torn."""
     assert {a.pid for a in answers if a.code == 0} == {namespaces.NUMBER}, f"{told}: {answers}"
     assert any(a.right for a in answers), f"{told}: {answers}"
     for a in answers:
@@ -57,7 +56,7 @@ def test_two_at_once(runs: Runs, name: str) -> None:
 
 @pytest.mark.parametrize("name", marked(*LOCKING, *SAVING))
 def test_one_stands_still_in_the_other_namespace(runs: Runs, name: str) -> None:
-    """Stopped in the midst of its writes and before its last rename; its temporary file is not taken for left over."""
+    """Stopped in its first write and before its last rename: its temporary file is not taken away."""
     place = runs.place(name)
     for n in {place.trace.index("w") + 1, place.trace.rindex("r") + 1}:
         place.reset()
@@ -75,7 +74,7 @@ def test_one_stands_still_in_the_other_namespace(runs: Runs, name: str) -> None:
 
 @pytest.mark.parametrize("name", marked(*LOCKING, *SAVING))
 def test_killed_and_taken_up_by_the_same_number(runs: Runs, name: str, seed: int) -> None:
-    """What process 2 left, process 2 of the next namespace takes up; lock and temporary files are gone then."""
+    """What process 2 left, process 2 of the next namespace takes up; locks and temporary files go."""
     place, draw = runs.place(name), random.Random(seed)
     for n in {place.trace.rindex("r") + 1, *(draw.randrange(1, len(place.trace) + 1) for _ in range(3))}:
         place.reset()

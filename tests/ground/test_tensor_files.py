@@ -1,4 +1,4 @@
-"""The safetensors files that the package writes by itself: the bytes of safetensors' own writer, and no more."""
+"""The safetensors files that the package writes by itself: the bytes of safetensors' own writer."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_the_bytes_are_those_of_safetensors(tmp_path: Path):
 
 
 def test_tensors_of_ever_new_sizes_leave_nothing(tmp_path: Path):
-    """safetensors' writer kept some twenty blocks of memory for every number of bytes that it had not seen."""
+    """safetensors' writer kept some twenty blocks of memory for every new number of bytes."""
     path = tmp_path / "file.safetensors"
 
     def blocks(sizes: range) -> int:

@@ -173,7 +173,7 @@ def seeds(name: str) -> list[bytes]:
     made = [data for data in made if len(data) <= 4096]
     if target.form != "safetensors":
         return made
-    return [packed(data) for data in made if 8 <= len(data) and int.from_bytes(data[:8], "little") < 4096]
+    return [packed(data) for data in made if len(data) >= 8 and int.from_bytes(data[:8], "little") < 4096]
 
 
 def reader(name: str, folder: Path) -> Reader:
@@ -206,9 +206,9 @@ def main() -> None:
     import torch
 
     with atheris.instrument_imports(include=["semobridge_ext"]):
-        import tests.fuzz.files  # and with it every loader
         import semobridge_ext.cli.tar_members
         import semobridge_ext.clip.remote  # noqa: F401
+        import tests.fuzz.files  # noqa: F401 - and with it every loader
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")

@@ -22,10 +22,10 @@ from tests.support.build_cache import ROOT, files_below, kept, version_of
 HERE = Path(__file__).parent
 KEPT = ROOT / "build" / "fuzz"
 KERNELS = "kernels"
-FLAGS = (
-    "-std=c++20 -O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all -Wno-psabi -fno-math-errno "
-    "-fno-trapping-math -ffp-contract=fast -DSB_ISA=portable -DSB_VEC_BYTES=16"
-).split()
+FLAGS = [
+    "-std=c++20", "-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wno-psabi",
+    "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-DSB_ISA=portable", "-DSB_VEC_BYTES=16",
+]  # fmt: skip
 NEED_ATHERIS = "the loaders need atheris: pip install atheris"
 NEED_CLANG = "the kernels need clang++ with libFuzzer: apt-get install clang"
 
