@@ -9,7 +9,7 @@ WORKERS ?= $(shell n=$$(nproc); echo $$(( n < 8 ? n : 8 )))
 PYTEST := $(BIN)/python -m pytest tests -n $(WORKERS) --dist worksteal
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc python -type f 2>/dev/null)
 
-.PHONY: demo test test-all sanitize bench docs gpu-check lint clean
+.PHONY: demo test test-all sanitize fuzz bench docs gpu-check lint clean
 
 demo: $(VENV)/.demo  ## the embedded CLIP, bridged, on real drawings: a table and demo.png
 	$(BIN)/semobridge-ext demo --out demo.png
@@ -22,6 +22,9 @@ test-all: test  ## and mutations, sanitizers, every GPU architecture, wheels, th
 
 sanitize: $(VENV)/.test  ## random calls under sanitizers, for minutes: FUZZ_SECONDS, FUZZ_SEED
 	FUZZ_SECONDS=$${FUZZ_SECONDS:-120} $(BIN)/python -m pytest -s tests/sanitizers
+
+fuzz: $(VENV)/.test  ## guided fuzzing of loaders (atheris) and kernels (clang): FUZZ_SECONDS each, FUZZ_SEED
+	$(BIN)/python -m tests.fuzz.guided.run
 
 bench: $(VENV)/.test  ## the benchmarks and their table; run on a quiet machine
 	mkdir -p bench/results

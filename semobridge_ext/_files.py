@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import torch
 from torch import Tensor
 
 from semobridge_ext import _checksum
@@ -222,22 +223,41 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("nested too deeply") from error
 
 
-def save_tensors(path: Any, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Writes a safetensors file with a checksum as `replaced` does; the same content has the same bytes."""
-    from safetensors.torch import save
+# Their names in a safetensors header, in the order in which its own writer lays tensors out: wide ones first,
+# so that each stands at a multiple of its size.
+_NAMES = {
+    torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.int32: "I32",
+    torch.bfloat16: "BF16", torch.float16: "F16", torch.int16: "I16", torch.int8: "I8",
+    torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
 
+
+def save_tensors(path: Any, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Writes a safetensors file with a checksum as `replaced` does; the same content has the same bytes.
+
+    By itself: safetensors' writer makes a ctypes array type for every new number of bytes, and ctypes keeps
+    each for the life of the process.
+    """
     tensors = {name: value.contiguous().cpu() for name, value in tensors.items()}
     entry = _checksum.entry(metadata, {name: _checksum.of(value) for name, value in tensors.items()})
     metadata = {**metadata, _checksum.KEY: entry}
-    data = memoryview(save(tensors, metadata))
-    at = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(bytes(data[8:at]))
-    header["__metadata__"] = dict(sorted(metadata.items()))  # safetensors leaves their order to chance
+    rank = list(_NAMES).index
+    ordered = sorted(tensors, key=lambda name: (rank(tensors[name].dtype), name))
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    end = 0
+    for name in ordered:
+        value = tensors[name]
+        begin, end = end, end + value.numel() * value.element_size()
+        header[name] = {
+            "dtype": _NAMES[value.dtype], "shape": list(value.shape), "data_offsets": [begin, end],
+        }  # fmt: skip
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     with replaced(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        file.write(data[at:])
+        for name in ordered:
+            plain = tensors[name].detach().cpu().contiguous().reshape(-1)
+            file.write(plain.view(torch.uint8).numpy().data)
 
 
 WRITE_IT = "write it with .save()"

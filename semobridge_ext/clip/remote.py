@@ -260,7 +260,8 @@ class RangedFile:
     def _check_range(self, start: int, count: int, answer: Answer) -> int:
         """The size of the file, if the answer holds the very bytes that were asked for."""
         told = answer.headers.get("Content-Range", "")
-        match = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", told.strip(), re.IGNORECASE)
+        value = told.strip(" \t")  # not the separators that Python takes for blanks
+        match = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", value, re.IGNORECASE | re.ASCII)
         first, last, size = (int(n) for n in match.groups()) if match else (0, 0, 0)
         if not match or (first, last) != (start, min(start + count, size) - 1):
             contract = (

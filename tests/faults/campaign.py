@@ -48,6 +48,7 @@ class Answer(NamedTuple):
     rights: int = 0  # threads of it that ended well
     fired: int = 0  # faults that happened
     trace: str = ""  # one letter a counted call
+    pid: int = 0  # as the run saw itself
 
     @property
     def right(self) -> bool:
@@ -197,12 +198,15 @@ class Runs:
         plain_user: bool = False,  # modes count
         threads: int = 1,  # that make the same call at once
         beside: int = 0,  # further processes; behind a fault "stop", while the first one stands still
+        beside_what: str = "",  # what those do, where it is not the same
+        apart: bool = False,  # each process in a PID namespace of its own, with the same number
         stopped: float = 0.0,  # seconds
         **fault: Any,
     ) -> list[Answer]:
         request = {
             "job": place.name, "home": str(place.home), "what": what, "limit": limit,
             "plain_user": plain_user, "threads": threads, "beside": beside, "stopped": stopped,
+            "beside_what": beside_what or what, "apart": apart,
             "fault": {**NONE, **fault},
         }  # fmt: skip
         assert self.child.stdin

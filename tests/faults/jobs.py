@@ -31,6 +31,7 @@ class Job(NamedTuple):
     older: Callable[[Path], object] | None = None  # what stands there before: another, whole result
     from_cli: bool = False
     slow: bool = False  # takes most of a second: fewer of its runs are killed
+    other: Callable[[Path], int | None] | None = None  # the same output from another input
 
 
 def nothing(home: Path) -> None:
@@ -50,8 +51,13 @@ def pictures(home: Path) -> None:
     (home / "in" / "images" / "class_01" / "broken.png").write_bytes(b"no picture")
 
 
-def extract(home: Path) -> int:
-    return command("extract", home / "in" / "images", home / "out" / "shards", *SHARDS)
+def extract(home: Path, images: str = "images") -> int:
+    return command("extract", home / "in" / images, home / "out" / "shards", *SHARDS)
+
+
+def two_folders(home: Path) -> None:
+    pictures(home)
+    images.write(home / "in" / "others", 3, 1)
 
 
 def shards(home: Path) -> None:
@@ -65,9 +71,11 @@ def mapped(home: Path) -> int:
 
 
 def studied(home: Path) -> None:
+    for seed, name in enumerate(("train", "others")):
+        p = problem(seed)
+        text = {"text": p.text, "hidden": p.hidden, "text_projection": p.projection}
+        arrays(home / "in" / f"{name}.npz", features=p.shots, labels=p.labels, **text)
     p = problem()
-    text = {"text": p.text, "hidden": p.hidden, "text_projection": p.projection}
-    arrays(home / "in" / "train.npz", features=p.shots, labels=p.labels, **text)
     arrays(home / "in" / "test.npz", features=p.queries, labels=p.targets)
 
 
@@ -75,21 +83,23 @@ def arrays(path: Path, **values: Tensor) -> None:
     np.savez(path, **{name: value.numpy() for name, value in values.items()})
 
 
-def fewshot(home: Path) -> int:
+def fewshot(home: Path, train: str = "train") -> int:
     return command(
-        "fewshot", f"--train={home / 'in' / 'train.npz'}", f"--test={home / 'in' / 'test.npz'}", "--out",
+        "fewshot", f"--train={home / 'in' / train}.npz", f"--test={home / 'in' / 'test.npz'}", "--out",
         home / "out" / "study", "--shots", 1, 2, "--seeds", 2, "--trials", 5, "--preset", "fast",
         "--steps", 3, "--no-plot", "--methods", "nearest class mean", "SeMoBridge",
     )  # fmt: skip
 
 
 def rows(home: Path) -> None:
-    np.save(home / "in" / "rows.npy", torch.randn(6, 192, generator=torch.Generator().manual_seed(1)).numpy())
+    for seed, name in ((1, "rows"), (2, "others")):
+        found = torch.randn(6, 192, generator=torch.Generator().manual_seed(seed))
+        np.save(home / "in" / f"{name}.npy", found.numpy())
 
 
-def invert(home: Path) -> int:
+def invert(home: Path, rows: str = "rows") -> int:
     words = ("--steps", 2, "--batch-size", 2, "--quiet")
-    return command("invert", home / "in" / "rows.npy", home / "out" / "inv.safetensors", *words)
+    return command("invert", home / "in" / f"{rows}.npy", home / "out" / "inv.safetensors", *words)
 
 
 def retrieve(home: Path, *folders: str) -> int:
@@ -105,15 +115,15 @@ def search(home: Path, text: str = "a star") -> int:
 # -- calls ---------------------------------------------------------------------------------------------
 
 
-def oti(home: Path) -> None:
+def oti(home: Path, first: int = 0) -> None:
     positional, options = inversions.arguments(steps=6, init=None)
     model, targets = positional
     options |= {"generator": torch.Generator().manual_seed(3)}
-    sb.oti(model, targets[:12], out=home / "out" / "inv.safetensors", **options)
+    sb.oti(model, targets[first : first + 12], out=home / "out" / "inv.safetensors", **options)
 
 
-def trained(home: Path) -> None:
-    p = problem()
+def trained(home: Path, seed: int = 0) -> None:
+    p = problem(seed)
     clf = sb.SeMoBridgeT(
         p.bridge(), p.text, p.hidden, steps=12, warmup=2, lr=1e-3, eval_every=4, checkpoint_every=4
     )
@@ -169,21 +179,21 @@ def pretrained(home: Path, revision: str = "main") -> None:
 
 
 JOBS: dict[str, Job] = {
-    "extract": Job(pictures, extract, from_cli=True, slow=True),
+    "extract": Job(two_folders, extract, from_cli=True, slow=True, other=lambda h: extract(h, "others")),
     "map": Job(shards, mapped, from_cli=True),
-    "fewshot": Job(studied, fewshot, from_cli=True),
-    "invert": Job(rows, invert, from_cli=True, slow=True),
+    "fewshot": Job(studied, fewshot, from_cli=True, other=lambda h: fewshot(h, "others")),
+    "invert": Job(rows, invert, from_cli=True, slow=True, other=lambda h: invert(h, "others")),
     "retrieve": Job(
         shards, retrieve, from_cli=True, older=lambda h: retrieve(h, "shards", "shards/../shards")
     ),
     "search": Job(shards, search, from_cli=True, older=lambda h: search(h, "a red flag")),
-    "oti": Job(nothing, oti),
-    "fit": Job(nothing, trained),
+    "oti": Job(nothing, oti, other=lambda h: oti(h, 12)),
+    "fit": Job(nothing, trained, other=lambda h: trained(h, 1)),
     "Bridge.save": Job(nothing, bridge, lambda h: bridge(h, 1)),
     "LinearMap.save": Job(nothing, linear_map, lambda h: linear_map(h, 1)),
     "estimator.save": Job(nothing, estimator, lambda h: estimator(h, 1)),
     "NearestClassMean.save": Job(nothing, class_means, lambda h: class_means(h, 1)),
     "SupportSet.save": Job(nothing, support_set, lambda h: support_set(h, 1)),
-    "thresholds": Job(nothing, choices, lambda h: choices(h, "A")),
+    "thresholds": Job(nothing, choices, lambda h: choices(h, "A"), other=lambda h: choices(h, "C")),
     "from_pretrained": Job(nothing, pretrained),
 }

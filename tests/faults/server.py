@@ -20,6 +20,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from tests.faults import namespaces
+
 ACTIONS = {"count": 0, "fail": 1, "short": 2, "kill": 3, "half and kill": 4, "stop": 5}
 
 
@@ -54,7 +56,7 @@ def child(request: dict[str, Any], report: int) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["limit"], request["limit"]))
     if request["plain_user"]:
         drop_rights()
-    run = {"run": job.run, "prepare": job.prepare, "older": job.older}[request["what"]]
+    run = {"run": job.run, "prepare": job.prepare, "older": job.older, "other": job.other}[request["what"]]
     shim = arm(home, request["fault"])
     ended: list[tuple[int, str]] = []
 
@@ -75,7 +77,13 @@ def child(request: dict[str, Any], report: int) -> None:
     shim.faults_disarm()
     status, error = max(ended)
     rights = ended.count((0, ""))
-    found = {"status": status, "error": error, "rights": rights, "fired": shim.faults_fired()}
+    found = {
+        "status": status,
+        "error": error,
+        "rights": rights,
+        "fired": shim.faults_fired(),
+        "pid": os.getpid(),
+    }
     os.write(report, json.dumps(found | {"trace": shim.faults_trace().decode()}).encode())
 
 
@@ -91,6 +99,8 @@ class Run:
                 os.dup2(self.printed.fileno(), 1)
                 os.dup2(self.printed.fileno(), 2)
                 os.close(self.pipe)
+                if request["apart"]:
+                    namespaces.enter()
                 child(request, write)
             finally:
                 sys.stdout.flush()
@@ -132,13 +142,13 @@ def main() -> None:
         if request["fault"]["action"] == "stop":
             first.wait_for_stop()
             time.sleep(request["stopped"])
-            others = [
-                Run({**request, "fault": {**request["fault"], "n": 0}}) for _ in range(request["beside"])
-            ]
+            beside = {**request, "what": request["beside_what"], "fault": {**request["fault"], "n": 0}}
+            others = [Run(beside) for _ in range(request["beside"])]
             answers += [other.end() for other in others]
             os.kill(first.pid, signal.SIGCONT)
         else:
-            others = [Run(request) for _ in range(request["beside"])]
+            beside = {**request, "what": request["beside_what"]}
+            others = [Run(beside) for _ in range(request["beside"])]
             answers += [other.end() for other in others]
         print(json.dumps([first.end(), *answers]), flush=True)
 

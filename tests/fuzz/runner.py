@@ -70,7 +70,7 @@ class Outcome(NamedTuple):
     text: str = ""
 
 
-def _told(error: Exception, target: Target, path: Path, overflow: bool) -> str:
+def wrong_of(error: Exception, target: Target, path: Path, overflow: bool) -> str:
     """Empty for a refusal in the house's grammar, else what is wrong with it."""
     text = f"{type(error).__name__}: {error}"
     if type(error) not in REFUSALS and not isinstance(error, OSError):
@@ -102,7 +102,7 @@ def _try(target: Target, path: Path, shapes: list[list[int]] | None, overflow: b
     try:
         results = target.use(path)
     except Exception as error:
-        wrong = _told(error, target, path, overflow)
+        wrong = wrong_of(error, target, path, overflow)
         return Outcome(0, "find" if wrong else "refused", wrong)
     finite = all(bool(torch.isfinite(r).all()) for r in results if r.is_floating_point())
     if not finite and not overflow and not target.nan:

@@ -21,6 +21,7 @@ from semobridge_ext.cli.commands import extract
 from semobridge_ext.cli.commands.invert import _read_features
 from semobridge_ext.cli.shard_writer import Writer
 from semobridge_ext.cli.sources import open_source
+from semobridge_ext.clip import remote
 from semobridge_ext.runtime import thresholds
 from tests.fuzz import folder_targets, targets
 from tests.fuzz.tensor_attacks import Parts, raw
@@ -168,6 +169,20 @@ def test_an_index_with_a_name_that_no_file_system_takes(tmp_path: Path):
     path.write_text(json.dumps({"weight_map": {"text_projection": "9" * 400}}))
     with pytest.raises(FileNotFoundError, match=r"Bridge\.from_pretrained: name_or_path must exist"):
         sb.Bridge.from_pretrained(path)
+
+
+@pytest.mark.parametrize(
+    "told", ["bytes 4-11/99\x1f", "\x1cbytes 4-11/99", "bytes 4-11/99\xa0", "bytes 4-11/99\x85"]
+)
+def test_a_range_with_characters_that_are_no_blanks(monkeypatch: pytest.MonkeyPatch, told: str):
+    """Python strips separators too; of a header's line blanks and tabs alone may stand around a value."""
+    headers = {"Content-Range": told}
+    monkeypatch.setattr(remote, "fetch", lambda *given: remote.Answer(206, headers, b"abcdefgh"))
+    file = remote.RangedFile("Bridge.from_pretrained", "https://host/x", remote.Clock("f", 60))
+    with pytest.raises(
+        ValueError, match=r"^Bridge\.from_pretrained: https://host/x must answer the range .+; "
+    ):
+        file.read(4, 8)
 
 
 # -- shards ------------------------------------------------------------------------------------------
