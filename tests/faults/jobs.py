@@ -156,6 +156,10 @@ def support_set(home: Path, seed: int = 0) -> None:
     )
 
 
+def gallery(home: Path, seed: int = 0) -> None:
+    sb.Gallery(problem(seed).queries).save(home / "out" / "g.safetensors")
+
+
 def choices(home: Path, device: str = "B") -> None:
     thresholds._WAIT = 2.0  # seconds, for another run that stands still
     steps = [(1, "eager"), (4096, "native")]
@@ -194,6 +198,7 @@ JOBS: dict[str, Job] = {
     "estimator.save": Job(nothing, estimator, lambda h: estimator(h, 1)),
     "NearestClassMean.save": Job(nothing, class_means, lambda h: class_means(h, 1)),
     "SupportSet.save": Job(nothing, support_set, lambda h: support_set(h, 1)),
+    "Gallery.save": Job(nothing, gallery, lambda h: gallery(h, 1)),
     "thresholds": Job(nothing, choices, lambda h: choices(h, "A"), other=lambda h: choices(h, "C")),
     "from_pretrained": Job(nothing, pretrained),
 }

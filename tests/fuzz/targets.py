@@ -131,6 +131,17 @@ def support() -> Any:
     return sb.SupportSet(keys, torch.arange(9) % 3, 3, weights=torch.rand(9, generator=g))
 
 
+def gallery() -> Any:
+    return sb.Gallery(torch.randn(40, 4, generator=torch.Generator().manual_seed(5)))
+
+
+def use_gallery(path: Path) -> Sequence[Tensor]:
+    found = loaded(sb.Gallery.load(path))
+    k = min(3, len(found))
+    before = found.topk(rows(found.width), k).scores
+    return [before, found.add(rows(found.width)).topk(rows(found.width), k).scores]
+
+
 def use_support(path: Path) -> Sequence[Tensor]:
     found = loaded(sb.SupportSet.load(path))
     x = torch.nn.functional.normalize(rows(found.width), dim=1)
@@ -279,6 +290,7 @@ TARGETS = [
         Target(f"{kind}.load", S, (f"{kind}.load",), saved(fitted(kind)), use_estimator(kind), sealed=True)
         for kind in MADE
     ),
+    Target("Gallery.load", S, ("Gallery.load",), saved(gallery), use_gallery, nan=True, sealed=True),
     Target("SupportSet.load", S, ("SupportSet.load",), saved(support), use_support, nan=True, sealed=True),
     Target("oti(out=)", S, ("oti",), make_inversion, invert, 0.2, sealed=True),
     Target("oti(out=), a part", S, ("oti",), make_part, use_part, 0.2, sealed=True),

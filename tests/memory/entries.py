@@ -61,6 +61,12 @@ def wide_topk(s: Source) -> Any:
     return tuple(sb.topk(x, y, min(g, s.random.choice((1, 10, 100)))))
 
 
+def wide_gallery(s: Source) -> Any:
+    n, g = s.random.choice(WIDE[:6]), s.random.choice(WIDE)
+    x, y = (torch.randn(rows, 128, generator=s.generator) for rows in (n, g))
+    return tuple(sb.Gallery(y).add(y[: g // 3]).topk(x, min(g, 10)))
+
+
 def wide_support(s: Source) -> Any:
     n, keys = s.random.choice(WIDE[:6]), s.random.choice(WIDE)
     x, y = (_unit(torch.randn(rows, 128, generator=s.generator)) for rows in (n, keys))
@@ -154,8 +160,8 @@ def layers(s: Source) -> Any:
 
 
 LIBRARY: tuple[Callable[[Source], Any], ...] = (
-    wide_rows, wide_topk, wide_support, bridge_file, map_file, isoclip, estimators, zero_shot, tip_adapter_f,
-    support_file, diagnosis, revisited, inverted, text_features, layers,
+    wide_rows, wide_topk, wide_gallery, wide_support, bridge_file, map_file, isoclip, estimators, zero_shot,
+    tip_adapter_f, support_file, diagnosis, revisited, inverted, text_features, layers,
 )  # fmt: skip
 ENTRIES: dict[str, Callable[[Source], Any]] = {call.__name__: call for call in (*CALLS, *LIBRARY)}
 # How often a soak draws them, against 1 for the others: they take long.

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 import semobridge_ext as sb
+from semobridge_ext._ops.quantize_rows.op import quantize_rows
+from semobridge_ext._ops.topk import cpu as topk_cpu
 
 ERRORS = (TypeError, ValueError, NotImplementedError)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -158,6 +160,30 @@ def topk(s: Source) -> Any:
     return tuple(found)
 
 
+def gallery(s: Source) -> Any:
+    g, d, dtype = s.size(1) * 40, s.size(1), s.dtype()
+    rows = s.rows(g, d, dtype)
+    held = sb.Gallery(rows, normalize=s.random.random() < 0.3)
+    if s.random.random() < 0.5:
+        held.add(s.rows(s.size(1), d, s.dtype()))
+    n, k = s.size(), s.random.randrange(0, 20)
+    allow = s.random.choice((None, range(g // 3, g), torch.rand(len(held), generator=s.generator) < 0.7))
+    exclude = s.random.choice((None, s.labels(n, len(held))))
+    found = held.topk(s.rows(n, d, s.dtype()), k, exclude=exclude, allow=allow)
+    if found.indices.numel():
+        assert bool(((found.indices >= 0) & (found.indices < len(held))).all())
+    return tuple(found)
+
+
+def filtered_topk(s: Source) -> Any:
+    g, d, n = s.size(1) * 40, s.size(1), s.size()
+    dtype, of_queries = (s.random.choice((torch.float32, torch.bfloat16, torch.float16)) for _ in range(2))
+    rows, queries, k = s.rows(g, d, dtype), s.rows(n, d, of_queries), s.random.randrange(0, min(20, g))
+    coded = s.random.choice((None, quantize_rows(rows)))
+    scores, indices, _ = topk_cpu.topk_filtered(queries, rows, k, None, coded=coded)
+    return scores, indices
+
+
 def retrieval_metrics(s: Source) -> Any:
     n, g, d, classes = s.size(1), s.size(2), s.size(1), s.random.randrange(1, 5)
     dtype = s.dtype()
@@ -206,8 +232,8 @@ def training(s: Source) -> Any:
 
 
 CALLS: tuple[Callable[[Source], Any], ...] = (
-    project_normalize, projection, bridge, linear_map, support_logits, support_set, topk, retrieval_metrics,
-    symmetric_kl, classifier, training,
+    project_normalize, projection, bridge, linear_map, support_logits, support_set, topk, gallery,
+    filtered_topk, retrieval_metrics, symmetric_kl, classifier, training,
 )  # fmt: skip
 
 

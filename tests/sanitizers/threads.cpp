@@ -22,6 +22,7 @@
 #include "core/pack.h"
 #include "count_correct/count_correct.h"
 #include "project_normalize/project_normalize.h"
+#include "quantize_rows/quantize_rows.h"
 #include "rank_counts/rank_counts.h"
 #include "support_logits/support_logits.h"
 #include "symmetric_kl/symmetric_kl.h"
@@ -159,6 +160,28 @@ void add_rankings() {
                          a.exclude = s->exclude.data, a.scores = scores.data;
                          a.indices = indices.data, a.workspace = work.data, a.threads = threads;
                          topk(a);
+                         return bytes_of(scores, indices);
+                       }});
+  // More rows than one thread takes at a time, and a thread's threshold is read by the others.
+  constexpr int64_t kMany = 9000, kPanels = (kMany + kPanel - 1) / kPanel;
+  auto rows = std::make_shared<Floats>(kMany * kD, 14, 0.2);
+  g_entries.push_back({"topk_filtered, quantize_rows", [s, rows](int threads) {
+                         Array<uint8_t> codes(kPanels * code_panel_bytes(kD));
+                         Floats bounds(kPanels * kBounds * kPanel);
+                         const ConstMatrix gallery = input(*rows, kMany, kD);
+                         quantize_rows({gallery, codes.data, bounds.data, threads});
+                         Floats scores(2 * kN * kK);
+                         Counts indices(2 * kN * kK);
+                         Array<char> work(topk_filtered_workspace(kN, kMany, kK, threads));
+                         TopkFilteredArgs f;
+                         TopkArgs& a = f.plain;
+                         a.queries = input(s->x, kN, kD), a.gallery = gallery, a.k = kK;
+                         a.exclude = s->exclude.data, a.scores = scores.data;
+                         a.indices = indices.data, a.workspace = work.data, a.threads = threads;
+                         topk_filtered(f);
+                         f.coded = {codes.data, bounds.data};
+                         a.scores = scores.data + kN * kK, a.indices = indices.data + kN * kK;
+                         topk_filtered(f);
                          return bytes_of(scores, indices);
                        }});
   g_entries.push_back({"support_logits, sort_labels", [s](int threads) {

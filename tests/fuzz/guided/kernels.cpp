@@ -14,6 +14,7 @@
 #include "core/pack.h"
 #include "count_correct/count_correct.h"
 #include "project_normalize/project_normalize.h"
+#include "quantize_rows/quantize_rows.h"
 #include "rank_counts/rank_counts.h"
 #include "support_logits/support_logits.h"
 #include "symmetric_kl/symmetric_kl.h"
@@ -101,6 +102,29 @@ void fuzz_support(Source& s) {
   a.queries = queries.view, a.keys = all.view, a.order = order.data(), a.offsets = offsets.data();
   a.num_classes = classes, a.weights = weights.data(), a.out = out.data, a.workspace = work.data;
   support_logits(a);
+}
+
+void fuzz_codes(Source& s) {
+  const int64_t n = s.size(20), g = s.size(1300, 1), d = s.size(9), k = s.size(40);
+  const DType qt = s.dtype(), gt = s.dtype();
+  const Rows queries(s, n, d, qt), gallery(s, g, d, gt);
+  const auto exclude = s.indices(n, g);
+  const bool excluding = s.from.ConsumeBool(), prepared = s.from.ConsumeBool();
+  if (k > g) return;
+  const int64_t panels = panels_of(g);
+  Memory codes(panels * code_panel_bytes(d)), bounds(panels * kBounds * kPanel * 4);
+  quantize_rows({gallery.view, codes.data, reinterpret_cast<float*>(bounds.data), 1});
+  Memory scores(n * k * 4), work(topk_filtered_workspace(n, g, k, 1));
+  std::vector<int64_t> indices(static_cast<size_t>(n * k));
+  TopkFilteredArgs f;
+  f.plain.queries = queries.view, f.plain.gallery = gallery.view, f.plain.k = k;
+  f.plain.exclude = excluding ? exclude.data() : nullptr;
+  f.plain.scores = scores.data, f.plain.indices = indices.data(), f.plain.workspace = work.data;
+  if (prepared) f.coded = {codes.data, reinterpret_cast<float*>(bounds.data)};
+  topk_filtered(f);
+  for (const int64_t found : indices) {
+    expect(found >= 0 && found < g);
+  }
 }
 
 void fuzz_topk(Source& s) {
@@ -244,10 +268,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   Source s(data, size);
   constexpr void (*kTargets[])(Source&) = {fuzz_support,    fuzz_topk,     fuzz_ranks,
                                            fuzz_candidates, fuzz_products, fuzz_divergence,
-                                           fuzz_blend};
-  const int64_t which = s.size(7);
+                                           fuzz_blend,      fuzz_codes};
+  constexpr int64_t kCount = sizeof(kTargets) / sizeof(kTargets[0]);
+  const int64_t which = s.size(kCount);
   try {
-    if (which == 7) {
+    if (which == kCount) {
       set_isa(s.from.ConsumeRemainingBytesAsString().c_str());
     } else {
       kTargets[which](s);
