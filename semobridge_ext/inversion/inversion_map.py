@@ -56,7 +56,8 @@ class InversionMap(Start):
         matrix, offset, identity, ridge, held_out_loss: as above. compute: dtype of the tokens.
 
     Raises:
-        TypeError, ValueError: from the methods that make one.
+        TypeError: no float tensors. ValueError: shapes do not fit, values are not finite, or ``identity`` is
+            not of a map.
 
     Numerics: solved in float64 in closed form; applied in float32 (float64 for a float64 model) on the CPU,
         each row independent of its batch. Features are normalised; not differentiable. A zero row gets
@@ -277,25 +278,13 @@ class InversionMap(Start):
         tensors, meta = _schema.load(where, path, FORMAT, _FILE, ("facts",))
         with _schema.restoring(where, path):
             facts = _files.parse_json(meta["facts"])
-            identity, shape = facts["identity"], tensors["offset"].shape
-            plain = isinstance(identity, dict) and {k: type(v) for k, v in identity.items()} == _IDENTITY
-            _schema.need(where, path, plain, f"texts as {', '.join(_IDENTITY)}", identity)
-            _schema.need(where, path, identity["compute"] in ("float32", "float64"), "a dtype", identity)
-            fits = tensors["matrix"].shape[1] == shape.numel() > 0 and len(tensors["matrix"]) > 0
-            _schema.need(where, path, fits, "a matrix as wide as its offset", tensors["matrix"])
-            _schema.need(where, path, identity["vectors"] == shape[0], "that many vectors", shape[0])
             ridge = _schema.number(where, path, "ridge", facts["ridge"], 0.0)
             least = facts["held_out_loss"]
             if least is not None:
                 least = _schema.number(where, path, "held_out_loss", least)
             pilots = facts["pilots"]
             _schema.need(where, path, isinstance(pilots, dict), "facts of its pilots", pilots)
-            phi = cls(tensors["matrix"], tensors["offset"], identity, ridge=ridge, held_out_loss=least)
+            given = tensors["matrix"], tensors["offset"], facts["identity"]
+            phi = cls(*given, ridge=ridge, held_out_loss=least)
             phi._pilots = pilots
         return phi
-
-
-_IDENTITY = {
-    "function": str, "template": str, "vectors": int, "tower": str, "tower_digest": str, "rows_digest": str,
-    "compute": str,
-}  # fmt: skip

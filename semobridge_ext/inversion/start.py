@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semobridge_ext import _digest
+from semobridge_ext import _digest, _errors
 from semobridge_ext._engines.tower_descent.choice import fingerprint
 from semobridge_ext._engines.tower_descent.spec import Tower
 from semobridge_ext._ops.project_normalize.prepared import PreparedProjection
@@ -57,6 +57,31 @@ def identity_of(function: str, description: dict[str, Any]) -> Identity:
     }
 
 
+_IDENTITY = {
+    "function": str, "template": str, "vectors": int, "tower": str, "tower_digest": str, "rows_digest": str,
+    "compute": str,
+}  # fmt: skip
+
+
+def _check_parts(matrix: Any, offset: Any, identity: Any) -> None:
+    name, remedy = "InversionMap", "make maps with InversionMap.fit, from_inversion or load"
+    for which, value in (("matrix", matrix), ("offset", offset)):
+        _errors.check_float_tensor(name, which, value)
+        if value.dim() != 2 or value.numel() == 0:
+            raise ValueError(_errors.message(name, which, "be 2-D and not empty", value, remedy))
+        _errors.check_finite(name, which, value, "check what it was computed from")
+    if matrix.shape[1] != offset.numel():
+        contract = f"be [D, {offset.numel()}], as wide as offset"
+        raise ValueError(_errors.message(name, "matrix", contract, matrix, remedy))
+    kinds = {k: type(v) for k, v in identity.items()} if isinstance(identity, dict) else None
+    if kinds != _IDENTITY or identity["compute"] not in ("float32", "float64"):
+        contract = f"hold {', '.join(_IDENTITY)}"
+        raise ValueError(_errors.message(name, "identity", contract, identity, remedy))
+    if identity["vectors"] != len(offset):
+        contract, got = f"be [{identity['vectors']}, T], a row for each vector", offset
+        raise ValueError(_errors.message(name, "offset", contract, got, remedy))
+
+
 class Start:
     """``norm(f)·matrix + offset``, reshaped to [B, R, T]; the class under :class:`InversionMap`."""
 
@@ -65,6 +90,7 @@ class Start:
     identity: Identity
 
     def _set(self, matrix: Tensor, offset: Tensor, identity: Identity) -> None:
+        _check_parts(matrix, offset, identity)
         with torch.inference_mode(False):  # tensors for any later use, wherever the map is made
             self.matrix, self.offset = (
                 t.clone(memory_format=torch.contiguous_format) for t in (matrix, offset)

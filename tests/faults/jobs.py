@@ -112,6 +112,14 @@ def oti(home: Path) -> None:
     sb.oti(model, targets[:12], out=home / "out" / "inv.safetensors", **options)
 
 
+def inversion_map(home: Path) -> None:
+    (model, targets), _ = inversions.arguments()
+    sb.InversionMap.fit(
+        model, targets[:12], steps=3, refine=(2,), batch_size=6, out=home / "out" / "map.safetensors",
+        generator=torch.Generator().manual_seed(3),
+    )  # fmt: skip
+
+
 def trained(home: Path) -> None:
     p = problem()
     clf = sb.SeMoBridgeT(
@@ -177,6 +185,7 @@ JOBS: dict[str, Job] = {
     ),
     "search": Job(shards, search, from_cli=True, older=lambda h: search(h, "a red flag")),
     "oti": Job(nothing, oti),
+    "InversionMap.fit": Job(nothing, inversion_map),
     "fit": Job(nothing, trained),
     "Bridge.save": Job(nothing, bridge, lambda h: bridge(h, 1)),
     "LinearMap.save": Job(nothing, linear_map, lambda h: linear_map(h, 1)),

@@ -278,6 +278,24 @@ def test_bad_arguments(case: str, model: nn.Module, features: Tensor) -> None:
         sb.InversionMap.fit(given.pop("model"), given.pop("features"), **given)
 
 
+PARTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "no tensor": ({"matrix": [1.0]}, TypeError, "matrix must be a torch.Tensor"),
+    "one row": ({"offset": torch.ones(TEXT)}, ValueError, "offset must be 2-D"),
+    "infinite": ({"offset": torch.full((1, TEXT), float("inf"))}, ValueError, "offset must be finite"),
+    "narrow": ({"matrix": torch.ones(3, 5)}, ValueError, r"matrix must be \[D, 48\], as wide as offset"),
+    "two vectors": ({"offset": torch.ones(2, TEXT // 2)}, ValueError, r"offset must be \[1, T\]"),
+    "no identity": ({"identity": {}}, ValueError, "identity must hold function, template"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PARTS)
+def test_bad_parts(case: str, phi: sb.InversionMap) -> None:
+    changed, kind, words = PARTS[case]
+    given = {"matrix": phi.matrix, "offset": phi.offset, "identity": phi.identity, **changed}
+    with pytest.raises(kind, match=f"InversionMap: {words}"):
+        sb.InversionMap(**given, ridge=1.0)
+
+
 def test_an_inversion_of_something_else_is_refused(model: nn.Module, features: Tensor) -> None:
     inv, made = inverted(model, features), sb.InversionMap.from_inversion
     with pytest.raises(ValueError, match=r"inversion must have tokens \[39, 1, 48\], a row for each feature"):
