@@ -30,7 +30,7 @@ class MapStore(Generic[Map]):
 
     def part(self, index: int) -> Path:
         """Of a round's pilots."""
-        return self.path.with_name(f"{self.path.name}.pilots-{index}")
+        return self.path.with_name(f"{self.path.name}.pilots-{index}.safetensors")
 
     def _finished(self) -> Map | None:
         if not self.path.exists():

@@ -14,6 +14,7 @@ from semobridge_ext._engines.tower_descent.choice import fingerprint
 from semobridge_ext._engines.tower_descent.spec import Tower
 from semobridge_ext._ops.project_normalize.prepared import PreparedProjection
 from semobridge_ext.inversion.targets import unit_targets
+from semobridge_ext.runtime.held import Held
 
 _KEPT = 8  # digests of the towers seen last
 _digests: dict[tuple[Any, ...], str] = {}
@@ -93,10 +94,20 @@ class Start:
         _check_parts(matrix, offset, identity)
         with torch.inference_mode(False):  # tensors for any later use, wherever the map is made
             self.matrix, self.offset = (
-                t.clone(memory_format=torch.contiguous_format) for t in (matrix, offset)
+                t.detach().to("cpu", torch.float64, copy=True).contiguous() for t in (matrix, offset)
             )
         self.identity = dict(identity)
-        self._prepared = PreparedProjection(self.matrix, self.offset.reshape(-1), normalize=False)
+        self._prepared: tuple[Held, PreparedProjection] | None = None
+
+    def _projection(self) -> PreparedProjection:
+        if self._prepared is None or not self._prepared[0].same(self.matrix, self.offset):
+            prepared = PreparedProjection(self.matrix, self.offset.reshape(-1), normalize=False)
+            self._prepared = Held(self.matrix, self.offset), prepared
+        return self._prepared[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies carry the matrices; native operands are packed anew where they arrive."""
+        return {**vars(self), "_prepared": None}
 
     @property
     def compute(self) -> torch.dtype:
@@ -122,7 +133,7 @@ class Start:
         rows: Tensor,  # [B, D] unit rows
     ) -> Tensor:  # [B, R, T]
         """The predicted tokens, computed on the CPU so that they are the same for every device."""
-        found = self._prepared(rows.to("cpu", self.compute))
+        found = self._projection()(rows.to("cpu", self.compute))
         return found.reshape(len(rows), *self.offset.shape)
 
     def __call__(

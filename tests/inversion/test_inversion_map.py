@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,16 @@ def test_lengths_and_dtypes_do_not_matter(features: Tensor, phi: sb.InversionMap
     assert phi(features[:0]).shape == (0, 1, TEXT)
     zero = phi(torch.zeros(1, towers.D))
     assert_same_bits(zero[0], phi.offset.float())
+
+
+def test_copies_and_replaced_matrices(features: Tensor, phi: sb.InversionMap) -> None:
+    own = copy.deepcopy(phi)
+    assert_same_bits(own(features), phi(features))
+    own.matrix.mul_(2)
+    own.offset = 2 * own.offset
+    assert_same_bits(own(features), 2 * phi(features))
+    narrow = sb.InversionMap(phi.matrix.float(), phi.offset.float(), phi.identity, ridge=1.0)
+    assert narrow.matrix.dtype is F64 and narrow(features).dtype is F32
 
 
 def test_zero_rows_are_no_pilots(model: nn.Module, features: Tensor) -> None:

@@ -89,7 +89,7 @@ def test_a_killed_fit_goes_on(
 def test_what_a_kill_leaves_behind_the_map_goes(model: nn.Module, tmp_path: Path) -> None:
     out = tmp_path / "phi.safetensors"
     fitted(model, out)
-    (tmp_path / "phi.safetensors.pilots-1").write_bytes(b"left")
+    (tmp_path / "phi.safetensors.pilots-1.safetensors").write_bytes(b"left")
     (tmp_path / "phi.safetensors.lock").touch()
     (tmp_path / "phi.safetensors.mine").touch()
     fitted(model, out)
