@@ -205,9 +205,8 @@ def oti(
     Raises:
         TypeError: the model or the features are of another kind. NotImplementedError: the tower computes
             something that no engine does (named). ValueError: widths, template or settings do not fit, a
-            feature row holds NaN or infinity (named), ``init`` is the map of another model or template (what
-            differs is named), or ``out`` is of another run (what differs is named),
-            damaged, or in use (by whom is named).
+            feature row holds NaN or infinity (named), ``init`` is the map of another model or template, or
+            ``out`` is of another run (of both, what differs is named), damaged, or in use (by whom is named).
 
     Numerics: float32 (float64 for a float64 model), sums in a fixed order: a sample's result depends
         neither on its chunk nor on the number of threads. A zero row has no gradient and only
