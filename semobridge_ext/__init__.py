@@ -23,7 +23,7 @@ from semobridge_ext.fewshot import (
     ZeroShot,
 )
 from semobridge_ext.fewshot.support_set import SupportSet
-from semobridge_ext.inversion import Inversion, oti, ovi
+from semobridge_ext.inversion import Inversion, InversionMap, oti, ovi
 from semobridge_ext.linear_maps import IsoCLIP, LinearMap
 from semobridge_ext.ops import TopK, retrieval_metrics, support_logits, topk
 from semobridge_ext.retrieval import Gallery, revisited_metrics
@@ -46,6 +46,7 @@ __all__ = [  # noqa: RUF022 - plain order
     "Diagnosis",
     "Gallery",
     "Inversion",
+    "InversionMap",
     "IsoCLIP",
     "LDA",
     "LinearMap",

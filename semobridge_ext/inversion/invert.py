@@ -26,33 +26,28 @@ from semobridge_ext.clip.towers import text_tower, vision_tower
 from semobridge_ext.inversion.descent import Chunk, catch_interrupt, run_chunk
 from semobridge_ext.inversion.settings import Settings, check_count, check_settings
 from semobridge_ext.inversion.spec import Inversion
+from semobridge_ext.inversion.start import Start, identity_of
 from semobridge_ext.inversion.store import Store
+from semobridge_ext.inversion.targets import unit_targets
 
 __all__ = ["Inversion", "oti", "ovi"]
 
 _CHUNK = 256  # samples a chunk: Ctrl-C or a kill loses at most this much
 
 
-def _targets(function: str, name: str, feats: Any, engine: TowerEngine, device: torch.device) -> Tensor:
-    """[B, D] unit rows; a zero row stays zero."""
-    feats = _errors.check_float_tensor(function, name, feats)
-    if feats.dim() != 2:
-        remedy = "pass one row per sample, feats[None] for one"
-        raise ValueError(_errors.message(function, name, "be 2-D", feats, remedy))
-    _errors.check_last_dim(function, name, feats, engine.dim, f"the tower's features are {engine.dim} wide")
-    _errors.check_same_device(function, name, feats, device)
-    remedy = "drop these rows; nothing points at them"
-    _errors.check_rows(function, name, feats.detach(), remedy, infinite=False)
-    rows = feats.detach().to(engine.compute).contiguous()  # the norm of a strided row has other last bits
-    norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    return torch.where(norm == 0, torch.zeros_like(rows), rows / norm)
-
-
 def _initial(
-    function: str, init: Tensor | None, generator: torch.Generator | None, batch: int, engine: TowerEngine
+    function: str,
+    init: Tensor | Start | None,
+    generator: torch.Generator | None,
+    targets: Tensor,  # [B, D] unit rows
+    engine: TowerEngine,
+    description: dict[str, Any],
 ) -> Tensor:
     """[B, R, T] on the CPU."""
-    shape = (batch, engine.vectors, engine.width)
+    shape = (len(targets), engine.vectors, engine.width)
+    if isinstance(init, Start):
+        init._check(function, identity_of(function, description))
+        return init._tokens(targets).to("cpu", engine.compute)
     if init is None:
         device = torch.device("cpu") if generator is None else generator.device
         return (torch.randn(shape, generator=generator, device=device) * 0.02).to("cpu", engine.compute)
@@ -76,21 +71,24 @@ def _gather(chunks: list[Chunk], settings: Settings, interrupted: bool, device: 
     )
 
 
-def _invert(
+def invert_rows(
     function: str,
     engine: TowerEngine,
-    feats: Tensor,
+    feats: Tensor,  # [B, D]
     name: str,
     settings: Settings,
-    init: Tensor | None,
+    init: Tensor | Start | None,
     generator: torch.Generator | None,
     batch_size: int | None,
     progress: bool,
     out: str | Path | None,
     description: dict[str, Any],
 ) -> Inversion:
-    targets = _targets(function, name, feats, engine, description["tower"].device)
-    tokens = _initial(function, init, generator, len(targets), engine)
+    """What `oti` and `ovi` do once the tower is read; `name` is the argument that `feats` were."""
+    targets = unit_targets(function, name, feats, engine.dim, engine.compute, description["tower"].device)
+    tokens = _initial(function, init, generator, targets, engine, description)
+    if isinstance(init, Start):
+        description = {**description, "start": init._mark}
     size = _CHUNK if batch_size is None else check_count(function, "batch_size", batch_size, 1)
     store = None if out is None else Store(function, out, settings, description, targets, tokens, size)
     chunks, interrupted = [] if store is None else store.finished(), False
@@ -162,7 +160,7 @@ def oti(
     steps: int = 150,
     lr: float = 2e-2,
     weight_decay: float = 0.01,
-    init: Tensor | None = None,  # [B, R, T] or [R, T]
+    init: Tensor | Start | None = None,  # [B, R, T] or [R, T]
     generator: torch.Generator | None = None,
     record_steps: Sequence[int] = (),
     batch_size: int | None = None,
@@ -182,7 +180,8 @@ def oti(
         tokenizer: the model's; CLIP's own where the vocabulary is CLIP's.
         template: holds ``{}`` once; ``num_tokens`` pseudo-words take its place.
         steps, lr, weight_decay: of AdamW (betas 0.9 and 0.999, eps 1e-8); the paper's by default.
-        init: [B, R, T] or [R, T] start values; default N(0, 0.02²) from ``generator``.
+        init: [B, R, T] or [R, T] start values, or an :class:`InversionMap` of this model and template, which
+            predicts them: a fraction of the steps does. Default N(0, 0.02²) from ``generator``.
         generator: of the start values; None takes torch's global one.
         record_steps: also keep the features after these many steps (the best step comes early).
         batch_size: samples a chunk (256). It does not change the result: samples are independent, and
@@ -206,8 +205,8 @@ def oti(
     Raises:
         TypeError: the model or the features are of another kind. NotImplementedError: the tower computes
             something that no engine does (named). ValueError: widths, template or settings do not fit, a
-            feature row holds NaN or infinity (named), or ``out`` is of another run (what differs is named),
-            damaged, or in use (by whom is named).
+            feature row holds NaN or infinity (named), ``init`` is the map of another model or template, or
+            ``out`` is of another run (of both, what differs is named), damaged, or in use (by whom is named).
 
     Numerics: float32 (float64 for a float64 model), sums in a fixed order: a sample's result depends
         neither on its chunk nor on the number of threads. A zero row has no gradient and only
@@ -236,7 +235,7 @@ def oti(
     tower, rows = text_tower(model, template, num_tokens=num_tokens, tokenizer=tokenizer)
     engine = make_engine(name, model, tower, rows, weights)
     description = {"template": template, "vectors": num_tokens, "weights": str(weights)}
-    return _invert(
+    return invert_rows(
         name, engine, img_feats, "img_feats", settings, init, generator, batch_size, progress, out,
         {**description, "tower": tower, "rows": rows},
     )  # fmt: skip
@@ -250,7 +249,7 @@ def ovi(
     steps: int = 1000,
     lr: float = 2e-2,
     weight_decay: float = 0.01,
-    init: Tensor | None = None,  # [B, P, V] or [P, V]
+    init: Tensor | Start | None = None,  # [B, P, V] or [P, V]
     generator: torch.Generator | None = None,
     record_steps: Sequence[int] = (),
     batch_size: int | None = None,
@@ -299,7 +298,7 @@ def ovi(
     tower, rows = vision_tower(model, num_patches=num_patches)
     engine = make_engine(name, model, tower, rows, weights)
     size = batch_size if batch_size is not None else 32  # fifty rows a sample: the same work as 800
-    return _invert(
+    return invert_rows(
         name, engine, txt_feats, "txt_feats", settings, init, generator, size, progress, out,
         {"vectors": num_patches, "weights": str(weights), "tower": tower, "rows": rows},
     )  # fmt: skip

@@ -94,11 +94,54 @@ def test_killed_command_goes_on(tmp_path: Path, features: Path) -> None:
     assert out.read_bytes() == whole.read_bytes()
 
 
+def test_pilots_and_the_map_of_an_earlier_command(
+    tmp_path: Path, features: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out, start = tmp_path / "out.safetensors", tmp_path / "map.safetensors"
+    words = ["invert", str(features), str(out), "--start", str(start), "--tokens", "2", "--quiet"]
+    words += ["--template", "{} drawn", "--steps", "3"]
+    assert cli.main([*words, "--pilots", "8", "--seed", "5"]) == 0
+    assert f"{start}: InversionMap(192 → 2×192" in capsys.readouterr().out
+    model, _, tokenizer = sb.load_picto_clip()
+    rows = torch.from_numpy(np.load(features))
+    same = {"tokenizer": tokenizer, "num_tokens": 2, "template": "{} drawn"}
+    phi = sb.InversionMap.fit(model, rows, pilots=8, generator=torch.Generator().manual_seed(5), **same)
+    assert_same_bits(sb.InversionMap.load(start).matrix, phi.matrix)
+    inv = sb.oti(model, rows, init=phi, steps=3, **same)
+    assert_same_bits(read(out)["tokens"], inv.tokens)
+
+    assert cli.main([*words, "--pilots", "8", "--seed", "5"]) == 0  # read, not run
+    assert cli.main([*words, "--pilots", "9", "--seed", "5"]) == 2
+    assert "out must be new or of the same fit" in capsys.readouterr().err
+    assert cli.main([*words[:2], str(tmp_path / "more.safetensors"), *words[3:], "--limit", "5"]) == 0
+    more = sb.oti(model, rows[:5], init=phi, steps=3, **same)
+    assert_same_bits(read(tmp_path / "more.safetensors")["tokens"], more.tokens)
+    assert cli.main([*words, "--template", "a {}"]) == 2
+    err = capsys.readouterr().err
+    assert "oti: init must be a map of this model and template" in err and err.count("\n") == 1
+    assert {p.name for p in tmp_path.iterdir()} == {
+        features.name, out.name, start.name, "more.safetensors"
+    }  # fmt: skip
+
+
 BAD = {
     "no file": (["nothing.npy"], "input must be an existing file"),
     "no set": (["picto:nothing"], "nothing"),
     "unknown kind of file": (["README.md"], "input must be .safetensors, .npy or .pt"),
     "untrained model": (["picto:flags", "--model", "ViT-B-32"], "--pretrained must be given"),
+    "pilots for nothing": (
+        ["picto:flags", "--pilots", "9"],
+        "--pilots must stand beside --start, got 9",
+    ),
+    "a start for ovi": (
+        ["picto:flags", "--kind", "ovi", "--start", "x"],
+        "--start must stand beside --kind oti",
+    ),
+    "pilots for ovi": (
+        ["picto:flags", "--kind", "ovi", "--pilots", "9"],
+        "--pilots must stand beside --kind",
+    ),
+    "no map": (["picto:flags", "--start", "nothing"], "InversionMap.load: path must be an existing file"),
     "bad template": (["picto:flags", "--template", "x", "--limit", "1"], "must contain {} once"),
 }
 

@@ -122,6 +122,14 @@ def oti(home: Path, first: int = 0) -> None:
     sb.oti(model, targets[first : first + 12], out=home / "out" / "inv.safetensors", **options)
 
 
+def inversion_map(home: Path) -> None:
+    (model, targets), _ = inversions.arguments()
+    sb.InversionMap.fit(
+        model, targets[:12], steps=3, refine=(2,), batch_size=6, out=home / "out" / "map.safetensors",
+        generator=torch.Generator().manual_seed(3),
+    )  # fmt: skip
+
+
 def trained(home: Path, seed: int = 0) -> None:
     p = problem(seed)
     clf = sb.SeMoBridgeT(
@@ -192,6 +200,7 @@ JOBS: dict[str, Job] = {
     ),
     "search": Job(shards, search, from_cli=True, older=lambda h: search(h, "a red flag")),
     "oti": Job(nothing, oti, other=lambda h: oti(h, 12)),
+    "InversionMap.fit": Job(nothing, inversion_map),
     "fit": Job(nothing, trained, other=lambda h: trained(h, 1)),
     "Bridge.save": Job(nothing, bridge, lambda h: bridge(h, 1)),
     "LinearMap.save": Job(nothing, linear_map, lambda h: linear_map(h, 1)),

@@ -209,6 +209,19 @@ def use_part(path: Path) -> Sequence[Tensor]:
     return invert(whole)
 
 
+def inversion_map() -> Any:
+    targets = towers.targets(6, towers.D, towers.F32)
+    start = torch.Generator().manual_seed(1)
+    return sb.InversionMap.fit(_model(), targets, steps=2, refine=(1,), generator=start)
+
+
+def use_inversion_map(path: Path) -> Sequence[Tensor]:
+    phi = loaded(sb.InversionMap.load(path))
+    phi.save(path)
+    assert repr(phi) and phi.num_tokens == len(phi.offset)
+    return [phi(rows(len(phi.matrix)))]
+
+
 def train(path: Path) -> Sequence[Tensor]:
     clf = sb.SeMoBridgeT(P.bridge(), P.text, P.hidden, steps=4, warmup=1, eval_every=2, checkpoint_every=2)
     clf.fit(P.shots, P.labels, validation=(P.queries, P.targets), checkpoint=path)
@@ -294,6 +307,9 @@ TARGETS = [
     Target("SupportSet.load", S, ("SupportSet.load",), saved(support), use_support, nan=True, sealed=True),
     Target("oti(out=)", S, ("oti",), make_inversion, invert, 0.2, sealed=True),
     Target("oti(out=), a part", S, ("oti",), make_part, use_part, 0.2, sealed=True),
+    Target(
+        "InversionMap.load", S, ("InversionMap.load",), saved(inversion_map), use_inversion_map, sealed=True
+    ),
     Target("SeMoBridgeT.fit(checkpoint=)", S, ("SeMoBridgeT.fit",), make_checkpoint, train, 0.5, sealed=True),
     Target(
         "from_pretrained",

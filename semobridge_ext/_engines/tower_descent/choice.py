@@ -55,7 +55,7 @@ def _tensors(part: Any) -> Iterator[Tensor]:
             yield from _tensors(getattr(part, field.name))
 
 
-def _digest(tower: Tower) -> tuple[tuple[Any, ...], ...]:
+def fingerprint(tower: Tower) -> tuple[tuple[Any, ...], ...]:
     """Changes with every weight, however it was written: versions miss what goes through ``.data``.
 
     Two sums of words for each tensor, by row and by column, with their places: one pass over the memory, a
@@ -88,7 +88,7 @@ def make_engine(
     if chosen == "eager":
         return EagerTower(tower, rows)
     make: type[Weights] = PackedTower if chosen == "cpu" else LaunchedWeights
-    kind, digest = f"{function} {weights} {make.__name__}", _digest(tower)
+    kind, digest = f"{function} {weights} {make.__name__}", fingerprint(tower)
     kept = _shared.setdefault(model, {})
     if kind not in kept or kept[kind][0] != digest:
         kept.clear()  # one set of weights a model: they are as large as the model, so none is copied either

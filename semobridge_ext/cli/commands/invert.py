@@ -25,11 +25,15 @@ files:
             weights_only; or 'picto:icons' (also emoji, flags, logos, arrows): the embedded images
   output    .safetensors with tokens [B, R, T], features [B, D] (unit rows), losses [steps, B], recorded
             [records, B, D] in the order of --record-steps, steps_done [B] and the settings
+  map       .safetensors, what --pilots writes and --start reads: it predicts the start values, and a
+            fraction of the steps reaches the same loss. It fits one model, template and --tokens
 
 examples:
   semobridge-ext invert picto:icons icons-oti.safetensors --limit 1000
   semobridge-ext invert feats.safetensors out.safetensors --model ViT-B-32 --pretrained openai
   semobridge-ext invert feats.npy out.safetensors --template "a photo of {} in the wild" --tokens 2
+  semobridge-ext invert picto:icons out.safetensors --pilots 1500 --start map.safetensors --steps 20
+  semobridge-ext invert more.npy more-out.safetensors --start map.safetensors --steps 20
   semobridge-ext invert texts.npy out.safetensors --kind ovi --tokens 4 --steps 1000
 """
 _WEIGHTS = {"exact": None, "bfloat16": torch.bfloat16}
@@ -57,7 +61,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--batch-size", type=int, help="samples a chunk: what a kill can lose")
     parser.add_argument("--patience", type=int, help="stop a sample after this many steps without gain")
     parser.add_argument("--weights", choices=tuple(_WEIGHTS), default="exact")
-    parser.add_argument("--seed", type=int, default=0, help="of the start values")
+    parser.add_argument("--seed", type=int, default=0, help="of the start values, and of the pilots")
+    parser.add_argument("--start", metavar="MAP", help="oti: a map that predicts the start values")
+    parser.add_argument(
+        "--pilots", type=int, metavar="N", help="fit that map to N of the rows first and write it to --start"
+    )
     parser.add_argument("--limit", type=int, help="only the first so many rows")
     parser.add_argument("--key", default="features", help="tensor name in a .safetensors input")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -138,9 +146,40 @@ def _read_features(path: str, key: str) -> Tensor:
     return found
 
 
+def _check_start(args: argparse.Namespace) -> None:
+    if args.kind == "ovi" and (args.start or args.pilots is not None):
+        name, got = ("--start", args.start) if args.start else ("--pilots", args.pilots)
+        raise ValueError(f"invert: {name} must stand beside --kind oti, got {got} with ovi; leave it out")
+    if args.pilots is not None and args.start is None:
+        raise ValueError(
+            f"invert: --pilots must stand beside --start, got {args.pilots} alone; name the file that the "
+            "map is written to"
+        )
+
+
+def _start(args: argparse.Namespace, model: Any, tokenizer: Any, feats: Tensor) -> Any:
+    """The map that predicts the start values: read, or fitted to pilots and written; None without."""
+    from semobridge_ext.inversion.inversion_map import InversionMap
+
+    if args.start is None:
+        return None
+    if args.pilots is None:
+        return InversionMap.load(args.start)
+    began = time.perf_counter()
+    phi = InversionMap.fit(
+        model, feats, pilots=args.pilots, num_tokens=args.tokens, template=args.template, tokenizer=tokenizer,
+        lr=args.lr, weight_decay=args.weight_decay, weights=_WEIGHTS[args.weights],
+        batch_size=args.batch_size, generator=torch.Generator().manual_seed(args.seed),
+        progress=not args.quiet, out=args.start,
+    )  # fmt: skip
+    print(f"{args.start}: {phi}, {time.perf_counter() - began:.1f} s")
+    return phi
+
+
 def run(args: argparse.Namespace) -> int:
     from semobridge_ext.inversion.invert import oti, ovi
 
+    _check_start(args)
     encoder = models.load("invert", *models.resolve("invert", args.model, args.pretrained))
     model, tokenizer = encoder.model, encoder.tokenizer
     if args.input.startswith("picto:"):
@@ -156,11 +195,17 @@ def run(args: argparse.Namespace) -> int:
     }  # fmt: skip
     if args.steps is not None:
         options["steps"] = args.steps
+    try:
+        init = _start(args, model, tokenizer, feats)
+    except KeyboardInterrupt:
+        print(f"stopped; finished pilots are beside {args.start}, the same command goes on from there")
+        return 130
     start = time.perf_counter()
     if args.kind == "oti":
         inv = oti(
-            model, feats, tokenizer=tokenizer, template=args.template, num_tokens=args.tokens, **options
-        )
+            model, feats, tokenizer=tokenizer, template=args.template, num_tokens=args.tokens, init=init,
+            **options,
+        )  # fmt: skip
     else:
         inv = ovi(model, feats, num_patches=args.tokens, **options)
     seconds = time.perf_counter() - start
