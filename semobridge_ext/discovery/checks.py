@@ -22,7 +22,7 @@ def check_number(
     """Raises a TypeError for what is no number, a ValueError for one outside least..most or not above."""
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
         contract = "be a whole number" if whole else "be a number"
-        raise TypeError(_errors.message(where, name, contract, value, remedy))
+        raise TypeError(_errors.message(where, name, contract, _errors.describe(value), remedy))
     if not (least <= value <= most and value > above and math.isfinite(value)):
         floor = f"above {above:g}" if above > -math.inf else f"≥ {least:g}"
         ceiling = "" if most == math.inf else f" and at most {most:g}"
