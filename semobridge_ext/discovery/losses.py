@@ -67,8 +67,9 @@ def self_distillation(logits: Tensor, teacher_temperature: float) -> Tensor:  # 
 
 def mean_entropy(logits: Tensor) -> Tensor:  # [2B, C]
     """``Σ p̄ log p̄ + log C`` of the batch's mean prediction p̄: 0 where every class is used alike."""
-    mean = torch.softmax(logits / STUDENT_TEMPERATURE, dim=1).mean(dim=0)
-    return torch.xlogy(mean, mean).sum() + math.log(logits.shape[1])
+    single = log_softmax(logits / STUDENT_TEMPERATURE, dim=1)
+    log_mean = torch.logsumexp(single, dim=0) - math.log(len(single))
+    return (log_mean.exp() * log_mean).sum() + math.log(logits.shape[1])
 
 
 def contrast(projections: Tensor) -> Tensor:  # [2B, P]
