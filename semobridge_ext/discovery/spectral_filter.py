@@ -39,6 +39,10 @@ class SpectralFilter(Parameters):
         spectrum_: [m] float64, λ_1 … λ_m; empty for energy=1. n_images_: N.
         n_features_in_: the width D of image and concept features.
 
+    Raises:
+        TypeError, ValueError: at ``fit`` and ``partial_fit``: numbers out of their range. ValueError: scores
+            are asked for before two images were seen.
+
     Numerics: float64 throughout, whatever the features. Scores are those of the eigenpairs that the whole
         decomposition gives: below 3000 images (or concepts, where these are fewer) it is that; beyond, pairs
         from a block Krylov basis whose residuals are at most 1e-11 of λ_1. Where λ_m and λ_{m+1} agree to as
@@ -51,12 +55,12 @@ class SpectralFilter(Parameters):
         not kept, and any number streams through. The eigenpairs of 20 000 × 20 000 take up to 0.4 of the
         matrix again. K = 22 131 concepts: 0.5 GB in all at N = 2000, 3.9 GB and a copy for N ≥ K.
         Time: N·K·(N + 2·D) multiplications for the Gram matrix, N·K·(K + D) for the covariance, half of each
-        saved by symmetry. [The page](docs/guides/discovery.md) has figures.
+        saved by symmetry. ``docs/guides/discovery.md`` has figures.
 
     Example:
         >>> import torch, semobridge_ext as sb
         >>> images = torch.eye(4)[[0, 0, 1, 1, 1]]  # of the concepts 0 and 1 alone
-        >>> sb.SpectralFilter().fit(images, torch.eye(4)).kept_.tolist()
+        >>> sorted(sb.SpectralFilter().fit(images, torch.eye(4)).kept_.tolist())
         [0, 1]
 
     Paper: SpectralGCD, whose program forms Q and Σ whole and in float32.

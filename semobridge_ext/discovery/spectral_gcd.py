@@ -66,6 +66,9 @@ class SpectralGCD(Parameters):
             ("new", i). old_classes_: the first of them, which had labels. losses_: [epochs] float64 means.
         n_features_in_: D.
 
+    Raises:
+        TypeError, ValueError: at ``fit``, for settings out of their range.
+
     Numerics: deterministic for one seed, device and number of threads; a resumed run has the bits of an
         unbroken one. The sums of z and of the divergences are those of ``torch.mm`` and
         ``ops.symmetric_kl``. Prediction folds A and T̂ into one D×H matrix, made in float64.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,55 +16,15 @@ from semobridge_ext import reference
 from semobridge_ext.discovery import network
 from semobridge_ext.discovery.network import Sizes
 from semobridge_ext.discovery.schedule import epoch_batches
+from tests.support import discovery
 from tests.support.assertions import assert_figures, assert_row_relative, assert_same_bits
-
-SMALL: dict[str, Any] = {
-    "num_classes": 5, "temperature": 0.2, "width": 12, "hidden": 16, "projection": 8, "epochs": 3,
-    "batch_size": 16, "warmup": 2,
-}  # fmt: skip
-
-
-class Images(NamedTuple):
-    x: Tensor  # [2, N, D]
-    y: list[Any]  # N, None where unlabelled
-    true: Tensor  # [N]
-    concepts: Tensor  # [K, D]
-    teacher: tuple[Tensor, Tensor]
-
-
-def images(count: int = 60, noise: float = 0.6, seed: int = 0, dtype: torch.dtype = torch.float64) -> Images:
-    """Five classes in two views; every second image of the classes 0, 1 and 2 is labelled."""
-    g = torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=g, dtype=torch.float64)
-
-    centres, true = draw(5, 10), torch.arange(count) % 5
-    x = (centres[true] + noise * draw(2, count, 10)) * 2
-    concepts = torch.cat([centres + 0.4 * draw(5, 10), draw(7, 10)])
-    seen = torch.cat([centres, draw(5, 4)[:, :0]], dim=1)
-    teacher = (seen[true] + 0.3 * draw(count, 10)) @ draw(10, 6), draw(12, 6)
-    known = (true < 3) & (torch.arange(count) % 2 == 0)
-    y = [int(c) if k else None for c, k in zip(true.tolist(), known.tolist(), strict=True)]
-    return Images(x.to(dtype), y, true, concepts.to(dtype), (teacher[0].to(dtype), teacher[1].to(dtype)))
-
+from tests.support.discovery import SMALL, Images, images
 
 DATA = images()
 
 
 def fit(data: Images = DATA, **changed: Any) -> sb.SpectralGCD:
-    given = {
-        "X": data.x,
-        "y": data.y,
-        "concept_features": data.concepts,
-        "teacher": data.teacher,
-        "checkpoint": None,
-    }
-    given |= SMALL | changed
-    x, y, teacher, checkpoint = (given.pop(name) for name in ("X", "y", "teacher", "checkpoint"))
-    return sb.SpectralGCD(given.pop("concept_features"), **given).fit(
-        x, y, teacher=teacher, checkpoint=checkpoint
-    )
+    return discovery.fit(data, **changed)
 
 
 # -- the training ----------------------------------------------------------------------------------------

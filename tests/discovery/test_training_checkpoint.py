@@ -16,24 +16,21 @@ from safetensors.torch import save_file
 import semobridge_ext as sb
 from semobridge_ext import _locks
 from semobridge_ext.discovery.training import Trainer
+from tests.support import discovery
 from tests.support.assertions import assert_same_bits
 from tests.support.source_tree import ROOT, environment
 
-G = torch.Generator().manual_seed(0)
-TRUE = torch.arange(40) % 4
-X = torch.randn(4, 6, generator=G)[TRUE] + 0.5 * torch.randn(2, 40, 6, generator=G)
-Y = [int(c) if c < 2 and i < 20 else None for i, c in enumerate(TRUE.tolist())]
-CONCEPTS, FACES, NAMES = (torch.randn(n, 6, generator=G) for n in (5, 40, 5))
+DATA = discovery.images(40, dtype=torch.float32)
+X, Y, CONCEPTS = DATA.x, DATA.y, DATA.concepts
+FACES, NAMES = DATA.teacher
 SETTINGS: dict[str, Any] = {
-    "num_classes": 4, "temperature": 0.2, "width": 8, "hidden": 8, "projection": 4, "epochs": 7,
-    "batch_size": 8, "warmup": 3, "checkpoint_every": 2,
+    "width": 8, "hidden": 8, "projection": 4, "epochs": 7, "batch_size": 8, "warmup": 3,
+    "checkpoint_every": 2,
 }  # fmt: skip
 
 
 def fit(path: Path | None, **changed: Any) -> sb.SpectralGCD:
-    given = {"X": X, "y": Y, "concept_features": CONCEPTS, "teacher": (FACES, NAMES), **SETTINGS, **changed}
-    x, y, teacher = given.pop("X"), given.pop("y"), given.pop("teacher")
-    return sb.SpectralGCD(given.pop("concept_features"), **given).fit(x, y, teacher=teacher, checkpoint=path)
+    return discovery.fit(DATA, checkpoint=path, **SETTINGS | changed)
 
 
 @pytest.fixture
@@ -81,12 +78,12 @@ def nudged(x: torch.Tensor) -> torch.Tensor:
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "X": ({"X": nudged(X)}, "X"),
     "views": ({"X": X.flip(0)}, "X"),
-    "y": ({"y": [*Y[2:4], *Y[2:]]}, "y"),
+    "y": ({"y": [*Y[1:], None]}, "y"),
     "concepts": ({"concept_features": CONCEPTS.flip(0)}, "concept_features"),
     "teacher's images": ({"teacher": (nudged(FACES), NAMES)}, "teacher"),
     "teacher's concepts": ({"teacher": (FACES, nudged(NAMES))}, "teacher"),
     "no teacher": ({"teacher": None, "forward_kl": 0, "reverse_kl": 0}, "forward_kl_weight 1.0 (now 0.0)"),
-    "classes": ({"num_classes": 5}, "classes 4 (now 5)"),
+    "classes": ({"num_classes": 6}, "classes 5 (now 6)"),
     "adapter": ({"adapter": False}, "adapter true (now false)"),
     "dtype": ({"X": X.double()}, "X"),
     **{
@@ -152,10 +149,14 @@ def test_one_run_holds_the_file(tmp_path: Path):
 
 
 def test_a_checkpoint_goes_on_in_another_process(broken: Path, tmp_path: Path):
-    code = (
-        "import sys, pathlib; from tests.discovery import test_training_checkpoint as t; "
-        "t.fit(pathlib.Path(sys.argv[1])).save(sys.argv[2])"
-    )
+    code = f"""
+import sys
+import torch
+from tests.support import discovery
+
+data = discovery.images(40, dtype=torch.float32)
+discovery.fit(data, checkpoint=sys.argv[1], **{SETTINGS}).save(sys.argv[2])
+"""
     out = tmp_path / "out.safetensors"
     done = subprocess.run(
         [sys.executable, "-c", code, str(broken), str(out)],

@@ -18,7 +18,7 @@ from torch import Tensor
 import semobridge_ext as sb
 from semobridge_ext.clip import checkpoints
 from semobridge_ext.runtime import thresholds
-from tests.support import images, inversions
+from tests.support import discovery, images, inversions
 from tests.support.images import command
 from tests.support.problems import Problem, make
 
@@ -146,6 +146,21 @@ def support_set(home: Path, seed: int = 0) -> None:
     )
 
 
+def spectral_filter(home: Path, seed: int = 0) -> None:
+    p = problem(seed)
+    sb.SpectralFilter(temperature=0.5).fit(p.queries, p.text).save(home / "out" / "filter.safetensors")
+
+
+def category_discovery(home: Path) -> None:
+    data = discovery.images(40, dtype=torch.float32)
+    discovery.fit(data, epochs=4, checkpoint_every=1, checkpoint=home / "out" / "run.safetensors")
+
+
+def categories(home: Path, seed: int = 0) -> None:
+    data = discovery.images(40, seed=seed, dtype=torch.float32)
+    discovery.fit(data, epochs=1).save(home / "out" / "gcd.safetensors")
+
+
 def choices(home: Path, device: str = "B") -> None:
     steps = [(1, "eager"), (4096, "native")]
     thresholds.write(
@@ -183,6 +198,9 @@ JOBS: dict[str, Job] = {
     "estimator.save": Job(nothing, estimator, lambda h: estimator(h, 1)),
     "NearestClassMean.save": Job(nothing, class_means, lambda h: class_means(h, 1)),
     "SupportSet.save": Job(nothing, support_set, lambda h: support_set(h, 1)),
+    "SpectralFilter.save": Job(nothing, spectral_filter, lambda h: spectral_filter(h, 1)),
+    "SpectralGCD.fit": Job(nothing, category_discovery),
+    "SpectralGCD.save": Job(nothing, categories, lambda h: categories(h, 1)),
     "thresholds": Job(nothing, choices, lambda h: choices(h, "A")),
     "from_pretrained": Job(nothing, pretrained),
 }
