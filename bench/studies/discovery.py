@@ -32,7 +32,7 @@ from semobridge_ext.discovery import merge_concepts
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "discovery.json"
 SETS = ("arrows", "logos", "emoji")
 # Narrower than the paper's, for a CLIP of width 192 and some thousand drawings; not tuned.
-SETTINGS = {"width": 256, "hidden": 512, "projection": 128, "entropy_weight": 2.0}
+SETTINGS = {"width": 256, "hidden": 256, "projection": 64, "entropy_weight": 2.0}
 METHODS: dict[str, dict[str, Any]] = {
     "no concepts (SimGCD's form)": {"concepts": False},
     "no divergence": {"forward_kl": 0.0, "reverse_kl": 0.0},
@@ -162,7 +162,7 @@ def main() -> None:
     )
     parser.add_argument("--set", nargs="*", default=SETS, choices=SETS)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--epochs", type=int, default=50)
     parser.add_argument("--views", type=int, default=4)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--filter", nargs=2, type=int, metavar=("IMAGES", "CONCEPTS"))

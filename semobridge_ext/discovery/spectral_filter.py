@@ -47,15 +47,16 @@ class SpectralFilter(Parameters):
         decomposition gives: below 3000 images (or concepts, where these are fewer) it is that; beyond, pairs
         from a block Krylov basis whose residuals are at most 1e-11 of λ_1. Where λ_m and λ_{m+1} agree to as
         many digits as the features carry, the cut between them is not determined, here or anywhere.
-        Deterministic for one number of threads. The order in which images arrive does not change more than
-        rounding, nor does the way they are cut into calls of ``partial_fit``, which changes no bit.
+        Deterministic for one number of threads. The order of the images changes rounding alone; how they
+        are cut into calls of ``partial_fit`` changes no bit.
 
-    Memory: for N < K the N×N Gram matrix, 8·N² bytes, and blocks of at most 256 MiB; where 8·N·K ≤ 1 GiB, Q
-        as well. For N ≥ K the K×K covariance, 8·K² bytes, which is copied for the result; then images are
-        not kept, and any number streams through. The eigenpairs of 20 000 × 20 000 take up to 0.4 of the
-        matrix again. K = 22 131 concepts: 0.5 GB in all at N = 2000, 3.9 GB and a copy for N ≥ K.
-        Time: N·K·(N + 2·D) multiplications for the Gram matrix, N·K·(K + D) for the covariance, half of each
-        saved by symmetry. ``docs/guides/discovery.md`` has figures.
+    Memory: for N < K the N×N Gram matrix, 8·N² bytes, blocks of at most 256 MiB, and where 8·N·K ≤ 1 GiB, Q.
+        For N ≥ K the K×K covariance, 8·K² bytes, and as much again while scores are read between two chunks;
+        then images are not kept, and any number streams through. Beyond 3000 rows the Krylov basis takes
+        up to 0.4 of the matrix, and LAPACK, where it must serve, two copies. K = 22 131 concepts: 0.9 GB in
+        all at N = 2000, 3.9 GB for N ≥ K.
+        Time: N·K·(N/2 + D) multiplications for the Gram matrix, N·K·(K/2 + D) for the covariance, and the
+        eigenpairs. K = 22 131 at N = 2000: seconds on two cores. ``docs/guides/discovery.md`` has figures.
 
     Example:
         >>> import torch, semobridge_ext as sb

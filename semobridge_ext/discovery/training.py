@@ -30,13 +30,16 @@ class Trainer:
         self.epoch = 0  # epochs behind the parameters
 
     def facts(self) -> dict[str, Any]:
-        """What the run depends on; a checkpoint of other facts is refused."""
-        s = self.settings
+        """What the run depends on, by the names of the constructor and of ``fit``."""
+        s, data = self.settings, self.data
+        sizes, weights = s.sizes, s.weights
         plain = {n: v for n, v in s._asdict().items() if n not in ("sizes", "weights")}
-        data = self.data
         return {
-            **plain, **s.sizes._asdict(), **{f"{n}_weight": v for n, v in s.weights._asdict().items()},
-            "X": data.features, "y": data.labels, "concept_features": data.concepts,
+            **plain, "num_classes": sizes.classes, "width": sizes.width, "hidden": sizes.hidden,
+            "projection": sizes.projection, "supervised_weight": weights.supervised,
+            "entropy_weight": weights.entropy, "forward_kl": weights.forward_kl,
+            "reverse_kl": weights.reverse_kl, "X": data.features, "y": data.labels,
+            "concept_features": data.concepts,
             "teacher": None if data.teacher is None else list(data.teacher),
         }  # fmt: skip
 
@@ -53,9 +56,20 @@ class Trainer:
         self.losses[self.epoch] = loss
         self.epoch += 1
         if not math.isfinite(loss):
-            got = f"{loss} in epoch {self.epoch} of {s.epochs}"
-            remedy = f"lower lr={s.lr:g} and adapter_lr={s.adapter_lr:g}"
-            raise ValueError(_errors.message("SpectralGCD.fit", "the loss", "stay finite", got, remedy))
+            raise self._diverged("the loss", str(loss))
+
+    def _diverged(self, what: str, got: str) -> ValueError:
+        s = self.settings
+        got, remedy = (
+            f"{got} in epoch {self.epoch} of {s.epochs}",
+            f"lower lr={s.lr:g} and adapter_lr={s.adapter_lr:g}",
+        )
+        return ValueError(_errors.message("SpectralGCD.fit", what, "stay finite", got, remedy))
+
+    def check_finite(self) -> None:
+        """The last step may spoil parameters that no loss has seen."""
+        if not all(bool(torch.isfinite(p).all()) for p in self.parameters.values()):
+            raise self._diverged("the parameters", "NaN or infinity")
 
     def _step(self, drawn: Tensor, target_temperature: float) -> Tensor:  # [B, 3]
         data, device = self.data, self.data.features.device
@@ -115,5 +129,7 @@ def train(trainer: Trainer, checkpoint: Any, every: int, progress: bool) -> None
                 trainer.run_epoch()
                 bar.update()
                 bar.set_postfix(loss=f"{float(trainer.losses[trainer.epoch - 1]):.4f}")
+                if trainer.epoch == epochs:
+                    trainer.check_finite()
                 if file is not None and (trainer.epoch % every == 0 or trainer.epoch == epochs):
                     file.write(trainer)

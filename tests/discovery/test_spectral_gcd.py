@@ -298,6 +298,15 @@ def test_a_failed_fit_leaves_the_estimator():
     assert_same_bits(made.logits(DATA.x[0]), want)
 
 
+def test_a_last_step_that_diverges_is_noticed():
+    one = {"epochs": 1, "batch_size": 60}  # the loss of the only step is that of the start
+    assert torch.isfinite(fit(**one).logits(DATA.x[0])).all()
+    with pytest.raises(
+        ValueError, match=r"the parameters must stay finite, got NaN or infinity in epoch 1 of 1"
+    ):
+        fit(lr=1e308, momentum=0.0, weight_decay=1e10, **one)
+
+
 def test_queries_are_checked():
     made = fit()
     for ask in (made.predict, made.logits, made.predict_proba):
