@@ -162,7 +162,7 @@ def main() -> None:
     )
     parser.add_argument("--set", nargs="*", default=SETS, choices=SETS)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=50)
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--views", type=int, default=4)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--filter", nargs=2, type=int, metavar=("IMAGES", "CONCEPTS"))

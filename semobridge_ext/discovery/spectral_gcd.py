@@ -28,8 +28,8 @@ class SpectralGCD(Parameters):
     """Generalized category discovery: labelled images of old classes, unlabelled ones of old and new.
 
         f′ = norm(f̂ + f̂ M)    z = f′·T̂ᵀ/t    u = z·A + b    logits = norm(u)·norm(P)ᵀ
-        L = (1−w)·(distillation + memax·entropy + contrast) + w·(supervised + supervised contrast)
-            + forward_kl·KL(T‖S) + reverse_kl·KL(S‖T)
+        L = (1−w)·(distillation + memax·entropy + contrast) + w·(supervised + supervised contrast) + L_T
+        L_T = forward_kl·KL(T‖S) + reverse_kl·KL(S‖T)
 
     T̂ are the concepts that ``SpectralFilter`` keeps, with the names of the old classes; z says how much of
     each an image shows, and the classes are found in it. A frozen teacher's z* = cos/t of the same images
