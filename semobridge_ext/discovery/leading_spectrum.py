@@ -85,7 +85,7 @@ def _next_block(rest: Tensor, done: Tensor, random) -> tuple[Tensor, Tensor]:
     spent = upper.diagonal().abs() <= 1e-13 * upper.diagonal().abs().max().clamp(min=1e-300)
     if bool(spent.any()):
         block[:, spent] = random()[:, spent]
-    for _ in range(2):
+    for _ in range(2 if bool(spent.any()) else 1):
         block = torch.linalg.qr(block - done.T @ (done @ block))[0]
     return block, block.T @ rest
 
