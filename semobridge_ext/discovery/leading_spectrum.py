@@ -99,8 +99,11 @@ def _converged(
     """Ritz values and vectors in the basis, if those that reach the share are eigenpairs.
 
     Ritz values never exceed the eigenvalues, so what reaches the share here reaches it in truth; once each
-    is an eigenvalue, the count is the same.
+    is an eigenvalue, the count is the same. Their sum is the trace, which tells for nothing when there is
+    not enough yet.
     """
+    if float(inner.diagonal().sum()) < share * total:
+        return None
     values, vectors = torch.linalg.eigh(inner)
     values, vectors = values.flip(0), vectors.flip(1)
     count = components(values, share, total)
