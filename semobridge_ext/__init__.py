@@ -12,6 +12,7 @@ from semobridge_ext._version import __version__ as __version__
 from semobridge_ext.bridging import Bridge, bridge, use
 from semobridge_ext.clip.class_text import class_text_features
 from semobridge_ext.diagnostics import Diagnosis, diagnose
+from semobridge_ext.discovery import GCDAccuracy, SpectralFilter, SpectralGCD, gcd_accuracy
 from semobridge_ext.fewshot import (
     APE,
     LDA,
@@ -45,6 +46,7 @@ __all__ = [  # noqa: RUF022 - plain order
     "Bridge",
     "Diagnosis",
     "Gallery",
+    "GCDAccuracy",
     "Inversion",
     "InversionMap",
     "IsoCLIP",
@@ -53,6 +55,8 @@ __all__ = [  # noqa: RUF022 - plain order
     "NearestClassMean",
     "SeMoBridgeClassifier",
     "SeMoBridgeT",
+    "SpectralFilter",
+    "SpectralGCD",
     "SupportSet",
     "TipAdapter",
     "TipAdapterF",
@@ -63,6 +67,7 @@ __all__ = [  # noqa: RUF022 - plain order
     "build_info",
     "class_text_features",
     "diagnose",
+    "gcd_accuracy",
     "list_picto",
     "load_picto",
     "load_picto_clip",

@@ -11,15 +11,26 @@ from semobridge_ext._ops.support_logits.reference import support_logits
 from semobridge_ext._ops.symmetric_kl.reference import symmetric_kl
 from semobridge_ext._ops.topk.reference import topk
 from semobridge_ext.bridging.reference import bridge, pinv
+from semobridge_ext.discovery.reference import (
+    FilterResult,
+    GCDTerms,
+    gcd_accuracy,
+    gcd_losses,
+    spectral_filter,
+)
 from semobridge_ext.inversion.reference import oti, ovi
 from semobridge_ext.inversion.spec import Inversion
 from semobridge_ext.retrieval.reference import retrieval_metrics
 
 __all__ = [
+    "FilterResult",
+    "GCDTerms",
     "Inversion",
     "blend_logits",
     "bridge",
     "class_weights",
+    "gcd_accuracy",
+    "gcd_losses",
     "oti",
     "ovi",
     "pinv",
@@ -27,6 +38,7 @@ __all__ = [
     "prototypes",
     "retrieval_metrics",
     "scale_rows",
+    "spectral_filter",
     "support_logits",
     "symmetric_kl",
     "topk",

@@ -236,6 +236,10 @@ SB_INLINE int next_way(const FilterState& state, int64_t scores, int way) {
   return kKeptCost * state.kept + kScoredCost * state.scored > scores ? way + 1 : way;
 }
 
+SB_INLINE void add(int64_t* total, int64_t mine) {
+  __atomic_fetch_add(total, mine, __ATOMIC_RELAXED);
+}
+
 template <class D>
 void filter_typed(const TopkFilteredArgs& f) {
   const TopkArgs& a = f.plain;
@@ -345,12 +349,9 @@ void filter_typed(const TopkFilteredArgs& f) {
       }
       mine_counts.scored_early += state.scored_in_all;
     }
-#pragma omp critical
-    {
-      total.scored += mine_counts.scored;
-      total.scored_early += mine_counts.scored_early;
-      for (int i = 0; i < 3; ++i) total.chunks[i] += mine_counts.chunks[i];
-    }
+    add(&total.scored, mine_counts.scored);
+    add(&total.scored_early, mine_counts.scored_early);
+    for (int i = 0; i < 3; ++i) add(&total.chunks[i], mine_counts.chunks[i]);
   }
   watch.finish();
   if (f.counts != nullptr) *f.counts = total;

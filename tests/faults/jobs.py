@@ -18,7 +18,7 @@ from torch import Tensor
 import semobridge_ext as sb
 from semobridge_ext.clip import checkpoints
 from semobridge_ext.runtime import thresholds
-from tests.support import images, inversions
+from tests.support import discovery, images, inversions
 from tests.support.images import command
 from tests.support.problems import Problem, make
 
@@ -168,6 +168,21 @@ def gallery(home: Path, seed: int = 0) -> None:
     sb.Gallery(problem(seed).queries).save(home / "out" / "g.safetensors")
 
 
+def spectral_filter(home: Path, seed: int = 0) -> None:
+    p = problem(seed)
+    sb.SpectralFilter(temperature=0.5).fit(p.queries, p.text).save(home / "out" / "filter.safetensors")
+
+
+def category_discovery(home: Path) -> None:
+    data = discovery.images(40, dtype=torch.float32)
+    discovery.fit(data, epochs=4, checkpoint_every=1, checkpoint=home / "out" / "run.safetensors")
+
+
+def categories(home: Path, seed: int = 0) -> None:
+    data = discovery.images(40, seed=seed, dtype=torch.float32)
+    discovery.fit(data, epochs=1).save(home / "out" / "gcd.safetensors")
+
+
 def choices(home: Path, device: str = "B") -> None:
     thresholds._WAIT = 2.0  # seconds, for another run that stands still
     steps = [(1, "eager"), (4096, "native")]
@@ -209,5 +224,8 @@ JOBS: dict[str, Job] = {
     "SupportSet.save": Job(nothing, support_set, lambda h: support_set(h, 1)),
     "Gallery.save": Job(nothing, gallery, lambda h: gallery(h, 1)),
     "thresholds": Job(nothing, choices, lambda h: choices(h, "A"), other=lambda h: choices(h, "C")),
+    "SpectralFilter.save": Job(nothing, spectral_filter, lambda h: spectral_filter(h, 1)),
+    "SpectralGCD.fit": Job(nothing, category_discovery),
+    "SpectralGCD.save": Job(nothing, categories, lambda h: categories(h, 1)),
     "from_pretrained": Job(nothing, pretrained),
 }

@@ -15,7 +15,7 @@ import semobridge_ext as sb
 from semobridge_ext.cli.commands.invert import _read_features
 from semobridge_ext.clip.checkpoints import read_projections
 from tests.fuzz.runner import Target, loaded
-from tests.support import towers
+from tests.support import discovery, towers
 from tests.support.problems import make
 
 P = make(5, 2, 12, width=7, text_width=6)
@@ -153,6 +153,59 @@ def use_support(path: Path) -> Sequence[Tensor]:
     after = found.logits(x)
     found.save(path)
     return [before, after]
+
+
+# -- category discovery ------------------------------------------------------------------------------
+
+GCD = {"width": 6, "hidden": 4, "projection": 3, "epochs": 2, "checkpoint_every": 1}
+
+
+def spectral_filter() -> Any:
+    return sb.SpectralFilter(temperature=0.5).fit(P.queries, P.text)
+
+
+def use_filter(path: Path) -> Sequence[Tensor]:
+    found = loaded(sb.SpectralFilter.load(path))
+    found.save(path)
+    assert found.scores_[found.kept_].shape == found.kept_.shape and repr(found)
+    return [found.scores_, found.spectrum_, found.fit(P.queries, P.text).scores_]
+
+
+def discovered(checkpoint: Path | None = None) -> Any:
+    data = discovery.images(40, dtype=torch.float32)
+    return discovery.fit(data, checkpoint=checkpoint, **GCD)
+
+
+def use_gcd(path: Path) -> Sequence[Tensor]:
+    found = loaded(sb.SpectralGCD.load(path))
+    x = rows(found.n_features_in_, 6)
+    assert len(found.predict(x)) == 6 and repr(found) and len(found.classes_) >= len(found.old_classes_)
+    found.save(path)
+    return [found.logits(x), found.predict_proba(x)]
+
+
+def discover(path: Path) -> Sequence[Tensor]:
+    found = discovered(path)
+    return [found.losses_, found.logits(rows(10))]
+
+
+def make_discovery(folder: Path) -> Path:
+    """The file after one of two epochs."""
+    from semobridge_ext.discovery.training_checkpoint import Checkpoint
+
+    path, kept, write = folder / "run.safetensors", [], Checkpoint.write
+
+    def keeps(self: Any, state: Any) -> None:
+        write(self, state)
+        kept.append(path.read_bytes())
+
+    Checkpoint.write = keeps  # type: ignore[method-assign]
+    try:
+        discover(path)
+    finally:
+        Checkpoint.write = write  # type: ignore[method-assign]
+    path.write_bytes(kept[0])
+    return path
 
 
 # -- what a run goes on from -------------------------------------------------------------------------
@@ -311,6 +364,13 @@ TARGETS = [
         "InversionMap.load", S, ("InversionMap.load",), saved(inversion_map), use_inversion_map, sealed=True
     ),
     Target("SeMoBridgeT.fit(checkpoint=)", S, ("SeMoBridgeT.fit",), make_checkpoint, train, 0.5, sealed=True),
+    Target(
+        "SpectralFilter.load", S, ("SpectralFilter.load",), saved(spectral_filter), use_filter, sealed=True
+    ),
+    Target("SpectralGCD.load", S, ("SpectralGCD.load",), saved(discovered), use_gcd, sealed=True),
+    Target(
+        "SpectralGCD.fit(checkpoint=)", S, ("SpectralGCD.fit",), make_discovery, discover, 0.5, sealed=True
+    ),
     Target(
         "from_pretrained",
         S,

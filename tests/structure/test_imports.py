@@ -35,7 +35,7 @@ LAYERS = (
     ("_ops",),
     ("_engines",),
     ("clip",),
-    ("bridging", "inversion", "linear_maps", "fewshot", "retrieval", "diagnostics"),
+    ("bridging", "inversion", "linear_maps", "fewshot", "retrieval", "diagnostics", "discovery"),
     ("data", "cli", "ops", "reference", ""),  # "": the package's own __init__
 )
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}

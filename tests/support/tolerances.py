@@ -117,6 +117,14 @@ LIMITS: dict[tuple[str, str], tuple[float, float]] = {
     ("overlap", F32): (1e-3, 1.2e-16),  # a cosine on the border of two bins may fall to either
     ("paired", F32): (4e-6, 4.3e-7),  # differences that are none
     ("backends", F32): (1e-6, 1.7e-7),
+    # Scores of concepts: against the whole decomposition, and with pairs of a Krylov basis. SpectralGCD:
+    # terms of its loss, their gradients, and parameters after some epochs.
+    ("concept_scores", F64): (1e-11, 1.1e-12),
+    ("krylov_scores", F64): (1e-10, 9.9e-12),
+    ("gcd_loss", F64): (3e-14, 3.6e-15),
+    ("gcd_grad", F64): (5e-15, 5.2e-16),
+    ("gcd_training", F64): (1e-14, 1.1e-15),
+    ("gcd_fold", F32): (2e-6, 2.3e-7),
     # SeMoBridge-T: loss and gradients of a step; 200 steps' losses, each of its own size, and the matrix.
     ("training_loss", F64): (3e-15, 3.8e-16),
     ("training_loss", F32): (1e-6, 1.2e-7),

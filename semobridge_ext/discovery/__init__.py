@@ -1,0 +1,8 @@
+"""Generalized category discovery in a space of concepts: the spectral filter, the training, the accuracy."""
+
+from semobridge_ext.discovery.accuracy import GCDAccuracy, gcd_accuracy
+from semobridge_ext.discovery.concepts import merge_concepts, read_concepts
+from semobridge_ext.discovery.spectral_filter import SpectralFilter
+from semobridge_ext.discovery.spectral_gcd import SpectralGCD
+
+__all__ = ["GCDAccuracy", "SpectralFilter", "SpectralGCD", "gcd_accuracy", "merge_concepts", "read_concepts"]
