@@ -11,6 +11,7 @@ from semobridge_ext import ops, reference
 from semobridge_ext._version import __version__ as __version__
 from semobridge_ext.bridging import Bridge, bridge, use
 from semobridge_ext.clip.class_text import class_text_features
+from semobridge_ext.clip.texts import encode_text
 from semobridge_ext.diagnostics import Diagnosis, diagnose
 from semobridge_ext.fewshot import (
     APE,
@@ -61,6 +62,7 @@ __all__ = [  # noqa: RUF022 - plain order
     "build_info",
     "class_text_features",
     "diagnose",
+    "encode_text",
     "list_picto",
     "load_picto",
     "load_picto_clip",

@@ -11,6 +11,7 @@ from semobridge_ext._ops.support_logits.reference import support_logits
 from semobridge_ext._ops.symmetric_kl.reference import symmetric_kl
 from semobridge_ext._ops.topk.reference import topk
 from semobridge_ext.bridging.reference import bridge, pinv
+from semobridge_ext.clip.reference import encode_text
 from semobridge_ext.inversion.reference import oti, ovi
 from semobridge_ext.inversion.spec import Inversion
 from semobridge_ext.retrieval.reference import retrieval_metrics
@@ -20,6 +21,7 @@ __all__ = [
     "blend_logits",
     "bridge",
     "class_weights",
+    "encode_text",
     "oti",
     "ovi",
     "pinv",
