@@ -159,6 +159,19 @@ def topk_filtered(
 ) -> dict[str, int]: ...
 def topk_filtered_workspace(n: int, g: int, k: int, threads: int) -> int: ...
 def topk_workspace(n: int, g: int, k: int, compute: int, threads: int) -> int: ...
+def tree_attention(
+    queries: View,
+    keys: View,
+    values: View,
+    heads: int,
+    paths: int,
+    num_paths: int,
+    length: int,
+    path_of: int,
+    counts: int,
+    out: View,
+    threads: int,
+) -> None: ...
 
 class ClassBatch:
     def __init__(self, dtype: int, offsets: int, width: int) -> None: ...

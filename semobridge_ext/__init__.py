@@ -11,6 +11,7 @@ from semobridge_ext import ops, reference
 from semobridge_ext._version import __version__ as __version__
 from semobridge_ext.bridging import Bridge, bridge, use
 from semobridge_ext.clip.class_text import class_text_features
+from semobridge_ext.clip.texts import encode_text
 from semobridge_ext.diagnostics import Diagnosis, diagnose
 from semobridge_ext.discovery import GCDAccuracy, SpectralFilter, SpectralGCD, gcd_accuracy
 from semobridge_ext.fewshot import (
@@ -67,6 +68,7 @@ __all__ = [  # noqa: RUF022 - plain order
     "build_info",
     "class_text_features",
     "diagnose",
+    "encode_text",
     "gcd_accuracy",
     "list_picto",
     "load_picto",

@@ -18,6 +18,7 @@ from semobridge_ext.discovery.reference import (
     gcd_losses,
     spectral_filter,
 )
+from semobridge_ext.clip.reference import encode_text
 from semobridge_ext.inversion.reference import oti, ovi
 from semobridge_ext.inversion.spec import Inversion
 from semobridge_ext.retrieval.reference import retrieval_metrics
@@ -29,6 +30,7 @@ __all__ = [
     "blend_logits",
     "bridge",
     "class_weights",
+    "encode_text",
     "gcd_accuracy",
     "gcd_losses",
     "oti",

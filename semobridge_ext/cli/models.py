@@ -16,6 +16,7 @@ from semobridge_ext import _digest
 from semobridge_ext.cli.shards import Folder
 from semobridge_ext.clip import image_projection
 from semobridge_ext.clip.families import adapter_of
+from semobridge_ext.clip.texts import encode_text
 
 
 class Encoder(NamedTuple):
@@ -26,14 +27,8 @@ class Encoder(NamedTuple):
     tokenizer: Any
     project: bool = True  # False: image features before their projection
 
-    def texts(self, texts: Sequence[str], batch: int = 256) -> Tensor:  # [N, D] float32, raw
-        device, adapter = next(self.model.parameters()).device, adapter_of("encode_text", self.model)
-        rows = []
-        with torch.inference_mode():
-            for i in range(0, len(texts), batch):
-                tokens = self.tokenizer(list(texts[i : i + batch])).to(device)
-                rows.append(adapter.encode_text(tokens).float().cpu())
-        return torch.cat(rows).clone()
+    def texts(self, texts: Sequence[str]) -> Tensor:  # [N, D] float32, raw
+        return encode_text(self.model, texts, tokenizer=self.tokenizer).float().cpu()
 
     def images(self, pixels: Tensor) -> Tensor:  # [B, 3, H, W] on its device -> [B, D or V] float32, raw
         adapter = adapter_of("encode_image", self.model)

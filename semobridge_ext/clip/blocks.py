@@ -90,13 +90,14 @@ class Reader:
             what = "hooks" if module._forward_hooks or module._forward_pre_hooks else "another forward pass"
             raise self.refuse(f"{where} = {type(module).__name__} with {what}: not what its weights compute")
 
-    def no_hooks(self, tower: Any, where: str) -> None:
-        """Refuses modules that a hook may change; Linear and LayerNorm answer for themselves."""
+    def no_hooks(self, tower: Any, where: str, *, any_module: bool = False) -> None:
+        """Refuses modules that a hook may change. Linear and LayerNorm answer for themselves, unless
+        ``any_module``: then also a hook that only looks on is to see the model's own pass."""
         for name, module in tower.named_modules():
             hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
             # What transformers leaves behind where hidden states were asked for only looks on.
             acting = [h for h in hooks if not str(getattr(h, "__module__", "")).startswith("transformers.")]
-            if acting and not isinstance(module, (nn.Linear, nn.LayerNorm)):
+            if acting and (any_module or not isinstance(module, (nn.Linear, nn.LayerNorm))):
                 path = f"{where}.{name}" if name else where
                 raise self.refuse(f"hooks on {path}, which the packed tower would pass by; remove them")
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from semobridge_ext import _errors
-from semobridge_ext.clip.encode import batches, evaluating
 from semobridge_ext.clip.families import adapter_of
+from semobridge_ext.clip.texts import text_rows
 
 _NAME = "class_text_features"
 
@@ -41,7 +41,7 @@ def class_text_features(
             from every class name to its own whole prompts (any number each).
         tokenizer: a list of strings to token ids, or a Hugging Face tokenizer; None: CLIP's where the
             vocabulary is CLIP's.
-        batch_size: prompts encoded at once.
+        batch_size: prompts encoded at once, at the full length of the context.
 
     Returns:
         ClassText: ``projected`` [C, D] and ``hidden`` [C, T] unit rows in the model's dtype, on its
@@ -53,9 +53,10 @@ def class_text_features(
             in place of the names.
             NotImplementedError: an unknown text pooling.
 
-    Numerics: the model's own forward pass; means and norms in float32.
+    Numerics: prompts as :func:`semobridge_ext.encode_text` has them, on the tree of their beginnings where
+        the tower is causal; means and norms in float32.
 
-    Memory: O(batch_size) activations beside the result.
+    Memory: O(batch_size) activations and the features of all prompts beside the result.
 
     Example:
         >>> import semobridge_ext as sb
@@ -73,15 +74,8 @@ def class_text_features(
     if tokenizer is None:
         tokenizer = adapter.default_tokenizer()
     parameter = next(model.parameters())
-    projected: list[Tensor] = []
-    hidden: list[Tensor] = []
-    with evaluating(model), torch.inference_mode():
-        for start in range(0, len(prompts), batch_size):
-            ids = adapter.tokenize(tokenizer, prompts[start : start + batch_size])
-            for part in batches(ids, batch_size, parameter.device):
-                before, after = adapter.encode_text_with_hidden(part)
-                hidden.append(before.float())
-                projected.append(after.float())
+    found = text_rows(adapter, tokenizer, prompts, ("hidden", "projected"), batch_size=batch_size)
+    hidden, projected = (rows.float() for rows in found)
     owner = torch.tensor(owners, device=parameter.device)
 
     def class_mean(rows: Tensor) -> Tensor:
@@ -89,11 +83,10 @@ def class_text_features(
         sums = units.new_zeros(len(names), units.shape[1]).index_add(0, owner, units)
         return normalize(sums, dim=1).to(parameter.dtype).clone()
 
-    every = torch.cat(hidden)
     # ℓ over classes: prompts of one class share its weight.
     counts = torch.bincount(owner, minlength=len(names)).float()
-    lengths = torch.zeros_like(counts).index_add(0, owner, every.norm(dim=1)) / counts
-    return ClassText(class_mean(torch.cat(projected)), class_mean(every), float(lengths.mean()))
+    lengths = torch.zeros_like(counts).index_add(0, owner, hidden.norm(dim=1)) / counts
+    return ClassText(class_mean(projected), class_mean(hidden), float(lengths.mean()))
 
 
 def _prompts(names: list[Any], templates: Any) -> tuple[list[str], list[int]]:

@@ -23,6 +23,8 @@ from torch import Tensor
 import semobridge_ext as sb
 from semobridge_ext._ops.quantize_rows.op import quantize_rows
 from semobridge_ext._ops.topk import cpu as topk_cpu
+from semobridge_ext._ops.tree_attention.op import tree_attention
+from semobridge_ext._ops.tree_attention.spec import Paths
 
 ERRORS = (TypeError, ValueError, NotImplementedError)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -205,6 +207,17 @@ def symmetric_kl(s: Source) -> Any:
     return out.detach(), a.grad
 
 
+def attention(s: Source) -> Any:
+    """Called from the text tower alone, with rows that it has made: only the lists may be wrong."""
+    n, m, p, length, heads = (s.size(1) for _ in range(5))
+    width, dtype = heads * s.random.randrange(1, 20), s.random.choice((torch.float32, torch.float64))
+    q, kv = (torch.randn(rows, 2 * width, generator=s.generator, dtype=dtype) for rows in (n, m))
+    nodes = torch.randint(m + s.wrong(), (p, length), dtype=torch.int32, generator=s.generator)
+    path_of = torch.randint(p, (n,), dtype=torch.int32, generator=s.generator)
+    counts = torch.randint(1, length + 1, (n,), dtype=torch.int32, generator=s.generator)
+    return tree_attention(q[:, :width], *kv.chunk(2, dim=1), Paths(nodes, path_of, counts), heads)
+
+
 def classifier(s: Source) -> Any:
     t, d, classes, shots = s.random.randrange(2, 40), s.random.randrange(2, 40), s.random.randrange(2, 9), 3
     y = torch.arange(classes * shots) % classes
@@ -233,7 +246,7 @@ def training(s: Source) -> Any:
 
 CALLS: tuple[Callable[[Source], Any], ...] = (
     project_normalize, projection, bridge, linear_map, support_logits, support_set, topk, gallery,
-    filtered_topk, retrieval_metrics, symmetric_kl, classifier, training,
+    filtered_topk, retrieval_metrics, symmetric_kl, attention, classifier, training,
 )  # fmt: skip
 
 

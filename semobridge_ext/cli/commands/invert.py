@@ -72,16 +72,15 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _picto_features(name: str, model: Any, kind: str, limit: int | None) -> Tensor:
+    from semobridge_ext.clip.texts import encode_text
     from semobridge_ext.data import load_picto, load_picto_clip, picto_transform
 
     data = load_picto(name)
+    if kind == "ovi":
+        _, _, tokenizer = load_picto_clip()
+        return encode_text(model, data.texts("a drawing of {}")[:limit], tokenizer=tokenizer)
     with torch.inference_mode():
-        if kind == "ovi":
-            _, _, tokenizer = load_picto_clip()
-            feats = model.encode_text(tokenizer(data.texts("a drawing of {}")[:limit]))
-        else:
-            chunks = data.images[:limit].split(256)
-            feats = torch.cat([model.encode_image(picto_transform(c)) for c in chunks])
+        feats = torch.cat([model.encode_image(picto_transform(c)) for c in data.images[:limit].split(256)])
     return feats.clone()
 
 

@@ -1,0 +1,28 @@
+#include "bindings.h"
+#include "tree_attention/tree_attention.h"
+
+SB_BIND_CPU(m) {
+  m.def(
+      "tree_attention",
+      [](const sb::ConstMatrix& queries, const sb::ConstMatrix& keys, const sb::ConstMatrix& values,
+         int64_t heads, uintptr_t paths, int64_t num_paths, int64_t length, uintptr_t path_of,
+         uintptr_t counts, const sb::Matrix& out, int threads) {
+        sb::TreeAttentionArgs args;
+        args.queries = queries;
+        args.keys = keys;
+        args.values = values;
+        args.heads = heads;
+        args.paths = at<const int32_t>(paths);
+        args.num_paths = num_paths;
+        args.length = length;
+        args.path_of = at<const int32_t>(path_of);
+        args.counts = at<const int32_t>(counts);
+        args.out = out;
+        args.threads = at_least_one(threads);
+        py::gil_scoped_release release;
+        sb::tree_attention(args);
+      },
+      py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("heads"), py::arg("paths"),
+      py::arg("num_paths"), py::arg("length"), py::arg("path_of"), py::arg("counts"),
+      py::arg("out"), py::arg("threads"));
+}

@@ -1,0 +1,25 @@
+"""tree_attention by the native core."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from semobridge_ext._ops.tree_attention.spec import Paths
+from semobridge_ext.runtime.backend import _C
+from semobridge_ext.runtime.threads import thread_count
+from semobridge_ext.runtime.views import address, view
+
+
+def tree_attention(
+    queries: Tensor,  # [N, T]
+    keys: Tensor,  # [M, T]
+    values: Tensor,  # [M, T]
+    paths: Paths,  # contiguous int32
+    heads: int,
+) -> Tensor:  # [N, T]
+    out = queries.new_empty(queries.shape)
+    _C.tree_attention(
+        view(queries), view(keys), view(values), heads, address(paths.nodes), *paths.nodes.shape,
+        address(paths.path_of), address(paths.counts), view(out), thread_count(),
+    )  # fmt: skip
+    return out
