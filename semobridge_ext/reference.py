@@ -11,6 +11,7 @@ from semobridge_ext._ops.support_logits.reference import support_logits
 from semobridge_ext._ops.symmetric_kl.reference import symmetric_kl
 from semobridge_ext._ops.topk.reference import topk
 from semobridge_ext.bridging.reference import bridge, pinv
+from semobridge_ext.clip.reference import encode_text
 from semobridge_ext.discovery.reference import (
     FilterResult,
     GCDTerms,
@@ -18,7 +19,6 @@ from semobridge_ext.discovery.reference import (
     gcd_losses,
     spectral_filter,
 )
-from semobridge_ext.clip.reference import encode_text
 from semobridge_ext.inversion.reference import oti, ovi
 from semobridge_ext.inversion.spec import Inversion
 from semobridge_ext.retrieval.reference import retrieval_metrics
