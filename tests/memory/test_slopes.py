@@ -15,9 +15,10 @@ pytestmark = [
     pytest.mark.skipif(not HAS_MALLINFO, reason="needed: glibc 2.33, whose mallinfo2 says what is in use"),
 ]
 
-# Scratch and tables of PyTorch that still grow to the largest call give up to 0.4 KiB and four blocks where
-# the calls are few; each leak that was found had fourteen blocks a call or more.
-KIB, BLOCKS = 1.0, 8.0
+# Scratch and tables of PyTorch that still grow to the largest call give up to 0.4 KiB where the calls are
+# few, and safetensors 0.8.0 keeps an integer of each tensor that it reads: up to seven blocks for an
+# estimator. The leak that was found had fourteen blocks a call and more.
+KIB, BLOCKS = 1.0, 10.0
 NAMES = (
     "project_normalize",
     "support_logits",

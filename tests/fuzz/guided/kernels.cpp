@@ -60,8 +60,8 @@ struct Source {
   std::vector<int64_t> indices(int64_t count, int64_t bound) {
     std::vector<int64_t> out(static_cast<size_t>(count));
     for (int64_t& v : out) {
-      v = from.ConsumeProbability<float>() < 0.98f && bound > 0 ? size(bound - 1)
-                                                                : from.ConsumeIntegral<int64_t>();
+      const bool odd = from.ConsumeIntegral<uint8_t>() == 0xff || bound <= 0;
+      v = odd ? from.ConsumeIntegral<int64_t>() : size(bound - 1);
     }
     return out;
   }

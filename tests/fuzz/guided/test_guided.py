@@ -1,15 +1,13 @@
-"""The guided targets: each begins green on its seeds, and a defect planted on purpose is found."""
+"""The guided targets: each begins green on its seeds, and a loader that fails is noticed."""
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.fuzz.guided import loaders, run
-from tests.support.source_tree import ROOT, need_source
+from tests.support.source_tree import need_source
 
 
 @pytest.mark.parametrize(
@@ -71,24 +69,3 @@ def test_kernels_under_libfuzzer():
     clang()
     status, told, count = run.run(run.KERNELS, 10)
     assert status == 0 and count > 1000, told[-3000:]
-
-
-@pytest.mark.slow
-def test_an_index_that_nobody_checks_is_found(tmp_path: Path):
-    """The check of the order of keys taken out: AddressSanitizer sees the row past the keys."""
-    clang()
-    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
-    kernel = tmp_path / "csrc" / "support_logits" / "cpu_kernel.cpp"
-    text = kernel.read_text()
-    check = 'require(inside, "support_logits: order must hold rows of the keys");'
-    assert text.count(check) == 1
-    kernel.write_text(text.replace(check, ""))
-    words = [
-        run.built(tmp_path / "csrc"),
-        "-max_total_time=60",
-        "-seed=1",
-        "-max_len=4096",
-        "-close_fd_mask=1",
-    ]
-    done = subprocess.run([str(w) for w in words], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode != 0 and "AddressSanitizer" in done.stderr, done.stderr[-3000:]
