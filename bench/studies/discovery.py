@@ -144,16 +144,18 @@ def time_filter(images: int, concepts: int, width: int = 512) -> None:
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
-    decay = torch.arange(1, width + 1).float() ** -0.5
-    texts = draw(concepts, width) @ (draw(width, width) * decay[:, None])
+    mix = draw(width, width) * (torch.arange(1, width + 1).float() ** -0.5)[:, None]
+    texts = draw(concepts, width) @ mix
     shown = texts[torch.randint(concepts, (200,), generator=generator)]
     rows = 0.35 * shown[torch.randint(200, (images,), generator=generator)]
-    rows += 0.6 * draw(images, width) @ (draw(width, width) * decay[:, None]) + 2 * draw(1, width)
-    start = time.perf_counter()
-    made = sb.SpectralFilter().fit(rows, texts + draw(1, width))
-    seconds = time.perf_counter() - start
+    rows += 0.6 * draw(images, width) @ mix + 2 * draw(1, width)
+    texts += draw(1, width)
+    start, used = time.perf_counter(), time.process_time()
+    made = sb.SpectralFilter().fit(rows, texts)
+    seconds, used = time.perf_counter() - start, time.process_time() - used
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{images} x {concepts}: {seconds:.1f} s, {peak:.1f} GiB at the peak, m = {len(made.spectrum_)}")
+    told = f"{images} x {concepts}, {torch.get_num_threads()} threads: {seconds:.1f} s, {used:.1f} s of"
+    print(f"{told} processors, {peak:.1f} GiB at the peak, m = {len(made.spectrum_)}")
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from semobridge_ext.discovery.leading_spectrum import leading_eigenpairs
 from semobridge_ext.runtime.rows import unit_rows
 
 IMAGES = 256  # a block of the covariance; fixed, so that the sums do not depend on how images arrive
+ROWS = 128  # of a softmax at once: few enough that its passes meet the cache
 BLOCK_BYTES = 256 << 20  # of [N, concepts] at once
 KEPT_BYTES = 1 << 30  # Q as a whole, where it is no larger; else its blocks are computed twice
 
@@ -28,10 +29,15 @@ def unit(rows: Tensor) -> Tensor:  # [N, D] float64
     return unit_rows(rows.double())
 
 
-def probabilities(rows: Tensor, concepts: Tensor, temperature: float) -> Tensor:  # [n, K] float64
-    """Softmax over the concepts of unit rows, in place of the one array of its size."""
-    q = rows @ concepts.T
-    q.div_(temperature).sub_(q.amax(dim=1, keepdim=True)).exp_()
+def probabilities(
+    rows: Tensor,  # [n, D] unit rows, float64
+    concepts: Tensor,  # [K, D] unit rows, float64
+    temperature: float,
+    out: Tensor | None = None,  # [n, K]
+) -> Tensor:  # [n, K]
+    """Softmax over the concepts, in place of the one array of its size."""
+    q = torch.mm(rows / temperature, concepts.T, out=out)
+    q.sub_(q.amax(dim=1, keepdim=True)).exp_()
     return q.div_(q.sum(dim=1, keepdim=True))
 
 
@@ -101,15 +107,14 @@ class _Centred:
         n, k = len(rows), len(concepts)
         self.width = max(1, min(k, BLOCK_BYTES // (8 * n)))
         self.whole: Tensor | None = None
-        step = max(1, BLOCK_BYTES // (8 * k))
         if 8 * n * k <= KEPT_BYTES:
             self.whole = concepts.new_empty(n, k)
-            for start in range(0, n, step):
-                part = self.rows[start : start + step]
-                self.whole[start : start + step] = probabilities(part, concepts, temperature)
+            for part, q in zip(self.rows.split(ROWS), self.whole.split(ROWS), strict=True):
+                probabilities(part, concepts, temperature, out=q)
             self.whole -= self.whole.mean(dim=0)
         else:
-            logs = [torch.logsumexp(part @ concepts.T / temperature, dim=1) for part in self.rows.split(step)]
+            parts = (self.rows / temperature).split(IMAGES)
+            logs = [torch.logsumexp(part @ concepts.T, dim=1) for part in parts]
             self.logs = torch.cat(logs)[:, None]  # [N, 1]
 
     def blocks(self) -> Iterator[tuple[int, int, Tensor]]:
