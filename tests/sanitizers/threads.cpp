@@ -28,6 +28,7 @@
 #include "symmetric_kl/symmetric_kl.h"
 #include "topk/topk.h"
 #include "tower_descent/tower_descent.h"
+#include "tree_attention/tree_attention.h"
 
 extern "C" unsigned gomp_threads_widest();
 
@@ -183,6 +184,31 @@ void add_rankings() {
                          a.scores = scores.data + kN * kK, a.indices = indices.data + kN * kK;
                          topk_filtered(f);
                          return bytes_of(scores, indices);
+                       }});
+  constexpr int64_t kNodes = 600, kHeads = 4, kLength = 12, kPaths = 50;
+  struct Tree {
+    Floats q{kNodes * kD * kHeads, 15, 1}, k{kNodes * kD * kHeads, 16, 1};
+    Array<int32_t> paths{kPaths * kLength}, path_of{kNodes}, counts{kNodes};
+  };
+  auto tree = std::make_shared<Tree>();
+  for (int64_t i = 0; i < kPaths * kLength; ++i) {
+    tree->paths[i] = static_cast<int32_t>(i * 7 % kNodes);
+  }
+  for (int64_t i = 0; i < kNodes; ++i) {
+    tree->path_of[i] = static_cast<int32_t>(i % kPaths);
+    tree->counts[i] = static_cast<int32_t>(1 + i % kLength);
+  }
+  g_entries.push_back({"tree_attention", [tree](int threads) {
+                         Floats out(kNodes * kD * kHeads);
+                         TreeAttentionArgs a;
+                         a.queries = input(tree->q, kNodes, kD * kHeads);
+                         a.keys = input(tree->k, kNodes, kD * kHeads), a.values = a.keys;
+                         a.heads = kHeads, a.paths = tree->paths.data;
+                         a.num_paths = kPaths, a.length = kLength;
+                         a.path_of = tree->path_of.data, a.counts = tree->counts.data;
+                         a.out = output(out, kNodes, kD * kHeads), a.threads = threads;
+                         tree_attention(a);
+                         return bytes_of(out);
                        }});
   g_entries.push_back({"support_logits, sort_labels", [s](int threads) {
                          Counts order(kG), offsets(kClasses + 1);
