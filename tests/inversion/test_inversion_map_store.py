@@ -15,6 +15,7 @@ from semobridge_ext import _digest, _locks
 from semobridge_ext.inversion import invert as inversion
 from tests.support import towers
 from tests.support.assertions import assert_same_bits
+from tests.support.inversions import interrupt_after
 from tests.support.towers import F32, open_clip_model
 
 PILOTS, SIZE = 30, 8
@@ -84,6 +85,18 @@ def test_a_killed_fit_goes_on(
     fitted(model, whole)
     assert out.read_bytes() == whole.read_bytes()
     assert names(tmp_path) == [out.name, whole.name]
+
+
+def test_ctrl_c_ends_a_fit(model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An inversion returns what it has; half a fit would be no map."""
+    out = tmp_path / "phi.safetensors"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_after(20, patch)
+        fitted(model, out, steps=100_000)
+    assert not out.exists() and not (tmp_path / "phi.safetensors.lock").exists()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_after(20, patch)
+        fitted(model, None, steps=100_000)
 
 
 def test_what_a_kill_leaves_behind_the_map_goes(model: nn.Module, tmp_path: Path) -> None:
