@@ -73,7 +73,7 @@ def build_info() -> dict[str, Any]:
 
     Example:
         >>> import semobridge_ext as sb
-        >>> sb.build_info()["isa"] in ("avx512", "avx2", "portable")
+        >>> sb.build_info()["isa"] in sb.build_info()["isa_available"]
         True
     """
     native = _backend._C

@@ -18,6 +18,7 @@ from semobridge_ext import _locks
 from semobridge_ext.discovery.training import Trainer
 from tests.support import discovery
 from tests.support.assertions import assert_same_bits
+from tests.support.checksums import reseal
 from tests.support.source_tree import ROOT, environment
 
 DATA = discovery.images(40, dtype=torch.float32)
@@ -127,6 +128,9 @@ def test_a_damaged_file_is_refused(broken: Path, damage: str):
     else:
         meta[damage] = {"stamp": "[]", "epoch": json.dumps(5)}[damage]
     save_file(tensors, broken, meta)
+    with pytest.raises(ValueError, match=r"run\.safetensors must hold what was written, got other bytes"):
+        fit(broken)
+    reseal(broken)  # the checksum is right, the stamp is not
     with pytest.raises(ValueError, match=r"checkpoint must hold what was written, got .*run\.safetensors"):
         fit(broken)
 

@@ -68,7 +68,7 @@ def test_choice(cuda_build: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
 def test_engine_of_a_cuda_tower(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_backend, "HAS_CUDA", True)
-    monkeypatch.setattr(choice, "_digest", lambda tower: ())  # fake tensors hold nothing
+    monkeypatch.setattr(choice, "fingerprint", lambda tower: ())  # fake tensors hold nothing
     model = torch.nn.Linear(2, 2)
     with FakeTensorMode(allow_non_fake_inputs=True):
         tower = random_tower(F32)

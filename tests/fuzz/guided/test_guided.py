@@ -37,7 +37,7 @@ def test_a_reader_that_fails_is_noticed(tmp_path: Path, monkeypatch: pytest.Monk
     read = loaders.reader("Bridge.load", tmp_path)
     from semobridge_ext import _files
 
-    def broken(*given: object) -> None:
+    def broken(*given: object, **named: object) -> None:
         raise KeyError("x")
 
     monkeypatch.setattr(_files, "load_tensors", broken)
