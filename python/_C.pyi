@@ -14,6 +14,7 @@ MAX_CODE_WIDTH: int
 PANEL: int
 RANK_BLOCK: int
 
+def active_bf16() -> bool: ...
 def active_dot() -> bool: ...
 def active_isa() -> str: ...
 def adamw(
@@ -219,6 +220,7 @@ class FrozenTower:
         norm_pre: tuple[int, int, float],
         norm_final: tuple[int, int, float],
         projection: tuple[int, int, int, int, int],
+        bf16_products: bool,
     ) -> None: ...
     def add_layer(
         self,

@@ -31,6 +31,7 @@ PYBIND11_MODULE(_C, m) {
   });
   m.def("active_isa", [] { return std::string(sb::isa_name(sb::active_isa())); });
   m.def("active_dot", &sb::active_dot);
+  m.def("active_bf16", &sb::active_bf16);
   m.def("set_isa", [](const std::string& name) { sb::set_isa(name.c_str()); }, py::arg("name"));
   m.def("isa_table", [] {
     py::typing::Dict<py::str, py::typing::Tuple<py::bool_, py::bool_>> table;

@@ -3,7 +3,8 @@
 Members: `eager` is the full context through the model's own forward, with autograd and AdamW
 (reference/); `authors` is that step as the authors' program takes it, which tokenises the batch and
 reads the loss in every step; `native` is the engine, `native float16` and `native bfloat16` with the
-weights stored so (these round random weights; float16 ones are read without loss). `mm` is the limit:
+weights stored so (these round random weights; float16 ones are read without loss), `native bf16 products` with
+rows rounded as well (compute=torch.bfloat16, where the processor has it). `mm` is the limit:
 nothing but the products that are left, as torch.mm into ready outputs.
 
 What is checked before timing is the gradient of the pseudo-tokens against float64, not the tokens: in
@@ -35,6 +36,7 @@ from semobridge_ext import clip
 from semobridge_ext.inversion import reference
 from semobridge_ext.ops import FrozenTower, PackedTower
 from semobridge_ext.reference import tower_features
+from semobridge_ext.runtime import backend as _backend
 
 SLOW = os.environ.get("SEMOBRIDGE_BENCH_SLOW", "1") != "0"
 LR, DECAY = 2e-2, 0.01
@@ -43,7 +45,12 @@ WEIGHTS = {
     "native float16": torch.float16,
     "native bfloat16": torch.bfloat16,
 }
-BOUNDS = {"native": 1e-4, "native float16": 2e-2, "native bfloat16": 2e-1, "eager": 1e-4, "authors": 1e-4}
+OURS = (*WEIGHTS, "native bf16 products")
+PRODUCTS = "native bf16 products"
+BOUNDS = {
+    "native": 1e-4, "native float16": 2e-2, "native bfloat16": 2e-1, PRODUCTS: 2e-1, "eager": 1e-4,
+    "authors": 1e-4,
+}  # fmt: skip
 
 
 @cache
@@ -60,8 +67,8 @@ def tower(kind: str) -> tuple[Any, Any]:
 
 
 @cache
-def packed(kind: str, weights: torch.dtype) -> PackedTower:
-    return PackedTower(tower(kind)[0], weights)
+def packed(kind: str, member: str) -> PackedTower:
+    return PackedTower(tower(kind)[0], WEIGHTS.get(member), bf16_products=member == PRODUCTS)
 
 
 @cache
@@ -91,8 +98,8 @@ def oracle(kind: str, batch: int) -> Tensor:  # [B, T]
         model().float()
 
 
-def native_step(kind: str, batch: int, weights: torch.dtype) -> Callable[[], Tensor]:
-    engine = FrozenTower(packed(kind, weights), tower(kind)[1])
+def native_step(kind: str, batch: int, member: str) -> Callable[[], Tensor]:
+    engine = FrozenTower(packed(kind, member), tower(kind)[1])
     f, v = data(kind, batch)
     tokens, first, second = v.clone(), torch.zeros_like(v), torch.zeros_like(v)
 
@@ -153,7 +160,7 @@ def products(kind: str, batch: int) -> tuple[Callable[[], Tensor], Tensor, float
 
 
 CASES = [("oti", 1), ("oti", 8), ("oti", 64), ("ovi", 8)]
-MEMBERS = ("eager", "authors", *WEIGHTS, "mm")
+MEMBERS = ("eager", "authors", *OURS, "mm")
 
 
 @pytest.mark.parametrize("kind,batch", CASES)
@@ -161,6 +168,8 @@ MEMBERS = ("eager", "authors", *WEIGHTS, "mm")
 def test_step(benchmark: Any, kind: str, batch: int, member: str) -> None:
     if member == "authors" and kind == "ovi":
         pytest.skip("the authors' OVI loop is the eager one: nothing is tokenised")
+    if member == PRODUCTS and not _backend._C.active_bf16():
+        pytest.skip("needs a processor with AVX-512-BF16")
     if member in ("eager", "authors") and batch > 8 and not SLOW:
         pytest.skip("takes seconds a step; SEMOBRIDGE_BENCH_SLOW=0")
     if member == "mm":
@@ -169,8 +178,8 @@ def test_step(benchmark: Any, kind: str, batch: int, member: str) -> None:
     else:
         _, _, flops = products(kind, batch)
         want, bound = oracle(kind, batch), BOUNDS[member]
-        if member in WEIGHTS:
-            function = native_step(kind, batch, WEIGHTS[member])
+        if member in OURS:
+            function = native_step(kind, batch, member)
         else:
             function = eager_step(kind, batch, member == "authors")
     error = row_error(function(), want)
@@ -182,8 +191,8 @@ def test_step(benchmark: Any, kind: str, batch: int, member: str) -> None:
     benchmark.group = f"{kind}_step/B={batch}/float32"
     benchmark.name = f"{benchmark.group} {member}"
     extra = {}
-    if member in WEIGHTS:
-        engine = FrozenTower(packed(kind, WEIGHTS[member]), tower(kind)[1])
+    if member in OURS:
+        engine = FrozenTower(packed(kind, member), tower(kind)[1])
         extra["workspace_bytes_per_sample"] = math.ceil(engine.workspace_bytes(batch) / batch)
     benchmark.extra_info.update(
         member=member, error=error, flops=flops, peak_bytes=None, isa=sb.build_info()["isa"],

@@ -152,6 +152,15 @@ bool active_dot() {
   return isa == Isa::kNeonDot || isa == Isa::kAvx2Dot || isa == Isa::kAvx512Dot;
 }
 
+bool active_bf16() {
+#ifdef SB_HAVE_X86
+  const Isa isa = active_isa();
+  return (isa == Isa::kAvx512 || isa == Isa::kAvx512Dot) && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 void set_isa(const char* name) { g_isa.store(static_cast<int>(parse_isa(name))); }
 
 void require(bool ok, const char* what) {

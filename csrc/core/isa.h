@@ -23,6 +23,7 @@ bool isa_compiled(Isa isa);  // this build holds the kernels
 bool isa_runnable(Isa isa);  // ... and this processor can run them
 Isa active_isa();            // the best runnable one, or what SEMOBRIDGE_ISA / set_isa asked for
 bool active_dot();           // ... and whether it has an instruction for products of codes
+bool active_bf16();          // ... and whether it has one for pairs of bfloat16 numbers
 // Throws std::invalid_argument when the set is unknown, not compiled or not runnable here.
 void set_isa(const char* name);
 

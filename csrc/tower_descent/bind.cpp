@@ -22,8 +22,11 @@ class FrozenTower {
  public:
   FrozenTower(int compute, int stored, int64_t width, int64_t heads, int64_t features,
               int64_t vectors, int activation, const Norm& pre, const Norm& final,
-              const Linear& projection)
+              const Linear& projection, bool bf16_products)
       : stored_(dtype_of(stored)) {
+    if (bf16_products && (stored_ != sb::DType::kBFloat16 || compute != 0))
+      throw std::invalid_argument("_C: bf16_products need bfloat16 weights and float32 sums");
+    tower_.bf16_products = bf16_products;
     tower_.compute = dtype_of(compute);
     tower_.width = width;
     tower_.heads = heads;
@@ -170,10 +173,10 @@ sb::AttentionCudaArgs attention_args(const sb::ConstMatrix& qkv, int64_t samples
 SB_BIND_CPU(m) {
   py::class_<FrozenTower>(m, "FrozenTower")
       .def(py::init<int, int, int64_t, int64_t, int64_t, int64_t, int, const Norm&, const Norm&,
-                    const Linear&>(),
+                    const Linear&, bool>(),
            py::arg("compute"), py::arg("stored"), py::arg("width"), py::arg("heads"),
            py::arg("features"), py::arg("vectors"), py::arg("activation"), py::arg("norm_pre"),
-           py::arg("norm_final"), py::arg("projection"))
+           py::arg("norm_final"), py::arg("projection"), py::arg("bf16_products"))
       .def("add_layer", &FrozenTower::add_layer, py::arg("norm1"), py::arg("norm2"), py::arg("qkv"),
            py::arg("out"), py::arg("fc"), py::arg("proj"), py::arg("prefix"), py::arg("query"))
       .def("set_slots", &FrozenTower::set_slots, py::arg("source"), py::arg("visible"),

@@ -5,6 +5,7 @@
 #pragma once
 #include <omp.h>
 
+#include "tower_descent/bf16_product.h"
 #include "tower_descent/few_attention.h"
 #include "tower_descent/plan.h"
 #include "tower_descent/stored_product.h"
@@ -96,6 +97,15 @@ class Block {
   void product(const PackedMatrix& w, const T* a, int64_t lda, Range rows, T* c, int64_t ldc,
                Range panels, int64_t k0) {
     if (rows.end <= rows.begin || panels.end <= panels.begin) return;
+#ifdef SB_HAVE_BF16_PRODUCTS
+    if constexpr (sizeof(T) == 4) {
+      if (t_.bf16_products) {
+        bf16_product(w, a + rows.begin * lda, lda, rows.end - rows.begin, c + rows.begin * ldc, ldc,
+                     panels.begin, panels.end, k0, w.rows);
+        return;
+      }
+    }
+#endif
     stored_product(w, a + rows.begin * lda, lda, rows.end - rows.begin, c + rows.begin * ldc, ldc,
                    panels.begin, panels.end, k0, w.rows);
   }

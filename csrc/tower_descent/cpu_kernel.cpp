@@ -1,5 +1,6 @@
 // tower_descent for one instruction set; see tower_descent/tower_descent.h for what it computes.
 #include "core/adamw.h"
+#include "core/isa.h"
 #include "core/table.h"
 #include "tower_descent/passes.h"
 
@@ -216,6 +217,8 @@ void check_tower(const FrozenTower& t) {
 
 void tower_descent_entry(const TowerDescentArgs& a) {
   check_tower(*a.tower);
+  require(!a.tower->bf16_products || active_bf16(),
+          "tower_descent: this instruction set has no products of bfloat16");
   if (a.samples == 0) return;
   require(a.step_begin >= a.step_end || (a.targets != nullptr && a.losses != nullptr),
           "tower_descent: a descent needs targets and losses");

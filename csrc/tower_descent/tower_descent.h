@@ -52,6 +52,7 @@ struct FrozenLayer {
 
 struct FrozenTower {
   DType compute = DType::kFloat32;
+  bool bf16_products = false;  // of rows rounded to bfloat16; the panels are bfloat16
   int64_t width = 0, heads = 0, features = 0;  // T, heads, D
   int64_t slots = 0, prefix = 0;               // n, P
   int64_t vectors = 0;                         // R

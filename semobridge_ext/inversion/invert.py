@@ -150,6 +150,11 @@ def _run(
     return chunks, interrupt.asked
 
 
+def _numerics(weights: torch.dtype | None, compute: torch.dtype | None) -> dict[str, str]:
+    """What a file says of them; nothing of what is not asked for, as before."""
+    return {"weights": str(weights)} | ({} if compute is None else {"compute": str(compute)})
+
+
 def oti(
     model: Any,
     img_feats: Tensor,  # [B, D]
@@ -168,6 +173,7 @@ def oti(
     patience: int | None = None,
     min_delta: float = 1e-4,
     weights: torch.dtype | None = None,
+    compute: torch.dtype | None = None,
     out: str | Path | None = None,
 ) -> Inversion:
     """Textual inversion: pseudo-words whose text feature points at each image feature.
@@ -194,6 +200,9 @@ def oti(
             by up to 2⁻⁹ of it: worth it for one image at a time, not for batches. On a CUDA device it is the
             type of activations and products (None: float32); the learned rows, the statistics of norms and
             the loss stay float32.
+        compute: torch.bfloat16 rounds weights and rows to bfloat16 before every product, whose sums stay
+            float32: about half the time on a CPU with AVX-512-BF16, refused elsewhere. None is exact. What it
+            changes after 150 steps stands in docs/guides/inversion.md.
         out: a file. Each finished chunk is written to ``<out>.parts`` at once and atomically. The same
             call after a kill continues; a call with another tower, features, start values, setting or
             version of the package is refused, and so is one while another run holds ``<out>.lock``.
@@ -233,11 +242,13 @@ def oti(
     settings = check_settings(name, steps, lr, weight_decay, record_steps, patience, min_delta, weights)
     check_count(name, "num_tokens", num_tokens, 1)
     tower, rows = text_tower(model, template, num_tokens=num_tokens, tokenizer=tokenizer)
-    engine = make_engine(name, model, tower, rows, weights)
-    description = {"template": template, "vectors": num_tokens, "weights": str(weights)}
+    engine = make_engine(name, model, tower, rows, weights, compute)
     return invert_rows(
         name, engine, img_feats, "img_feats", settings, init, generator, batch_size, progress, out,
-        {**description, "tower": tower, "rows": rows},
+        {
+            "template": template, "vectors": num_tokens, **_numerics(weights, compute), "tower": tower,
+            "rows": rows,
+        },
     )  # fmt: skip
 
 
@@ -257,6 +268,7 @@ def ovi(
     patience: int | None = None,
     min_delta: float = 1e-4,
     weights: torch.dtype | None = None,
+    compute: torch.dtype | None = None,
     out: str | Path | None = None,
 ) -> Inversion:
     """Visual inversion: pseudo-patches whose image feature points at each text feature.
@@ -270,8 +282,8 @@ def ovi(
         txt_feats: [B, D] text features, any length, any float dtype.
         steps, lr, weight_decay: of AdamW, as in :func:`oti`.
         num_patches: P; the paper uses 1 (B/32), 2 (OpenCLIP L/14), 4 (CLIP L/14, SigLIP B/16).
-        init, generator, record_steps, batch_size, progress, patience, min_delta, weights, out: as in
-            :func:`oti`.
+        init, generator, record_steps, batch_size, progress, patience, min_delta, weights, compute, out:
+            as in :func:`oti`.
 
     Returns:
         :class:`Inversion` with tokens [B, P, V].
@@ -296,9 +308,9 @@ def ovi(
     settings = check_settings(name, steps, lr, weight_decay, record_steps, patience, min_delta, weights)
     check_count(name, "num_patches", num_patches, 1)
     tower, rows = vision_tower(model, num_patches=num_patches)
-    engine = make_engine(name, model, tower, rows, weights)
+    engine = make_engine(name, model, tower, rows, weights, compute)
     size = batch_size if batch_size is not None else 32  # fifty rows a sample: the same work as 800
     return invert_rows(
         name, engine, txt_feats, "txt_feats", settings, init, generator, size, progress, out,
-        {"vectors": num_patches, "weights": str(weights), "tower": tower, "rows": rows},
+        {"vectors": num_patches, **_numerics(weights, compute), "tower": tower, "rows": rows},
     )  # fmt: skip

@@ -152,6 +152,10 @@ LIMITS: dict[tuple[str, str], tuple[float, float]] = {
     # After 150 steps of float32: losses, and features but for the few whose paths fork.
     ("long_descent_loss", F32): (1e-3, 2.8e-4),
     ("long_descent_cosine", F32): (1e-5, 1.2e-6),
+    # Features and gradients of a tower whose rows are rounded to bfloat16 before products, 2⁻⁹ of an entry a
+    # dozen times over; widths down to 15, where little averages out.
+    ("bf16_products", BF16): (0.03, 6.0e-3),
+    ("bf16_products_grad", BF16): (0.05, 1.3e-2),
     # Losses of weights rounded to the dtype against those of float32; the first moment of tiny gradients.
     ("rounded_loss", BF16): (0.05, 5.5e-3),
     ("rounded_loss", F16): (3e-3, 3.0e-4),

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from semobridge_ext import _errors
 from semobridge_ext._engines.tower_descent.cpu import FrozenTower, PackedTower
 from semobridge_ext._engines.tower_descent.cuda import CudaTowerPieces
 from semobridge_ext._engines.tower_descent.eager import EagerTower
@@ -18,7 +19,7 @@ from semobridge_ext._engines.tower_descent.spec import LearnedRows, Tower
 from semobridge_ext._engines.tower_descent.step import LaunchedTower
 from semobridge_ext._engines.tower_descent.torch import TorchTowerPieces
 from semobridge_ext._engines.tower_descent.weights import LaunchedWeights
-from semobridge_ext.runtime.backend import requested
+from semobridge_ext.runtime.backend import _C, requested
 from semobridge_ext.runtime.choice import resolve
 
 Weights = PackedTower | LaunchedWeights
@@ -80,19 +81,45 @@ def _words(t: Tensor) -> Tensor:  # -> [n, 2048] int64
     return data.view(torch.int64).view(-1, 2048)
 
 
+def check_compute(function: str, compute: torch.dtype | None, chosen: str, dtype: torch.dtype) -> None:
+    """bfloat16 products are the CPU core's, where the processor has them, in a tower of float32 sums."""
+    if compute is None:
+        return
+    if compute is not torch.bfloat16:
+        remedy = "leave it out for products in the tower's own precision"
+        raise TypeError(_errors.message(function, "compute", "be torch.bfloat16 or None", compute, remedy))
+    if chosen != "cpu":
+        got, remedy = f"an engine of {chosen!r}", "leave it out; on a CUDA device pass weights=torch.bfloat16"
+    elif dtype is torch.float64:
+        got, remedy = "a float64 tower", "leave it out, or convert the model with .float()"
+    elif not _C.active_bf16():
+        got, remedy = f"the instruction set {_C.active_isa()}", "leave it out: this needs AVX-512-BF16"
+    else:
+        return
+    contract = "be torch.bfloat16 only where there are such products"
+    raise ValueError(_errors.message(function, "compute", contract, got, remedy))
+
+
 def make_engine(
-    function: str, model: Any, tower: Tower, rows: LearnedRows, weights: torch.dtype | None
+    function: str,
+    model: Any,
+    tower: Tower,
+    rows: LearnedRows,
+    weights: torch.dtype | None,
+    compute: torch.dtype | None = None,
 ) -> TowerEngine:
     """The engine for the tower's device; its weights are kept for as long as the model lives."""
     chosen = choose(function, tower.device, tower.dtype)
+    check_compute(function, compute, chosen, tower.compute)
     if chosen == "eager":
         return EagerTower(tower, rows)
     make: type[Weights] = PackedTower if chosen == "cpu" else LaunchedWeights
-    kind, digest = f"{function} {weights} {make.__name__}", fingerprint(tower)
+    kind, digest = f"{function} {weights} {compute} {make.__name__}", fingerprint(tower)
     kept = _shared.setdefault(model, {})
     if kind not in kept or kept[kind][0] != digest:
         kept.clear()  # one set of weights a model: they are as large as the model, so none is copied either
-        kept[kind] = (digest, make(tower, weights))
+        packed = make(tower, weights) if compute is None else PackedTower(tower, bf16_products=True)
+        kept[kind] = (digest, packed)
     found = kept[kind][1]
     if isinstance(found, PackedTower):
         return FrozenTower(found, rows)

@@ -45,9 +45,12 @@ class PackedTower:
         weights: dtype of the packed matrices. None: float64 in a float64 tower; float16 where that
             loses nothing (half the bytes to read, the same numbers); else float32. bfloat16 and
             float16 round, which changes results by their precision.
+        bf16_products: rows are rounded to bfloat16 before each product, whose sums stay float32; the
+            weights are kept in bfloat16. Needs AVX-512-BF16 and a float32 tower.
 
     Raises:
-        ValueError: from the first step that runs, where a matrix does not fit its layer.
+        ValueError: from the first step that runs, where a matrix does not fit its layer, or where this
+            processor or instruction set has no such products.
 
     Memory: two copies of every matrix in ``weights``.
 
@@ -61,9 +64,14 @@ class PackedTower:
         torch.float32
     """
 
-    def __init__(self, tower: Tower, weights: torch.dtype | None = None) -> None:
+    def __init__(
+        self, tower: Tower, weights: torch.dtype | None = None, *, bf16_products: bool = False
+    ) -> None:
         self.tower = tower
         self.compute = tower.compute
+        self.bf16_products = bf16_products
+        if bf16_products:
+            weights = torch.bfloat16
         if weights is None:
             weights = torch.float16 if lossless_half(tower) else torch.float32
         self.stored = torch.float64 if self.compute == torch.float64 else weights
@@ -151,7 +159,7 @@ class FrozenTower(TowerEngine):
         self._native: Any = _C.FrozenTower(
             DTYPE_CODES[self.compute], DTYPE_CODES[packed.stored], tower.width, tower.heads,
             tower.features, rows.vectors, ACTIVATIONS.index(tower.activation), *packed.norms,
-            packed.projection,
+            packed.projection, packed.bf16_products,
         )  # fmt: skip
         for i, layer in enumerate(packed.layers):
             self._native.add_layer(*layer[:6], address(prefixes[i] if prefixes else None), layer[6])

@@ -37,6 +37,7 @@ examples:
   semobridge-ext invert texts.npy out.safetensors --kind ovi --tokens 4 --steps 1000
 """
 _WEIGHTS = {"exact": None, "bfloat16": torch.bfloat16}
+_COMPUTE = _WEIGHTS  # the same words
 
 
 def add_parser(subparsers: Any) -> None:
@@ -61,6 +62,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--batch-size", type=int, help="samples a chunk: what a kill can lose")
     parser.add_argument("--patience", type=int, help="stop a sample after this many steps without gain")
     parser.add_argument("--weights", choices=tuple(_WEIGHTS), default="exact")
+    parser.add_argument(
+        "--compute", choices=tuple(_COMPUTE), default="exact",
+        help="bfloat16: rows are rounded before each product; needs AVX-512-BF16",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the start values, and of the pilots")
     parser.add_argument("--start", metavar="MAP", help="oti: a map that predicts the start values")
     parser.add_argument(
@@ -189,8 +194,8 @@ def run(args: argparse.Namespace) -> int:
     options: dict[str, Any] = {
         "lr": args.lr, "weight_decay": args.weight_decay, "record_steps": tuple(args.record_steps),
         "batch_size": args.batch_size, "patience": args.patience, "weights": _WEIGHTS[args.weights],
-        "generator": torch.Generator().manual_seed(args.seed), "progress": not args.quiet,
-        "out": args.output,
+        "compute": _COMPUTE[args.compute], "generator": torch.Generator().manual_seed(args.seed),
+        "progress": not args.quiet, "out": args.output,
     }  # fmt: skip
     if args.steps is not None:
         options["steps"] = args.steps
