@@ -3,9 +3,9 @@
 Members: `eager` is the full context through the model's own forward, with autograd and AdamW
 (reference/); `authors` is that step as the authors' program takes it, which tokenises the batch and
 reads the loss in every step; `native` is the engine, `native float16` and `native bfloat16` with the
-weights stored so (these round random weights; float16 ones are read without loss), `native bf16 products` with
-rows rounded as well (compute=torch.bfloat16, where the processor has it). `mm` is the limit:
-nothing but the products that are left, as torch.mm into ready outputs.
+weights stored so (these round random weights; float16 ones are read without loss), `native bf16 products`
+with rows rounded as well (compute=torch.bfloat16, where the processor has it). `mm` is the limit: nothing
+but the products that are left, as torch.mm into ready outputs.
 
 What is checked before timing is the gradient of the pseudo-tokens against float64, not the tokens: in
 its first step AdamW moves by the sign, which a gradient near zero leaves to chance.
@@ -45,8 +45,8 @@ WEIGHTS = {
     "native float16": torch.float16,
     "native bfloat16": torch.bfloat16,
 }
-OURS = (*WEIGHTS, "native bf16 products")
 PRODUCTS = "native bf16 products"
+OURS = (*WEIGHTS, PRODUCTS)
 BOUNDS = {
     "native": 1e-4, "native float16": 2e-2, "native bfloat16": 2e-1, PRODUCTS: 2e-1, "eager": 1e-4,
     "authors": 1e-4,
