@@ -121,6 +121,7 @@ def test_old_and_new_classes_are_found(concepts: bool):
     assert float((made.predict(data.x[1]) == data.true)[old].double().mean()) > 0.95
 
 
+@pytest.mark.slow
 def test_the_divergences_pull_student_and_teacher_together():
     """z moves towards the teacher's distribution, and only with a weight."""
 

@@ -154,6 +154,7 @@ def test_one_run_holds_the_file(tmp_path: Path):
     fit(path)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_goes_on_in_another_process(broken: Path, tmp_path: Path):
     code = f"""
 import sys
