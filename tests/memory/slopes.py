@@ -1,8 +1,8 @@
 """`python -m tests.memory.slopes [CALLS]`: what each public entry holds more of with every call.
 
-New arguments each time, as a cache by shape or value would hide behind old ones. The slope is the least one
-of a line through two halves of the calls, in bytes of malloc in use and in Python's own blocks; what is kept
-once, such as scratch that grows to the largest call, has none in the later half.
+New arguments each time, as a cache by shape or value would hide behind old ones. The slope is the median of
+what the groups of calls have added, in bytes of malloc in use and in Python's own blocks: what is kept once,
+such as scratch that grows to the largest call, adds to one group, and a leak adds to all.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from statistics import median
 from typing import NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,7 +21,7 @@ import torch
 from tests.memory.entries import ENTRIES, call
 from tests.memory.memory import Held, held
 
-POINTS = 9  # of each line
+POINTS = 9  # between which calls are counted
 
 
 class Slope(NamedTuple):
@@ -31,10 +32,8 @@ class Slope(NamedTuple):
     tensors: float  # a call
 
 
-def _fit(x: list[float], y: list[float]) -> float:
-    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
-    rise = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
-    return rise / sum((a - mean_x) ** 2 for a in x)
+def _slope(x: list[float], y: list[float]) -> float:
+    return median((y[i + 1] - y[i]) / (x[i + 1] - x[i]) for i in range(len(x) - 1))
 
 
 def slope(entry: Callable[[int], object], calls: int, seconds: float) -> Slope:
@@ -54,7 +53,7 @@ def slope(entry: Callable[[int], object], calls: int, seconds: float) -> Slope:
         elif time.monotonic() - began > seconds / 3:
             each = max(1, each // 2)
     lines = {
-        name: _fit(at, [float(getattr(h, name)) for h in found]) for name in ("in_use", "blocks", "tensors")
+        name: _slope(at, [float(getattr(h, name)) for h in found]) for name in ("in_use", "blocks", "tensors")
     }
     spent = time.monotonic() - began
     return Slope(seed, spent, lines["in_use"] / 1024, lines["blocks"], lines["tensors"])

@@ -49,3 +49,9 @@ def test_a_leak_is_seen():
     small = slope(lambda seed: kept.append([{seed: object()} for _ in range(8)]), 500, 20.0)
     assert small.blocks > BLOCKS, small
     assert held().resident > 0 and len(kept) > 400
+
+
+def test_what_is_kept_once_is_no_leak():
+    kept: list[object] = []
+    once = slope(lambda seed: kept.append(bytearray(1 << 20)) if seed == 400 else None, 500, 20.0)
+    assert once.kib < KIB and once.blocks < BLOCKS and kept
