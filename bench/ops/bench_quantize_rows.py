@@ -46,5 +46,5 @@ def test_quantize_rows(timed, member: str) -> None:
     bound = BOUND if member == "copy" else 1 / 127
     timed(
         function, group=f"quantize_rows/{ROWS}x{WIDTH}/float32", member=member, oracle=want, bound=bound,
-        bytes_moved=5.0 * ROWS * WIDTH,
+        flops=6.0 * ROWS * WIDTH, bytes_moved=5.0 * ROWS * WIDTH,
     )  # fmt: skip

@@ -201,8 +201,8 @@ def oti(
             type of activations and products (None: float32); the learned rows, the statistics of norms and
             the loss stay float32.
         compute: torch.bfloat16 rounds weights and rows to bfloat16 before every product, whose sums stay
-            float32: about half the time on a CPU with AVX-512-BF16, refused elsewhere. None is exact. What it
-            changes after 150 steps stands in docs/guides/inversion.md.
+            float32: about 0.6 of the time on a CPU with AVX-512-BF16, refused elsewhere. None is exact. What
+            it changes after 150 steps stands in docs/engines/tower_descent.md.
         out: a file. Each finished chunk is written to ``<out>.parts`` at once and atomically. The same
             call after a kill continues; a call with another tower, features, start values, setting or
             version of the package is refused, and so is one while another run holds ``<out>.lock``.

@@ -16,7 +16,7 @@ from semobridge_ext.runtime.rows import compute_dtype
 LEAST_ROWS = 4096  # of the gallery; below, thresholds are never tight
 LEAST_WIDTH = 32
 ROWS_PER_BEST = 64  # gallery rows for each of the k: the bound drops few of a large share
-ON_THE_WAY = 192  # queries that share the work of quantising the gallery
+ON_THE_WAY = 128  # queries that share the work of quantising the gallery
 WITHOUT_DOT = 4  # queries at most, on a processor without such an instruction
 
 
