@@ -108,6 +108,7 @@ def test_training_is_that_of_a_plain_loop(changed: dict[str, Any]):
     assert float((kept["prototypes"] - start["prototypes"]).abs().max()) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("concepts", [True, False])
 def test_old_and_new_classes_are_found(concepts: bool):
     data = images(240, 0.25, dtype=torch.float32)
