@@ -24,8 +24,8 @@ namespace SB_ISA {
 namespace {
 
 constexpr int64_t kFilterChunk = 2048;  // gallery rows handed to a thread at a time
-// What a product of codes saves per score, in hundredths, against what a kept interval and a row
-// scored on its own cost; D = 512.
+// What a kept interval and a row scored on its own cost, in units of what codes save on one score;
+// D = 512.
 constexpr int64_t kKeptCost = 4, kScoredCost = 64;
 constexpr int64_t kSettled = 8;  // chunks of a thread after which its thresholds are worth judging
 

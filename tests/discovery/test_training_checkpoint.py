@@ -118,7 +118,7 @@ def test_every_setting_is_among_the_facts():
     }
 
 
-@pytest.mark.parametrize("damage", ["content", "stamp", "epoch"])
+@pytest.mark.parametrize("damage", ["content", "stamp", "progress"])
 def test_a_damaged_file_is_refused(broken: Path, damage: str):
     with safe_open(broken, "pt") as file:
         meta = dict(file.metadata())
@@ -126,7 +126,7 @@ def test_a_damaged_file_is_refused(broken: Path, damage: str):
     if damage == "content":
         tensors["prototypes"][0, 0] += 1
     else:
-        meta[damage] = {"stamp": "[]", "epoch": json.dumps(5)}[damage]
+        meta[damage] = {"stamp": "[]", "progress": json.dumps(5)}[damage]
     save_file(tensors, broken, meta)
     with pytest.raises(ValueError, match=r"run\.safetensors must hold what was written, got other bytes"):
         fit(broken)

@@ -21,6 +21,7 @@ PACKAGE = "semobridge_ext"
 LAYERS = (
     (
         "_C",
+        "_checkpoint",
         "_checksum",
         "_digest",
         "_errors",
