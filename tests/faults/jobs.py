@@ -157,6 +157,12 @@ def class_means(home: Path, seed: int = 0) -> None:
     sb.NearestClassMean().fit(p.shots, p.labels).save(home / "out" / "means.safetensors")
 
 
+def projection_classifier(home: Path, seed: int = 0) -> None:
+    p = problem(seed)
+    clf = sb.ProLIP(torch.eye(p.text.shape[1]), p.text, steps=1).fit(p.shots, p.labels)
+    clf.save(home / "out" / "prolip.safetensors")
+
+
 def support_set(home: Path, seed: int = 0) -> None:
     p = problem(seed)
     sb.SupportSet(p.queries, p.targets, 5, weights=p.queries[:, 0].abs() + 1).save(
@@ -221,6 +227,7 @@ JOBS: dict[str, Job] = {
     "LinearMap.save": Job(nothing, linear_map, lambda h: linear_map(h, 1)),
     "estimator.save": Job(nothing, estimator, lambda h: estimator(h, 1)),
     "NearestClassMean.save": Job(nothing, class_means, lambda h: class_means(h, 1)),
+    "ProLIP.save": Job(nothing, projection_classifier, lambda h: projection_classifier(h, 1)),
     "SupportSet.save": Job(nothing, support_set, lambda h: support_set(h, 1)),
     "Gallery.save": Job(nothing, gallery, lambda h: gallery(h, 1)),
     "thresholds": Job(nothing, choices, lambda h: choices(h, "A"), other=lambda h: choices(h, "C")),

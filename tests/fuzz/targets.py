@@ -94,6 +94,10 @@ MADE: dict[str, Callable[[], Any]] = {
     "TipAdapter": lambda: sb.TipAdapter(P.text, class_names=NAMES),
     "TipAdapterF": lambda: sb.TipAdapterF(P.text, class_names=NAMES, epochs=1),
     "APE": lambda: sb.APE(P.text, class_names=NAMES, channels=4),
+    "GDA": lambda: sb.GDA(P.text, class_names=NAMES),
+    "ProKeR": lambda: sb.ProKeR(P.text, class_names=NAMES),
+    "LPPlusPlus": lambda: sb.LPPlusPlus(P.text, class_names=NAMES, steps=2),
+    "ProLIP": lambda: sb.ProLIP(torch.eye(P.text.shape[1]), P.text, class_names=NAMES, steps=2),
     "ZeroShot": lambda: sb.ZeroShot(P.text, class_names=NAMES),
     "NearestClassMean": sb.NearestClassMean,
     "LDA": sb.LDA,
@@ -118,7 +122,7 @@ def use_estimator(kind: str) -> Callable[[Path], Sequence[Tensor]]:
         if kind.startswith("SeMoBridge"):
             clf.tune(x, y, n_trials=3, sampler="random")
             results.append(clf.add_shots(x, y).decision_function(x))
-        elif kind in ("TipAdapter", "TipAdapterF", "APE"):
+        elif kind in ("TipAdapter", "TipAdapterF", "APE", "GDA", "ProKeR"):
             results.append(clf.tune(x, y).decision_function(x))
         return results
 

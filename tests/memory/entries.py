@@ -100,6 +100,10 @@ def estimators(s: Source) -> Any:
             lambda: sb.APE(p.text, channels=3),
             sb.NearestClassMean,
             sb.LDA,
+            lambda: sb.GDA(p.text),
+            lambda: sb.ProKeR(p.text),
+            lambda: sb.LPPlusPlus(p.text, steps=2),
+            lambda: sb.ProLIP(torch.eye(p.text.shape[1]), p.text, steps=2),
         )
     )()
     return _saved(made.fit(p.shots, p.labels)).decision_function(p.queries)
