@@ -129,6 +129,11 @@ def findings(rows: Sequence[dict[str, Any]]) -> list[str]:
         ("SeMoBridge-T", "SeMoBridge-T, no text losses", "The text losses are worth"),
         ("SeMoBridge-T", "SeMoBridge-T, no bias", "The class bias is worth"),
         ("SeMoBridge", "Tip-Adapter", "Against Tip-Adapter, the closed form gains"),
+        ("GDA", "LDA", "Against LDA on image features, GDA gains"),
+        ("GDA", "SeMoBridge", "Against the closed form, GDA gains"),
+        ("ProKeR", "SeMoBridge", "Against the closed form, ProKeR gains"),
+        ("LP++", "SeMoBridge-T", "Against SeMoBridge-T, LP++ gains"),
+        ("ProLIP", "SeMoBridge-T", "Against SeMoBridge-T, ProLIP gains"),
         ("SeMoBridge", "LDA", "Against LDA on image features, the closed form gains"),
     )
     for ours, other, words in questions:

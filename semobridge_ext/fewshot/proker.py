@@ -107,6 +107,13 @@ class ProKeR(StoredEstimator):
             self._solve(float(self.beta), float(self.ridge))
         return self
 
+    @classmethod
+    def _restored(cls, tensors: dict[str, Tensor], values: dict[str, Any]) -> Any:
+        longest = float(torch.linalg.vector_norm(tensors["keys_"].double(), dim=1).max())
+        if longest > 1 + 1e-3:  # k(x, s) would leave 0..1, up to infinity
+            raise ValueError(f"keys_ must hold unit rows, got a length of {longest:g}")
+        return super()._restored(tensors, values)
+
     def _residual(self) -> tuple[Tensor, Tensor]:
         """The shots [S, D] and Y − S·tᵀ [S, C], in float64."""
         shots = self.keys_.to("cpu", torch.float64)

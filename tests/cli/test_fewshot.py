@@ -23,11 +23,14 @@ QUICK = ["--shots", "1", "2", "64", "--seeds", "2", "--trials", "20", "--preset"
 @pytest.fixture
 def files(tmp_path):
     p = make(5, 6, 80, noise=1.2)
+    matrix = torch.eye(p.shots.shape[1])
     extra = {"text": p.text, "hidden": p.hidden, "text_projection": p.projection}
+    extra |= {"image_projection": matrix, "before": p.shots}
     extra = {name: value.numpy() for name, value in extra.items()}
     np.savez(tmp_path / "train.npz", features=p.shots.numpy(), labels=p.labels.numpy(), **extra)
     np.savez(tmp_path / "bare.npz", features=p.shots.numpy(), labels=p.labels.numpy())
-    np.savez(tmp_path / "test.npz", features=p.queries.numpy(), labels=p.targets.numpy())
+    queries = p.queries.numpy()
+    np.savez(tmp_path / "test.npz", features=queries, before=queries, labels=p.targets.numpy())
     return tmp_path
 
 
@@ -81,6 +84,34 @@ def test_without_text_and_projection_the_rest_is_compared(files):
     with open(files / "out" / "fewshot.csv", encoding="utf-8") as file:
         methods = {r["method"] for r in csv.DictReader(file)}
     assert methods == {"nearest class mean", "LDA", "blend without bridge"}
+
+
+def test_names_of_methods(files, capsys):
+    words = ["--no-plot", "--methods", "GDA,SeMoBridge, no blend,LDA", "zero-shot"]
+    assert run(files, *words) == 0
+    with open(files / "out" / "fewshot.csv", encoding="utf-8") as file:
+        methods = [r["method"] for r in csv.DictReader(file)]
+    assert set(methods) == {"zero-shot", "LDA", "GDA", "SeMoBridge, no blend"}
+    with pytest.raises(SystemExit):
+        run(files, "--methods", "GDA,LDDA")
+    assert "invalid choice: 'LDDA'; did you mean 'LDA'?" in capsys.readouterr().err
+
+
+def test_features_before_the_projection(files):
+    paths = files / "train.npz", None, files / "test.npz"
+    problem = fewshot_problems.of_files(*paths)
+    for rows, (features, _) in zip(problem.before, (problem.train, problem.val, problem.test), strict=True):
+        assert torch.equal(rows, features) and len(rows)
+    given = dict(np.load(files / "train.npz"))
+    np.savez(files / "train.npz", **{**given, "image_projection": np.eye(3, dtype=np.float32)})
+    with pytest.raises(ValueError, match=r"image_projection \[24, 24\], from 'before' of .*, got \[3, 3\]"):
+        fewshot_problems.of_files(*paths)
+    np.savez(files / "train.npz", **{**given, "before": given["before"][1:]})
+    with pytest.raises(ValueError, match=r"train.npz must hold before \[30, V\].*; align them"):
+        fewshot_problems.of_files(*paths)
+    del given["before"]
+    np.savez(files / "train.npz", **given)
+    assert fewshot_problems.of_files(*paths).before is None
 
 
 def test_validation_rows_are_no_shots(files):

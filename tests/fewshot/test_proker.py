@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch.nn.functional import normalize
 
 import semobridge_ext as sb
 from semobridge_ext.fewshot import proker
 from semobridge_ext.fewshot.reference import proker_duals
 from tests.support.assertions import assert_close
+from tests.support.checksums import save_resealed
 from tests.support.problems import Problem, make
 
 
@@ -73,3 +76,20 @@ def test_refusals(monkeypatch):
         NotImplementedError, match=r"X must have at most 9 rows.*; draw fewer shots, or use GDA"
     ):
         sb.ProKeR(p.text).fit(p.shots, p.labels)
+
+
+def test_a_file_whose_keys_are_no_unit_rows(tmp_path):
+    p = make(5, 2, 20)
+    clf = sb.ProKeR(p.text).fit(p.shots, p.labels)
+    clf.save(tmp_path / "c")
+    again = sb.ProKeR.load(tmp_path / "c").tune(p.queries, p.targets)
+    clf.tune(p.queries, p.targets)
+    assert (again.beta_, again.ridge_) == (clf.beta_, clf.ridge_)
+    tensors = load_file(tmp_path / "c")
+    tensors["keys_"][3] *= 1e30
+    with safe_open(tmp_path / "c", "pt") as file:
+        save_resealed(tensors, tmp_path / "c", dict(file.metadata()))
+    with pytest.raises(
+        ValueError, match=r"ProKeR.load: .* keys_ must hold unit rows, got a length of 1e\+30"
+    ):
+        sb.ProKeR.load(tmp_path / "c")
