@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from semobridge_ext import _errors
 from semobridge_ext._schema import Field
 from semobridge_ext.fewshot.estimator import CHUNK, exactly
 from semobridge_ext.fewshot.stored_estimator import StoredEstimator
@@ -108,30 +109,36 @@ class GDA(StoredEstimator):
         text, gauss = self._parts(x)
         return text.add_(gauss, alpha=self.alpha_)
 
-    def tune(self, X: Any, y: Any, **unused: Any) -> GDA:
-        """Takes the α of ``ALPHAS`` with the best accuracy on validation data; the first best.
+    def tune(self, X: Any, y: Any, *, alphas: Sequence[float] | None = None, **unused: Any) -> GDA:
+        """Takes the α of a grid with the best accuracy on validation data; the first best.
 
         One pass over the data serves all of them.
 
         Args:
             X: [N, D] raw validation features, a floating-point tensor or array.
             y: N class names that were fitted.
+            alphas: what is tried; None: the published ``ALPHAS``, 1e-4 … 1e2.
             unused: what other estimators' ``tune`` takes; ignored.
 
         Raises:
-            ValueError: not fitted, another width, or a class that was not fitted.
+            ValueError: not fitted, another width, a class that was not fitted, or no finite α to try.
         """
         x = self._queries("tune", X)
         codes = self._codes("tune", y, len(x))
-        right = [0] * len(self.ALPHAS)
+        tried = [float(alpha) for alpha in (self.ALPHAS if alphas is None else alphas)]
+        if not tried or not all(math.isfinite(alpha) for alpha in tried):
+            raise ValueError(
+                _errors.message("GDA.tune", "alphas", "hold finite numbers", tried, "None: ALPHAS")
+            )
+        right = [0] * len(tried)
         with exactly(x.device):
             for part, want in zip(x.split(CHUNK), codes.to(x.device).split(CHUNK), strict=True):
                 text, gauss = self._parts(part)
                 both = torch.empty_like(text)
-                for i, alpha in enumerate(self.ALPHAS):
+                for i, alpha in enumerate(tried):
                     torch.add(text, gauss, alpha=alpha, out=both)
                     right[i] += int((both.argmax(dim=1) == want).sum())
-        self.alpha_ = self.ALPHAS[right.index(max(right))]
+        self.alpha_ = tried[right.index(max(right))]
         return self
 
 

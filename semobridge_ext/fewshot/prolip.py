@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
+from itertools import product
 from typing import Any, ClassVar
 
 import torch
@@ -38,7 +39,7 @@ class ProLIP(StoredEstimator):
         text_features: [C, D] class text features, any length. class_names: C names; None: 0..C-1.
         penalty: λ; None: 1 over the mean number of shots per class, the published choice without
             validation data.
-        lr: rate before ``tune``. steps: of the training. logit_scale: κ.
+        lr: rate before ``tune``, which replaces λ too. steps: of the training. logit_scale: κ.
         progress: a progress bar on stderr.
 
     Attributes: projection_ [V, D]; penalty_; lr_; losses_ [steps] before each step.
@@ -71,6 +72,7 @@ class ProLIP(StoredEstimator):
         "start_": Field(("D", "E")),
     }
     LRS = (1e-5, 1e-4, 1e-3, 1e-2)
+    PENALTIES = (1.0, 0.1, 0.01, 0.0)
 
     def __init__(
         self,
@@ -120,7 +122,7 @@ class ProLIP(StoredEstimator):
             self.penalty_ = len(text) / len(x) if self.penalty is None else float(self.penalty)
             self._shots = x.to(compute_dtype(x.dtype)), codes.to(x.device)
             with exactly(x.device):
-                self._keep(float(self.lr), *self._train(float(self.lr)))
+                self._keep(float(self.lr), self.penalty_, *self._train(float(self.lr), self.penalty_))
         return self
 
     def _matrix(self, where: str, width: int) -> Tensor:  # [V, D]
@@ -137,7 +139,7 @@ class ProLIP(StoredEstimator):
         _errors.check_finite(where, "image_projection", start, "take the matrix as the model has it")
         return start
 
-    def _train(self, lr: float) -> tuple[Tensor, Tensor]:
+    def _train(self, lr: float, penalty: float) -> tuple[Tensor, Tensor]:
         """The projection [V, D] behind the last step, and the losses [steps]."""
         from tqdm import tqdm
 
@@ -152,58 +154,67 @@ class ProLIP(StoredEstimator):
             unit.div_(length)
             log = torch.log_softmax(scale * unit @ text.T, dim=1)
             away = projection - start
-            losses[step] = self.penalty_ * away.square().sum() - log.gather(1, own).mean()
+            losses[step] = penalty * away.square().sum() - log.gather(1, own).mean()
             slope = log.exp_().scatter_add_(1, own, minus).mul_(scale / len(x)) @ text
             slope.sub_(unit.mul_((unit * slope).sum(dim=1, keepdim=True))).div_(length)
-            grad = torch.addmm(away, x.T, slope, beta=2 * self.penalty_)
+            grad = torch.addmm(away, x.T, slope, beta=2 * penalty)
             rate, root = adamw.corrections(lr * 0.5 * (1 + math.cos(math.pi * step / self.steps)), step + 1)
             adamw.update(projection, grad, first, second, keep=1.0, rate=rate, root=root, eps=_EPS)
         return projection, losses.cpu()
 
-    def _keep(self, lr: float, projection: Tensor, losses: Tensor) -> None:
+    def _keep(self, lr: float, penalty: float, projection: Tensor, losses: Tensor) -> None:
         remedy = f"lower lr={lr:g} or logit_scale={self.logit_scale:g}"
         check_losses("ProLIP.fit", losses, (projection,), remedy)
-        self.lr_, self.projection_, self.losses_ = lr, projection, losses
+        self.lr_, self.penalty_, self.projection_, self.losses_ = lr, penalty, projection, losses
 
-    def tune(self, X: Any, y: Any, *, lrs: Sequence[float] | None = None, **unused: Any) -> ProLIP:
-        """Trains once per rate and keeps the one with the best validation accuracy; the first best.
+    def tune(
+        self,
+        X: Any,
+        y: Any,
+        *,
+        lrs: Sequence[float] | None = None,
+        penalties: Sequence[float] | None = None,
+        **unused: Any,
+    ) -> ProLIP:
+        """Trains once per rate and λ and keeps the pair with the best validation accuracy; the first best.
 
         Args:
             X: [N, V] validation features before the projection, a floating-point tensor or array.
             y: N class names that were fitted.
-            lrs: rates > 0 to try; None: ``LRS``. A rate whose loss diverges is passed over.
+            lrs, penalties: what is tried, rates outside; None: ``LRS`` and ``PENALTIES``, a part of the
+                authors' 1e-2 … 1e-8 and 10 … 1e-4, 0. A pair whose loss diverges is passed over.
             unused: what other estimators' ``tune`` takes; ignored.
 
         Raises:
             ValueError: not fitted, or loaded from a file, which holds no shots; another width, a class that
-                was not fitted, rates that are none or all diverge.
+                was not fitted, nothing to try, or nothing that converges.
         """
         x = self._queries("tune", X)
         codes = self._codes("tune", y, len(x))
+        where = "ProLIP.tune"
         rates = [float(lr) for lr in (self.LRS if lrs is None else lrs)]
+        weights = [float(w) for w in (self.PENALTIES if penalties is None else penalties)]
         if not rates or not all(0 < lr < math.inf for lr in rates):
-            raise ValueError(
-                _errors.message("ProLIP.tune", "lrs", "hold finite rates > 0", rates, "None takes LRS")
-            )
+            raise ValueError(_errors.message(where, "lrs", "hold finite rates > 0", rates, "None: LRS"))
+        if not weights or not all(0 <= w < math.inf for w in weights):
+            contract = "hold finite numbers ≥ 0"
+            raise ValueError(_errors.message(where, "penalties", contract, weights, "None: PENALTIES"))
         if not hasattr(self, "_shots"):
             got = "an estimator from a file, which holds no shots"
-            raise ValueError(_errors.message("ProLIP.tune", "self", "hold its shots", got, "call fit(X, y)"))
+            raise ValueError(_errors.message(where, "self", "hold its shots", got, "call fit(X, y)"))
         best, found = -1, None
         with exactly(x.device):
-            for lr in rates:
-                projection, losses = self._train(lr)
+            for lr, penalty in product(rates, weights):
+                projection, losses = self._train(lr, penalty)
                 if not bool(torch.isfinite(losses).all() & torch.isfinite(projection).all()):
                     continue
-                self.projection_, before = projection, self.projection_
-                right = int((self._labels(x).cpu() == codes).sum())
-                self.projection_ = before
+                guesses = torch.cat([self._scores(part, projection).argmax(1) for part in x.split(CHUNK)])
+                right = int((guesses.cpu() == codes).sum())
                 if right > best:
-                    best, found = right, (lr, projection, losses)
+                    best, found = right, (lr, penalty, projection, losses)
         if found is None:
             got = f"{rates} whose losses are not finite"
-            raise ValueError(
-                _errors.message("ProLIP.tune", "lrs", "hold a rate that converges", got, "lower them")
-            )
+            raise ValueError(_errors.message(where, "lrs", "hold a rate that converges", got, "lower them"))
         self._keep(*found)
         return self
 
@@ -213,8 +224,10 @@ class ProLIP(StoredEstimator):
         values["params"]["image_projection"] = tensors["start_"]
         return super()._restored(tensors, values)
 
-    def _logits(self, x: Tensor) -> Tensor:
+    def _scores(self, x: Tensor, projection: Tensor) -> Tensor:  # [N, V] -> [N, C]
         x = x.to(compute_dtype(x.dtype))
-        text, projection = (m.to(x.device, x.dtype) for m in (self._text_rows, self.projection_))
-        parts = [normalize(part @ projection, dim=1) @ text.T for part in x.split(CHUNK)]
-        return torch.cat(parts).mul_(float(self.logit_scale))
+        text, matrix = (m.to(x.device, x.dtype) for m in (self._text_rows, projection))
+        return (normalize(x @ matrix, dim=1) @ text.T).mul_(float(self.logit_scale))
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return self._scores(x, self.projection_)

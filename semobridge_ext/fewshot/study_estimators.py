@@ -30,7 +30,7 @@ METHODS = {
     "GDA": "Gaussians with one covariance beside the text; α tuned",
     "ProKeR": "kernel ridge regression of the text's error; β, λ tuned",
     "LP++": "linear probe with a text weight per class, trained; the validation part chooses the step",
-    "ProLIP": "vision projection trained; rate tuned",
+    "ProLIP": "vision projection trained; rate, λ tuned",
     "blend without bridge": "control: SeMoBridge with the identity for a bridge, tuned",
     "SeMoBridge, no blend": "bridged prototypes alone (z2)",
     "SeMoBridge, untuned": "closed form, equal weights",

@@ -77,3 +77,8 @@ def test_refusals():
         sb.GDA(p.text, alpha=float("nan")).fit(p.shots, p.labels)
     with pytest.raises(ValueError, match="must be finite, got NaN or inf in 1 of 10 rows"):
         sb.GDA(p.text).fit(torch.where(torch.arange(10).unsqueeze(1) == 3, torch.nan, p.shots), p.labels)
+    clf = sb.GDA(p.text).fit(p.shots, p.labels)
+    assert clf.tune(p.queries, p.targets, alphas=[7.0]).alpha_ == 7.0
+    for alphas in ([], [float("inf")]):
+        with pytest.raises(ValueError, match=r"GDA.tune: alphas must hold finite numbers"):
+            clf.tune(p.queries, p.targets, alphas=alphas)

@@ -53,18 +53,22 @@ def test_short_dtypes(dtype):
     assert_close(clf.logits(p.queries), logits_of(p, projection), "projection_training")
 
 
-def test_tune_picks_what_training_at_each_rate_picks():
+def test_tune_picks_what_training_at_each_pair_picks():
     p, matrix = problem(2)
+    pairs = [(lr, penalty) for lr in sb.ProLIP.LRS for penalty in sb.ProLIP.PENALTIES]
     scores = []
-    for lr in sb.ProLIP.LRS:
-        projection, _ = reference(p, matrix, penalty=0.5, lr=lr, steps=30)
+    for lr, penalty in pairs:
+        projection, _ = reference(p, matrix, penalty=penalty, lr=lr, steps=20)
         scores.append(int((logits_of(p, projection).argmax(dim=1) == p.targets).sum()))
-    clf = sb.ProLIP(matrix, p.text, steps=30).fit(p.shots, p.labels).tune(p.queries, p.targets)
-    assert len(set(scores)) > 1 and clf.lr_ == sb.ProLIP.LRS[scores.index(max(scores))]
+    clf = sb.ProLIP(matrix, p.text, steps=20).fit(p.shots, p.labels).tune(p.queries, p.targets)
+    assert len(set(scores)) > 2 and (clf.lr_, clf.penalty_) == pairs[scores.index(max(scores))]
     assert clf.score(p.queries, p.targets) == max(scores) / 40
     assert clf.tune(p.queries, p.targets, lrs=[1e-4]).lr_ == 1e-4
-    clf.tune(p.queries, p.targets, lrs=[1e30, 1e-4])  # the first diverges and is passed over
-    assert clf.lr_ == 1e-4 and torch.isfinite(clf.projection_).all()
+    clf.tune(p.queries, p.targets, lrs=[1e200, 1e-4], penalties=[0.3])  # the first diverges: passed over
+    assert (clf.lr_, clf.penalty_) == (1e-4, 0.3) and torch.isfinite(clf.projection_).all()
+    with pytest.raises(ValueError, match=r"lrs must hold a rate that converges, got \[1e\+200\]"):
+        clf.tune(p.queries, p.targets, lrs=[1e200])
+    assert (clf.lr_, clf.penalty_) == (1e-4, 0.3)
 
 
 def test_a_model_gives_its_projection():
@@ -112,6 +116,9 @@ def test_refusals():
     for rates in ([], [0.0], [float("nan")]):
         with pytest.raises(ValueError, match=r"ProLIP.tune: lrs must hold finite rates > 0"):
             clf.tune(p.queries, p.targets, lrs=rates)
+    for weights in ([], [-0.1]):
+        with pytest.raises(ValueError, match=r"ProLIP.tune: penalties must hold finite numbers ≥ 0"):
+            clf.tune(p.queries, p.targets, penalties=weights)
     with pytest.raises(ValueError, match="must be finite, got NaN or inf in 1 of 15 rows"):
         sb.ProLIP(matrix, p.text).fit(
             torch.where(torch.arange(15).unsqueeze(1) == 3, torch.nan, p.shots), p.labels
