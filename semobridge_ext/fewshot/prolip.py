@@ -71,8 +71,8 @@ class ProLIP(StoredEstimator):
         "projection_": Field(("D", "E")),
         "start_": Field(("D", "E")),
     }
-    LRS = (1e-5, 1e-4, 1e-3, 1e-2)
-    PENALTIES = (1.0, 0.1, 0.01, 0.0)
+    LRS = (1e-4, 1e-3)
+    PENALTIES = (1.0, 0.1, 0.01)
 
     def __init__(
         self,
