@@ -53,14 +53,17 @@ def test_short_dtypes(dtype):
     assert_close(clf.logits(p.queries), logits_of(p, projection), "projection_training")
 
 
-def test_tune_picks_what_training_at_each_pair_picks():
+def test_tune_picks_what_training_at_each_pair_picks(monkeypatch):
+    # Wider than the class's own grid, so that the pairs differ on so few rows.
+    monkeypatch.setattr(sb.ProLIP, "LRS", (3e-3, 3e-2))
+    monkeypatch.setattr(sb.ProLIP, "PENALTIES", (3.0, 0.3, 0.0))
     p, matrix = problem(2)
     pairs = [(lr, penalty) for lr in sb.ProLIP.LRS for penalty in sb.ProLIP.PENALTIES]
     scores = []
     for lr, penalty in pairs:
-        projection, _ = reference(p, matrix, penalty=penalty, lr=lr, steps=20)
+        projection, _ = reference(p, matrix, penalty=penalty, lr=lr, steps=40)
         scores.append(int((logits_of(p, projection).argmax(dim=1) == p.targets).sum()))
-    clf = sb.ProLIP(matrix, p.text, steps=20).fit(p.shots, p.labels).tune(p.queries, p.targets)
+    clf = sb.ProLIP(matrix, p.text, steps=40).fit(p.shots, p.labels).tune(p.queries, p.targets)
     assert len(set(scores)) > 2 and (clf.lr_, clf.penalty_) == pairs[scores.index(max(scores))]
     assert clf.score(p.queries, p.targets) == max(scores) / 40
     assert clf.tune(p.queries, p.targets, lrs=[1e-4]).lr_ == 1e-4
