@@ -45,7 +45,8 @@ class GDA(StoredEstimator):
         pseudo-inverse is its inverse. Where no class has two different shots Σ̂ is zero and so is its
         pseudo-inverse: the text alone answers, as the published formula has it.
 
-    Memory: O(D² + C·D) beside the shots, which are read twice in blocks of 4096 rows.
+    Memory: O(D² + C·D) beside the shots, which are read twice in blocks of 4096 rows, and looked through for
+        NaN once, at a byte a value.
 
     Example:
         >>> import torch, semobridge_ext as sb

@@ -50,14 +50,14 @@ def test_short_dtypes(dtype):
 
 
 def test_validation_keeps_the_last_of_the_best():
-    p = make(8, 2, 90, noise=2.0, dtype=torch.float64)
+    p = make(8, 2, 90, noise=1.5, seed=2, dtype=torch.float64)
     right = []
     for steps in range(1, 41):
         w, b, alpha, _ = trained(p, steps=steps)
         right.append(int((logits_of(p, w, b, alpha).argmax(dim=1) == p.targets).sum()))
     want = max(step for step, count in enumerate(right, 1) if count == max(right))
     clf = sb.LPPlusPlus(p.text, steps=40).fit(p.shots, p.labels, validation=(p.queries, p.targets))
-    assert clf.best_step_ == want and len(set(right)) > 1
+    assert clf.best_step_ == want > right.index(max(right)) + 1  # not the first of them
     assert clf.score(p.queries, p.targets) == max(right) / 90
     every = sb.LPPlusPlus(p.text, steps=40, eval_every=7).fit(
         p.shots, p.labels, validation=(p.queries, p.targets)
