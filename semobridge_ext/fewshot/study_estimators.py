@@ -40,6 +40,8 @@ METHODS = {
     "SeMoBridge-T, no bias": "trained without τ, tuned",
     "SeMoBridge-T": "trained, blend tuned",
 }
+# What a study runs unless it is told: LP++ and ProLIP gain little over the blend without bridge.
+DEFAULT = tuple(name for name in METHODS if name not in ("LP++", "ProLIP"))
 NEEDS_TEXT = {"zero-shot", "Tip-Adapter", "Tip-Adapter-F", "APE", "GDA", "ProKeR", "LP++", "ProLIP"}
 _ALONE: dict[str, Any] = {"lambda1": 0.0, "lambda2": 1.0, "lambda3": 0.0}
 _UNTUNED = {"zero-shot", "nearest class mean", "LP++", "SeMoBridge, no blend", "SeMoBridge, untuned"}

@@ -14,7 +14,7 @@ from semobridge_ext.cli import fewshot_problems
 from semobridge_ext.cli.commands import fewshot
 from semobridge_ext.cli.fewshot_output import MEAN, collect, summary
 from semobridge_ext.fewshot import study
-from semobridge_ext.fewshot.study_estimators import METHODS
+from semobridge_ext.fewshot.study_estimators import DEFAULT, METHODS
 from tests.support.problems import make
 
 QUICK = ["--shots", "1", "2", "64", "--seeds", "2", "--trials", "20", "--preset", "fast", "--steps", "5"]
@@ -48,7 +48,7 @@ def test_tables_and_picture(files, capsys):
     assert run(files) == 0
     with open(files / "out" / "fewshot.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert {r["method"] for r in rows} == set(METHODS)
+    assert {r["method"] for r in rows} == set(DEFAULT)
     assert {r["shots"] for r in rows} == {"1", "2"}  # no class reaches 64
     for r in rows:
         assert 0 < float(r["accuracy"]) <= 1 and float(r["std"]) >= 0 and r["seeds"] == "2"
@@ -87,11 +87,12 @@ def test_without_text_and_projection_the_rest_is_compared(files):
 
 
 def test_names_of_methods(files, capsys):
-    words = ["--no-plot", "--methods", "GDA,SeMoBridge, no blend,LDA", "zero-shot"]
+    assert set(METHODS) - set(DEFAULT) == {"LP++", "ProLIP"}
+    words = ["--no-plot", "--methods", "GDA,SeMoBridge, no blend,LP++", "zero-shot", "ProLIP"]
     assert run(files, *words) == 0
     with open(files / "out" / "fewshot.csv", encoding="utf-8") as file:
         methods = [r["method"] for r in csv.DictReader(file)]
-    assert set(methods) == {"zero-shot", "LDA", "GDA", "SeMoBridge, no blend"}
+    assert set(methods) == {"zero-shot", "LP++", "ProLIP", "GDA", "SeMoBridge, no blend"}
     with pytest.raises(SystemExit):
         run(files, "--methods", "GDA,LDDA")
     assert "invalid choice: 'LDDA'; did you mean 'LDA'?" in capsys.readouterr().err

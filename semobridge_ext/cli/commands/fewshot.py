@@ -17,7 +17,7 @@ from semobridge_ext.cli import fewshot_output, fewshot_problems
 from semobridge_ext.cli.arguments import count
 from semobridge_ext.cli.fewshot_store import Store
 from semobridge_ext.fewshot.study import Problem, run_episode
-from semobridge_ext.fewshot.study_estimators import METHODS, EstimatorMethods, Options
+from semobridge_ext.fewshot.study_estimators import DEFAULT, METHODS, EstimatorMethods, Options
 
 _EPILOG = """\
 feature files (.npz or .safetensors): 'features' [N, D] raw image features and 'labels' [N] integers
@@ -74,7 +74,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--preset", choices=("paper", "fast"), default="paper", help="of the training")
     text = "training steps, instead of the preset's; also a bound on the 300 of LP++ and ProLIP"
     parser.add_argument("--steps", type=count, help=text)
-    text = f"only these, apart or with commas between: {'; '.join(METHODS)} (default: all)"
+    text = (
+        f"only these, apart or with commas between: {'; '.join(METHODS)} (default: all but LP++ and ProLIP)"
+    )
     parser.add_argument("--methods", nargs="+", type=_methods, metavar="NAME", help=text)
     parser.add_argument("--out", type=Path, default=Path("fewshot-study"), metavar="FOLDER",
                         help="where fewshot.md, .csv, .png and the single results go")  # fmt: skip
@@ -95,7 +97,7 @@ def _run_set(
 ) -> list[fewshot_output.Record]:
     from tqdm import tqdm
 
-    names = tuple(name for words in args.methods or [METHODS] for name in words)
+    names = tuple(name for words in args.methods or [DEFAULT] for name in words)
     # More shots, seeds or sets go into the same folder: an episode knows of no other.
     done = store.open(problem, {**options._asdict(), "methods": sorted(set(names))})
     methods = EstimatorMethods(problem, options, names)
