@@ -49,7 +49,7 @@ class LPPlusPlus(StoredEstimator):
         gradient, so that a step of α there sums all before it: here b starts at 0 and each step is of its own
         gradient.
 
-    Memory: 3·M·C + 2·M·D values beside the shots; 2·N·C + N·D with N validation rows.
+    Memory: 4·M·C + 4·M·D values beside the shots; 2·N·C + 2·N·D with N validation rows.
 
     Example:
         >>> import torch, semobridge_ext as sb

@@ -43,7 +43,7 @@ class ProKeR(StoredEstimator):
     Numerics: kernel, factor and decomposition in float64 on the CPU; prediction in float32 (float64 for
         float64 shots).
 
-    Memory: ``fit`` holds two S×S matrices in float64, ``tune`` three: 6.4 GB at the limit of 16 384 shots.
+    Memory: ``fit`` holds two S×S matrices in float64, ``tune`` four: 8.6 GB at the limit of 16 384 shots.
         Prediction takes 64 MB of kernel values at a time.
 
     Example:

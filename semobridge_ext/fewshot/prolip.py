@@ -52,8 +52,8 @@ class ProLIP(StoredEstimator):
 
     Numerics: float32 (float64 for float64 shots), gradients by hand, deterministic.
 
-    Memory: 4·V·D for the projection and Adam's moments, M·(V + 2·D + 2·C) for the shots and one step; the
-        shots stay until the next ``fit``, for ``tune``, and are not saved.
+    Memory: 7·V·D for the projection, its gradient and Adam's moments, M·(V + 4·D + 2·C) for the shots and one
+        step; the shots stay until the next ``fit``, for ``tune``, and are not saved.
 
     Example:
         >>> import torch, semobridge_ext as sb
