@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 import semobridge_ext as sb
 from semobridge_ext.clip import encode_image
@@ -83,6 +84,13 @@ def report_of(model: sb.RETune, tasks: list[Task], test: tuple[Tensor, Tensor]) 
     return sb.incremental_report([test[1][:, task.findings] for task in tasks], rows)
 
 
+def positive_alone(prompts: Tensor, tasks: list[Task], test: tuple[Tensor, Tensor]) -> sb.IncrementalReport:
+    """The cosine with the positive prompt, which needs no negative one."""
+    cosines = normalize(test[0], dim=1) @ normalize(prompts[:, 0], dim=1).T
+    rows = [[cosines[:, task.findings] for task in tasks]] * len(tasks)
+    return sb.incremental_report([test[1][:, task.findings] for task in tasks], rows)
+
+
 def figures(report: sb.IncrementalReport) -> list[float]:
     lost = (report.forgetting_average_precision, report.forgetting_auc)
     return [report.final_average_precision, report.final_auc, *lost]
@@ -100,6 +108,7 @@ def one_set(name: str, seeds: int) -> list[dict[str, Any]]:
         for seed in range(seeds):
             tasks = make(train[1], TASKS[name], seed=seed)
             found = {"zero-shot": figures(report_of(sb.RETune().add_findings(prompts), tasks, test))}
+            found["zero-shot, positive alone"] = figures(positive_alone(prompts, tasks, test))
             for adaptor, settings in ADAPTORS.items():
                 given = {**settings, "seed": seed}
                 joint = together(*train, prompts, tasks, test, **given)

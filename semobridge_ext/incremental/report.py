@@ -27,6 +27,13 @@ class IncrementalReport:
         forgetting_average_precision, forgetting_auc: means over the tests but the last of best minus last,
             the best from its own task on; NaN with one task.
 
+    Raises:
+        dataclasses.FrozenInstanceError: on assignment to a field.
+
+    Numerics: float64, as in ``incremental_report``.
+
+    Memory: two [T, T] tables.
+
     Example:
         >>> import semobridge_ext as sb
         >>> y = [[1], [0]]
