@@ -53,8 +53,7 @@ class RETune(Parameters):
         progress: a bar on standard error.
 
     Attributes:
-        findings_: the names, in the order in which they came; the columns of every result. tasks_: how many
-            were trained. losses_: [epochs] float64 means of the last task; not saved. n_features_in_: D.
+        losses_: [epochs] float64 means of the last task; not saved.
 
     Raises:
         TypeError, ValueError: at ``fit`` and ``partial_fit``, for settings out of their range.
@@ -105,7 +104,7 @@ class RETune(Parameters):
 
     @property
     def findings_(self) -> list[Hashable]:
-        """The findings' names, in the order in which they came."""
+        """The findings' names, in the order in which they came; the columns of every result."""
         return list(self._fitted().names)
 
     @property
@@ -115,7 +114,7 @@ class RETune(Parameters):
 
     @property
     def n_features_in_(self) -> int:
-        """D."""
+        """D, the width of the features."""
         return self._fitted().prompts.shape[2]
 
     def _fitted(self) -> Model:
