@@ -84,9 +84,8 @@ def main() -> None:
     )
     parser.add_argument("--set", nargs="*", default=SETS, choices=SETS)
     given = parser.parse_args()
-    print(
-        "| gallery | queries | features | mAP | mAP, images alone | mAP, texts alone | images in the first 10 |"
-    )
+    columns = ("mAP", "mAP, images alone", "mAP, texts alone", "images in the first 10")
+    print("| gallery | queries | features | " + " | ".join(columns) + " |")
     print("|---|---|---|---:|---:|---:|---:|")
     faces = {name: encoded_images(name) for name in sb.list_picto()}
     for name in given.set:
