@@ -29,6 +29,7 @@ from semobridge_ext.fewshot import (
     ZeroShot,
 )
 from semobridge_ext.fewshot.support_set import SupportSet
+from semobridge_ext.incremental import IncrementalReport, RETune, incremental_report
 from semobridge_ext.inversion import Inversion, InversionMap, oti, ovi
 from semobridge_ext.linear_maps import IsoCLIP, LinearMap
 from semobridge_ext.ops import TopK, retrieval_metrics, support_logits, topk
@@ -53,6 +54,7 @@ __all__ = [  # noqa: RUF022 - plain order
     "GCDAccuracy",
     "GDA",
     "Gallery",
+    "IncrementalReport",
     "Inversion",
     "InversionMap",
     "IsoCLIP",
@@ -62,6 +64,7 @@ __all__ = [  # noqa: RUF022 - plain order
     "NearestClassMean",
     "ProKeR",
     "ProLIP",
+    "RETune",
     "SeMoBridgeClassifier",
     "SeMoBridgeT",
     "SpectralFilter",
@@ -78,6 +81,7 @@ __all__ = [  # noqa: RUF022 - plain order
     "diagnose",
     "encode_text",
     "gcd_accuracy",
+    "incremental_report",
     "list_picto",
     "load_picto",
     "load_picto_clip",

@@ -18,7 +18,7 @@ from torch import Tensor
 import semobridge_ext as sb
 from semobridge_ext.clip import checkpoints
 from semobridge_ext.runtime import thresholds
-from tests.support import discovery, images, inversions
+from tests.support import discovery, images, incremental, inversions
 from tests.support.images import command
 from tests.support.problems import Problem, make
 
@@ -189,6 +189,20 @@ def categories(home: Path, seed: int = 0) -> None:
     discovery.fit(data, epochs=1).save(home / "out" / "gcd.safetensors")
 
 
+def findings(home: Path) -> None:
+    """Two tasks, each with a checkpoint of its own."""
+    data, out = incremental.findings(dtype=torch.float32), home / "out"
+    model = incremental.fit(data, [0, 1], checkpoint_every=1, checkpoint=out / "first.safetensors")
+    model.partial_fit(
+        data.x, data.y[:, 2:3], data.prompts[2:3], findings=["mass"], checkpoint=out / "second.safetensors"
+    )
+
+
+def re_tuned(home: Path, seed: int = 0) -> None:
+    data = incremental.findings(seed=seed, dtype=torch.float32)
+    incremental.fit(data, [0, 1], epochs=1).save(home / "out" / "re_tune.safetensors")
+
+
 def choices(home: Path, device: str = "B") -> None:
     thresholds._WAIT = 2.0  # seconds, for another run that stands still
     steps = [(1, "eager"), (4096, "native")]
@@ -234,5 +248,7 @@ JOBS: dict[str, Job] = {
     "SpectralFilter.save": Job(nothing, spectral_filter, lambda h: spectral_filter(h, 1)),
     "SpectralGCD.fit": Job(nothing, category_discovery),
     "SpectralGCD.save": Job(nothing, categories, lambda h: categories(h, 1)),
+    "RETune.partial_fit": Job(nothing, findings),
+    "RETune.save": Job(nothing, re_tuned, lambda h: re_tuned(h, 1)),
     "from_pretrained": Job(nothing, pretrained),
 }

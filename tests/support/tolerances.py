@@ -135,6 +135,10 @@ LIMITS: dict[tuple[str, str], tuple[float, float]] = {
     ("gcd_grad", F64): (5e-15, 5.2e-16),
     ("gcd_training", F64): (1e-14, 1.1e-15),
     ("gcd_fold", F32): (2e-6, 3.2e-7),
+    # Multi-label metrics against scikit-learn's; RETune: logits, losses and adaptors after some tasks.
+    ("multilabel", F64): (4e-15, 8.9e-16),
+    ("re_tune", F64): (2e-14, 2.9e-15),
+    ("re_tune", F32): (3e-6, 3.5e-7),
     # SeMoBridge-T: loss and gradients of a step; 200 steps' losses, each of its own size, and the matrix.
     ("training_loss", F64): (3e-15, 3.8e-16),
     ("training_loss", F32): (1e-6, 1.2e-7),
