@@ -40,8 +40,8 @@ SB_BIND_CPU(m) {
       },
       py::arg("queries"), py::arg("gallery"), py::arg("num_queries"), py::arg("query_rows"),
       py::arg("marked"), py::arg("marked_begin"), py::arg("marked_end"), py::arg("exclude"),
-      py::arg("offsets"), py::arg("scores"), py::arg("greater"), py::arg("equal"), py::arg("in_order"),
-      py::arg("symmetric"), py::arg("workspace"), py::arg("threads"));
+      py::arg("offsets"), py::arg("scores"), py::arg("greater"), py::arg("equal"),
+      py::arg("in_order"), py::arg("symmetric"), py::arg("workspace"), py::arg("threads"));
   m.def(
       "rank_metrics",
       [](int64_t n, uintptr_t offsets, uintptr_t greater, uintptr_t equal, uintptr_t recall_at,

@@ -1,86 +1,17 @@
-// Sorted marked scores of a query, and where other scores stand among them.
+// Where scores stand among the sorted marked scores of a query.
 //
 // Scores below the lowest marked one, often most, are dropped by a vector compare. A score of the
-// rest finds its gap in one of two ways:
-//   tree     up to kTreeSize marked scores lie in a few vector registers in the order of a binary
-//            search; sixteen scores go down it at once, without a branch. float32, AVX-512.
-//   buckets  a table of equal-width buckets: the bucket number is monotone in the score, so only
-//            the marked scores of its own bucket, one or two, need comparing.
+// rest finds its gap in a tree (rank_tree.h), or in a table of equal-width buckets: the bucket
+// number is monotone in the score, so only the marked scores of its own bucket, one or two, need
+// comparing.
 #pragma once
 #include "core/compare.h"
 #include "core/select.h"
-#include "core/stream.h"
-#include "rank_counts/rank_counts.h"
+#include "rank_counts/rank_tree.h"
 
 namespace semobridge {
 namespace SB_ISA {
 namespace {
-
-constexpr uint32_t kScanAtMost = 8;  // marked scores of a bucket looked at one by one
-constexpr int64_t kTreeSize = 127;   // marked scores of a tree of seven levels, eight registers
-
-#if SB_VEC_BYTES == 64 && defined(__AVX512F__)
-#define SB_RANK_TREE 1
-#endif
-
-template <class T>
-struct Limits;
-template <>
-struct Limits<float> {
-  static constexpr float kMax = 3.40282347e+38f;
-};
-template <>
-struct Limits<double> {
-  static constexpr double kMax = 1.7976931348623157e+308;
-};
-
-// NaN and −infinity to the lowest number, +infinity to the highest.
-template <class T>
-SB_INLINE T ordered(T s) {
-  if (!(s > -Limits<T>::kMax)) return -Limits<T>::kMax;
-  return s < Limits<T>::kMax ? s : Limits<T>::kMax;
-}
-
-template <class T>
-struct RankRow {
-  T* sorted;  // marked scores, ascending
-  int64_t size, filled;
-  T low, scale, top;  // bucket = min((score - low) * scale, top)
-  int depth;          // of the tree; 0: buckets
-  uint32_t* table;    // [rank_buckets + 1] first marked score of each bucket, or the tree [2^depth]
-  int64_t counts;     // where its counters begin in a thread's: gaps [size + 1], ties [size + 1]
-  bool has_excluded;
-  T excluded;
-};
-static_assert(sizeof(RankRow<double>) <= kRankRowBytes, "rows lie in the workspace");
-
-template <class T>
-SB_INLINE T bucket_of(const RankRow<T>& row, T score) {
-  const T b = (score - row.low) * row.scale;
-  return b < row.top ? b : row.top;
-}
-
-// The first marked score from `begin` on, `end` at most, that is not below `score`.
-template <class T>
-SB_INLINE uint32_t first_not_below(const T* sorted, uint32_t begin, uint32_t end, T score) {
-  while (end - begin > kScanAtMost) {
-    const uint32_t middle = begin + (end - begin) / 2;
-    if (sorted[middle] < score) {
-      begin = middle + 1;
-    } else {
-      end = middle;
-    }
-  }
-  while (begin < end && sorted[begin] < score) ++begin;
-  return begin;
-}
-
-// Where a score that is not below the lowest marked one is counted.
-template <class T>
-SB_INLINE int64_t counter_of(const RankRow<T>& row, uint32_t gap, T score) {
-  const bool tie = gap < row.size && row.sorted[gap] == score;
-  return gap + (tie ? row.size + 1 : 0);
-}
 
 template <class T>
 SB_INLINE void count_by_buckets(const RankRow<T>& row, const T* scores, int64_t n,
@@ -114,80 +45,12 @@ SB_INLINE void count_by_buckets(const RankRow<T>& row, const T* scores, int64_t 
   }
 }
 
-#ifdef SB_RANK_TREE
-// The tree: node h has the children 2h and 2h + 1, as in a heap from 1 on. Level L of it lies at
-// 2^L .. 2^(L+1), so the low bits of h choose the lane of that level's registers. (The zeroing forms:
-// the plain ones begin with an undefined vector, which g++ 12 warns about.)
-constexpr __mmask16 kAll = 0xffff;
-
-template <int kDepth>
-SB_INLINE __m512 node_of(const __m512* tree, __m512i h, int level) {
-  if (level < 5) return _mm512_maskz_permutexvar_ps(kAll, h, tree[level < 4 ? 0 : 1]);
-  if constexpr (kDepth > 5) {
-    if (level == 5) return _mm512_permutex2var_ps(tree[2], h, tree[3]);
-  }
-  if constexpr (kDepth > 6) {
-    const __mmask16 upper = _mm512_test_epi32_mask(h, _mm512_set1_epi32(32));
-    return _mm512_mask_blend_ps(upper, _mm512_permutex2var_ps(tree[4], h, tree[5]),
-                                _mm512_permutex2var_ps(tree[6], h, tree[7]));
-  }
-  return _mm512_setzero_ps();
-}
-
-template <int kDepth>
-void count_by_tree(const RankRow<float>& row, const float* scores, int64_t n, uint32_t* counters) {
-  constexpr int kLanes = 16;
-  alignas(64) float kept[kMaxGroup + kLanes];
-  alignas(64) int32_t place[kMaxGroup + kLanes];
-  const __m512 low = _mm512_set1_ps(row.low);
-  int64_t m = 0, i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    const __m512 s = _mm512_loadu_ps(scores + i);
-    const __mmask16 pass = _mm512_cmp_ps_mask(s, low, _CMP_GE_OQ);
-    _mm512_storeu_ps(kept + m, _mm512_maskz_compress_ps(pass, s));
-    m += __builtin_popcount(pass);
-  }
-  if (i < n) {
-    const __mmask16 inside = static_cast<__mmask16>((1u << (n - i)) - 1u);
-    const __m512 s = _mm512_maskz_loadu_ps(inside, scores + i);
-    const __mmask16 pass = _mm512_mask_cmp_ps_mask(inside, s, low, _CMP_GE_OQ);
-    _mm512_storeu_ps(kept + m, _mm512_maskz_compress_ps(pass, s));
-    m += __builtin_popcount(pass);
-  }
-  if (m == 0) return;
-  constexpr int kRegisters = kDepth < 5 ? 1 : 1 << (kDepth - 4);
-  __m512 tree[kRegisters];
-  for (int r = 0; r < kRegisters; ++r) tree[r] = _mm512_loadu_ps(row.table + r * kLanes);
-  const __m512i ties = _mm512_set1_epi32(static_cast<int>(row.size) + 1);
-  for (int64_t at = 0; at < m; at += kLanes) {
-    const __m512 most = _mm512_set1_ps(Limits<float>::kMax);
-    const __m512 s = _mm512_maskz_min_ps(kAll, _mm512_load_ps(kept + at), most);
-    __m512i h = _mm512_set1_epi32(1);
-    __m512 above = _mm512_set1_ps(__builtin_nanf(""));  // the lowest marked score not below s
-#pragma GCC unroll 8
-    for (int level = 0; level < kDepth; ++level) {
-      const __m512 node = node_of<kDepth>(tree, h, level);
-      const __mmask16 right = _mm512_cmp_ps_mask(node, s, _CMP_LT_OQ);
-      above = _mm512_mask_blend_ps(right, node, above);
-      h = _mm512_add_epi32(h, h);
-      h = _mm512_mask_add_epi32(h, right, h, _mm512_set1_epi32(1));
-    }
-    const __mmask16 tie = _mm512_cmp_ps_mask(above, s, _CMP_EQ_OQ);
-    __m512i gap = _mm512_sub_epi32(h, _mm512_set1_epi32(1 << kDepth));
-    gap = _mm512_mask_add_epi32(gap, tie, gap, ties);
-    _mm512_store_si512(place + at, gap);
-  }
-  for (int64_t at = 0; at < m; ++at) ++counters[place[at]];
-}
-#endif
-
 // Adds n <= kMaxGroup scores to the counters of a row with marked scores.
 template <class T>
 SB_INLINE void count_scores(const RankRow<T>& row, const T* scores, int64_t n, uint32_t* counters) {
 #ifdef SB_RANK_TREE
   if constexpr (sizeof(T) == 4) {
     switch (row.depth) {
-      case 1:
       case 2:
         return count_by_tree<2>(row, scores, n, counters);
       case 3:
@@ -206,33 +69,6 @@ SB_INLINE void count_scores(const RankRow<T>& row, const T* scores, int64_t n, u
   }
 #endif
   count_by_buckets(row, scores, n, counters);
-}
-
-// Levels of the tree that holds `size` scores; 0: it takes buckets.
-template <class T>
-SB_INLINE int tree_depth(int64_t size, T low) {
-#ifdef SB_RANK_TREE
-  if (sizeof(T) == 4 && size <= kTreeSize && low > -Limits<T>::kMax) {
-    int depth = 2;
-    while ((int64_t{1} << depth) <= size) ++depth;
-    return depth;
-  }
-#endif
-  (void)size, (void)low;
-  return 0;
-}
-
-template <class T>
-void build_tree(RankRow<T>& row) {
-  T* tree = reinterpret_cast<T*>(row.table);
-  for (int64_t i = 0; i < 16; ++i) tree[i] = T(0);  // read as one register
-  for (int level = 0; level < row.depth; ++level) {
-    const int64_t nodes = int64_t{1} << level, step = int64_t{1} << (row.depth - 1 - level);
-    for (int64_t i = 0; i < nodes; ++i) {
-      const int64_t at = (2 * i + 1) * step - 1;
-      tree[nodes + i] = at < row.size ? row.sorted[at] : static_cast<T>(__builtin_inff());
-    }
-  }
 }
 
 template <class T>

@@ -192,7 +192,8 @@ def retrieval_metrics(
         value over all orders of the tied items. Scores may be negative or infinite.
         Deterministic, whatever the number of threads. Not differentiable.
 
-    Memory: O(block): 1024 queries and 2 million relevant items at a time, about 100 MiB at most.
+    Memory: O(block): 2 million relevant items at a time, of 1024 queries or of a whole set that is its own
+        gallery; about 100 MiB at most, and 16 for each thread.
 
     Example:
         >>> import torch, semobridge_ext as sb

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from semobridge_ext._ops.rank_counts import cpu
 
-MAX_ENTRIES = 1 << 21  # marked rows of one call: 60 MiB of outputs and counters
+MAX_ENTRIES = 1 << 21  # marked rows of one call: 100 MiB of outputs, tables and a thread's counters
 
 
 class Marked(NamedTuple):
