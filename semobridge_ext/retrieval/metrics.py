@@ -64,12 +64,14 @@ def _native(
     same_set: bool,
     recall_at: Sequence[int],
 ) -> Tensor:
-    query, gallery = unit_columns(query), unit_columns(gallery)
+    same = _is_same(query, gallery)
+    query = unit_columns(query)
+    gallery = query if same else unit_columns(gallery)
     marked = mark_by_label(query_labels, gallery_labels, same_set)
     # Neighbours of one label share the scores of their relevant rows.
     order = torch.argsort(query_labels, stable=True)
     out = torch.empty(len(order), 3 + len(recall_at), dtype=torch.float64, device="cpu")
-    if _is_same(query, gallery) and int(marked.sizes().sum()) <= MAX_ENTRIES:
+    if same and int(marked.sizes().sum()) <= MAX_ENTRIES:
         found = marked.sizes()[order] > 0
         asked = order[found]
         mine = Marked(marked.rows, marked.begin[asked], marked.end[asked], asked if same_set else None)
