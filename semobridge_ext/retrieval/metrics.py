@@ -22,10 +22,10 @@ from torch import Tensor
 from semobridge_ext import _errors
 from semobridge_ext._ops.rank_counts import cpu
 from semobridge_ext._ops.rank_counts.op import (
-    MAX_ENTRIES,
     Marked,
     RankCounts,
     blocks,
+    fits_at_once,
     rank_counts,
     rank_counts_symmetric,
 )
@@ -71,7 +71,7 @@ def _native(
     # Neighbours of one label share the scores of their relevant rows.
     order = torch.argsort(query_labels, stable=True)
     out = torch.empty(len(order), 3 + len(recall_at), dtype=torch.float64, device="cpu")
-    if same and int(marked.sizes().sum()) <= MAX_ENTRIES:
+    if same and fits_at_once(marked.sizes()):
         found = marked.sizes()[order] > 0
         asked = order[found]
         mine = Marked(marked.rows, marked.begin[asked], marked.end[asked], asked if same_set else None)

@@ -16,6 +16,8 @@ from semobridge_ext._ops.rank_counts import cpu
 
 MAX_ENTRIES = 1 << 21  # marked rows of one call: 100 MiB of outputs, tables and a thread's counters
 
+QUERY_ENTRIES = 8  # ... and a query costs as much as these, however few rows it marks
+
 
 class Marked(NamedTuple):
     """Marked gallery rows per query: ``rows[begin[i]:end[i]]``, one of them perhaps excluded."""
@@ -66,10 +68,15 @@ def rank_counts(
     return RankCounts(offsets, *found)
 
 
+def fits_at_once(sizes: Tensor) -> bool:
+    """Whether `rank_counts_symmetric` takes queries with this many marked rows."""
+    return int(sizes.sum()) + QUERY_ENTRIES * len(sizes) <= MAX_ENTRIES
+
+
 def rank_counts_symmetric(
     gallery: Tensor,  # [G, D], unit column stride
     rows: Tensor,  # [G] int64, every row once, the N queries first
-    marked: Marked,  # of the queries, each with at least one row; MAX_ENTRIES of them
+    marked: Marked,  # of the queries, each with at least one row; `fits_at_once`
 ) -> RankCounts:
     """The bits of `rank_counts` for queries that are gallery rows, at half of the product."""
     offsets = torch.zeros(len(marked.begin) + 1, dtype=torch.int64, device="cpu")

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import semobridge_ext as sb
+from semobridge_ext._ops.rank_counts import op
 from semobridge_ext._ops.rank_counts.op import Marked, RankCounts, rank_counts, rank_counts_symmetric
 from semobridge_ext._ops.rank_counts.reference import rank_counts as oracle
 from semobridge_ext.retrieval import metrics
@@ -176,12 +177,20 @@ def test_metrics_of_one_tensor_are_those_of_two(same_set: bool, monkeypatch, isa
     columns = x.T.contiguous().T  # a copy with unit columns is made of it, once
     others = [table_of(columns, columns, labels, same_set)]
     assert calls == [1, 1]
-    monkeypatch.setattr(metrics, "MAX_ENTRIES", 100)  # too much is marked: block by block
+    monkeypatch.setattr(op, "MAX_ENTRIES", 8 * 1300 + 100)  # too much is marked: block by block
     others.append(table_of(x, x, labels, same_set))
     assert calls == [1, 1]
     for other in (want, *others):
         for a, b in zip(got, other, strict=True):
             assert torch.equal(a.nan_to_num(7), b.nan_to_num(7))
+
+
+def test_what_fits_at_once():
+    many = torch.zeros(op.MAX_ENTRIES // op.QUERY_ENTRIES, dtype=torch.int64)
+    assert op.fits_at_once(many)  # the memory of a query without marked rows counts as well
+    many[0] = 1
+    assert not op.fits_at_once(many)
+    assert op.fits_at_once(torch.full((11_788,), 59)) and op.fits_at_once(torch.full((60_502,), 5))
 
 
 def test_labels_of_the_queries_may_be_others(isa: str):
