@@ -103,7 +103,8 @@ def rank_counts(
     scores: int,
     greater: int,
     equal: int,
-    count: bool,
+    in_order: int,
+    symmetric: bool,
     workspace: int,
     threads: int,
 ) -> None: ...

@@ -87,11 +87,16 @@ def check_same_device(function: str, argument: str, value: torch.Tensor, device:
 def rows_with(
     rows: torch.Tensor, test: Callable[[torch.Tensor], torch.Tensor]
 ) -> torch.Tensor:  # [N, D] -> [n] int64
-    """The rows where a test of values is true anywhere; a block at a time, for mapped files."""
+    """The rows where a test, false of finite values, is true anywhere; block by block, for mapped files."""
     block = max(1, (1 << 22) // max(rows.shape[1], 1))
-    found = [
-        test(rows[i : i + block]).any(dim=1).nonzero().flatten().cpu() + i for i in range(0, len(rows), block)
-    ]
+    wide = torch.float64 if rows.dtype is torch.float64 else torch.float32
+    found = []
+    for i in range(0, len(rows), block):
+        part = rows[i : i + block]
+        # Whoever holds NaN or infinity has no finite sum: one pass, and nothing of the part's size.
+        open_rows = (~torch.isfinite(part.sum(dim=1, dtype=wide))).nonzero().flatten()
+        if len(open_rows):
+            found.append(open_rows[test(part[open_rows]).any(dim=1)].cpu() + i)
     return torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
 
 

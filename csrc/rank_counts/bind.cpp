@@ -14,7 +14,7 @@ SB_BIND_CPU(m) {
       [](const sb::ConstMatrix& queries, const sb::ConstMatrix& gallery, int64_t num_queries,
          uintptr_t query_rows, uintptr_t marked, uintptr_t marked_begin, uintptr_t marked_end,
          uintptr_t exclude, uintptr_t offsets, uintptr_t scores, uintptr_t greater, uintptr_t equal,
-         bool count, uintptr_t workspace, int threads) {
+         uintptr_t in_order, bool symmetric, uintptr_t workspace, int threads) {
         sb::RankCountsArgs args;
         args.queries = queries;
         args.gallery = gallery;
@@ -28,16 +28,20 @@ SB_BIND_CPU(m) {
         args.scores = at<void>(scores);
         args.greater = at<int64_t>(greater);
         args.equal = at<int64_t>(equal);
-        args.count = count;
+        args.in_order = at<void>(in_order);
         args.workspace = at<void>(workspace);
         args.threads = at_least_one(threads);
         py::gil_scoped_release release;
-        sb::rank_counts(args);
+        if (symmetric) {
+          sb::rank_counts_symmetric(args);
+        } else {
+          sb::rank_counts(args);
+        }
       },
       py::arg("queries"), py::arg("gallery"), py::arg("num_queries"), py::arg("query_rows"),
       py::arg("marked"), py::arg("marked_begin"), py::arg("marked_end"), py::arg("exclude"),
-      py::arg("offsets"), py::arg("scores"), py::arg("greater"), py::arg("equal"), py::arg("count"),
-      py::arg("workspace"), py::arg("threads"));
+      py::arg("offsets"), py::arg("scores"), py::arg("greater"), py::arg("equal"),
+      py::arg("in_order"), py::arg("symmetric"), py::arg("workspace"), py::arg("threads"));
   m.def(
       "rank_metrics",
       [](int64_t n, uintptr_t offsets, uintptr_t greater, uintptr_t equal, uintptr_t recall_at,

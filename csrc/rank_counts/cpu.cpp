@@ -42,7 +42,7 @@ int64_t rank_counts_workspace(const int64_t* offsets, int64_t n, int threads) {
   int64_t starts = 0;
   for (int64_t i = 0; i < n; ++i) starts += rank_buckets(offsets[i + 1] - offsets[i]) + 1;
   const int64_t counts = 2 * (offsets[n] - offsets[0] + n);
-  return (starts + counts * threads) * static_cast<int64_t>(sizeof(uint32_t));
+  return n * kRankRowBytes + (starts + counts * threads) * static_cast<int64_t>(sizeof(uint32_t));
 }
 
 void rank_metrics(int64_t n, const int64_t* offsets, const int64_t* greater, const int64_t* equal,

@@ -14,12 +14,13 @@
 
 namespace semobridge {
 
-constexpr int64_t kRankBlock = 1024;  // most queries of one call
+constexpr int64_t kRankBlock = 1024;   // most queries of one call, or of a block of a symmetric one
+constexpr int64_t kRankRowBytes = 96;  // of the workspace, for what is kept of a query
 
 struct RankCountsArgs {
   ConstMatrix queries;                  // [*, D]
   ConstMatrix gallery;                  // [G, D]
-  int64_t num_queries = 0;              // N <= kRankBlock
+  int64_t num_queries = 0;              // N
   const int64_t* query_rows = nullptr;  // [N] rows of queries
   const int64_t* marked = nullptr;      // gallery rows
   const int64_t* marked_begin =
@@ -31,13 +32,19 @@ struct RankCountsArgs {
   void* scores = nullptr;               // [offsets[N]] of the compute type
   int64_t* greater = nullptr;           // [offsets[N]]
   int64_t* equal = nullptr;             // [offsets[N]]
-  bool count = true;                    // false: only the sorted scores are wanted
+  void* in_order = nullptr;             // [offsets[N]] the scores in the order of the marked rows;
+                                        // may be null, and is not written by a symmetric call
   void* workspace = nullptr;            // rank_counts_workspace(...) bytes
   int threads = 1;
 };
 
 // Queries beside one another with the same range share the work on their marked rows.
 void rank_counts(const RankCountsArgs& args);
+
+// The same where the queries are the gallery: each product of two rows is computed once and counted
+// for both. query_rows is [G] here, every row once, those with marked rows first; N of them are
+// queries, as many as the gallery has.
+void rank_counts_symmetric(const RankCountsArgs& args);
 
 // Buckets of a query with r marked rows: about two per row, so that a score is compared with one or
 // two of them.

@@ -21,7 +21,14 @@ from torch import Tensor
 
 from semobridge_ext import _errors
 from semobridge_ext._ops.rank_counts import cpu
-from semobridge_ext._ops.rank_counts.op import Marked, RankCounts, blocks, rank_counts
+from semobridge_ext._ops.rank_counts.op import (
+    Marked,
+    RankCounts,
+    blocks,
+    fits_at_once,
+    rank_counts,
+    rank_counts_symmetric,
+)
 from semobridge_ext.retrieval import eager, relevance
 from semobridge_ext.runtime.choice import resolve
 from semobridge_ext.runtime.rows import compute_dtype, unit_columns
@@ -43,6 +50,12 @@ def metrics_from_counts(counts: RankCounts, recall_at: Sequence[int]) -> Tensor:
     return cpu.rank_metrics(counts.offsets, counts.greater, counts.equal, recall_at)
 
 
+def _is_same(query: Tensor, gallery: Tensor) -> bool:
+    """Whether both are the same rows in memory, so that each product of two serves both."""
+    places = [(t.data_ptr(), t.shape, t.stride(), t.dtype) for t in (query, gallery)]
+    return places[0] == places[1]
+
+
 def _native(
     query: Tensor,
     gallery: Tensor,
@@ -51,12 +64,22 @@ def _native(
     same_set: bool,
     recall_at: Sequence[int],
 ) -> Tensor:
-    query, gallery = unit_columns(query), unit_columns(gallery)
+    same = _is_same(query, gallery)
+    query = unit_columns(query)
+    gallery = query if same else unit_columns(gallery)
     marked = mark_by_label(query_labels, gallery_labels, same_set)
     # Neighbours of one label share the scores of their relevant rows.
     order = torch.argsort(query_labels, stable=True)
-    marked = Marked(marked.rows, marked.begin[order], marked.end[order], order if same_set else None)
     out = torch.empty(len(order), 3 + len(recall_at), dtype=torch.float64, device="cpu")
+    if same and fits_at_once(marked.sizes()):
+        found = marked.sizes()[order] > 0
+        asked = order[found]
+        mine = Marked(marked.rows, marked.begin[asked], marked.end[asked], asked if same_set else None)
+        counts = rank_counts_symmetric(gallery, torch.cat([asked, order[~found]]), mine)
+        out.fill_(torch.nan)
+        out[asked] = metrics_from_counts(counts, recall_at)
+        return out
+    marked = Marked(marked.rows, marked.begin[order], marked.end[order], order if same_set else None)
     for part in blocks(marked.sizes()):
         rows = order[part]
         exclude = None if marked.exclude is None else marked.exclude[part]
@@ -126,10 +149,16 @@ def check_features(function: str, query: Tensor, gallery: Tensor) -> None:
     _check_scores(function, query.detach(), gallery.detach())
 
 
+def _not_finite(values: Tensor) -> Tensor:
+    return ~torch.isfinite(values)
+
+
 def _check_scores(function: str, query: Tensor, gallery: Tensor) -> None:
     """Refuses rows of which a score would be NaN: that has no place in a ranking."""
     remedy = "drop these rows: a NaN score has no rank"
     for name, rows, others in (("query", query, gallery), ("gallery", gallery, query)):
+        if not len(_errors.rows_with(rows, _not_finite)):
+            continue
         _errors.check_rows(function, name, rows, remedy, infinite=True)
         compute = compute_dtype(rows.dtype, others.dtype)
         for wild in _errors.rows_with(rows, torch.isinf).split(64):  # ∞·0 and ∞ − ∞
@@ -184,8 +213,9 @@ def retrieval_metrics(
         value over all orders of the tied items. Scores may be negative or infinite.
         Deterministic, whatever the number of threads. Not differentiable.
 
-    Memory: O(block): 1024 queries and 2 million relevant items at a time, about 100 MiB at most; with
-        ``relevant`` also some copies of the pairs.
+    Memory: O(block): 2 million relevant items at a time, of 1024 queries or of a whole set that is its own
+        gallery; about 100 MiB at most, and 16 for each thread; with ``relevant`` also some copies of the
+        pairs.
 
     Example:
         >>> import torch, semobridge_ext as sb

@@ -14,20 +14,20 @@ m positives tied with n negatives stands behind n·j/(m + 1) of them, its expect
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from semobridge_ext import _errors
-from semobridge_ext._ops.rank_counts.op import Marked, RankCounts, blocks, rank_counts
+from semobridge_ext._ops.rank_counts.op import Marked, blocks, rank_counts
 from semobridge_ext.retrieval.metrics import check_features
 from semobridge_ext.runtime.choice import resolve
 from semobridge_ext.runtime.rows import unit_columns
 
 _NAME = "revisited_metrics"
+_KINDS = ("easy", "hard", "junk")
 # protocol: (positive lists, removed lists)
 _PROTOCOLS = {
     "easy": (("easy",), ("hard", "junk")),
@@ -36,75 +36,113 @@ _PROTOCOLS = {
 }
 
 
-def _as_lists(name: str, lists: Any, n: int, g: int) -> list[np.ndarray]:
-    if len(lists) != n:
-        contract, remedy = f"hold {n} lists", "pass one list of gallery indices per query"
-        raise ValueError(_errors.message(_NAME, name, contract, f"{len(lists)}", remedy))
-    result = []
-    for i, indices in enumerate(lists):
-        rows = np.asarray(indices, dtype=np.int64).reshape(-1)
-        if rows.size and (rows.min() < 0 or rows.max() >= g):
-            bad = int(rows[(rows < 0) | (rows >= g)][0])
-            got, remedy = f"{bad} for query {i}", f"the gallery has {g} rows"
+class _Listed(NamedTuple):
+    """Every listed image of every query, flat."""
+
+    query: np.ndarray  # [M] int64, ascending
+    row: np.ndarray  # [M] int64 gallery rows
+    kind: np.ndarray  # [M] int64 places in _KINDS
+
+
+def _flatten(given: dict[str, Any], n: int, g: int) -> _Listed:
+    parts = {}
+    for name, lists in given.items():
+        if len(lists) != n:
+            contract, remedy = f"hold {n} lists", "pass one list of gallery indices per query"
+            raise ValueError(_errors.message(_NAME, name, contract, f"{len(lists)}", remedy))
+        each = [np.asarray(indices, dtype=np.int64).reshape(-1) for indices in lists]
+        sizes = np.array([len(rows) for rows in each], dtype=np.int64)
+        rows = np.concatenate([np.empty(0, dtype=np.int64), *each])
+        query = np.repeat(np.arange(n), sizes)
+        bad = np.flatnonzero((rows < 0) | (rows >= g))
+        if bad.size:
+            got, remedy = f"{rows[bad[0]]} for query {query[bad[0]]}", f"the gallery has {g} rows"
             raise ValueError(_errors.message(_NAME, name, f"lie in 0..{g - 1}", got, remedy))
-        result.append(rows)
-    return result
+        parts[name] = (query, rows)
+    query = np.concatenate([part[0] for part in parts.values()])
+    row = np.concatenate([part[1] for part in parts.values()])
+    kind = np.repeat(np.arange(len(_KINDS)), [len(parts[name][1]) for name in _KINDS])
+    order = np.lexsort((row, query))
+    listed = _Listed(query[order], row[order], kind[order])
+    _check_disjoint(listed)
+    return listed
 
 
-def _check_disjoint(lists: dict[str, list[np.ndarray]]) -> None:
-    for i, parts in enumerate(zip(*lists.values(), strict=True)):
-        rows, counts = np.unique(np.concatenate(parts), return_counts=True)
-        if (counts > 1).any():
-            got = f"gallery row {int(rows[counts > 1][0])} twice for query {i}"
-            remedy = "an image is easy, hard or junk"
-            raise ValueError(_errors.message(_NAME, "easy, hard and junk", "be disjoint", got, remedy))
+def _check_disjoint(listed: _Listed) -> None:
+    """Of rows that stand ascending within each query."""
+    twice = np.flatnonzero((np.diff(listed.query) == 0) & (np.diff(listed.row) == 0))
+    if twice.size:
+        got = f"gallery row {listed.row[twice[0]]} twice for query {listed.query[twice[0]]}"
+        remedy = "an image is easy, hard or junk"
+        raise ValueError(_errors.message(_NAME, "easy, hard and junk", "be disjoint", got, remedy))
 
 
-def _mark(lists: list[np.ndarray]) -> Marked:
-    sizes = torch.tensor([len(rows) for rows in lists])
+class _Ranked(NamedTuple):
+    """The listed images, best first within each query; equal scores beside one another."""
+
+    query: np.ndarray  # [M] int64, ascending
+    kind: np.ndarray  # [M]
+    greater: np.ndarray  # [M] gallery rows above it
+    equal: np.ndarray  # [M] gallery rows level with it
+    first: np.ndarray  # [M] where its tie begins
+    last: np.ndarray  # [M] ... and ends
+    begin: np.ndarray  # [M] where its query begins
+
+
+def _rank(query: Tensor, gallery: Tensor, listed: _Listed) -> _Ranked:
+    sizes = torch.from_numpy(np.bincount(listed.query, minlength=len(query)))
     end = sizes.cumsum(0)
-    rows = np.concatenate(lists) if lists else np.empty(0, dtype=np.int64)
-    return Marked(torch.from_numpy(rows), end - sizes, end)
-
-
-def _run(query: Tensor, gallery: Tensor, lists: list[np.ndarray], count: bool) -> list[Any]:
-    """(scores, greater, equal) of each query's marked rows as NumPy arrays, scores ascending."""
-    marked, result = _mark(lists), []
-    for part in blocks(marked.sizes()):
-        rows = torch.arange(part.start, part.stop)
+    marked, found = Marked(torch.from_numpy(listed.row), end - sizes, end), []
+    for part in blocks(sizes):
         mine = Marked(marked.rows, marked.begin[part], marked.end[part])
-        counts: RankCounts = rank_counts(query, gallery, rows, mine, count=count)
-        cuts = counts.offsets.tolist()
-        fields = [t.numpy() for t in counts[1:]]
-        result += [tuple(f[a:b] for f in fields) for a, b in pairwise(cuts)]
-    return result
+        counts = rank_counts(query, gallery, torch.arange(part.start, part.stop), mine, in_order=True)
+        found.append([t.numpy() for t in counts[1:] if t is not None])
+    ascending, greater, equal, scores = (np.concatenate(fields) for fields in zip(*found, strict=True))
+    order = np.lexsort((-scores, listed.query))
+    # The counts come in ascending order of score; here the best of a query comes first.
+    place = (end - sizes + end).numpy()[listed.query] - 1 - np.arange(len(order))
+    values, owner = ascending[place], listed.query
+    starts = np.ones(len(order), dtype=bool)
+    starts[1:] = (values[1:] != values[:-1]) | (owner[1:] != owner[:-1])
+    tie = np.cumsum(starts) - 1
+    first = np.flatnonzero(starts)
+    last = np.append(first[1:], len(order))
+    begin = (end - sizes).numpy()[owner]
+    return _Ranked(owner, listed.kind[order], greater[place], equal[place], first[tie], last[tie], begin)
 
 
-def _ranks(
-    positive: np.ndarray,  # [R] scores
-    removed: np.ndarray,  # [J] scores, ascending
-    everything: tuple[np.ndarray, np.ndarray, np.ndarray],  # scores ascending, greater, equal
-) -> np.ndarray:  # [R] expected ranks from 0, ascending
-    scores, greater, equal = everything
-    values, sizes = np.unique(positive, return_counts=True)
-    ranks: list[float] = []
-    for value, m in zip(values[::-1], sizes[::-1], strict=True):
-        at = np.searchsorted(scores, value)
-        low, high = np.searchsorted(removed, value), np.searchsorted(removed, value, side="right")
-        above = greater[at] - (len(removed) - high)
-        others = equal[at] - (high - low) - m
-        ranks += [above + j - 1 + others * j / (m + 1) for j in range(1, m + 1)]
-    return np.asarray(ranks, dtype=np.float64)
-
-
-def _one_query(ranks: np.ndarray, precision_at: Sequence[int]) -> list[float]:
-    if len(ranks) == 0:
-        return [float("nan")] * (1 + len(precision_at))
-    j = np.arange(1, len(ranks) + 1)
-    before = np.where(ranks > 0, (j - 1) / np.where(ranks > 0, ranks, 1), 1.0)
-    ap = float((before + j / (ranks + 1)).sum() / (2 * len(ranks)))
-    cuts = [min(k, ranks[-1] + 1) for k in precision_at]
-    return [ap, *(float((ranks + 1 <= k).sum() / k) for k in cuts)]
+def _protocol(
+    ranked: _Ranked,
+    positive: Sequence[str],
+    removed: Sequence[str],
+    n: int,
+    precision_at: Sequence[int],
+) -> np.ndarray:  # [N, 1 + len(precision_at)] AP, P@k..; NaN: no positive
+    is_positive = np.isin(ranked.kind, [_KINDS.index(name) for name in positive])
+    is_removed = np.isin(ranked.kind, [_KINDS.index(name) for name in removed])
+    positives = np.append(0, np.cumsum(is_positive))  # among the first i
+    gone = np.append(0, np.cumsum(is_removed))
+    at = np.flatnonzero(is_positive)
+    first, last, begin, query = (f[at] for f in (ranked.first, ranked.last, ranked.begin, ranked.query))
+    above = ranked.greater[at] - (gone[first] - gone[begin])
+    tied = positives[last] - positives[first]
+    others = ranked.equal[at] - (gone[last] - gone[first]) - tied
+    among = positives[at] - positives[first] + 1  # the j-th of its tie
+    rank = above + among - 1 + others * among / (tied + 1)
+    j = positives[at] - positives[begin] + 1  # the j-th of its query
+    before = np.where(rank > 0, (j - 1) / np.where(rank > 0, rank, 1), 1.0)
+    count = np.bincount(query, minlength=n)
+    table = np.full((n, 1 + len(precision_at)), np.nan)
+    asked = count > 0
+    sums = np.bincount(query, before + j / (rank + 1), n)
+    table[asked, 0] = sums[asked] / (2 * count[asked])
+    lowest = np.zeros(n)
+    lowest[query] = rank  # the last of a query stays
+    for i, k in enumerate(precision_at):
+        cut = np.minimum(k, lowest + 1)
+        hits = np.bincount(query[rank + 1 <= cut[query]], minlength=n)
+        table[asked, 1 + i] = hits[asked] / cut[asked]
+    return table
 
 
 def revisited_metrics(
@@ -137,7 +175,7 @@ def revisited_metrics(
 
     Numerics: as `retrieval_metrics`, with the tie rule at the head of this module.
 
-    Memory: O(block); two passes over the gallery, the second over the listed images only.
+    Memory: O(block) and the lists; one pass over the gallery, and one over the listed images.
 
     Example:
         >>> import torch, semobridge_ext as sb
@@ -153,21 +191,12 @@ def revisited_metrics(
             _errors.message(_NAME, "query", "be on the CPU, for backend 'native'", query, remedy)
         )
     n, g = query.shape[0], gallery.shape[0]
-    given = {"easy": easy, "hard": hard, "junk": junk}
-    lists = {name: _as_lists(name, value, n, g) for name, value in given.items()}
-    _check_disjoint(lists)
+    listed = _flatten({"easy": easy, "hard": hard, "junk": junk}, n, g)
     query, gallery = unit_columns(query.detach()), unit_columns(gallery.detach())
-    union = [np.concatenate(parts) for parts in zip(*lists.values(), strict=True)]
-    everything = _run(query, gallery, union, True)
-    scores = {name: _run(query, gallery, rows, False) for name, rows in lists.items()}
+    ranked = _rank(query, gallery, listed)
     result: dict[str, dict[str, Any]] = {}
     for protocol, (positive, removed) in _PROTOCOLS.items():
-        table = []
-        for i in range(n):
-            kept = np.concatenate([scores[name][i][0] for name in positive])
-            junked = np.sort(np.concatenate([scores[name][i][0] for name in removed]))
-            table.append(_one_query(_ranks(kept, junked, everything[i]), precision_at))
-        values = torch.tensor(table, dtype=torch.float64)
+        values = torch.from_numpy(_protocol(ranked, positive, removed, n, precision_at))
         valid = ~torch.isnan(values[:, 0])
         names = ["AP", *(f"P@{k}" for k in precision_at)]
         result[protocol] = {f"m{name}": float(values[valid, i].mean()) for i, name in enumerate(names)}

@@ -8,6 +8,7 @@
 #include "core/pack.h"
 #include "loose_rows.h"
 #include "project_normalize/project_normalize.h"
+#include "ranks.h"
 
 namespace {
 
@@ -420,6 +421,7 @@ int main(int argc, char** argv) {
       test_special_rows();
       test::test_loose_rows();
       test::test_indices();
+      test::test_ranks();
     }
     std::printf("%s: %d checks\n", isa_name(isa), test::g_checks - before);
   }

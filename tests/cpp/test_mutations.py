@@ -200,6 +200,36 @@ MUTATIONS = {
         "if (row < args.begin) mask &= ~first_columns(args.begin - row);",
         "",
     ),
+    "scores not counted for their keys": (
+        "csrc/rank_counts/symmetric_kernel.cpp",
+        "if (before > 0 && own < counting.queries) {",
+        "if (before > 1 << 20 && own < counting.queries) {",
+    ),
+    "the diagonal counted for its keys as well": (
+        "csrc/rank_counts/symmetric_kernel.cpp",
+        "const int64_t before = own - row < rows ? own - row : rows;",
+        "const int64_t before = own + 1 - row < rows ? own + 1 - row : rows;",
+    ),
+    "scores before the diagonal counted for their queries": (
+        "csrc/rank_counts/symmetric_kernel.cpp",
+        "const int64_t begin = first + r > key ? first + r - key : 0;",
+        "const int64_t begin = skip * kPanel;",
+    ),
+    "a panel behind the diagonal too many skipped": (
+        "csrc/rank_counts/symmetric_kernel.cpp",
+        "const int64_t skip = first > key ? (first - key) / kPanel : 0;",
+        "const int64_t skip = first > key ? (first - key) / kPanel + 1 : 0;",
+    ),
+    "rows that ask nothing are no keys": (
+        "csrc/rank_counts/symmetric_kernel.cpp",
+        "const int64_t groups = (g - base + group - 1) / group;",
+        "const int64_t groups = (n - base + group - 1) / group;",
+    ),
+    "a tie counted as a gap": (
+        "csrc/rank_counts/rank_row.h",
+        "return gap + (tie ? row.size + 1 : 0);",
+        "return gap + (tie && false ? row.size + 1 : 0);",
+    ),
     "width of x not checked": (
         "csrc/project_normalize/cpu_kernel.cpp",
         "require(stage.matrix.rows == k,",
@@ -212,6 +242,7 @@ MUTATIONS = {
 KERNELS = {
     "csrc/core/quantize.h": "csrc/quantize_rows/cpu_kernel.cpp",
     "csrc/core/code_stream.h": "csrc/topk/filter_kernel.cpp",
+    "csrc/rank_counts/rank_row.h": "csrc/rank_counts/symmetric_kernel.cpp",
 }
 KERNEL = "csrc/project_normalize/cpu_kernel.cpp"  # of all others
 

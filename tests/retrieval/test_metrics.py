@@ -257,6 +257,17 @@ def test_rows_without_a_rank_are_named(side: str):
     assert retrieval_metrics(*rows.values(), *labels)["queries"] == 3
 
 
+def test_rows_of_finite_values_with_an_infinite_sum_pass():
+    rows, labels = torch.full((6, 40), 3e38), torch.arange(6) % 2
+    rows[1::2] *= -1
+    for gallery in (rows, rows.clamp(-6e4, 6e4).half()):
+        m = retrieval_metrics(torch.ones(6, 1) * torch.eye(1, 40), gallery, torch.zeros(6).long(), labels)
+        assert (m["mAP"], m["queries"]) == (1.0, 6)
+    rows[4, 7] = float("nan")
+    with pytest.raises(ValueError, match=r"gallery must hold no NaN, got NaN in 1 of 6 rows \(4\)"):
+        retrieval_metrics(torch.ones(6, 40), rows, labels, labels)
+
+
 @pytest.mark.parametrize("spread", [1e-45, 1e-38, 1.0, 1e30, 3e38])
 def test_buckets_of_any_width(spread: float, isa: str):
     """Scores so close or so far apart that the width of a bucket is subnormal or infinite."""

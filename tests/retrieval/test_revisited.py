@@ -93,6 +93,61 @@ def test_matches_the_sorted_ranking(dtype: torch.dtype, isa: str):
         assert_figures(means, want[valid][:, [0, 2]].mean(0), "metric", scale=1.0)
 
 
+def expected_ranks(scores: np.ndarray, positive: list[int], junk: list[int]) -> list[float]:
+    """Ranks from 0 by the rule for ties, an image at a time."""
+    others = [i for i in range(len(scores)) if i not in {*positive, *junk}]
+    ranks = []
+    for value in sorted({scores[i] for i in positive}, reverse=True):
+        m = sum(scores[i] == value for i in positive)
+        above = sum(scores[i] > value for i in others) + sum(scores[i] > value for i in positive)
+        tied = sum(scores[i] == value for i in others)
+        ranks += [above + j - 1 + tied * j / (m + 1) for j in range(1, m + 1)]
+    return ranks
+
+
+@pytest.mark.parametrize("high", [0, 1, 4])
+def test_ties_of_many_queries(high: int, isa: str):
+    """Whole numbers, which tie within and across the lists; queries with empty lists and without any."""
+    rng = np.random.default_rng(high)
+    n, g = 12, 60
+    query = torch.from_numpy(rng.integers(-high, high + 1, (n, 3))).float()
+    gallery = torch.from_numpy(rng.integers(-high, high + 1, (g, 3))).float()
+    lists: dict[str, list] = {"easy": [], "hard": [], "junk": []}
+    for i in range(n):
+        sizes = rng.integers(0, 12, 3) * [i % 4 != 1, i % 4 != 2, i % 4 != 3] * (i != 5)
+        for name, part in zip(lists, np.split(rng.permutation(g), np.cumsum(sizes)), strict=False):
+            lists[name].append(part.tolist())
+    got = sb.revisited_metrics(query, gallery, *lists.values(), precision_at=(1, 7), per_query=True)
+    scores = (query @ gallery.T).numpy()
+    protocols = {
+        "easy": (["easy"], ["hard", "junk"]),
+        "medium": (["easy", "hard"], ["junk"]),
+        "hard": (["hard"], ["easy", "junk"]),
+    }
+    for protocol, (kept, removed) in protocols.items():
+        want = []
+        for i in range(n):
+            positive, junk = ([row for name in names for row in lists[name][i]] for names in (kept, removed))
+            ranks = expected_ranks(scores[i], positive, junk)
+            if not ranks:
+                want.append([float("nan")] * 3)
+                continue
+            each = [(j / r if r > 0 else 1.0) + (j + 1) / (r + 1) for j, r in enumerate(ranks)]
+            cuts = [min(k, ranks[-1] + 1) for k in (1, 7)]
+            want.append([sum(each) / 2 / len(ranks), *(sum(r + 1 <= k for r in ranks) / k for k in cuts)])
+        table = torch.stack(list(got[protocol]["per_query"].values()), 1).numpy()
+        assert np.isnan(want).any(), "every query has a positive"
+        assert_figures(table, np.array(want), "metric", scale=1.0)
+
+
+def test_nothing_listed_at_all():
+    m = sb.revisited_metrics(torch.ones(2, 3), torch.ones(4, 3), [[], []], [[], []], [[], [1]])
+    for protocol in m.values():
+        assert protocol["queries"] == 0 and protocol["without_positive"] == 2 and np.isnan(protocol["mAP"])
+    m = sb.revisited_metrics(torch.ones(2, 3), torch.ones(4, 3), [[], []], [[], []], [[], []])
+    assert m["hard"]["without_positive"] == 2
+
+
 def test_bad_inputs():
     q, g = torch.ones(1, 3), torch.ones(4, 3)
     with pytest.raises(ValueError, match=r"hard must lie in 0\.\.3, got 4 for query 0"):

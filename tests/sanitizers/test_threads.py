@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 HERE = ROOT / "tests" / "sanitizers"
 DRIVER = [HERE / "threads.cpp", HERE / "gomp_threads.cpp"]
 FLAGS = "-O1 -g1 -fsanitize=thread"
-ENTRIES = 19
+ENTRIES = 20
 
 # name: file, text, what stands there instead, the unit that is compiled with it
 MUTATIONS = {
@@ -48,6 +48,12 @@ MUTATIONS = {
         "#pragma omp for schedule(static)\n      for (int64_t t = 0; t < block.tiles",
         "#pragma omp for schedule(static) nowait\n      for (int64_t t = 0; t < block.tiles",
         "csrc/topk/cpu_kernel.cpp",
+    ),
+    "queries packed anew before all have met their keys": (
+        "csrc/rank_counts/symmetric_kernel.cpp",
+        "#pragma omp for schedule(dynamic, 1)\n      for (int64_t i = 0; i < groups",
+        "#pragma omp for schedule(dynamic, 1) nowait\n      for (int64_t i = 0; i < groups",
+        "csrc/rank_counts/symmetric_kernel.cpp",
     ),
     "counts added without an atomic": (
         "csrc/count_correct/cpu_kernel.cpp",

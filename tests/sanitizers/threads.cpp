@@ -240,6 +240,32 @@ void add_rankings() {
                                       metrics.data);
                          return bytes_of(scores, greater, equal, metrics);
                        }});
+  constexpr int64_t kSquare = 1100;  // more than a block of queries
+  struct Square {
+    Counts rows{kSquare}, begin{kSquare}, end{kSquare}, sums{kSquare + 1};
+  };
+  auto square = std::make_shared<Square>();  // eleven rows a label, in the order of the labels
+  for (int64_t i = 0; i < kSquare; ++i) {
+    square->rows[i] = i, square->begin[i] = i / 11 * 11, square->end[i] = i / 11 * 11 + 11;
+    square->sums[i + 1] = square->sums[i] + 10;
+  }
+  g_entries.push_back({"rank_counts_symmetric", [s, square](int threads) {
+                         const int64_t total = square->sums[kSquare];
+                         Floats scores(total);
+                         Counts greater(total), equal(total);
+                         const int64_t bytes =
+                             rank_counts_workspace(square->sums.data, kSquare, threads);
+                         Array<char> work(bytes);
+                         RankCountsArgs a;
+                         a.queries = a.gallery = input(s->y, kSquare, kD), a.num_queries = kSquare;
+                         a.query_rows = a.marked = a.exclude = square->rows.data;
+                         a.marked_begin = square->begin.data, a.marked_end = square->end.data;
+                         a.offsets = square->sums.data, a.scores = scores.data;
+                         a.greater = greater.data, a.equal = equal.data;
+                         a.workspace = work.data, a.threads = threads;
+                         rank_counts_symmetric(a);
+                         return bytes_of(scores, greater, equal);
+                       }});
 }
 
 void add_losses() {

@@ -21,28 +21,30 @@ def query_block() -> int:
 def rank_counts(
     queries: Tensor,  # [*, D], unit column stride
     gallery: Tensor,  # [G, D], unit column stride
-    query_rows: Tensor,  # [N] int64
+    query_rows: Tensor,  # [N] int64; symmetric: [G], the queries first
     marked_rows: Tensor,  # [M] int64
     begin: Tensor,  # [N] int64
     end: Tensor,  # [N] int64
     exclude: Tensor | None,  # [N] int64
     offsets: Tensor,  # [N + 1] int64
-    count: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # each [offsets[N]]: scores, int64 greater, int64 equal
-    n, threads = len(query_rows), thread_count()
+    in_order: bool = False,
+    symmetric: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # each [offsets[N]]: the fields of RankCounts
+    n, threads = len(offsets) - 1, thread_count()
     total = int(offsets[-1])
     scores = torch.empty(total, dtype=compute_dtype(queries.dtype, gallery.dtype), device="cpu")
     greater, equal = torch.empty(2, total, dtype=torch.int64, device="cpu")
+    placed = torch.empty_like(scores) if in_order else None
     size = _C.rank_counts_workspace(address(offsets), n, threads)
     workspace = torch.empty(size, dtype=torch.uint8, device="cpu")
     keep = [values(t) for t in (query_rows, marked_rows, begin, end)]
     exclude = None if exclude is None else values(exclude)
     _C.rank_counts(
         view(queries), view(gallery), n, *(address(t) for t in keep), address(exclude),
-        address(offsets), address(scores), address(greater), address(equal), count,
-        address(workspace), threads,
+        address(offsets), address(scores), address(greater), address(equal), address(placed),
+        symmetric, address(workspace), threads,
     )  # fmt: skip
-    return scores, greater, equal
+    return scores, greater, equal, placed
 
 
 def rank_metrics(

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from semobridge_ext._ops.rank_counts import cpu
 
-MAX_ENTRIES = 1 << 21  # marked rows of one call: 60 MiB of outputs and counters
+MAX_ENTRIES = 1 << 21  # marked rows of one call: 100 MiB of outputs, tables and a thread's counters
+
+QUERY_ENTRIES = 8  # ... and a query costs as much as these, however few rows it marks
 
 
 class Marked(NamedTuple):
@@ -37,6 +39,7 @@ class RankCounts(NamedTuple):
     scores: Tensor  # [M]
     greater: Tensor  # [M] int64
     equal: Tensor  # [M] int64
+    in_order: Tensor | None = None  # [M] the scores in the order of the marked rows
 
 
 def blocks(sizes: Tensor) -> list[slice]:
@@ -56,10 +59,27 @@ def rank_counts(
     query_rows: Tensor,  # [N] int64, at most RANK_BLOCK
     marked: Marked,
     *,
-    count: bool = True,
+    in_order: bool = False,
 ) -> RankCounts:
-    """Native, CPU; the caller has checked everything. ``count=False`` gives the scores only."""
+    """Native, CPU; the caller has checked everything. ``in_order`` gives that field as well."""
     offsets = torch.zeros(len(query_rows) + 1, dtype=torch.int64, device="cpu")
     torch.cumsum(marked.sizes(), 0, out=offsets[1:])
-    found = cpu.rank_counts(queries, gallery, query_rows, *marked, offsets, count)
+    found = cpu.rank_counts(queries, gallery, query_rows, *marked, offsets, in_order)
+    return RankCounts(offsets, *found)
+
+
+def fits_at_once(sizes: Tensor) -> bool:
+    """Whether `rank_counts_symmetric` takes queries with this many marked rows."""
+    return int(sizes.sum()) + QUERY_ENTRIES * len(sizes) <= MAX_ENTRIES
+
+
+def rank_counts_symmetric(
+    gallery: Tensor,  # [G, D], unit column stride
+    rows: Tensor,  # [G] int64, every row once, the N queries first
+    marked: Marked,  # of the queries, each with at least one row; `fits_at_once`
+) -> RankCounts:
+    """The bits of `rank_counts` for queries that are gallery rows, at half of the product."""
+    offsets = torch.zeros(len(marked.begin) + 1, dtype=torch.int64, device="cpu")
+    torch.cumsum(marked.sizes(), 0, out=offsets[1:])
+    found = cpu.rank_counts(gallery, gallery, rows, *marked, offsets, symmetric=True)
     return RankCounts(offsets, *found)

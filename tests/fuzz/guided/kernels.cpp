@@ -150,6 +150,33 @@ void fuzz_topk(Source& s) {
   }
 }
 
+void fuzz_symmetric(const ConstMatrix& gallery, const std::vector<int64_t>& marked,
+                    const std::vector<int64_t>& begin, const std::vector<int64_t>& end,
+                    const std::vector<int64_t>& exclude, std::vector<int64_t> rows,
+                    const std::vector<int64_t>& others) {
+  const int64_t n = static_cast<int64_t>(rows.size());
+  std::vector<int64_t> first, last, left, sums{0};
+  for (const int64_t i : rows) {
+    first.push_back(begin[i]), last.push_back(end[i]), left.push_back(exclude[i]);
+    int64_t count = end[i] - begin[i];
+    for (int64_t j = begin[i]; j < end[i]; ++j) count -= marked[j] == exclude[i];
+    sums.push_back(sums.back() + count);
+  }
+  rows.insert(rows.end(), others.begin(), others.end());
+  Memory scores(sums[n] * dtype_size(compute_dtype(gallery.dtype)));
+  Memory work(rank_counts_workspace(sums.data(), n, 1));
+  std::vector<int64_t> greater(static_cast<size_t>(sums[n])), equal(greater);
+  RankCountsArgs a;
+  a.queries = a.gallery = gallery, a.num_queries = n, a.query_rows = rows.data();
+  a.marked = marked.data(), a.marked_begin = first.data(), a.marked_end = last.data();
+  a.exclude = left.data(), a.offsets = sums.data(), a.scores = scores.data;
+  a.greater = greater.data(), a.equal = equal.data(), a.workspace = work.data;
+  rank_counts_symmetric(a);
+  for (int64_t i = 0; i < sums[n]; ++i) {
+    expect(0 <= greater[i] && 0 <= equal[i] && greater[i] + equal[i] <= gallery.rows);
+  }
+}
+
 void fuzz_ranks(Source& s) {
   const int64_t n = s.size(12), g = s.size(1300, 1), d = s.size(9, 1), total = s.size(40);
   const DType qt = s.dtype(), gt = s.dtype(), compute = compute_dtype(qt, gt);
@@ -181,6 +208,13 @@ void fuzz_ranks(Source& s) {
   for (int64_t i = 0; i < sums[n]; ++i) {
     expect(0 <= greater[i] && 0 <= equal[i] && greater[i] + equal[i] <= g);
   }
+  // Where every query is a gallery row that has a marked one: each product for both of its rows.
+  std::vector<int64_t> asked, others;
+  for (int64_t i = 0; i < (n < g ? n : g); ++i) {
+    (sums[i + 1] > sums[i] ? asked : others).push_back(i);
+  }
+  for (int64_t i = n; i < g; ++i) others.push_back(i);
+  if (!asked.empty()) fuzz_symmetric(gallery.view, marked, begin, end, exclude, asked, others);
   std::vector<double> metrics(static_cast<size_t>(n * 5));
   rank_metrics(n, sums.data(), greater.data(), equal.data(), at.data(), 2, metrics.data());
 }

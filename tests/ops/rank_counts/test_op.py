@@ -37,7 +37,7 @@ def distinct(rows: Tensor, begin: Tensor, end: Tensor, exclude: Tensor | None) -
     return Marked(torch.cat(runs), begins, ends, exclude)
 
 
-def check(got: RankCounts, queries: Tensor, gallery: Tensor, marked: Marked, count: bool = True) -> None:
+def check(got: RankCounts, queries: Tensor, gallery: Tensor, marked: Marked) -> None:
     scores = queries.double() @ gallery.double().T
     assert got.offsets[0] == 0 and torch.equal(got.offsets.diff(), marked.sizes())
     some = 0
@@ -45,10 +45,9 @@ def check(got: RankCounts, queries: Tensor, gallery: Tensor, marked: Marked, cou
         mine = marked.rows[marked.begin[i] : marked.end[i]]
         left = -1 if marked.exclude is None else int(marked.exclude[i])
         want = oracle(scores[i], mine, left)
-        found = (values[got.offsets[i] : got.offsets[i + 1]] for values in got[1:])
+        found = (values[got.offsets[i] : got.offsets[i + 1]] for values in got[1:4])
         for name, a, b in zip(("scores", "greater", "equal"), found, want, strict=True):
-            if count or name == "scores":
-                assert torch.equal(a.double(), b.double()), f"{name} of query {i}"
+            assert torch.equal(a.double(), b.double()), f"{name} of query {i}"
         some += int(want[1].sum())
     assert len(gallery) < 10 or some > 0, "nothing stands above anything"
 
@@ -70,10 +69,18 @@ def test_rows_of_the_queries_in_any_order(isa: str):
     check(rank_counts(queries, gallery, order, marked), queries[order], gallery, marked)
 
 
-def test_scores_alone(isa: str):
-    queries, gallery, marked = problem(30, 150, 9, 3)
-    got = rank_counts(queries, gallery, torch.arange(30), marked, count=False)
-    check(got, queries, gallery, marked, count=False)
+@pytest.mark.parametrize("exclude", [False, True])
+def test_scores_in_the_order_of_the_marked_rows(exclude: bool, isa: str):
+    queries, gallery, marked = problem(30, 150, 9, 3, exclude=exclude)
+    got = rank_counts(queries, gallery, torch.arange(30), marked, in_order=True)
+    check(got, queries, gallery, marked)
+    scores = queries @ gallery.T  # whole numbers: exact
+    for i in range(30):
+        mine = marked.rows[marked.begin[i] : marked.end[i]]
+        if exclude:
+            mine = mine[mine != marked.exclude[i]]
+        assert torch.equal(got.in_order[got.offsets[i] : got.offsets[i + 1]], scores[i, mine])
+    assert not torch.equal(got.in_order, got.scores)
 
 
 def test_strided_rows(isa: str):
