@@ -28,6 +28,7 @@ from semobridge_ext.fewshot.support_set import SupportSet
 from semobridge_ext.inversion import Inversion, InversionMap, oti, ovi
 from semobridge_ext.linear_maps import IsoCLIP, LinearMap
 from semobridge_ext.ops import TopK, retrieval_metrics, support_logits, topk
+from semobridge_ext.prompts import KDPL, CoOp
 from semobridge_ext.retrieval import Gallery, revisited_metrics
 from semobridge_ext.runtime.backend import backend
 from semobridge_ext.runtime.info import build_info
@@ -45,12 +46,14 @@ _LAZY = {
 __all__ = [  # noqa: RUF022 - plain order
     "APE",
     "Bridge",
+    "CoOp",
     "Diagnosis",
     "GCDAccuracy",
     "Gallery",
     "Inversion",
     "InversionMap",
     "IsoCLIP",
+    "KDPL",
     "LDA",
     "LinearMap",
     "NearestClassMean",
