@@ -18,7 +18,7 @@ from torch import Tensor
 import semobridge_ext as sb
 from semobridge_ext.clip import checkpoints
 from semobridge_ext.runtime import thresholds
-from tests.support import discovery, images, inversions
+from tests.support import discovery, images, inversions, prompt_learning
 from tests.support.images import command
 from tests.support.problems import Problem, make
 
@@ -183,6 +183,23 @@ def categories(home: Path, seed: int = 0) -> None:
     discovery.fit(data, epochs=1).save(home / "out" / "gcd.safetensors")
 
 
+def prompts(home: Path, seed: int = 0) -> None:
+    prompt_learning.small_coop(home / "out" / "run.safetensors", seed, epochs=3)
+
+
+def distilled(home: Path, seed: int = 0) -> None:
+    prompt_learning.small_kdpl(home / "out" / "run.safetensors", seed, epochs=3)
+
+
+def coop(home: Path, seed: int = 0) -> None:
+    prompt_learning.small_coop(seed=seed, epochs=1).save(home / "out" / "coop.safetensors")
+
+
+def kdpl(home: Path, seed: int = 0) -> None:
+    found = prompt_learning.small_kdpl(seed=seed, epochs=1, known=True)
+    found.save(home / "out" / "kdpl.safetensors")
+
+
 def choices(home: Path, device: str = "B") -> None:
     thresholds._WAIT = 2.0  # seconds, for another run that stands still
     steps = [(1, "eager"), (4096, "native")]
@@ -227,5 +244,9 @@ JOBS: dict[str, Job] = {
     "SpectralFilter.save": Job(nothing, spectral_filter, lambda h: spectral_filter(h, 1)),
     "SpectralGCD.fit": Job(nothing, category_discovery),
     "SpectralGCD.save": Job(nothing, categories, lambda h: categories(h, 1)),
+    "CoOp.fit": Job(nothing, prompts, other=lambda h: prompts(h, 1)),
+    "KDPL.fit": Job(nothing, distilled, other=lambda h: distilled(h, 1)),
+    "CoOp.save": Job(nothing, coop, lambda h: coop(h, 1)),
+    "KDPL.save": Job(nothing, kdpl, lambda h: kdpl(h, 1)),
     "from_pretrained": Job(nothing, pretrained),
 }

@@ -57,6 +57,30 @@ def tiny_model(dtype: torch.dtype = torch.float32) -> nn.Module:
     return towers.open_clip_model().to(dtype).requires_grad_(False)
 
 
+@cache
+def authors() -> tuple[nn.Module, Callable[[list[str]], Tensor], list[str]]:
+    """Their model, tokenizer and class names, for problems of a few rows."""
+    model, tokenizer, given = authors_model()
+    return model, tokenizer, given["class_names"]
+
+
+def small_coop(checkpoint: Any = None, seed: int = 0, epochs: int = 2) -> sb.CoOp:
+    """On the authors' tower, a checkpoint after each epoch."""
+    model, tokenizer, names = authors()
+    y = [names[i % 3] for i in range(6)]
+    given = {"n_ctx": 2, "epochs": epochs, "batch_size": 3, "checkpoint_every": 1, "tokenizer": tokenizer}
+    return sb.CoOp(model, names, **given).fit(images(6, seed, 6), y, checkpoint=checkpoint)
+
+
+def small_kdpl(checkpoint: Any = None, seed: int = 0, epochs: int = 2, known: bool = False) -> sb.KDPL:
+    """The two likeliest of three names a step, or all of them as classes."""
+    model, tokenizer, names = authors()
+    given = {"n_ctx": 2, "ctx_init": None, "epochs": epochs, "batch_size": 3, "checkpoint_every": 1}
+    given |= {"class_names": names} if known else {"dictionary": names, "keep": 2}
+    learner = sb.KDPL(model, images(3, 7, 5), tokenizer=tokenizer, **given)
+    return learner.fit(images(6, seed, 6), images(6, seed + 1, 5), checkpoint=checkpoint)
+
+
 def images(count: int, seed: int = 0, width: int = towers.D) -> Tensor:  # [count, D]
     return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
 
