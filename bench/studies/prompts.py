@@ -6,8 +6,8 @@
 The first half of the classes is learned from, four drawings each; accuracy is read on their other drawings,
 and on all drawings of the second half among its own names, with the same context. The embedded CLIP has 16
 text positions, so contexts are of four vectors. No second CLIP is embedded: KDPL's teacher is the same model
-with the mean of four prompts, on the same drawings. It was trained on prompts without a full stop, but those of
-CoOp end with one: a context has this to mend first.
+with the mean of four prompts, on the same drawings. It was trained on prompts without a full stop, but CoOp's
+end with one: a context has this to mend first.
 """
 
 from __future__ import annotations
