@@ -174,6 +174,22 @@ def tree_attention(
     out: View,
     threads: int,
 ) -> None: ...
+def tree_attention_bwd(
+    queries: View,
+    keys: View,
+    values: View,
+    heads: int,
+    paths: int,
+    num_paths: int,
+    length: int,
+    path_of: int,
+    counts: int,
+    grad_out: View,
+    grad_queries: View,
+    grad_keys: View,
+    grad_values: View,
+    threads: int,
+) -> None: ...
 
 class ClassBatch:
     def __init__(self, dtype: int, offsets: int, width: int) -> None: ...

@@ -33,6 +33,7 @@ from semobridge_ext.incremental import IncrementalReport, RETune, incremental_re
 from semobridge_ext.inversion import Inversion, InversionMap, oti, ovi
 from semobridge_ext.linear_maps import IsoCLIP, LinearMap
 from semobridge_ext.ops import TopK, retrieval_metrics, support_logits, topk
+from semobridge_ext.prompts import KDPL, CoOp
 from semobridge_ext.retrieval import Gallery, revisited_metrics
 from semobridge_ext.runtime.backend import backend
 from semobridge_ext.runtime.info import build_info
@@ -50,6 +51,7 @@ _LAZY = {
 __all__ = [  # noqa: RUF022 - plain order
     "APE",
     "Bridge",
+    "CoOp",
     "Diagnosis",
     "GCDAccuracy",
     "GDA",
@@ -58,6 +60,7 @@ __all__ = [  # noqa: RUF022 - plain order
     "Inversion",
     "InversionMap",
     "IsoCLIP",
+    "KDPL",
     "LDA",
     "LPPlusPlus",
     "LinearMap",

@@ -8,7 +8,7 @@
 #include "core/interrupt.h"
 #include "core/scratch.h"
 #include "core/table.h"
-#include "core/vexp.h"
+#include "tree_attention/scores.h"
 #include "tree_attention/tree_attention.h"
 
 namespace semobridge {
@@ -16,51 +16,6 @@ namespace SB_ISA {
 namespace {
 
 constexpr int64_t kRows = 64;  // between two looks at the watch
-
-template <class T>
-constexpr T kLowest = sizeof(T) == 8 ? T(-1e300) : T(-1e38);
-
-template <class T>
-SB_INLINE const T* row_of(const ConstMatrix& m, int64_t i) {
-  return static_cast<const T*>(m.data) + i * m.row_stride;
-}
-
-template <class T>
-SB_INLINE T head_dot(const T* a, const T* b, int64_t n) {
-  constexpr int kLanes = Simd<T>::kLanes;
-  typename Simd<T>::Vec first{}, second{};
-  int64_t i = 0;
-  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
-    first += load(a + i) * load(b + i);
-    second += load(a + i + kLanes) * load(b + i + kLanes);
-  }
-  for (; i + kLanes <= n; i += kLanes) first += load(a + i) * load(b + i);
-  T sum = sum_lanes<T>(first + second);
-  for (; i < n; ++i) sum += a[i] * b[i];
-  return sum;
-}
-
-// Scores of one head become exp(score − largest); returns 1 / their sum. `padded` is a multiple of
-// the lanes.
-template <class T>
-SB_INLINE T exponentials(T* p, int64_t count, int64_t padded) {
-  using V = typename Simd<T>::Vec;
-  constexpr int kLanes = Simd<T>::kLanes;
-  for (int64_t j = count; j < padded; ++j) p[j] = kLowest<T>;  // finite: infinity would give NaN
-  V top = V{} + kLowest<T>;
-  for (int64_t j = 0; j < padded; j += kLanes) {
-    const V v = load(p + j);
-    top = v > top ? v : top;
-  }
-  const T most = max_lanes<T>(top);
-  V sum{};
-  for (int64_t j = 0; j < padded; j += kLanes) {
-    const V e = vexp<T>(load(p + j) - most);
-    sum += e;
-    store(p + j, e);
-  }
-  return T(1) / sum_lanes<T>(sum);
-}
 
 // o = scale · Σ_j p_j · v_j over one head's width, in registers.
 template <class T>
@@ -145,16 +100,7 @@ void tree_attention_entry(const TreeAttentionArgs& a) {
           "tree_attention: shapes do not fit");
   require(a.heads > 0 && a.queries.cols % a.heads == 0 && a.queries.cols > 0,
           "tree_attention: heads must divide the width");
-  require(a.paths != nullptr && a.path_of != nullptr && a.counts != nullptr,
-          "tree_attention: paths needed");
-  for (int64_t i = 0; i < a.num_paths * a.length; ++i) {
-    require(a.paths[i] >= 0 && a.paths[i] < a.keys.rows, "tree_attention: a path leaves the rows");
-  }
-  for (int64_t n = 0; n < a.queries.rows; ++n) {
-    require(a.path_of[n] >= 0 && a.path_of[n] < a.num_paths && a.counts[n] > 0 &&
-                a.counts[n] <= a.length,
-            "tree_attention: a row lies beyond the paths");
-  }
+  check_paths(a.paths, a.num_paths, a.length, a.path_of, a.counts, a.queries.rows, a.keys.rows);
   if (dtype == DType::kFloat64) {
     attend<double>(a);
   } else {

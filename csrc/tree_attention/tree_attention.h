@@ -27,4 +27,27 @@ struct TreeAttentionArgs {
 };
 void tree_attention(const TreeAttentionArgs& args);
 
+// Its gradient, from g = ∂L/∂o, with p made again:
+//
+//   dp_j = g[n, h] · v[a_j, h]     ds_j = p_j (dp_j − Σ_i p_i dp_i) / √d
+//   grad_q[n, h] = Σ_j ds_j k[a_j, h]     grad_k[a, h] = Σ_{n, j: a_j = a} ds_j q[n, h]
+//   grad_v[a, h] = Σ_{n, j: a_j = a} p_j g[n, h]
+//
+// Threads share the heads, not the rows: a key's sum runs over the rows in their order, whatever
+// their number. Keys in no list get zeros.
+struct TreeAttentionBwdArgs {
+  ConstMatrix queries;       // [N, T] float32 or float64
+  ConstMatrix keys, values;  // [M, T] of the same dtype, as all that follow
+  int64_t heads = 1;
+  const int32_t* paths = nullptr;  // as above
+  int64_t num_paths = 0, length = 0;
+  const int32_t* path_of = nullptr;
+  const int32_t* counts = nullptr;
+  ConstMatrix grad_out;           // [N, T]
+  Matrix grad_queries;            // [N, T]
+  Matrix grad_keys, grad_values;  // [M, T]
+  int threads = 1;
+};
+void tree_attention_bwd(const TreeAttentionBwdArgs& args);
+
 }  // namespace semobridge

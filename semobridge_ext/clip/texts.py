@@ -274,11 +274,16 @@ def _on_tree(
     return tuple(rows.to(theirs.dtype) for rows, theirs in zip(found, own, strict=True))
 
 
-def _check_near(theirs: Tensor, mine: Tensor) -> None:
-    """_NoTreeError where the model's own row is another than the tree's."""
+def apart_beyond_rounding(theirs: Tensor, mine: Tensor) -> float:
+    """How far the model's own row is from the tree's, as a share of it; 0 where rounding explains it."""
     limit = _APART.get(theirs.dtype, max(_APART.values()))
     if theirs.device.type != "cpu":
         limit = max(limit, _TF32)
     apart = float((theirs.double() - mine.double()).norm() / theirs.double().norm())
-    if apart > limit:  # NaN passes: the text itself meets it
+    return apart if apart > limit else 0.0  # NaN passes: the text itself meets it
+
+
+def _check_near(theirs: Tensor, mine: Tensor) -> None:
+    """_NoTreeError where the model's own row is another than the tree's."""
+    if apart := apart_beyond_rounding(theirs, mine):
         raise _NoTreeError(f"its features differ from what the weights compute by {apart:.1g}")

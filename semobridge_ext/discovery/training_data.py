@@ -19,16 +19,16 @@ class Data(NamedTuple):
     teacher: tuple[Tensor, Tensor] | None  # unit rows: images [N, E], concepts [K, E]
 
 
-def views_of(where: str, X: Any) -> Tensor:  # [N, D] or [V, N, D] -> [V, N, D]
+def views_of(where: str, X: Any, argument: str = "X") -> Tensor:  # [N, D] or [V, N, D] -> [V, N, D]
     value = X if isinstance(X, Tensor) else np.asarray(X)
     if value.ndim != 3:
-        return _inputs.features(where, "X", X)[None]
+        return _inputs.features(where, argument, X)[None]
     views, rows, width = value.shape
     if 0 in value.shape:
         remedy = "pass one row per image and view"
         got = f"shape {[views, rows, width]}"
-        raise ValueError(_errors.message(where, "X", "hold values", got, remedy))
-    return _inputs.features(where, "X", value.reshape(views * rows, width)).reshape(views, rows, width)
+        raise ValueError(_errors.message(where, argument, "hold values", got, remedy))
+    return _inputs.features(where, argument, value.reshape(views * rows, width)).reshape(views, rows, width)
 
 
 def training_data(

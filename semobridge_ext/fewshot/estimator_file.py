@@ -46,9 +46,13 @@ def save_estimator(path: Any, file_format: str, tensors: dict[str, Tensor], fiel
 
 
 def load_estimator(
-    function: str, path: Any, file_format: str, schema: _schema.Schema, fields: tuple[str, ...]
-) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, int]]:
-    """Tensors as the schema says, the fields, and the sizes of the schema's letters; C are the names."""
+    function: str, path: Any, file_format: str, schema: _schema.Schema, fields: tuple[str, ...],
+    unnamed: bool = False,
+) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, int]]:  # fmt: skip
+    """Tensors as the schema says, the fields, and the sizes of the schema's letters; C are the names.
+
+    ``unnamed``: there may be none.
+    """
     sizes: dict[str, int] = {}
     tensors, meta = _schema.load(function, path, file_format, schema, ("fields", "tensors"), sizes)
     with _schema.restoring(function, path):
@@ -62,5 +66,6 @@ def load_estimator(
         values["names"] = [_restored(name) for name in values["names"]]
         names, classes = values["names"], sizes.get("C", len(values["names"]))
         _schema.need(function, path, len(names) == classes, f"{classes} class names", names)
-        _schema.need(function, path, len(set(names)) == len(names) >= 1, "distinct class names", names)
+        distinct = len(set(names)) == len(names) and bool(names or unnamed)
+        _schema.need(function, path, distinct, "distinct class names", names)
     return tensors, values, sizes

@@ -18,7 +18,7 @@ from torch import Tensor
 import semobridge_ext as sb
 from semobridge_ext.clip import checkpoints
 from semobridge_ext.runtime import thresholds
-from tests.support import discovery, images, incremental, inversions
+from tests.support import discovery, images, incremental, inversions, prompt_learning
 from tests.support.images import command
 from tests.support.problems import Problem, make
 
@@ -203,6 +203,23 @@ def re_tuned(home: Path, seed: int = 0) -> None:
     incremental.fit(data, [0, 1], epochs=1).save(home / "out" / "re_tune.safetensors")
 
 
+def prompts(home: Path, seed: int = 0) -> None:
+    prompt_learning.small_coop(home / "out" / "run.safetensors", seed, epochs=3)
+
+
+def distilled(home: Path, seed: int = 0) -> None:
+    prompt_learning.small_kdpl(home / "out" / "run.safetensors", seed, epochs=3)
+
+
+def coop(home: Path, seed: int = 0) -> None:
+    prompt_learning.small_coop(seed=seed, epochs=1).save(home / "out" / "coop.safetensors")
+
+
+def kdpl(home: Path, seed: int = 0) -> None:
+    found = prompt_learning.small_kdpl(seed=seed, epochs=1, known=True)
+    found.save(home / "out" / "kdpl.safetensors")
+
+
 def choices(home: Path, device: str = "B") -> None:
     thresholds._WAIT = 2.0  # seconds, for another run that stands still
     steps = [(1, "eager"), (4096, "native")]
@@ -250,5 +267,9 @@ JOBS: dict[str, Job] = {
     "SpectralGCD.save": Job(nothing, categories, lambda h: categories(h, 1)),
     "RETune.partial_fit": Job(nothing, findings),
     "RETune.save": Job(nothing, re_tuned, lambda h: re_tuned(h, 1)),
+    "CoOp.fit": Job(nothing, prompts, other=lambda h: prompts(h, 1)),
+    "KDPL.fit": Job(nothing, distilled, other=lambda h: distilled(h, 1)),
+    "CoOp.save": Job(nothing, coop, lambda h: coop(h, 1)),
+    "KDPL.save": Job(nothing, kdpl, lambda h: kdpl(h, 1)),
     "from_pretrained": Job(nothing, pretrained),
 }

@@ -15,7 +15,7 @@ import semobridge_ext as sb
 from semobridge_ext.cli.commands.invert import _read_features
 from semobridge_ext.clip.checkpoints import read_projections
 from tests.fuzz.runner import Target, loaded
-from tests.support import discovery, incremental, towers
+from tests.support import discovery, incremental, prompt_learning, towers
 from tests.support.problems import make
 
 P = make(5, 2, 12, width=7, text_width=6)
@@ -191,6 +191,54 @@ def use_gcd(path: Path) -> Sequence[Tensor]:
 def discover(path: Path) -> Sequence[Tensor]:
     found = discovered(path)
     return [found.losses_, found.logits(rows(10))]
+
+
+# -- prompt learning ---------------------------------------------------------------------------------
+
+
+def use_prompts(cls: Any) -> Callable[[Path], Sequence[Tensor]]:
+    def use(path: Path) -> Sequence[Tensor]:
+        model, tokenizer, names = prompt_learning.authors()
+        found = loaded(cls.load(path, model, tokenizer=tokenizer))
+        found.save(path)
+        assert repr(found) and found.n_features_in_ == 6
+        shown = [] if found.class_specific else [found.features_for(names)]
+        return [found.context_, *shown, *([found.logits(rows(6))] if hasattr(found, "classes_") else [])]
+
+    return use
+
+
+def learn_prompts(path: Path) -> Sequence[Tensor]:
+    found = prompt_learning.small_coop(path)
+    return [found.losses_, found.logits(rows(6))]
+
+
+def distil_prompts(path: Path) -> Sequence[Tensor]:
+    found = prompt_learning.small_kdpl(path)
+    return [found.losses_, found.context_]
+
+
+def make_prompts(run: Callable[[Path], Any]) -> Callable[[Path], Path]:
+    """The file after one of two epochs."""
+
+    def make(folder: Path) -> Path:
+        from semobridge_ext.prompts.training import Checkpoint
+
+        path, kept, write = folder / "run.safetensors", [], Checkpoint.write
+
+        def keeps(self: Any, trainer: Any) -> None:
+            write(self, trainer)
+            kept.append(path.read_bytes())
+
+        Checkpoint.write = keeps  # type: ignore[method-assign]
+        try:
+            run(path)
+        finally:
+            Checkpoint.write = write  # type: ignore[method-assign]
+        path.write_bytes(kept[0])
+        return path
+
+    return make
 
 
 def make_discovery(folder: Path) -> Path:
@@ -418,6 +466,30 @@ TARGETS = [
     ),
     Target("RETune.load", S, ("RETune.load",), saved(re_tuned), use_re_tune, sealed=True),
     Target("RETune.fit(checkpoint=)", S, ("RETune.fit",), make_re_tune, re_tune, 0.5, sealed=True),
+    Target(
+        "CoOp.load", S, ("CoOp.load",), saved(prompt_learning.small_coop), use_prompts(sb.CoOp), sealed=True
+    ),
+    Target(
+        "KDPL.load", S, ("KDPL.load",), saved(prompt_learning.small_kdpl), use_prompts(sb.KDPL), sealed=True
+    ),
+    Target(
+        "CoOp.fit(checkpoint=)",
+        S,
+        ("CoOp.fit",),
+        make_prompts(learn_prompts),
+        learn_prompts,
+        0.5,
+        sealed=True,
+    ),
+    Target(
+        "KDPL.fit(checkpoint=)",
+        S,
+        ("KDPL.fit",),
+        make_prompts(distil_prompts),
+        distil_prompts,
+        0.5,
+        sealed=True,
+    ),
     Target(
         "from_pretrained",
         S,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import semobridge_ext as sb
 from tests.sanitizers.calls import CALLS, ERRORS, Source
-from tests.support import incremental, towers
+from tests.support import incremental, prompt_learning, towers
 from tests.support.problems import Problem, make
 
 WIDE = (1, 3, 17, 64, 200, 513, 1500, 4000)  # rows: from under a page to some MiB
@@ -162,6 +162,15 @@ def text_features(s: Source) -> Any:
     return sb.class_text_features(model, names, tokenizer=tokenizer).projected
 
 
+def prompts(s: Source) -> Any:
+    """Learned twice: from labels, and from a teacher by way of a file."""
+    seed, path = s.random.randrange(1000), _folder() / "prompts.safetensors"
+    prompt_learning.small_kdpl(seed=seed).save(path)
+    model, tokenizer, names = prompt_learning.authors()
+    found = sb.KDPL.load(path, model, tokenizer=tokenizer).features_for(names)
+    return found, prompt_learning.small_coop(seed=seed).context_
+
+
 def layers(s: Source) -> Any:
     """The default bridge, and a request for a backend in a block."""
     model, _, _ = _picto()
@@ -172,11 +181,19 @@ def layers(s: Source) -> Any:
 
 LIBRARY: tuple[Callable[[Source], Any], ...] = (
     wide_rows, wide_topk, wide_gallery, wide_support, bridge_file, map_file, isoclip, estimators, zero_shot,
-    tip_adapter_f, support_file, diagnosis, revisited, findings_in_tasks, inverted, text_features, layers,
+    tip_adapter_f, support_file, diagnosis, revisited, findings_in_tasks, inverted, text_features, prompts,
+    layers,
 )  # fmt: skip
 ENTRIES: dict[str, Callable[[Source], Any]] = {call.__name__: call for call in (*CALLS, *LIBRARY)}
 # How often a soak draws them, against 1 for the others: they take long.
-WEIGHTS = {"inverted": 0.01, "text_features": 0.05, "layers": 0.1, "training": 0.2, "diagnosis": 0.2}
+WEIGHTS = {
+    "inverted": 0.01,
+    "text_features": 0.05,
+    "prompts": 0.1,
+    "layers": 0.1,
+    "training": 0.2,
+    "diagnosis": 0.2,
+}
 
 
 def call(name: str, seed: int) -> bool:

@@ -23,7 +23,7 @@ from torch import Tensor
 import semobridge_ext as sb
 from semobridge_ext._ops.quantize_rows.op import quantize_rows
 from semobridge_ext._ops.topk import cpu as topk_cpu
-from semobridge_ext._ops.tree_attention.op import tree_attention
+from semobridge_ext._ops.tree_attention.op import tree_attention, tree_attention_bwd
 from semobridge_ext._ops.tree_attention.spec import Paths
 
 ERRORS = (TypeError, ValueError, NotImplementedError)
@@ -227,7 +227,11 @@ def attention(s: Source) -> Any:
     nodes = torch.randint(m + s.wrong(), (p, length), dtype=torch.int32, generator=s.generator)
     path_of = torch.randint(p, (n,), dtype=torch.int32, generator=s.generator)
     counts = torch.randint(1, length + 1, (n,), dtype=torch.int32, generator=s.generator)
-    return tree_attention(q[:, :width], *kv.chunk(2, dim=1), Paths(nodes, path_of, counts), heads)
+    paths, rows = Paths(nodes, path_of, counts), (q[:, :width], *kv.chunk(2, dim=1))
+    out = tree_attention(*rows, paths, heads)
+    grads = torch.empty_like(q)[:, width:], *torch.empty_like(kv).chunk(2, dim=1)
+    tree_attention_bwd(q[:, width:], *rows, paths, heads, grads)
+    return out, grads
 
 
 def classifier(s: Source) -> Any:

@@ -210,6 +210,23 @@ void add_rankings() {
                          tree_attention(a);
                          return bytes_of(out);
                        }});
+  g_entries.push_back({"tree_attention_bwd", [tree](int threads) {
+                         constexpr int64_t kWide = kD * kHeads;
+                         Floats grads(3 * kNodes * kWide);
+                         TreeAttentionBwdArgs a;
+                         a.queries = input(tree->q, kNodes, kWide), a.grad_out = a.queries;
+                         a.keys = input(tree->k, kNodes, kWide), a.values = a.keys;
+                         a.heads = kHeads, a.paths = tree->paths.data;
+                         a.num_paths = kPaths, a.length = kLength;
+                         a.path_of = tree->path_of.data, a.counts = tree->counts.data;
+                         a.grad_queries = output(grads, kNodes, kWide);
+                         a.grad_keys = a.grad_values = a.grad_queries;
+                         a.grad_keys.data = grads.data + kNodes * kWide;
+                         a.grad_values.data = grads.data + 2 * kNodes * kWide;
+                         a.threads = threads;
+                         tree_attention_bwd(a);
+                         return bytes_of(grads);
+                       }});
   g_entries.push_back({"support_logits, sort_labels", [s](int threads) {
                          Counts order(kG), offsets(kClasses + 1);
                          sort_labels(s->labels.data, kG, kClasses, order.data, offsets.data);

@@ -45,6 +45,7 @@ LAYERS = (
         "diagnostics",
         "discovery",
         "incremental",
+        "prompts",
     ),
     ("data", "cli", "ops", "reference", ""),  # "": the package's own __init__
 )

@@ -139,6 +139,13 @@ LIMITS: dict[tuple[str, str], tuple[float, float]] = {
     ("multilabel", F64): (4e-15, 8.9e-16),
     ("re_tune", F64): (2e-14, 2.9e-15),
     ("re_tune", F32): (3e-6, 3.5e-7),
+    # Prompt learning: features and contexts' gradients against the model's own pass; losses and contexts of
+    # up to 50 steps of SGD against autograd's.
+    ("prompt_tower", F64): (1.5e-14, 1.8e-15),
+    ("prompt_tower", F32): (8e-6, 9.8e-7),
+    ("prompt_loss", F64): (2e-14, 3.1e-15),
+    ("prompt_loss", F32): (4e-6, 5.5e-7),
+    ("prompt_authors", F64): (4e-14, 4.6e-15),
     # SeMoBridge-T: loss and gradients of a step; 200 steps' losses, each of its own size, and the matrix.
     ("training_loss", F64): (3e-15, 3.8e-16),
     ("training_loss", F32): (1e-6, 1.2e-7),

@@ -23,3 +23,19 @@ def tree_attention(
         address(paths.path_of), address(paths.counts), view(out), thread_count(),
     )  # fmt: skip
     return out
+
+
+def tree_attention_bwd(
+    grad_out: Tensor,  # [N, T]
+    queries: Tensor,  # [N, T]
+    keys: Tensor,  # [M, T]
+    values: Tensor,  # [M, T]
+    paths: Paths,  # contiguous int32
+    heads: int,
+    out: tuple[Tensor, Tensor, Tensor],  # [N, T], [M, T], [M, T], written
+) -> None:
+    _C.tree_attention_bwd(
+        view(queries), view(keys), view(values), heads, address(paths.nodes), *paths.nodes.shape,
+        address(paths.path_of), address(paths.counts), view(grad_out), *(view(grad) for grad in out),
+        thread_count(),
+    )  # fmt: skip

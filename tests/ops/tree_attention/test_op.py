@@ -10,8 +10,9 @@ from torch import Tensor
 
 import semobridge_ext as sb
 from semobridge_ext._ops.tree_attention import cpu, eager
-from semobridge_ext._ops.tree_attention.op import tree_attention
+from semobridge_ext._ops.tree_attention.op import tree_attention, tree_attention_bwd
 from semobridge_ext._ops.tree_attention.reference import tree_attention as oracle
+from semobridge_ext._ops.tree_attention.reference import tree_attention_bwd as oracle_bwd
 from semobridge_ext._ops.tree_attention.spec import Paths
 from tests.support.assertions import assert_close, assert_same_bits
 
@@ -124,6 +125,64 @@ def test_half_rows_run_in_pytorch(dtype: torch.dtype):
     assert_close(got, oracle(q.double(), k.double(), v.double(), paths, 2), "chain")
 
 
+# -- backward ---------------------------------------------------------------------------------------------
+
+
+def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, paths: Paths, heads: int) -> list[Tensor]:
+    """Into slices of wider rows, as the tower has them; what they held before is no part of the result."""
+    wide = [torch.full((len(t), 3 * t.shape[1]), torch.nan, dtype=q.dtype) for t in (q, k, v)]
+    out = [w.chunk(3, dim=1)[1] for w in wide]
+    tree_attention_bwd(grad, q, k, v, paths, heads, (out[0], out[1], out[2]))
+    for w in wide:
+        assert all(bool(w.chunk(3, dim=1)[i].isnan().all()) for i in (0, 2)), "written beside the slice"
+    return out
+
+
+@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_gradient_matches_oracle(shape: tuple, dtype: torch.dtype, isa: str):
+    *given_, paths = problem(*shape, dtype=dtype)
+    grad = torch.randn(given_[0].shape).to(dtype)
+    want = oracle_bwd(grad.double(), *(t.double() for t in given_), paths, shape[4])
+    for backend in ("native", "eager"):
+        with sb.backend(backend):
+            got = gradients(grad, *given_, paths, shape[4])
+        for name, mine, theirs in zip(("queries", "keys", "values"), got, want, strict=True):
+            if shape[0] == 1 and name != "values":  # one key: its probability is 1 whatever the score
+                assert not mine.any()
+                continue
+            assert_close(mine.contiguous(), theirs, "op_grad", context=f"{name} {backend} {isa}")
+
+
+def test_gradient_of_keys_in_no_list_is_zero():
+    q, k, v, paths = problem(40, 30, 5, 9, 2, 16)
+    free = Paths(paths.nodes % 29, paths.path_of, paths.counts)
+    for backend in ("native", "eager"):
+        with sb.backend(backend):
+            _, grad_k, grad_v = gradients(torch.ones_like(q), q, k, v, free, 2)
+        assert not grad_k[29].any() and not grad_v[29].any() and grad_k[:29].any() and grad_v[:29].any()
+
+
+def test_threads_change_no_bit_of_a_gradient():
+    q, k, v, paths = problem(200, 40, 7, 20, 4, 16)
+    grad, threads, found = torch.randn(q.shape), torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(gradients(grad, q, k, v, paths, 4))
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            assert_same_bits(a.contiguous(), b.contiguous())
+
+
+def test_gradient_of_no_rows_is_zero():
+    q, k, v, paths = problem(5, 9, 2, 4, 2, 8)
+    grads = gradients(q[:0], q[:0], k, v, part(paths, slice(0)), 2)
+    assert grads[0].shape == (0, 16) and not grads[1].any() and not grads[2].any()
+
+
 BAD = {
     "a path beyond the keys": lambda q, k, v, p: (q, k, v, p._replace(nodes=p.nodes + 85)),
     "a negative path": lambda q, k, v, p: (q, k, v, p._replace(nodes=p.nodes - 60)),
@@ -142,6 +201,23 @@ def test_the_core_refuses(case: str):
     """The Python side checks nothing here; memory outside of the rows is still never read."""
     with pytest.raises(ValueError, match="tree_attention: "):
         cpu.tree_attention(*BAD[case](*problem(200, 90, 25, 19, 2, 8)), 2)
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_the_core_refuses_in_the_backward_pass(case: str):
+    q, k, v, p = BAD[case](*problem(200, 90, 25, 19, 2, 8))
+    out = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    with pytest.raises(ValueError, match="tree_attention"):
+        cpu.tree_attention_bwd(torch.ones_like(q), q, k, v, p, 2, out)
+
+
+@pytest.mark.parametrize("which", range(4), ids=["grad_out", "grad_q", "grad_k", "grad_v"])
+def test_the_core_refuses_gradients_of_other_shapes(which: int):
+    q, k, v, p = problem(20, 30, 5, 9, 2, 8)
+    rows = [torch.empty_like(t) for t in (q, q, k, v)]
+    rows[which] = rows[which][:-1]
+    with pytest.raises(ValueError, match="shapes do not fit"):
+        cpu.tree_attention_bwd(rows[0], q, k, v, p, 2, (rows[1], rows[2], rows[3]))
 
 
 def test_heads_that_do_not_divide_are_refused():

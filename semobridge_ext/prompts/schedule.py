@@ -1,0 +1,28 @@
+"""What changes from epoch to epoch: the rate and the draws."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def rate(epoch: int, epochs: int, lr: float, first: float) -> float:
+    """``first`` in epoch 0; then a cosine from ``lr`` in epoch 1 towards 0, one epoch behind, as Dassl's."""
+    if epoch == 0:
+        return first
+    return lr * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / epochs))
+
+
+def epoch_batches(images: int, batch_size: int, views: int, seed: int, epoch: int) -> list[Tensor]:
+    """Image and view of each step of an epoch, [B, 2] int64.
+
+    Every image once, in a random order; what fills no batch is dropped, unless it is all there is. Draws
+    depend on seed and epoch alone, so that a resumed run repeats them.
+    """
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(images, generator=generator)
+    drawn = torch.stack([order, torch.randint(views, (images,), generator=generator)], dim=1)
+    whole = images // batch_size * batch_size
+    return list((drawn[:whole] if whole else drawn).split(batch_size))
