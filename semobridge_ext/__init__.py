@@ -16,6 +16,7 @@ from semobridge_ext.diagnostics import Diagnosis, diagnose
 from semobridge_ext.discovery import GCDAccuracy, SpectralFilter, SpectralGCD, gcd_accuracy
 from semobridge_ext.fewshot import (
     APE,
+    APET,
     LDA,
     NearestClassMean,
     SeMoBridgeClassifier,
@@ -44,6 +45,7 @@ _LAZY = {
 
 __all__ = [  # noqa: RUF022 - plain order
     "APE",
+    "APET",
     "Bridge",
     "Diagnosis",
     "GCDAccuracy",

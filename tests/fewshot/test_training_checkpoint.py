@@ -158,7 +158,7 @@ def rewritten(path: Path, **meta: str) -> dict[str, torch.Tensor]:
 def test_an_older_format_says_what_to_do(broken: Path, version: int):
     changed = {"stamp": json.dumps([[30, 1e-3, 5], [0.5], 0.01])} if version == 1 else {}
     rewritten(broken, format=f"semobridge-ext SeMoBridgeT checkpoint {version}", **changed)
-    told = f"got format 'semobridge-ext SeMoBridgeT checkpoint {version}'; remove it and train again, or finish"
+    told = f"got format 'semobridge-ext SeMoBridgeT checkpoint {version}'; remove it and train again, or"
     with pytest.raises(ValueError, match=told):
         fit(broken)
 

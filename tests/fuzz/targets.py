@@ -94,6 +94,7 @@ MADE: dict[str, Callable[[], Any]] = {
     "TipAdapter": lambda: sb.TipAdapter(P.text, class_names=NAMES),
     "TipAdapterF": lambda: sb.TipAdapterF(P.text, class_names=NAMES, epochs=1),
     "APE": lambda: sb.APE(P.text, class_names=NAMES, channels=4),
+    "APET": lambda: sb.APET(P.text, class_names=NAMES, channels=4, epochs=1),
     "ZeroShot": lambda: sb.ZeroShot(P.text, class_names=NAMES),
     "NearestClassMean": sb.NearestClassMean,
     "LDA": sb.LDA,
@@ -118,7 +119,7 @@ def use_estimator(kind: str) -> Callable[[Path], Sequence[Tensor]]:
         if kind.startswith("SeMoBridge"):
             clf.tune(x, y, n_trials=3, sampler="random")
             results.append(clf.add_shots(x, y).decision_function(x))
-        elif kind in ("TipAdapter", "TipAdapterF", "APE"):
+        elif kind in ("TipAdapter", "TipAdapterF", "APE", "APET"):
             results.append(clf.tune(x, y).decision_function(x))
         return results
 
@@ -300,6 +301,25 @@ def make_checkpoint(folder: Path) -> Path:
     return path
 
 
+def train_cache(kind: str) -> Callable[[Path], Sequence[Tensor]]:
+    def train(path: Path) -> Sequence[Tensor]:
+        clf = getattr(sb, kind)(P.text, epochs=2, batch_size=4).fit(P.shots, P.labels, checkpoint=path)
+        return [clf.losses_, clf.decision_function(rows(7))]
+
+    return train
+
+
+def make_cache_checkpoint(kind: str) -> Callable[[Path], Path]:
+    """The file after one of two epochs."""
+
+    def made(folder: Path) -> Path:
+        path = folder / "run.safetensors"
+        train_cache(kind)(path)
+        return path
+
+    return made
+
+
 # -- checkpoints and features of others --------------------------------------------------------------
 
 
@@ -362,6 +382,18 @@ TARGETS = [
     Target("oti(out=), a part", S, ("oti",), make_part, use_part, 0.2, sealed=True),
     Target(
         "InversionMap.load", S, ("InversionMap.load",), saved(inversion_map), use_inversion_map, sealed=True
+    ),
+    *(
+        Target(
+            f"{kind}.fit(checkpoint=)",
+            S,
+            (f"{kind}.fit",),
+            make_cache_checkpoint(kind),
+            train_cache(kind),
+            0.5,
+            sealed=True,
+        )
+        for kind in ("TipAdapterF", "APET")
     ),
     Target("SeMoBridgeT.fit(checkpoint=)", S, ("SeMoBridgeT.fit",), make_checkpoint, train, 0.5, sealed=True),
     Target(

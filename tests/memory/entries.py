@@ -112,7 +112,8 @@ def zero_shot(s: Source) -> Any:
 
 def tip_adapter_f(s: Source) -> Any:
     p = _problem(s)
-    return sb.TipAdapterF(p.text, epochs=1).fit(p.shots, p.labels).decision_function(p.queries)
+    made = s.random.choice((sb.TipAdapterF, sb.APET))(p.text, epochs=1)
+    return made.fit(p.shots, p.labels).decision_function(p.queries)
 
 
 def support_file(s: Source) -> Any:
