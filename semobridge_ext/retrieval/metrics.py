@@ -23,6 +23,7 @@ from semobridge_ext import _errors
 from semobridge_ext._ops.rank_counts import cpu
 from semobridge_ext._ops.rank_counts.op import Marked, RankCounts, blocks, rank_counts
 from semobridge_ext.retrieval import eager
+from semobridge_ext.retrieval.published import published_values
 from semobridge_ext.runtime.choice import resolve
 from semobridge_ext.runtime.rows import compute_dtype, unit_columns
 
@@ -137,6 +138,7 @@ def retrieval_metrics(
     same_set: bool = False,
     recall_at: Sequence[int] = (1, 5, 10),
     per_query: bool = False,
+    at_r: str = "R",
 ) -> dict[str, Any]:
     """mAP, mAP@R, R-Precision and Recall@k of a ranking by inner product, as fractions.
 
@@ -149,6 +151,9 @@ def retrieval_metrics(
             finds neither itself nor counts itself among its relevant items.
         recall_at: the k of Recall@k.
         per_query: adds ``"per_query"``.
+        at_r: "R", or "published" for tables of Cross-the-Gap and IsoCLIP alone: their mAP@R looks at R + 1
+            places under ``same_set``, and a query without relevant items counts as 0 in every mean
+            (retrieval/published.py). A second pass over the gallery.
 
     Returns:
         ``{"mAP", "mAP@R", "R-Precision", "Recall@k".., "queries", "without_relevant"}``: means over
@@ -176,6 +181,9 @@ def retrieval_metrics(
         (1.0, 1.0, 0)
     """
     _check(query, gallery, query_labels, gallery_labels, same_set, recall_at)
+    if at_r not in ("R", "published"):
+        remedy = "'published' is for comparisons with published tables"
+        raise ValueError(_errors.message(_NAME, "at_r", "be 'R' or 'published'", at_r, remedy))
     query, gallery = query.detach(), gallery.detach()
     # Read once from here on: what two passes make of them must agree, whatever another thread writes.
     gallery_labels = gallery_labels.clone().resolve_neg()
@@ -190,12 +198,20 @@ def retrieval_metrics(
         remedy = "check that both label vectors use the same numbering"
         got = f"no common label for any of {len(values)} queries"
         raise ValueError(_errors.message(_NAME, "gallery_labels", "hold relevant items", got, remedy))
+    without = int((~valid).sum())
+    if at_r == "published":
+        if same_set:
+            marked = mark_by_label(query_labels.cpu(), gallery_labels.cpu(), same_set)
+            native = resolve(_NAME, query.device) != "eager"
+            values = published_values(values, query, gallery, query_labels, marked, native=native)
+        values = torch.nan_to_num(values, nan=0.0)
+        valid = torch.ones_like(valid)
     names = ["AP", "AP@R", "R-Precision", *(f"Recall@{k}" for k in ks)]
     result: dict[str, Any] = {
         name if name[0] == "R" else f"m{name}": float(values[valid, i].mean()) for i, name in enumerate(names)
     }
     result["queries"] = int(valid.sum())
-    result["without_relevant"] = int((~valid).sum())
+    result["without_relevant"] = without
     if per_query:
         marked = mark_by_label(query_labels.cpu(), gallery_labels.cpu(), same_set)
         result["per_query"] = {name: values[:, i].clone() for i, name in enumerate(names)}
