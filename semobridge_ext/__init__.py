@@ -27,7 +27,7 @@ from semobridge_ext.fewshot import (
 )
 from semobridge_ext.fewshot.support_set import SupportSet
 from semobridge_ext.inversion import Inversion, InversionMap, oti, ovi
-from semobridge_ext.linear_maps import IsoCLIP, LinearMap
+from semobridge_ext.linear_maps import IsoCLIP, LinearMap, RoleCentering
 from semobridge_ext.ops import TopK, retrieval_metrics, support_logits, topk
 from semobridge_ext.retrieval import Gallery, revisited_metrics
 from semobridge_ext.runtime.backend import backend
@@ -56,6 +56,7 @@ __all__ = [  # noqa: RUF022 - plain order
     "LDA",
     "LinearMap",
     "NearestClassMean",
+    "RoleCentering",
     "SeMoBridgeClassifier",
     "SeMoBridgeT",
     "SpectralFilter",

@@ -158,6 +158,12 @@ def linear_map(home: Path, seed: int = 0) -> None:
     sb.LinearMap.whitening(problem(seed).queries).save(home / "out" / "map.safetensors")
 
 
+def role_centering(home: Path, seed: int = 0) -> None:
+    p = problem(seed)
+    roles = sb.RoleCentering().fit({"query_text": p.text, "document_image": p.queries})
+    roles.save(home / "out" / "roles.safetensors")
+
+
 def estimator(home: Path, seed: int = 0) -> None:
     p = problem(seed)
     sb.SeMoBridgeClassifier(p.bridge(), p.text).fit(p.shots, p.labels).save(home / "out" / "clf.safetensors")
@@ -232,6 +238,7 @@ JOBS: dict[str, Job] = {
     "APET.save": Job(nothing, cache, lambda h: cache(h, 1)),
     "Bridge.save": Job(nothing, bridge, lambda h: bridge(h, 1)),
     "LinearMap.save": Job(nothing, linear_map, lambda h: linear_map(h, 1)),
+    "RoleCentering.save": Job(nothing, role_centering, lambda h: role_centering(h, 1)),
     "estimator.save": Job(nothing, estimator, lambda h: estimator(h, 1)),
     "NearestClassMean.save": Job(nothing, class_means, lambda h: class_means(h, 1)),
     "SupportSet.save": Job(nothing, support_set, lambda h: support_set(h, 1)),

@@ -58,6 +58,17 @@ def linear_map() -> Any:
     )
 
 
+def role_centering() -> Any:
+    return sb.RoleCentering().fit({"query_text": rows(4), "document_image": rows(4).flip(0)})
+
+
+def use_role_centering(path: Path) -> Sequence[Tensor]:
+    found = loaded(sb.RoleCentering.load(path))
+    found.save(path)
+    assert repr(found)
+    return [found.map_for(role)(rows(len(mean))) for role, mean in found.means_.items()]
+
+
 def use_onnx(path: Path) -> Sequence[Tensor]:
     found = loaded(sb.LinearMap.from_onnx(path))
     return [found(rows(found.in_features))]
@@ -362,6 +373,14 @@ S = "safetensors"
 TARGETS = [
     Target("Bridge.load", S, ("Bridge.load",), saved(P.bridge), use_bridge, sealed=True),
     Target("LinearMap.load", S, ("LinearMap.load",), saved(linear_map), use_map, sealed=True),
+    Target(
+        "RoleCentering.load",
+        S,
+        ("RoleCentering.load",),
+        saved(role_centering),
+        use_role_centering,
+        sealed=True,
+    ),
     Target("LinearMap.from_onnx", "bytes", ("LinearMap.from_onnx",), make_onnx, use_onnx),
     Target(
         "IsoCLIP.load",

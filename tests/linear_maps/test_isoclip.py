@@ -13,7 +13,7 @@ from torch import Tensor
 
 import semobridge_ext as sb
 from semobridge_ext.clip import encode_image, encode_text
-from semobridge_ext.linear_maps.spectrum import PUBLISHED
+from semobridge_ext.linear_maps.spectrum import PUBLISHED, weights_name
 from tests.support.assertions import (
     assert_close,
     assert_figures,
@@ -457,12 +457,9 @@ def test_cuts_of_their_own_weights_are_taken(published, weights):
 
 def test_names_of_weights(tmp_path, monkeypatch):
     """Paths and addresses say nothing; a name of a hub, of open_clip or of a model's configuration does."""
-    from semobridge_ext.linear_maps.isoclip import _name_of
-
-    assert [_name_of(word) for word in (str(tmp_path), "https://x/openai", "a.safetensors", "", None)] == [
-        None
-    ] * 5
-    assert _name_of("ViT-B-32:openai") == "ViT-B-32:openai" and _name_of("a/b") == "a/b"
+    silent = (str(tmp_path), "https://x/openai", "a.safetensors", "", None)
+    assert [weights_name(word) for word in silent] == [None] * 5
+    assert weights_name("ViT-B-32:openai") == "ViT-B-32:openai" and weights_name("a/b") == "a/b"
     model, _, _ = sb.load_picto_clip()
     monkeypatch.setattr(type(model), "config", type("C", (), {"_name_or_path": "laion/x"}), raising=False)
     with pytest.raises(ValueError, match="got 'ViT-B/32' for 'laion/x'"):

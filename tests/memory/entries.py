@@ -81,7 +81,8 @@ def bridge_file(s: Source) -> Any:
 def map_file(s: Source) -> Any:
     p = _problem(s)
     made = s.random.choice((sb.LinearMap.whitening, sb.LinearMap.centering))(p.queries)
-    return _saved(made)(p.queries)
+    roles = _saved(sb.RoleCentering().fit({"text": p.text, "image": p.queries}))
+    return _saved(made)(p.queries), roles.fuse(p.queries, p.queries, roles=("text", "image"))
 
 
 def isoclip(s: Source) -> Any:
