@@ -22,6 +22,8 @@ from semobridge_ext.fewshot.estimator import CHUNK, exactly, unchanged_by_errors
 from semobridge_ext.fewshot.published import Grid
 from semobridge_ext.fewshot.stored_estimator import StoredEstimator
 
+_REACH = 60.0  # exp of it, times any number of keys, is a float32
+
 
 class TipAdapter(StoredEstimator):
     """Tip-Adapter: text logits plus a cache of the shots, nothing trained.
@@ -114,6 +116,11 @@ class TipAdapter(StoredEstimator):
     def _take(self, found: Found) -> None:
         self.alpha_, self.beta_ = found.alpha, found.beta
 
+    def _finite(self, grid: Grid) -> Grid:
+        """Without the β at which trained keys, longer than 1, would take a sum out of float32."""
+        beyond = float(self.keys_.norm(dim=1).max()) - 1
+        return grid._replace(betas=tuple(beta for beta in grid.betas if beta * beyond < _REACH))
+
     def _rows_at_once(self) -> int:
         return CHUNK
 
@@ -138,7 +145,7 @@ class TipAdapter(StoredEstimator):
         Numerics: one pass over [N, C] bounds the α that classify a row rightly, for any number of α; the
             counts are those of float64 sums of the same logits.
         """
-        values = self._grid(grid)
+        values = self._finite(self._grid(grid))
         x = self._queries("tune", X)
         codes = self._codes("tune", y, len(x))
         with exactly(x.device):

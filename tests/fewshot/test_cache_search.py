@@ -93,6 +93,14 @@ def test_picks_do_not_end_where_the_grid_ends(model):
     assert clf.score(p.queries, p.targets) > sb.ZeroShot(noise).fit().score(p.queries, p.targets) + 0.6
 
 
+def test_trained_keys_longer_than_one_lose_the_sharpest_values():
+    p = make(5, 3, 40)
+    clf = sb.TipAdapterF(p.text, epochs=0).fit(p.shots, p.labels)
+    clf.keys_ = clf.keys_ * 2
+    clf.tune(p.queries, p.targets)
+    assert clf.beta_ < 60 and torch.isfinite(clf.logits(p.queries)).all()
+
+
 # -- the bounds of α -----------------------------------------------------------------------------------
 
 

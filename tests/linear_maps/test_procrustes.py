@@ -28,7 +28,8 @@ def test_a_rotation_is_found():
 
 @pytest.mark.parametrize("k,m", [(7, 7), (9, 5), (5, 9)])
 def test_it_is_the_polar_factor_and_the_best(k, m):
-    x, y = torch.randn(40, k, dtype=F64), torch.randn(40, m, dtype=F64)
+    x = torch.randn(40, k, dtype=F64)
+    y = x @ torch.eye(k, m, dtype=F64) @ rotation(m) + 0.5 * torch.randn(40, m, dtype=F64)
     q = sb.LinearMap.procrustes(x, y).matrix
     # The polar factor by the square root of the Gram matrix.
     product = x.T @ y
