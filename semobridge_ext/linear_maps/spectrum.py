@@ -44,11 +44,17 @@ class Spectrum(NamedTuple):
 
 
 def spectrum_of(image: Tensor, text: Tensor) -> Spectrum:
-    """The thin SVD of Ψ through the two QR factors: D×D instead of V×T, and no rank beyond D."""
+    """The thin SVD of Ψ through the factors of tall matrices: D×D instead of V×T, and no rank beyond D."""
     a, w = (m.detach().to("cpu", torch.float64) for m in (image, text))
-    (qa, ra), (qw, rw) = torch.linalg.qr(a), torch.linalg.qr(w)
+    (qa, ra), (qw, rw) = _tall(a), _tall(w)
     u, s, ht = torch.linalg.svd(ra @ rw.T, full_matrices=False)
-    return Spectrum({"image": qa @ u, "text": qw @ ht.T}, s, {"image": a, "text": w})
+    bases = {side: m if q is None else q @ m for side, q, m in (("image", qa, u), ("text", qw, ht.T))}
+    return Spectrum(bases, s, {"image": a, "text": w})
+
+
+def _tall(m: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Q and R; a matrix that is no taller than wide has nothing to gain and is its own R."""
+    return (None, m) if m.shape[0] <= m.shape[1] else torch.linalg.qr(m)
 
 
 def factor_of(rows: Tensor) -> Tensor:  # [k, D] -> [k, k]
