@@ -34,7 +34,8 @@ def test_a_role_loses_its_own_mean(role, dtype):
     x = rows(20, 7, dtype) * 5
     got = fitted().map_for(role)(x)
     assert_close(got, normalize(centred(x, role), dim=1), "op")
-    assert not torch.allclose(got, fitted().map_for(ROLES[ROLES.index(role) - 1])(x))
+    other = fitted().map_for(ROLES[ROLES.index(role) - 1])(x)
+    assert float((got - other).abs().max()) > 0.05
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 0.5, 1.0])
