@@ -16,6 +16,7 @@ from semobridge_ext.diagnostics import Diagnosis, diagnose
 from semobridge_ext.discovery import GCDAccuracy, SpectralFilter, SpectralGCD, gcd_accuracy
 from semobridge_ext.fewshot import (
     APE,
+    APET,
     GDA,
     LDA,
     LPPlusPlus,
@@ -31,7 +32,7 @@ from semobridge_ext.fewshot import (
 from semobridge_ext.fewshot.support_set import SupportSet
 from semobridge_ext.incremental import IncrementalReport, RETune, incremental_report
 from semobridge_ext.inversion import Inversion, InversionMap, oti, ovi
-from semobridge_ext.linear_maps import IsoCLIP, LinearMap
+from semobridge_ext.linear_maps import IsoCLIP, LinearMap, RoleCentering
 from semobridge_ext.ops import TopK, retrieval_metrics, support_logits, topk
 from semobridge_ext.prompts import KDPL, CoOp
 from semobridge_ext.retrieval import Gallery, revisited_metrics
@@ -50,6 +51,7 @@ _LAZY = {
 
 __all__ = [  # noqa: RUF022 - plain order
     "APE",
+    "APET",
     "Bridge",
     "CoOp",
     "Diagnosis",
@@ -68,6 +70,7 @@ __all__ = [  # noqa: RUF022 - plain order
     "ProKeR",
     "ProLIP",
     "RETune",
+    "RoleCentering",
     "SeMoBridgeClassifier",
     "SeMoBridgeT",
     "SpectralFilter",

@@ -85,7 +85,8 @@ def _make_pca(args: argparse.Namespace, folder: Folder, encoder: models.Encoder)
 def _make_isoclip(args: argparse.Namespace, folder: Folder, encoder: models.Encoder) -> Mapping:
     options: dict[str, Any] = {"compress": args.compress}
     if args.published is not None:
-        options["published"] = args.published
+        tag = folder.settings().get("pretrained")
+        options |= {"published": args.published, "weights": None if Path(str(tag)).exists() else tag}
     elif args.k_top is not None and args.k_bottom is not None:
         options |= {"k_top": args.k_top, "k_bottom": args.k_bottom}
     else:

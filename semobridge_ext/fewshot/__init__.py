@@ -1,7 +1,9 @@
 """Few-shot classification: SeMoBridge in closed form and trained, cache models, plain baselines."""
 
+from semobridge_ext.fewshot.ape import APE
+from semobridge_ext.fewshot.ape_t import APET
 from semobridge_ext.fewshot.baselines import LDA, NearestClassMean, ZeroShot
-from semobridge_ext.fewshot.caches import APE, TipAdapter, TipAdapterF
+from semobridge_ext.fewshot.caches import TipAdapter, TipAdapterF
 from semobridge_ext.fewshot.classifier import SeMoBridgeClassifier
 from semobridge_ext.fewshot.gda import GDA
 from semobridge_ext.fewshot.linear_probe import LPPlusPlus
@@ -11,6 +13,7 @@ from semobridge_ext.fewshot.training import SeMoBridgeT
 
 __all__ = [
     "APE",
+    "APET",
     "GDA",
     "LDA",
     "LPPlusPlus",

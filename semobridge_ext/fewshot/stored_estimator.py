@@ -21,6 +21,7 @@ class StoredEstimator(FewShotEstimator):
     """``save``/``load`` of the attributes that a class names, beside its plain parameters."""
 
     _numbers: tuple[str, ...] = ()  # attributes of plain numbers
+    _later: ClassVar[dict[str, str]] = {}  # of these, what 0.1.0 did not write, and the parameter that it was
     _file: ClassVar[dict[str, Field]] = {}  # attributes that fit makes and save keeps; C classes, D features
 
     @classmethod
@@ -61,6 +62,8 @@ class StoredEstimator(FewShotEstimator):
             for name in ("numbers", "params"):
                 need(where, path, isinstance(values[name], dict), f"{name} by name", values[name])
             need(where, path, values["width"] == sizes["D"], f"the width {sizes['D']}", values["width"])
+            for name, parameter in cls._later.items():
+                values["numbers"].setdefault(name, values["params"].get(parameter))
             values["numbers"] = {
                 name: number(where, path, name, values["numbers"][name], _LEAST.get(name, -math.inf))
                 for name in cls._numbers
@@ -85,7 +88,7 @@ class StoredEstimator(FewShotEstimator):
 
     @classmethod
     def _restored(cls, tensors: dict[str, Tensor], values: dict[str, Any]) -> Any:
-        by_class = ("_text_rows", "prototypes_", "coef_", "intercept_", "alpha_", "duals_")
+        by_class = ("_text_rows", "prototypes_", "coef_", "intercept_", "alpha_", "duals_", "residual_")
         sort_classes(tensors, values, by_class, "labels_")
         known = {n: v for n, v in values["params"].items() if n not in ("text_features", "class_names")}
         if "text_features" in cls._parameter_names():

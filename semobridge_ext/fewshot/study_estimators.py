@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from semobridge_ext.bridging import Bridge
+from semobridge_ext.fewshot.ape import APE
 from semobridge_ext.fewshot.baselines import LDA, NearestClassMean, ZeroShot
-from semobridge_ext.fewshot.caches import APE, TipAdapter, TipAdapterF
+from semobridge_ext.fewshot.caches import TipAdapter, TipAdapterF
 from semobridge_ext.fewshot.classifier import SeMoBridgeClassifier
 from semobridge_ext.fewshot.gda import GDA
 from semobridge_ext.fewshot.linear_probe import LPPlusPlus

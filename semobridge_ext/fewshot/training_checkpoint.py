@@ -10,7 +10,7 @@ from torch import Tensor
 from semobridge_ext import _checkpoint
 from semobridge_ext._engines.bridge_training.step import BridgeTrainer
 
-FORMAT = "semobridge-ext SeMoBridgeT checkpoint 2"
+FORMAT = "semobridge-ext SeMoBridgeT checkpoint 3"
 
 
 @dataclass

@@ -7,7 +7,11 @@ from typing import NamedTuple
 
 
 class Schedule(NamedTuple):
-    """Linear warm-up from ``start`` to ``lr``, then constant (``floor`` = 1) or a cosine to floor·lr."""
+    """Step k of the warm-up takes lr·k/warmup, and step 0 ``start``, which is not zero; then the rate is
+    constant (``floor`` = 1) or falls by a cosine to floor·lr.
+
+    So Dassl's scheduler does it, with which SeMoBridge was trained: no line from ``start`` to ``lr``.
+    """
 
     steps: int
     lr: float
@@ -18,7 +22,7 @@ class Schedule(NamedTuple):
     def rate(self, step: int) -> float:
         """Of step 0, 1, …"""
         if step < self.warmup:
-            return self.start + (self.lr - self.start) * step / self.warmup
+            return self.lr * step / self.warmup if step else self.start
         if self.floor == 1.0:
             return self.lr
         part = (step - self.warmup) / max(1, self.steps - self.warmup)

@@ -23,7 +23,7 @@ from semobridge_ext import _errors, _files, _inputs, _schema
 from semobridge_ext._ops.topk.op import TopK, topk
 from semobridge_ext.linear_maps.isoclip_cuts import SIDES, Cuts
 from semobridge_ext.linear_maps.linear_map import LinearMap
-from semobridge_ext.linear_maps.spectrum import UNPUBLISHED, factor_of, published_cuts
+from semobridge_ext.linear_maps.spectrum import UNPUBLISHED, factor_of, published_cuts, weights_name
 
 _FORMAT = "semobridge-ext isoclip 1"
 _CUTS = ("k_top", "k_bottom", "text_k_top", "text_k_bottom")
@@ -84,14 +84,21 @@ class IsoCLIP(Cuts):
     # -- construction and files ----------------------------------------------------------------------
 
     @classmethod
-    def _made(cls, image: Tensor, text: Tensor, published: str | None, options: dict[str, Any]) -> IsoCLIP:
+    def _made(
+        cls,
+        image: Tensor,
+        text: Tensor,
+        published: str | None,
+        options: dict[str, Any],
+        weights: str | None = None,
+    ) -> IsoCLIP:
         if published is not None:
             given = [name for name in _CUTS if options.get(name) is not None]
             if given:
                 remedy = "pass either, not both"
                 contract = f"stand alone, without {', '.join(given)}"
                 raise ValueError(_errors.message("IsoCLIP", "published", contract, published, remedy))
-            options = {**options, **dict(zip(_CUTS, published_cuts(published), strict=True))}
+            options = {**options, **dict(zip(_CUTS, published_cuts(published, weights), strict=True))}
         iso = cls(image.detach().clone(), text.detach().clone(), **options)
         iso._spectrum()
         for side in SIDES:
@@ -100,22 +107,30 @@ class IsoCLIP(Cuts):
         return iso
 
     @classmethod
-    def from_clip(cls, model: Any, *, published: str | None = None, **options: Any) -> IsoCLIP:
+    def from_clip(
+        cls, model: Any, *, published: str | None = None, weights: str | None = None, **options: Any
+    ) -> IsoCLIP:
         """IsoCLIP of a CLIP model of a family that ``semobridge_ext.clip`` lists.
 
         Args:
             model: with a linear projection at the end of both towers. SigLIP's image tower ends in
                 attention pooling, without a matrix to take apart: refused.
-            published: the model whose published cuts to use, such as "ViT-B/32" (see ``PUBLISHED``).
+            published: the model whose published cuts to use, such as "ViT-B/32" (see ``PUBLISHED``). They
+                belong to the weights they were chosen on: "OpenCLIP ViT-B/32" to datacomp_xl_s13b_b90k, the
+                models without a maker's name to OpenAI's.
+            weights: a name of the model's weights, such as open_clip's tag, that is compared with them; None:
+                the name that a Hugging Face model carries; the cuts of others are taken on trust.
             options: k_top, k_bottom and the other keywords of the class.
 
         Raises:
             TypeError: no linear projection; the message says what was found. ValueError: cuts that
-                leave no direction.
+                leave no direction, or that were published for other weights.
         """
         from semobridge_ext.clip import image_projection, text_projection
 
-        return cls._made(image_projection(model), text_projection(model), published, options)
+        if weights is None:
+            weights = weights_name(getattr(getattr(model, "config", None), "_name_or_path", None))
+        return cls._made(image_projection(model), text_projection(model), published, options, weights)
 
     @classmethod
     def from_pretrained(
@@ -134,14 +149,14 @@ class IsoCLIP(Cuts):
         Args:
             name_or_path: a safetensors file, a folder with one, a URL, a Hugging Face name or open_clip's
                 name, as in ``Bridge.from_pretrained``.
-            published: the model whose published cuts to use, such as "ViT-B/32".
+            published: as in ``from_clip``; compared with a name of the hub or of open_clip, not with a path.
             revision, cache_dir, refresh, timeout: as in ``Bridge.from_pretrained``.
             options: k_top, k_bottom and the other keywords of the class.
 
         Raises:
             FileNotFoundError, PermissionError, ConnectionError: the file cannot be had, in time or at all.
                 ValueError: no such name, answers that do not fit what was asked, no linear projections
-                in it, or cuts that leave no direction.
+                in it, or cuts that leave no direction or were published for other weights.
         """
         from semobridge_ext.clip.checkpoints import read_projections
 
@@ -149,7 +164,7 @@ class IsoCLIP(Cuts):
             "IsoCLIP.from_pretrained", name_or_path, SIDES,
             revision=revision, cache_dir=cache_dir, refresh=refresh, timeout=timeout,
         )  # fmt: skip
-        return cls._made(found["image"], found["text"], published, options)
+        return cls._made(found["image"], found["text"], published, options, weights_name(name_or_path))
 
     def save(self, path: Any) -> None:
         """Writes a safetensors file (both matrices, cuts, options) to `path`, atomically."""

@@ -21,6 +21,7 @@ from semobridge_ext import _errors, _files, _schema
 from semobridge_ext._ops.project_normalize.prepared import PreparedProjection
 from semobridge_ext.linear_maps import export
 from semobridge_ext.linear_maps.principal import principal_directions
+from semobridge_ext.linear_maps.procrustes import procrustes
 from semobridge_ext.linear_maps.steps import FORMAT, Step, folded, layout_of, schema_of, steps_of, tensors_of
 from semobridge_ext.runtime.held import Held
 from semobridge_ext.runtime.rows import compute_dtype
@@ -152,6 +153,19 @@ class LinearMap:
             )
         m = vectors[:, :k] / loaded.sqrt()
         return cls(m, -(mean @ m))
+
+    @classmethod
+    def procrustes(cls, X: Tensor, Y: Tensor, *, center: bool = False) -> LinearMap:
+        """``norm(x Q)``, Q the orthogonal map that brings X closest to Y: from one model to another.
+
+        Args:
+            X: [N, K] features of N items, any float dtype; unit rows where cosines are compared.
+            Y: [N, M] the other model's features of the same items, row by row. Where K > M the columns of Q
+                are orthonormal and its map loses K − M directions; where K < M the rows are, and inner
+                products stay what they were. Q has the largest Σ ⟨x Q, y⟩ of its kind.
+            center: True subtracts both means: ``norm((x − μ_X) Q + μ_Y)``.
+        """
+        return cls(*procrustes("LinearMap.procrustes", X, Y, center))
 
     # -- the algebra ---------------------------------------------------------------------------------
 

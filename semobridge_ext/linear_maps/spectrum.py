@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +24,13 @@ PUBLISHED: dict[str, tuple[int, int, Any, Any]] = {
     "PE-Core-B/16": (300, 50, UNPUBLISHED, UNPUBLISHED),
     "SigLIP2 ViT-B/16": (350, 50, UNPUBLISHED, UNPUBLISHED),
 }
+# Whose weights they were chosen on, as words of which one stands in a name of them: another training of the
+# same architecture has other singular vectors.
+WEIGHTS: dict[str, tuple[str, ...]] = {
+    "ViT-B/32": ("openai",), "ViT-B/16": ("openai",), "ViT-L/14": ("openai",),
+    "OpenCLIP ViT-B/32": ("datacomp_xl_s13b_b90k",), "OpenCLIP ViT-B/16": ("datacomp_xl_s13b_b90k",),
+    "PE-Core-B/16": ("meta", "facebook", "pe_core"), "SigLIP2 ViT-B/16": ("webli", "siglip2"),
+}  # fmt: skip
 # Of the search, as shares of r.
 _GRID = (0.0, 0.01, 0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 
@@ -36,11 +44,17 @@ class Spectrum(NamedTuple):
 
 
 def spectrum_of(image: Tensor, text: Tensor) -> Spectrum:
-    """The thin SVD of Ψ through the two QR factors: D×D instead of V×T, and no rank beyond D."""
+    """The thin SVD of Ψ through the factors of tall matrices: D×D instead of V×T, and no rank beyond D."""
     a, w = (m.detach().to("cpu", torch.float64) for m in (image, text))
-    (qa, ra), (qw, rw) = torch.linalg.qr(a), torch.linalg.qr(w)
+    (qa, ra), (qw, rw) = _tall(a), _tall(w)
     u, s, ht = torch.linalg.svd(ra @ rw.T, full_matrices=False)
-    return Spectrum({"image": qa @ u, "text": qw @ ht.T}, s, {"image": a, "text": w})
+    bases = {side: m if q is None else q @ m for side, q, m in (("image", qa, u), ("text", qw, ht.T))}
+    return Spectrum(bases, s, {"image": a, "text": w})
+
+
+def _tall(m: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Q and R; a matrix that is no taller than wide has nothing to gain and is its own R."""
+    return (None, m) if m.shape[0] <= m.shape[1] else torch.linalg.qr(m)
 
 
 def factor_of(rows: Tensor) -> Tensor:  # [k, D] -> [k, k]
@@ -93,16 +107,32 @@ def search_cuts(
     return best[0], best[1], results
 
 
-def published_cuts(name: str) -> tuple[int, int, Any, Any]:
-    def plain(text: str) -> str:
-        return text.lower().replace("/", "-").replace(" ", "-").replace("_", "-")
+def _letters(name: Any) -> str:
+    return "".join(c for c in str(name).lower() if c.isalnum())
 
+
+def published_cuts(name: str, weights: str | None = None) -> tuple[int, int, Any, Any]:
+    """The published cuts of a model; ValueError where `weights` names others than they were chosen on."""
     for known, cuts in PUBLISHED.items():
-        if isinstance(name, str) and plain(known) == plain(name):
-            return cuts
+        if not isinstance(name, str) or _letters(known) != _letters(name):
+            continue
+        words = WEIGHTS[known]
+        if weights is not None and not any(_letters(word) in _letters(weights) for word in words):
+            contract = f"name cuts of these weights (those of {known} were chosen on {words[0]})"
+            remedy = "choose the cuts with tune(X, y), or pass k_top, k_bottom and the text's"
+            got = f"{name!r} for {weights!r}"
+            raise ValueError(_errors.message("IsoCLIP", "published", contract, got, remedy))
+        return cuts
     contract = f"be one of {', '.join(PUBLISHED)}"
     remedy = "the paper names no others; choose the cuts with tune(X, y)"
     raise ValueError(_errors.message("IsoCLIP", "published", contract, name, remedy))
+
+
+def weights_name(source: Any) -> str | None:
+    """What a name says of weights; None for a path, a URL or nothing."""
+    if not isinstance(source, str) or not source or "://" in source or os.path.exists(source):
+        return None
+    return source if ":" in source or "/" in source else None
 
 
 def _grid(function: str, name: str, values: Any, rank: int) -> list[int]:

@@ -30,6 +30,7 @@ from semobridge_ext._ops.rank_counts.op import (
     rank_counts_symmetric,
 )
 from semobridge_ext.retrieval import eager, relevance
+from semobridge_ext.retrieval.published import published_values
 from semobridge_ext.runtime.choice import resolve
 from semobridge_ext.runtime.rows import compute_dtype, unit_columns
 
@@ -182,6 +183,7 @@ def retrieval_metrics(
     same_set: bool = False,
     recall_at: Sequence[int] = (1, 5, 10),
     per_query: bool = False,
+    at_r: str = "R",
 ) -> dict[str, Any]:
     """mAP, mAP@R, R-Precision and Recall@k of a ranking by inner product, as fractions.
 
@@ -197,6 +199,9 @@ def retrieval_metrics(
             finds neither itself nor counts itself among its relevant items.
         recall_at: the k of Recall@k.
         per_query: adds ``"per_query"``.
+        at_r: "R", or "published" for tables of Cross-the-Gap and IsoCLIP alone: their mAP@R looks at R + 1
+            places under ``same_set``, and a query without relevant items counts as 0 in every mean
+            (retrieval/published.py). A second pass over the gallery.
 
     Returns:
         ``{"mAP", "mAP@R", "R-Precision", "Recall@k".., "queries", "without_relevant"}``: means over
@@ -225,50 +230,59 @@ def retrieval_metrics(
         >>> m["mAP"], m["Recall@1"], m["without_relevant"]
         (1.0, 1.0, 0)
     """
+    if at_r not in ("R", "published"):
+        remedy = "'published' is for comparisons with published tables"
+        raise ValueError(_errors.message(_NAME, "at_r", "be 'R' or 'published'", at_r, remedy))
     if relevant is not None:
         _check_relevant(query, gallery, query_labels if gallery_labels is None else gallery_labels, same_set)
         _check_recall_at(recall_at)
-        marked = relevance.mark_relevant(_NAME, relevant, len(query), len(gallery), same_set)
-        run = relevance.plain if resolve(_NAME, query.device) == "eager" else relevance.native
-        values = run(query.detach(), gallery.detach(), marked, tuple(recall_at))
-        return _summary(values, tuple(recall_at), marked.sizes() if per_query else None, "relevant")
-    if query_labels is None or gallery_labels is None:
+    elif query_labels is None or gallery_labels is None:
         contract, remedy = "be given with the other labels", "pass both, or relevant="
         name = "query_labels" if query_labels is None else "gallery_labels"
         raise TypeError(_errors.message(_NAME, name, contract, "None", remedy))
-    _check(query, gallery, query_labels, gallery_labels, same_set, recall_at)
-    query, gallery = query.detach(), gallery.detach()
-    # Read once from here on: what two passes make of them must agree, whatever another thread writes.
-    gallery_labels = gallery_labels.clone().resolve_neg()
-    query_labels = gallery_labels if same_set else query_labels.clone().resolve_neg()
-    ks = tuple(recall_at)
-    if resolve(_NAME, query.device) == "eager":
-        values = eager.retrieval_metrics(query, gallery, query_labels, gallery_labels, same_set, ks)
     else:
-        values = _native(query, gallery, query_labels, gallery_labels, same_set, ks)
-    sizes = None
-    if per_query:
-        sizes = mark_by_label(query_labels.cpu(), gallery_labels.cpu(), same_set).sizes()
-    return _summary(values, ks, sizes, "gallery_labels")
-
-
-def _summary(values: Tensor, ks: Sequence[int], sizes: Tensor | None, argument: str) -> dict[str, Any]:
-    """Means over the queries with a relevant item, of [N, 3 + len(ks)]; with `sizes` each query's own too."""
-    valid = ~torch.isnan(values[:, 0])
-    if not bool(valid.any()):
-        by_label = argument == "gallery_labels"
-        remedy = f"check that both {'label vectors' if by_label else 'columns'} use the same numbering"
-        got = f"no common label for any of {len(values)} queries"
-        if not by_label:
-            got = f"none for any of {len(values)} queries"
-        raise ValueError(_errors.message(_NAME, argument, "hold relevant items", got, remedy))
+        _check(query, gallery, query_labels, gallery_labels, same_set, recall_at)
+    query, gallery, ks = query.detach(), gallery.detach(), tuple(recall_at)
+    native = resolve(_NAME, query.device) != "eager"
+    published, marked = at_r == "published", None
+    if relevant is not None:
+        marked = relevance.mark_relevant(_NAME, relevant, len(query), len(gallery), same_set)
+        values = (relevance.native if native else relevance.plain)(query, gallery, marked, ks)
+    else:
+        assert query_labels is not None and gallery_labels is not None
+        # Read once from here on: what two passes make of them must agree, whatever another thread writes.
+        gallery_labels = gallery_labels.clone().resolve_neg()
+        query_labels = gallery_labels if same_set else query_labels.clone().resolve_neg()
+        run = _native if native else eager.retrieval_metrics
+        values = run(query, gallery, query_labels, gallery_labels, same_set, ks)
+        if per_query or (published and same_set):
+            marked = mark_by_label(query_labels.cpu(), gallery_labels.cpu(), same_set)
+    known = ~torch.isnan(values[:, 0])
+    if not bool(known.any()):
+        raise _nothing_relevant(len(values), by_label=relevant is None)
+    if published and same_set:
+        assert marked is not None
+        values = published_values(values, query, gallery, marked, native=native)
+    if published:
+        values = torch.nan_to_num(values, nan=0.0)
     names = ["AP", "AP@R", "R-Precision", *(f"Recall@{k}" for k in ks)]
+    counted = values if published else values[known]
     result: dict[str, Any] = {
-        name if name[0] == "R" else f"m{name}": float(values[valid, i].mean()) for i, name in enumerate(names)
+        name if name[0] == "R" else f"m{name}": float(counted[:, i].mean()) for i, name in enumerate(names)
     }
-    result["queries"] = int(valid.sum())
-    result["without_relevant"] = int((~valid).sum())
-    if sizes is not None:
+    result["queries"] = len(counted)
+    result["without_relevant"] = int((~known).sum())
+    if per_query:
+        assert marked is not None
         result["per_query"] = {name: values[:, i].clone() for i, name in enumerate(names)}
-        result["per_query"]["relevant"] = sizes
+        result["per_query"]["relevant"] = marked.sizes()
     return result
+
+
+def _nothing_relevant(queries: int, by_label: bool) -> ValueError:
+    if by_label:
+        argument, got = "gallery_labels", f"no common label for any of {queries} queries"
+    else:
+        argument, got = "relevant", f"none for any of {queries} queries"
+    remedy = f"check that both {'label vectors' if by_label else 'columns'} use the same numbering"
+    return ValueError(_errors.message(_NAME, argument, "hold relevant items", got, remedy))

@@ -139,12 +139,29 @@ def trained(home: Path, seed: int = 0) -> None:
     clf.fit(p.shots, p.labels, validation=(p.queries, p.targets), checkpoint=path)
 
 
+def trained_cache(home: Path, seed: int = 0) -> None:
+    p = problem(seed)
+    clf = sb.APET(p.text, epochs=4, batch_size=8)
+    clf.fit(p.shots, p.labels, checkpoint=home / "out" / "run.safetensors")
+
+
+def cache(home: Path, seed: int = 0) -> None:
+    p = problem(seed)
+    sb.APET(p.text, epochs=1).fit(p.shots, p.labels).save(home / "out" / "cache.safetensors")
+
+
 def bridge(home: Path, seed: int = 0) -> None:
     problem(seed).bridge().save(home / "out" / "bridge.safetensors")
 
 
 def linear_map(home: Path, seed: int = 0) -> None:
     sb.LinearMap.whitening(problem(seed).queries).save(home / "out" / "map.safetensors")
+
+
+def role_centering(home: Path, seed: int = 0) -> None:
+    p = problem(seed)
+    roles = sb.RoleCentering().fit({"query_text": p.text, "document_image": p.queries})
+    roles.save(home / "out" / "roles.safetensors")
 
 
 def estimator(home: Path, seed: int = 0) -> None:
@@ -254,8 +271,11 @@ JOBS: dict[str, Job] = {
     "oti": Job(nothing, oti, other=lambda h: oti(h, 12)),
     "InversionMap.fit": Job(nothing, inversion_map),
     "fit": Job(nothing, trained, other=lambda h: trained(h, 1)),
+    "APET.fit": Job(nothing, trained_cache, other=lambda h: trained_cache(h, 1)),
+    "APET.save": Job(nothing, cache, lambda h: cache(h, 1)),
     "Bridge.save": Job(nothing, bridge, lambda h: bridge(h, 1)),
     "LinearMap.save": Job(nothing, linear_map, lambda h: linear_map(h, 1)),
+    "RoleCentering.save": Job(nothing, role_centering, lambda h: role_centering(h, 1)),
     "estimator.save": Job(nothing, estimator, lambda h: estimator(h, 1)),
     "NearestClassMean.save": Job(nothing, class_means, lambda h: class_means(h, 1)),
     "ProLIP.save": Job(nothing, projection_classifier, lambda h: projection_classifier(h, 1)),

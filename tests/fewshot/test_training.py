@@ -21,6 +21,7 @@ from tests.support.training import (
     classifier,
     trainer_of,
 )
+from tests.support.vectors import vector
 
 
 @pytest.mark.parametrize("backend", ["native", "eager"])
@@ -84,6 +85,16 @@ def test_trajectory_of_200_steps(backend):
     assert_figures(ratios, [1.0] * 200, "trajectory", dtype=torch.float32)
     found = trainer.parameters["inverse"].flatten()
     assert_row_relative(found, inverse.flatten().double(), "trajectory_end")
+
+
+def test_the_rates_are_those_of_the_authors_scheduler():
+    want = vector("dassl_schedules")["outputs"]["semobridge_t_first_510_steps"]
+    paper = PRESETS["paper"]
+    assert_figures([paper.rate(k) for k in range(len(want))], want, "figure", scale=paper.lr)
+    assert paper.rate(0) == 1e-5 and paper.rate(1) < paper.rate(0) and paper.rate(4999) == paper.lr
+    fast = PRESETS["fast"]
+    assert fast.rate(0) == 1e-5 and fast.rate(fast.warmup) == fast.lr > fast.rate(fast.steps)
+    assert paper._replace(warmup=0).rate(0) == paper.lr
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

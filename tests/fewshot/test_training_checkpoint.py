@@ -154,12 +154,12 @@ def rewritten(path: Path, **meta: str) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def test_an_older_format_says_what_to_do(broken: Path):
-    stamp = json.dumps([[30, 1e-3, 5], [0.5], 0.01])
-    rewritten(broken, format="semobridge-ext SeMoBridgeT checkpoint 1", stamp=stamp)
-    with pytest.raises(
-        ValueError, match="got format 'semobridge-ext SeMoBridgeT checkpoint 1'; remove it and"
-    ):
+@pytest.mark.parametrize("version", [1, 2])  # 2: its steps warmed up along another line
+def test_an_older_format_says_what_to_do(broken: Path, version: int):
+    changed = {"stamp": json.dumps([[30, 1e-3, 5], [0.5], 0.01])} if version == 1 else {}
+    rewritten(broken, format=f"semobridge-ext SeMoBridgeT checkpoint {version}", **changed)
+    told = f"got format 'semobridge-ext SeMoBridgeT checkpoint {version}'; remove it and train again, or"
+    with pytest.raises(ValueError, match=told):
         fit(broken)
 
 

@@ -58,6 +58,17 @@ def linear_map() -> Any:
     )
 
 
+def role_centering() -> Any:
+    return sb.RoleCentering().fit({"query_text": rows(4), "document_image": rows(4).flip(0)})
+
+
+def use_role_centering(path: Path) -> Sequence[Tensor]:
+    found = loaded(sb.RoleCentering.load(path))
+    found.save(path)
+    assert repr(found)
+    return [found.map_for(role)(rows(len(mean))) for role, mean in found.means_.items()]
+
+
 def use_onnx(path: Path) -> Sequence[Tensor]:
     found = loaded(sb.LinearMap.from_onnx(path))
     return [found(rows(found.in_features))]
@@ -98,6 +109,7 @@ MADE: dict[str, Callable[[], Any]] = {
     "ProKeR": lambda: sb.ProKeR(P.text, class_names=NAMES),
     "LPPlusPlus": lambda: sb.LPPlusPlus(P.text, class_names=NAMES, steps=2),
     "ProLIP": lambda: sb.ProLIP(torch.eye(P.text.shape[1]), P.text, class_names=NAMES, steps=2),
+    "APET": lambda: sb.APET(P.text, class_names=NAMES, channels=4, epochs=1),
     "ZeroShot": lambda: sb.ZeroShot(P.text, class_names=NAMES),
     "NearestClassMean": sb.NearestClassMean,
     "LDA": sb.LDA,
@@ -122,7 +134,7 @@ def use_estimator(kind: str) -> Callable[[Path], Sequence[Tensor]]:
         if kind.startswith("SeMoBridge"):
             clf.tune(x, y, n_trials=3, sampler="random")
             results.append(clf.add_shots(x, y).decision_function(x))
-        elif kind in ("TipAdapter", "TipAdapterF", "APE", "GDA", "ProKeR"):
+        elif kind in ("TipAdapter", "TipAdapterF", "APE", "APET", "GDA", "ProKeR"):
             results.append(clf.tune(x, y).decision_function(x))
         return results
 
@@ -393,6 +405,25 @@ def make_checkpoint(folder: Path) -> Path:
     return path
 
 
+def train_cache(kind: str) -> Callable[[Path], Sequence[Tensor]]:
+    def train(path: Path) -> Sequence[Tensor]:
+        clf = getattr(sb, kind)(P.text, epochs=2, batch_size=4).fit(P.shots, P.labels, checkpoint=path)
+        return [clf.losses_, clf.decision_function(rows(7))]
+
+    return train
+
+
+def make_cache_checkpoint(kind: str) -> Callable[[Path], Path]:
+    """The file after one of two epochs."""
+
+    def made(folder: Path) -> Path:
+        path = folder / "run.safetensors"
+        train_cache(kind)(path)
+        return path
+
+    return made
+
+
 # -- checkpoints and features of others --------------------------------------------------------------
 
 
@@ -435,6 +466,14 @@ S = "safetensors"
 TARGETS = [
     Target("Bridge.load", S, ("Bridge.load",), saved(P.bridge), use_bridge, sealed=True),
     Target("LinearMap.load", S, ("LinearMap.load",), saved(linear_map), use_map, sealed=True),
+    Target(
+        "RoleCentering.load",
+        S,
+        ("RoleCentering.load",),
+        saved(role_centering),
+        use_role_centering,
+        sealed=True,
+    ),
     Target("LinearMap.from_onnx", "bytes", ("LinearMap.from_onnx",), make_onnx, use_onnx),
     Target(
         "IsoCLIP.load",
@@ -455,6 +494,18 @@ TARGETS = [
     Target("oti(out=), a part", S, ("oti",), make_part, use_part, 0.2, sealed=True),
     Target(
         "InversionMap.load", S, ("InversionMap.load",), saved(inversion_map), use_inversion_map, sealed=True
+    ),
+    *(
+        Target(
+            f"{kind}.fit(checkpoint=)",
+            S,
+            (f"{kind}.fit",),
+            make_cache_checkpoint(kind),
+            train_cache(kind),
+            0.5,
+            sealed=True,
+        )
+        for kind in ("TipAdapterF", "APET")
     ),
     Target("SeMoBridgeT.fit(checkpoint=)", S, ("SeMoBridgeT.fit",), make_checkpoint, train, 0.5, sealed=True),
     Target(

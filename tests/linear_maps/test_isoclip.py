@@ -13,7 +13,7 @@ from torch import Tensor
 
 import semobridge_ext as sb
 from semobridge_ext.clip import encode_image, encode_text
-from semobridge_ext.linear_maps.spectrum import PUBLISHED
+from semobridge_ext.linear_maps.spectrum import PUBLISHED, weights_name
 from tests.support.assertions import (
     assert_close,
     assert_figures,
@@ -419,6 +419,51 @@ BAD = [
         "published must stand alone, without k_top",
     ),
 ]  # fmt: skip
+
+
+B32 = torch.randn(300, 300, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize(
+    "published,weights",
+    [
+        ("OpenCLIP ViT-B/32", "ViT-B-32:laion2b_s34b_b79k"),
+        ("OpenCLIP ViT-B/32", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"),
+        ("OpenCLIP ViT-B/32", "openai"),
+        ("ViT-B/32", "datacomp_xl_s13b_b90k"),
+        ("vit-b-32", "laion/CLIP-ViT-B-32-DataComp.XL-s13B-b90K"),
+    ],
+)
+def test_cuts_of_other_weights_are_refused(published, weights):
+    told = r"published must name cuts of these weights \(.* were chosen on .*\), got .*; choose the cuts"
+    with pytest.raises(ValueError, match=told):
+        sb.IsoCLIP._made(B32, B32, published, {}, weights)
+
+
+@pytest.mark.parametrize(
+    "published,weights",
+    [
+        ("OpenCLIP ViT-B/32", "ViT-B-32:datacomp_xl_s13b_b90k"),
+        ("OpenCLIP ViT-B/32", "laion/CLIP-ViT-B-32-DataComp.XL-s13B-b90K"),
+        ("ViT-B/32", "openai/clip-vit-base-patch32"),
+        ("ViT-B/32", "ViT-B-32-quickgelu:openai"),
+        ("ViT-B/32", None),
+    ],
+)
+def test_cuts_of_their_own_weights_are_taken(published, weights):
+    iso = sb.IsoCLIP._made(B32, B32, published, {}, weights)
+    assert (iso.k_top, iso.k_bottom) == ((50, 50) if "Open" in published else (150, 50))
+
+
+def test_names_of_weights(tmp_path, monkeypatch):
+    """Paths and addresses say nothing; a name of a hub, of open_clip or of a model's configuration does."""
+    silent = (str(tmp_path), "https://x/openai", "a.safetensors", "", None)
+    assert [weights_name(word) for word in silent] == [None] * 5
+    assert weights_name("ViT-B-32:openai") == "ViT-B-32:openai" and weights_name("a/b") == "a/b"
+    model, _, _ = sb.load_picto_clip()
+    monkeypatch.setattr(type(model), "config", type("C", (), {"_name_or_path": "laion/x"}), raising=False)
+    with pytest.raises(ValueError, match="got 'ViT-B/32' for 'laion/x'"):
+        sb.IsoCLIP.from_clip(model, published="ViT-B/32")
 
 
 @pytest.mark.parametrize("call,kind,text", BAD, ids=[text[:40] for _, _, text in BAD])

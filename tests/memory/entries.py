@@ -81,7 +81,8 @@ def bridge_file(s: Source) -> Any:
 def map_file(s: Source) -> Any:
     p = _problem(s)
     made = s.random.choice((sb.LinearMap.whitening, sb.LinearMap.centering))(p.queries)
-    return _saved(made)(p.queries)
+    roles = _saved(sb.RoleCentering().fit({"text": p.text, "image": p.queries}))
+    return _saved(made)(p.queries), roles.fuse(p.queries, p.queries, roles=("text", "image"))
 
 
 def isoclip(s: Source) -> Any:
@@ -116,7 +117,8 @@ def zero_shot(s: Source) -> Any:
 
 def tip_adapter_f(s: Source) -> Any:
     p = _problem(s)
-    return sb.TipAdapterF(p.text, epochs=1).fit(p.shots, p.labels).decision_function(p.queries)
+    made = s.random.choice((sb.TipAdapterF, sb.APET))(p.text, epochs=1)
+    return made.fit(p.shots, p.labels).decision_function(p.queries)
 
 
 def support_file(s: Source) -> Any:

@@ -1,0 +1,154 @@
+"""APE, training-free (arXiv 2304.01195).
+
+    logits = κ·norm(f)·tᵀ + α·Σ_{s: y_s = c} w_s·exp(−β(1 − ⟨q, k_s⟩))
+
+q and the keys keep the best channels, w_s = exp(γ·D_s) with D_s = log2((1+ε)/(p_s,y+ε)) and
+p_s = softmax(k_s·tᵀ).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from semobridge_ext._ops.support_logits.op import support_logits
+from semobridge_ext._schema import WHOLE, Field
+from semobridge_ext.fewshot import published
+from semobridge_ext.fewshot.ape_channels import Refined
+from semobridge_ext.fewshot.cache_search import Found
+from semobridge_ext.fewshot.caches import TipAdapter
+from semobridge_ext.fewshot.estimator import CHUNK, unchanged_on_error
+from semobridge_ext.fewshot.published import Grid
+
+_CELLS = 1 << 23  # exponentials of one block of rows at a time
+
+
+class APE(Refined):
+    """APE, training-free: the cache keeps the channels that tell classes apart, weighted by its fit.
+
+    Args:
+        text_features, class_names, alpha, beta, logit_scale: as in TipAdapter.
+        channels: how many to keep; None: half of them. A data set's name of the authors' files, such as
+            "caltech101": the published number, which is one of RN50's 1024 channels, as a share of any width,
+            with the published w0 and w1 in place of these.
+        w0, w1: of the inter-class product and of the variance.
+        gamma: sharpness of the cache weights before ``tune``.
+
+    Attributes: channels_ [d] kept, weights_ [S], gamma_ beside TipAdapter's.
+
+    Raises:
+        ValueError: from ``fit``: NaN features, widths that differ, labels without text.
+
+    Example:
+        >>> import torch, semobridge_ext as sb
+        >>> clf = sb.APE(torch.eye(2), class_names=["a", "b"])
+        >>> clf.fit(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), ["a", "b"]).predict([[3.0, 1.0]]).tolist()
+        ['a']
+    """
+
+    _numbers: tuple[str, ...] = ("alpha_", "beta_", "gamma_")
+    _later: ClassVar[dict[str, str]] = {"gamma_": "gamma"}
+    _file: ClassVar[dict[str, Field]] = TipAdapter._file | {
+        "keys_": Field(("S", "d")),
+        "weights_": Field(("S",)),
+        "channels_": Field(("d",), WHOLE, bound="D"),
+    }
+    _selections = published.APE_CHANNELS
+    GAMMAS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+
+    def __init__(
+        self,
+        text_features: Any,
+        *,
+        class_names: Sequence[Hashable] | None = None,
+        alpha: float = 1.17,
+        beta: float = 1.0,
+        gamma: float = 0.1,
+        logit_scale: float = 100.0,
+        channels: int | str | None = None,
+        w0: float = 0.7,
+        w1: float = 0.3,
+    ) -> None:
+        super().__init__(
+            text_features, class_names=class_names, alpha=alpha, beta=beta, logit_scale=logit_scale
+        )
+        self.gamma, self.channels, self.w0, self.w1 = gamma, channels, w0, w1
+
+    def fit(self, X: Any, y: Any) -> Any:
+        """Takes the shots.
+
+        Args:
+            X: [M, D] raw image features, a floating-point tensor or array.
+            y: M class names of the text rows, any number of rows per class.
+
+        Raises:
+            TypeError, ValueError: features that are no finite floating-point rows, a class without a shot,
+                a label without text, widths that differ.
+        """
+        with unchanged_on_error(self):
+            super().fit(X, y)
+            self.channels_ = self._choose(self.keys_, self.labels_)
+            self.keys_ = normalize(self.keys_[:, self.channels_.to(self.keys_.device)], dim=1)
+            self.gamma_ = float(self.gamma)
+            self.weights_ = torch.exp(self.gamma_ * self._divergence())
+        return self
+
+    def _divergence(self) -> Tensor:  # [S]
+        """D_s of every key, from the kept channels alone."""
+        assert self.channels_ is not None
+        small = normalize(self._text_rows[:, self.channels_.to(self._text_rows.device)], dim=1)
+        keys, labels = self.keys_, self.labels_.unsqueeze(1)
+        p = torch.softmax(keys @ small.to(keys.device, keys.dtype).T, dim=1).gather(1, labels).squeeze(1)
+        return torch.log2((1 + 1e-6) / (p + 1e-6))
+
+    def _small(self, unit: Tensor) -> Tensor:
+        assert self.channels_ is not None
+        return normalize(unit[:, self.channels_.to(unit.device)], dim=1)
+
+    def _cache(self, unit: Tensor, beta: float) -> Tensor:
+        small, classes = self._small(unit), len(self._names)
+        return support_logits(small, self.keys_, self.labels_, classes, beta=beta, weights=self.weights_)
+
+    # -- the search ---------------------------------------------------------------------------------
+
+    def _grid(self, given: Any) -> Grid:
+        if given is None:
+            return Grid(self.BETAS, self.ALPHAS, self.GAMMAS)
+        return published.grid_of(f"{type(self).__name__}.tune", given, published.APE, True)
+
+    def _caches(self, unit: Tensor, beta: float, gammas: tuple[float, ...]) -> Tensor:  # [G, n, C]
+        """One exponential of every pair for all γ: its classes' keys, padded to one number, weigh it."""
+        index, mask = _by_class(self.labels_, len(self._names))  # [C, K]
+        divergence = self._divergence()[index]
+        values = torch.tensor(gammas, dtype=divergence.dtype, device=divergence.device)
+        weights = torch.exp(divergence.unsqueeze(2) * values) * mask.unsqueeze(2)  # [C, K, G]
+        cosines = self._small(unit) @ self.keys_[index.flatten()].T  # [n, C·K]
+        terms = torch.exp_(cosines.sub_(1).mul_(beta)).view(len(unit), *index.shape)
+        return torch.bmm(terms.transpose(0, 1), weights).permute(2, 1, 0)  # [C, n, G] before
+
+    def _rows_at_once(self) -> int:
+        index, _ = _by_class(self.labels_, len(self._names))
+        return max(1, min(CHUNK, _CELLS // index.numel()))
+
+    def _present(self, correct: int) -> Found:
+        return Found(correct, self.alpha_, self.beta_, self.gamma_)
+
+    def _take(self, found: Found) -> None:
+        super()._take(found)
+        assert found.gamma is not None
+        if found.gamma != self.gamma_:
+            self.gamma_, self.weights_ = found.gamma, torch.exp(found.gamma * self._divergence())
+
+
+def _by_class(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:  # [C, K] each
+    """Rows of each class, as many as the largest has, and whether a row counts."""
+    counts = torch.bincount(labels, minlength=classes)
+    order = torch.argsort(labels, stable=True)
+    starts = (counts.cumsum(0) - counts).unsqueeze(1)
+    place = torch.arange(int(counts.max()), device=labels.device)
+    mask = place < counts.unsqueeze(1)
+    return order[torch.where(mask, starts + place, 0)], mask
