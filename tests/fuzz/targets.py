@@ -189,23 +189,29 @@ def discover(path: Path) -> Sequence[Tensor]:
     return [found.losses_, found.logits(rows(10))]
 
 
+def half_way(checkpoint: Any, run: Callable[[], Any], path: Path) -> Path:
+    """What the first write of a run left at a path."""
+    kept, write = [], checkpoint.write
+
+    def keeps(self: Any, *state: Any) -> None:
+        write(self, *state)
+        kept.append(path.read_bytes())
+
+    checkpoint.write = keeps
+    try:
+        run()
+    finally:
+        checkpoint.write = write
+    path.write_bytes(kept[0])
+    return path
+
+
 def make_discovery(folder: Path) -> Path:
     """The file after one of two epochs."""
     from semobridge_ext.discovery.training_checkpoint import Checkpoint
 
-    path, kept, write = folder / "run.safetensors", [], Checkpoint.write
-
-    def keeps(self: Any, state: Any) -> None:
-        write(self, state)
-        kept.append(path.read_bytes())
-
-    Checkpoint.write = keeps  # type: ignore[method-assign]
-    try:
-        discover(path)
-    finally:
-        Checkpoint.write = write  # type: ignore[method-assign]
-    path.write_bytes(kept[0])
-    return path
+    path = folder / "run.safetensors"
+    return half_way(Checkpoint, lambda: discover(path), path)
 
 
 # -- what a run goes on from -------------------------------------------------------------------------
@@ -262,10 +268,28 @@ def use_part(path: Path) -> Sequence[Tensor]:
     return invert(whole)
 
 
-def inversion_map() -> Any:
-    targets = towers.targets(6, towers.D, towers.F32)
-    start = torch.Generator().manual_seed(1)
-    return sb.InversionMap.fit(_model(), targets, steps=2, refine=(1,), generator=start)
+def inversion_map(out: Path | None = None) -> Any:
+    targets, start = towers.targets(12, towers.D, towers.F32), torch.Generator().manual_seed(1)
+    return sb.InversionMap.fit(
+        _model(), targets, steps=2, refine=(1,), hidden=3, train_steps=4, generator=start, out=out
+    )
+
+
+def make_map_training(folder: Path) -> Path:
+    """The file after the first of four steps, pilots beside it gone."""
+    from semobridge_ext.inversion.map_training import Checkpoint
+
+    out = folder / "map.safetensors"
+    path = half_way(Checkpoint, lambda: inversion_map(out), folder / "map.safetensors.training.safetensors")
+    out.unlink()
+    return path
+
+
+def use_map_training(path: Path) -> Sequence[Tensor]:
+    out = path.with_name("map.safetensors")
+    out.unlink(missing_ok=True)
+    phi = inversion_map(out)
+    return [phi.matrix, phi.offset, phi.outer]
 
 
 def use_inversion_map(path: Path) -> Sequence[Tensor]:
@@ -285,19 +309,8 @@ def make_checkpoint(folder: Path) -> Path:
     """The file after two of four steps."""
     from semobridge_ext.fewshot.training_checkpoint import Checkpoint
 
-    path, kept, write = folder / "run.safetensors", [], Checkpoint.write
-
-    def keeps(self: Any, trainer: Any, best: Any) -> None:
-        write(self, trainer, best)
-        kept.append(path.read_bytes())
-
-    Checkpoint.write = keeps  # type: ignore[method-assign]
-    try:
-        train(path)
-    finally:
-        Checkpoint.write = write  # type: ignore[method-assign]
-    path.write_bytes(kept[0])
-    return path
+    path = folder / "run.safetensors"
+    return half_way(Checkpoint, lambda: train(path), path)
 
 
 # -- checkpoints and features of others --------------------------------------------------------------
@@ -362,6 +375,15 @@ TARGETS = [
     Target("oti(out=), a part", S, ("oti",), make_part, use_part, 0.2, sealed=True),
     Target(
         "InversionMap.load", S, ("InversionMap.load",), saved(inversion_map), use_inversion_map, sealed=True
+    ),
+    Target(
+        "InversionMap.fit(out=)",
+        S,
+        ("InversionMap.fit",),
+        make_map_training,
+        use_map_training,
+        0.3,
+        sealed=True,
     ),
     Target("SeMoBridgeT.fit(checkpoint=)", S, ("SeMoBridgeT.fit",), make_checkpoint, train, 0.5, sealed=True),
     Target(
