@@ -16,8 +16,12 @@ from semobridge_ext.diagnostics import Diagnosis, diagnose
 from semobridge_ext.discovery import GCDAccuracy, SpectralFilter, SpectralGCD, gcd_accuracy
 from semobridge_ext.fewshot import (
     APE,
+    GDA,
     LDA,
+    LPPlusPlus,
     NearestClassMean,
+    ProKeR,
+    ProLIP,
     SeMoBridgeClassifier,
     SeMoBridgeT,
     TipAdapter,
@@ -25,6 +29,7 @@ from semobridge_ext.fewshot import (
     ZeroShot,
 )
 from semobridge_ext.fewshot.support_set import SupportSet
+from semobridge_ext.incremental import IncrementalReport, RETune, incremental_report
 from semobridge_ext.inversion import Inversion, InversionMap, oti, ovi
 from semobridge_ext.linear_maps import IsoCLIP, LinearMap
 from semobridge_ext.ops import TopK, retrieval_metrics, support_logits, topk
@@ -47,13 +52,19 @@ __all__ = [  # noqa: RUF022 - plain order
     "Bridge",
     "Diagnosis",
     "GCDAccuracy",
+    "GDA",
     "Gallery",
+    "IncrementalReport",
     "Inversion",
     "InversionMap",
     "IsoCLIP",
     "LDA",
+    "LPPlusPlus",
     "LinearMap",
     "NearestClassMean",
+    "ProKeR",
+    "ProLIP",
+    "RETune",
     "SeMoBridgeClassifier",
     "SeMoBridgeT",
     "SpectralFilter",
@@ -70,6 +81,7 @@ __all__ = [  # noqa: RUF022 - plain order
     "diagnose",
     "encode_text",
     "gcd_accuracy",
+    "incremental_report",
     "list_picto",
     "load_picto",
     "load_picto_clip",

@@ -37,8 +37,9 @@ def encode_drawings(
     *,
     batch_size: int = 256,
     progress: Progress | None = None,
-) -> Tensor:  # [N, D], raw
-    """Raw image features of uint8 drawings, `batch_size` at a time.
+    project: bool = True,
+) -> Tensor:  # [N, D], raw; [N, V] with project=False
+    """Raw image features of uint8 drawings, or what the projection reads, `batch_size` at a time.
 
     Drawings that already have the model's size are scaled and shifted as a batch, which is all that
     ``preprocess`` does to them; others go through it one by one.
@@ -51,7 +52,7 @@ def encode_drawings(
     steps: Iterable[int] = range(0, len(images), batch_size)
     if progress is not None:
         steps = progress(steps, -(-len(images) // batch_size))
-    parts = []
+    run, parts = adapter.encode_image if project else adapter.encode_image_hidden, []
     for start in steps:
         chunk = images[start : start + batch_size]
         if fits:
@@ -60,7 +61,7 @@ def encode_drawings(
             from PIL import Image
 
             batch = torch.stack([preprocess(Image.fromarray(image.numpy())) for image in chunk])
-        parts.append(adapter.encode_image(batch))
+        parts.append(run(batch))
     if not parts:
         raise ValueError("encode_drawings: images must not be empty, got none; choose another set")
     return torch.cat(parts)

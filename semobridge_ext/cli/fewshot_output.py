@@ -129,6 +129,11 @@ def findings(rows: Sequence[dict[str, Any]]) -> list[str]:
         ("SeMoBridge-T", "SeMoBridge-T, no text losses", "The text losses are worth"),
         ("SeMoBridge-T", "SeMoBridge-T, no bias", "The class bias is worth"),
         ("SeMoBridge", "Tip-Adapter", "Against Tip-Adapter, the closed form gains"),
+        ("GDA", "LDA", "Against LDA on image features, GDA gains"),
+        ("GDA", "SeMoBridge", "Against the closed form, GDA gains"),
+        ("ProKeR", "SeMoBridge", "Against the closed form, ProKeR gains"),
+        ("LP++", "SeMoBridge-T", "Against SeMoBridge-T, LP++ gains"),
+        ("ProLIP", "SeMoBridge-T", "Against SeMoBridge-T, ProLIP gains"),
         ("SeMoBridge", "LDA", "Against LDA on image features, the closed form gains"),
     )
     for ours, other, words in questions:
@@ -164,7 +169,13 @@ def draw(path: Path, rows: Sequence[dict[str, Any]]) -> None:
             means, spreads = zip(*((100 * r["accuracy"], 100 * r["std"]) for r in line), strict=True)
             # Ablations have a comma in their name.
             style: dict[str, Any] = {"lw": 1, "ls": ":"} if ", " in method else {"lw": 2, "ls": "-"}
-            style |= {"color": colours(i % 20), "marker": "o", "ms": 3, "capsize": 2, "label": method}
+            style |= {
+                "color": colours(i % 20),
+                "marker": "os^vDPX"[i % 7],
+                "ms": 4,
+                "capsize": 2,
+                "label": method,
+            }
             axis.errorbar([r["shots"] for r in line], means, spreads, **style)
         axis.set_xscale("log", base=2)
         axis.set_xticks(sorted({r["shots"] for r in rows if r["set"] == name}))

@@ -63,8 +63,31 @@ def _load_file(path: Path) -> dict[str, Tensor]:
             f"{list(text.shape)}; take both from one model"
         )
     classes, what = (_CLASSES, "a million classes at most") if text is None else (len(text), "rows of 'text'")
+    before = tensors.get("before")
+    if before is not None and (before.dim() != 2 or len(before) != len(labels) or before.is_complex()):
+        raise ValueError(
+            f"fewshot: {path} must hold before [{len(labels)}, V], real numbers beside its features, got "
+            f"{list(before.shape)} of {before.dtype}; align them"
+        )
     labels = _check_labels(path, labels, classes, what)
     return {**tensors, "features": features.float(), "labels": labels}
+
+
+def _before(parts: list[tuple[Path, dict[str, Tensor]]]) -> tuple[Tensor, ...] | None:
+    """The files' rows before the projection, where the first has a projection and all have them."""
+    path, train = parts[0]
+    matrix = train.get("image_projection")
+    if matrix is None or not all("before" in tensors for _, tensors in parts):
+        return None
+    width = train["features"].shape[1]
+    for held, tensors in parts:
+        found = tensors["before"].shape[1]
+        if matrix.shape != (found, width):
+            raise ValueError(
+                f"fewshot: {path} must hold image_projection [{found}, {width}], from 'before' of {held} to "
+                f"its features, got {list(matrix.shape)}; take both from one model"
+            )
+    return tuple(tensors["before"].float() for _, tensors in parts)
 
 
 def _check_held(held: dict[str, Tensor], path: Path, train: dict[str, Tensor], train_file: Path) -> None:
@@ -86,10 +109,12 @@ def of_files(train_file: Path | None, val_file: Path | None, test_file: Path | N
     train, test = _load_file(train_file), _load_file(test_file)
     _check_held(test, test_file, train, train_file)
     x, y = train["features"], train["labels"]
+    parts = [(train_file, train), (test_file, test)]
     if val_file is not None:
         held = _load_file(val_file)
         _check_held(held, val_file, train, train_file)
-        val = held["features"], held["labels"]
+        parts.insert(1, (val_file, held))
+        val, before = (held["features"], held["labels"]), _before(parts)
     else:
         sizes = torch.bincount(y)
         if int(sizes[sizes > 0].min()) < 2:
@@ -100,17 +125,21 @@ def of_files(train_file: Path | None, val_file: Path | None, test_file: Path | N
         place = torch.arange(len(y)) - (sizes.cumsum(0) - sizes)[y[order]]
         aside = torch.zeros(len(y), dtype=torch.bool)
         aside[order] = place < (sizes[y[order]] // 3).clamp(min=1)
-        val = x[aside], y[aside]
+        val, before = (x[aside], y[aside]), _before(parts)
+        if before is not None:
+            before = before[0][~aside], before[0][aside], before[1]
         x, y = x[~aside], y[~aside]
+    matrix = None if before is None else train["image_projection"].float()
     return Problem(
         train_file.stem, (x, y), val, (test["features"], test["labels"]),
         train.get("text"), train.get("hidden"), train.get("text_projection"),
+        before=before, image_projection=matrix,  # type: ignore[arg-type]
     )  # fmt: skip
 
 
 def of_sets(word: str) -> Iterator[Problem]:
     """The problems of the embedded sets that ``--set`` stands for."""
-    from semobridge_ext.clip import text_projection
+    from semobridge_ext.clip import image_projection, text_projection
     from semobridge_ext.clip.class_text import class_text_features
     from semobridge_ext.data import load_picto, load_picto_clip
 
@@ -120,11 +149,13 @@ def of_sets(word: str) -> Iterator[Problem]:
     for name in names:
         ds = load_picto(name)
         features = encode_drawings(model, preprocess, ds.images).float().clone()
+        hidden = encode_drawings(model, preprocess, ds.images, project=False).float().clone()
         labels = torch.as_tensor(ds.labels).long()
         parts = [torch.as_tensor(p) for p in (ds.train, ds.val, ds.test)]
         text = class_text_features(model, ds.class_names, TEMPLATES, tokenizer=tokenizer)
         train, val, test = ((features[p], labels[p]) for p in parts)
         projection = text_projection(model).float()
         yield Problem(
-            name, train, val, test, text.projected.float(), text.hidden.float(), projection, text.length
-        )
+            name, train, val, test, text.projected.float(), text.hidden.float(), projection, text.length,
+            (hidden[parts[0]], hidden[parts[1]], hidden[parts[2]]), image_projection(model).float(),
+        )  # fmt: skip

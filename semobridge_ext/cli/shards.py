@@ -1,6 +1,6 @@
 """Folders of shards in clip-retrieval's layout: features as .npy, what they belong to as Parquet.
 
-    FOLDER/img_emb/img_emb_0.npy         [n, D] float16 or float32
+    FOLDER/img_emb/img_emb_0.npy         [n, D] float16 or float32; FOLDER/text_emb/… likewise for texts
     FOLDER/metadata/metadata_0.parquet   n rows: image_path, and label, caption, .. where known
     FOLDER/settings.json                 what made them; a run with other settings is refused
     FOLDER/summary.json                  counts and times, written last: its absence is an unfinished run
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from semobridge_ext import _errors, _files
 
-FEATURES, METADATA = "img_emb", "metadata"
+FEATURES, TEXTS, METADATA = "img_emb", "text_emb", "metadata"
 _ROWS = 1 << 14  # read at once: 16384 float32 rows of width 512 are 32 MiB
 
 
@@ -105,21 +105,21 @@ def arrow(function: str) -> Any:
 class Folder:
     """One folder of shards; reads what this package and clip-retrieval write."""
 
-    def __init__(self, function: str, path: str | Path) -> None:
-        self.function, self.path = function, Path(path)
+    def __init__(self, function: str, path: str | Path, part: str = FEATURES) -> None:
+        self.function, self.path, self.part = function, Path(path), part
 
     def features_path(self, index: int) -> Path:
-        return self.path / FEATURES / f"{FEATURES}_{index}.npy"
+        return self.path / self.part / f"{self.part}_{index}.npy"
 
     def metadata_path(self, index: int) -> Path:
         return self.path / METADATA / f"{METADATA}_{index}.parquet"
 
     def shards(self) -> list[int]:
         """Shard numbers in order; both files of each are there."""
-        found = _numbers(self.path / FEATURES, rf"{FEATURES}_(\d+)\.npy")
+        found = _numbers(self.path / self.part, rf"{self.part}_(\d+)\.npy")
         if not found:
             raise FileNotFoundError(
-                f"{self.function}: SHARDS must be a folder with {FEATURES}/{FEATURES}_0.npy, got "
+                f"{self.function}: SHARDS must be a folder with {self.part}/{self.part}_0.npy, got "
                 f"{self.path}; "
                 "make one with: semobridge-ext extract IMAGES FOLDER"
             )
@@ -202,19 +202,24 @@ class Folder:
                 f"{self.function}: SHARDS must have labels, got {self.path} with none in '{column}'; "
                 "extract a folder with one sub-folder per class, or name another column with --label"
             )
+        rows = self.unit_rows(len(values))
+        labels = torch.tensor([codes.setdefault(str(values[i]), len(codes)) for i in kept.tolist()])
+        return (rows if len(kept) == len(rows) else rows[kept]), labels
+
+    def unit_rows(self, records: int) -> Tensor:
+        """All rows, finite and as many as there are records: [N, D] unit rows in float32."""
         rows = self.load()
-        if len(rows) != len(values):
+        if len(rows) != records:
             raise ValueError(
                 f"{self.function}: SHARDS must have one record per row, got {len(rows)} rows and "
-                f"{len(values)} records in {self.path}; make the folder again"
+                f"{records} records in {self.path}; make the folder again"
             )
         if len(bad := _errors.rows_with(rows, lambda part: ~torch.isfinite(part))):
             raise ValueError(
                 f"{self.function}: SHARDS must hold finite features, got NaN or infinity in {len(bad)} of "
                 f"{len(rows)} rows of {self.path} (the first is {int(bad[0])}); make the folder again"
             )
-        labels = torch.tensor([codes.setdefault(str(values[i]), len(codes)) for i in kept.tolist()])
-        return (rows if len(kept) == len(rows) else rows[kept]), labels
+        return rows
 
     def class_names(self) -> list[str]:
         """The labels, sorted."""
@@ -222,7 +227,7 @@ class Folder:
 
     def features_file(self, index: int) -> Path:
         """Of an existing shard; after `shards`."""
-        return self.path / FEATURES / self._names[index]
+        return self.path / self.part / self._names[index]
 
     def metadata_file(self, index: int) -> Path:
         """Of an existing shard, whatever way its number is written."""
@@ -261,8 +266,16 @@ class Folder:
             raise self._wrong(path, f"{facts.num_rows + len(lost)} inputs", inputs)
         return inputs, facts.num_rows, lost
 
-    def column(self, name: str) -> list[Any]:
-        """One column of all shards."""
+    def record_count(self) -> int:
+        """Of all shards; reads the headers of their metadata."""
+        parquet, total = arrow(self.function), 0
+        for index in self.shards():
+            with _reading(self.function, path := self.metadata_file(index), "Parquet"):
+                total += int(parquet.read_metadata(path).num_rows)
+        return total
+
+    def column(self, name: str, option: str = "--label") -> list[Any]:
+        """One column of all shards; `option` is what named it."""
         values: list[Any] = []
         for index in self.shards():
             table = self.table(index)
@@ -270,7 +283,7 @@ class Folder:
                 names = table.column_names
             if name not in names:
                 raise ValueError(
-                    f"{self.function}: --label must be a column of the metadata, got '{name}'; "
+                    f"{self.function}: {option} must be a column of the metadata, got '{name}'; "
                     f"{self.path} has {', '.join(names) or 'none'}; name another"
                 )
             with _reading(self.function, self.metadata_file(index), "Parquet"):

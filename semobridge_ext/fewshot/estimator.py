@@ -36,6 +36,18 @@ def exactly(device: torch.device) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def unchanged_on_error(estimator: Any) -> Iterator[None]:
+    """A run that failed leaves the estimator as it was, fitted or not."""
+    before = dict(estimator.__dict__)
+    try:
+        yield
+    except BaseException:
+        estimator.__dict__.clear()
+        estimator.__dict__.update(before)
+        raise
+
+
 CHUNK = 4096  # rows whose [N, C] intermediates exist at once
 
 

@@ -14,7 +14,7 @@ from semobridge_ext._schema import Field, need, number, restoring
 from semobridge_ext.fewshot.estimator import FewShotEstimator, exactly
 from semobridge_ext.fewshot.estimator_file import load_estimator, save_estimator, sort_classes
 
-_LEAST = {"beta": 0.0, "beta_": 0.0}  # a sharpness
+_LEAST = {"beta": 0.0, "beta_": 0.0, "ridge": 0.0, "ridge_": 0.0, "penalty_": 0.0}
 
 
 class StoredEstimator(FewShotEstimator):
@@ -85,7 +85,8 @@ class StoredEstimator(FewShotEstimator):
 
     @classmethod
     def _restored(cls, tensors: dict[str, Tensor], values: dict[str, Any]) -> Any:
-        sort_classes(tensors, values, ("_text_rows", "prototypes_", "coef_", "intercept_"), "labels_")
+        by_class = ("_text_rows", "prototypes_", "coef_", "intercept_", "alpha_", "duals_")
+        sort_classes(tensors, values, by_class, "labels_")
         known = {n: v for n, v in values["params"].items() if n not in ("text_features", "class_names")}
         if "text_features" in cls._parameter_names():
             known["text_features"] = tensors.get("_text_rows")

@@ -36,6 +36,8 @@ class Problem(NamedTuple):
     hidden: Tensor | None = None  # [C, T] the same before the projection
     text_projection: Tensor | None = None  # [T, D]; None: nothing to bridge with
     text_length: float = 1.0
+    before: tuple[Tensor, Tensor, Tensor] | None = None  # [N, V] rows of the parts before the projection
+    image_projection: Tensor | None = None  # [V, D]
 
 
 def facts_of(problem: Problem) -> dict[str, Any]:
@@ -45,8 +47,9 @@ def facts_of(problem: Problem) -> dict[str, Any]:
     for part, value in parts.items():
         features, labels = (None, None) if value is None else value
         facts |= {f"{part} features": features, f"{part} labels": labels}
-    names = ("text", "hidden", "text_projection", "text_length")
-    return {**facts, **{name: getattr(problem, name) for name in names}}
+    names = ("text", "hidden", "text_projection", "text_length", "image_projection")
+    before = None if problem.before is None else list(problem.before)
+    return {**facts, **{name: getattr(problem, name) for name in names}, "features before": before}
 
 
 class Outcome(NamedTuple):

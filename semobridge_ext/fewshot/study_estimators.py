@@ -12,7 +12,11 @@ from semobridge_ext.bridging import Bridge
 from semobridge_ext.fewshot.baselines import LDA, NearestClassMean, ZeroShot
 from semobridge_ext.fewshot.caches import APE, TipAdapter, TipAdapterF
 from semobridge_ext.fewshot.classifier import SeMoBridgeClassifier
-from semobridge_ext.fewshot.study import Outcome, Problem
+from semobridge_ext.fewshot.gda import GDA
+from semobridge_ext.fewshot.linear_probe import LPPlusPlus
+from semobridge_ext.fewshot.proker import ProKeR
+from semobridge_ext.fewshot.prolip import ProLIP
+from semobridge_ext.fewshot.study import Outcome, Part, Problem
 from semobridge_ext.fewshot.training import SeMoBridgeT
 
 # In the order of the tables. A method's second word says what it answers.
@@ -23,6 +27,10 @@ METHODS = {
     "Tip-Adapter": "α, β tuned",
     "Tip-Adapter-F": "keys trained; α, β tuned",
     "APE": "α, β tuned",
+    "GDA": "Gaussians with one covariance beside the text; α tuned",
+    "ProKeR": "kernel ridge regression of the text's error; β, λ tuned",
+    "LP++": "linear probe with a text weight per class, trained; the validation part chooses the step",
+    "ProLIP": "vision projection trained; rate, λ tuned",
     "blend without bridge": "control: SeMoBridge with the identity for a bridge, tuned",
     "SeMoBridge, no blend": "bridged prototypes alone (z2)",
     "SeMoBridge, untuned": "closed form, equal weights",
@@ -32,9 +40,12 @@ METHODS = {
     "SeMoBridge-T, no bias": "trained without τ, tuned",
     "SeMoBridge-T": "trained, blend tuned",
 }
-NEEDS_TEXT = {"zero-shot", "Tip-Adapter", "Tip-Adapter-F", "APE"}
+# What a study runs unless it is told: LP++ and ProLIP gain little over the blend without bridge.
+DEFAULT = tuple(name for name in METHODS if name not in ("LP++", "ProLIP"))
+NEEDS_TEXT = {"zero-shot", "Tip-Adapter", "Tip-Adapter-F", "APE", "GDA", "ProKeR", "LP++", "ProLIP"}
 _ALONE: dict[str, Any] = {"lambda1": 0.0, "lambda2": 1.0, "lambda3": 0.0}
-_UNTUNED = {"zero-shot", "nearest class mean", "SeMoBridge, no blend", "SeMoBridge, untuned"}
+_UNTUNED = {"zero-shot", "nearest class mean", "LP++", "SeMoBridge, no blend", "SeMoBridge, untuned"}
+_SHORT = 300  # steps of the small trainings
 
 
 class Options(NamedTuple):
@@ -67,6 +78,9 @@ def make_method(name: str, problem: Problem, bridge: Bridge | None, options: Opt
     text = problem.text
     if (name in NEEDS_TEXT and text is None) or ("SeMoBridge" in name and bridge is None):
         return None
+    if name == "ProLIP" and (problem.before is None or problem.image_projection is None):
+        return None
+    short = _SHORT if options.steps is None else min(_SHORT, options.steps)
     if name.startswith("SeMoBridge-T"):
         assert bridge is not None
         if name.endswith("no text losses"):
@@ -80,6 +94,10 @@ def make_method(name: str, problem: Problem, bridge: Bridge | None, options: Opt
         "Tip-Adapter": lambda: TipAdapter(text),
         "Tip-Adapter-F": lambda: TipAdapterF(text),
         "APE": lambda: APE(text),
+        "GDA": lambda: GDA(text),
+        "ProKeR": lambda: ProKeR(text),
+        "LP++": lambda: LPPlusPlus(text, steps=short),
+        "ProLIP": lambda: ProLIP(problem.image_projection, text, steps=short),
         "blend without bridge": lambda: SeMoBridgeClassifier("identity", text),
         "SeMoBridge, no blend": lambda: SeMoBridgeClassifier(bridge, text, **_ALONE),
         "SeMoBridge, untuned": lambda: SeMoBridgeClassifier(bridge, text),
@@ -103,7 +121,6 @@ class EstimatorMethods:
     def __call__(self, rows: Tensor, seed: int) -> dict[str, Outcome]:
         """Outcomes of one draw of training rows [M], in the order of the tables."""
         problem = self.problem
-        x, y = problem.train[0][rows], problem.train[1][rows]
         bridge = None
         if problem.text_projection is not None:
             bridge = Bridge(problem.text_projection, text_length=problem.text_length)
@@ -113,16 +130,28 @@ class EstimatorMethods:
                 continue  # the same training as SeMoBridge-T: scored with it
             clf = make_method(name, problem, bridge, self.options)
             if clf is not None:
-                outcomes |= self._run(name, clf, x, y, seed)
+                outcomes |= self._run(name, clf, rows, seed)
         return {name: outcomes[name] for name in METHODS if name in outcomes}
 
-    def _run(self, name: str, clf: Any, x: Tensor, y: Tensor, seed: int) -> dict[str, Outcome]:
-        """Fit, tune and score one estimator."""
-        options, validation, test = self.options, self.problem.val, self.problem.test
-        assert validation is not None
+    def _parts(self, clf: Any) -> tuple[Part, Part, Part]:
+        """Training, validation and test part, with the features that the estimator takes."""
+        problem = self.problem
+        assert problem.val is not None
+        parts = problem.train, problem.val, problem.test
+        if not isinstance(clf, ProLIP):
+            return parts
+        assert problem.before is not None
+        train, val, test = ((x, y) for x, (_, y) in zip(problem.before, parts, strict=True))
+        return train, val, test
+
+    def _run(self, name: str, clf: Any, rows: Tensor, seed: int) -> dict[str, Outcome]:
+        """Fit, tune and score one estimator on a draw of training rows [M]."""
+        options = self.options
+        train, validation, test = self._parts(clf)
+        x, y = train[0][rows], train[1][rows]
         outcomes: dict[str, Outcome] = {}
         began = time.perf_counter()
-        if isinstance(clf, SeMoBridgeT):
+        if isinstance(clf, (SeMoBridgeT, LPPlusPlus)):
             clf.fit(x, y, validation=validation)
         else:
             clf.fit(x, y)

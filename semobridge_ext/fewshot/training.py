@@ -22,7 +22,7 @@ from semobridge_ext._ops.blend_logits.op import BlendOperand
 from semobridge_ext._schema import Field, need
 from semobridge_ext.bridging import Bridge
 from semobridge_ext.fewshot.classifier import SeMoBridgeClassifier
-from semobridge_ext.fewshot.estimator import exactly
+from semobridge_ext.fewshot.estimator import exactly, unchanged_on_error
 from semobridge_ext.fewshot.training_checkpoint import Best, Checkpoint
 from semobridge_ext.fewshot.training_checks import check_converged
 from semobridge_ext.fewshot.training_schedule import PRESETS, Schedule
@@ -189,13 +189,8 @@ class SeMoBridgeT(SeMoBridgeClassifier):
             UserWarning: the loss diverged after the step that the validation data chose.
         """
         schedule, weights = self._schedule(), self._loss_weights()
-        before = dict(self.__dict__)
-        try:
+        with unchanged_on_error(self):
             return self._fit(X, y, schedule, weights, validation, checkpoint)
-        except BaseException:  # a run that failed leaves the estimator as it was, fitted or not
-            self.__dict__.clear()
-            self.__dict__.update(before)
-            raise
 
     def _fit(
         self,

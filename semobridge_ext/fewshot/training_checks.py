@@ -1,8 +1,9 @@
-"""Whether a training of SeMoBridge-T ended in numbers."""
+"""Whether a training ended in numbers."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -36,3 +37,17 @@ def check_converged(
     if best is None or not sound:
         raise ValueError(text)
     warnings.warn(f"{text}. Kept are the parameters that the validation data chose.", stacklevel=5)
+
+
+def check_losses(
+    where: str,
+    losses: Tensor,  # [steps]
+    parameters: Iterable[Tensor],
+    remedy: str,
+) -> None:
+    """Raises where the loss or what was trained is not finite."""
+    wild = ~torch.isfinite(losses)
+    if bool(wild.any()) or not all(bool(torch.isfinite(p).all()) for p in parameters):
+        step = int(wild.nonzero()[0]) + 1 if bool(wild.any()) else len(losses)
+        got = f"NaN or infinity at step {step} of {len(losses)}"
+        raise ValueError(_errors.message(where, "the loss", "stay finite", got, remedy))

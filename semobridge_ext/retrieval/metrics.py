@@ -22,7 +22,7 @@ from torch import Tensor
 from semobridge_ext import _errors
 from semobridge_ext._ops.rank_counts import cpu
 from semobridge_ext._ops.rank_counts.op import Marked, RankCounts, blocks, rank_counts
-from semobridge_ext.retrieval import eager
+from semobridge_ext.retrieval import eager, relevance
 from semobridge_ext.runtime.choice import resolve
 from semobridge_ext.runtime.rows import compute_dtype, unit_columns
 
@@ -92,6 +92,21 @@ def _check(
         contract = f"be the gallery, {list(gallery.shape)} with the same labels, under same_set"
         remedy = "pass the same features twice, or drop same_set"
         raise ValueError(_errors.message(_NAME, "query", contract, query, remedy))
+    _check_recall_at(recall_at)
+
+
+def _check_relevant(query: Tensor, gallery: Tensor, labels: Any, same_set: bool) -> None:
+    """What `_check` holds of labels, for relevant items that are given themselves."""
+    check_features(_NAME, query, gallery)
+    if labels is not None:
+        remedy = "pass labels, or the relevant items"
+        raise ValueError(_errors.message(_NAME, "query_labels", "be None beside relevant", labels, remedy))
+    if same_set and query.shape != gallery.shape:
+        contract, remedy = f"be the gallery, {list(gallery.shape)}, under same_set", "drop same_set"
+        raise ValueError(_errors.message(_NAME, "query", contract, query, remedy))
+
+
+def _check_recall_at(recall_at: Sequence[int]) -> None:
     for k in recall_at:
         if isinstance(k, bool) or not isinstance(k, int):
             raise TypeError(_errors.message(_NAME, "recall_at", "hold ints", k, "pass (1, 5, 10)"))
@@ -131,9 +146,10 @@ def _check_scores(function: str, query: Tensor, gallery: Tensor) -> None:
 def retrieval_metrics(
     query: Tensor,  # [N, D]
     gallery: Tensor,  # [G, D]
-    query_labels: Tensor,  # [N] int64
-    gallery_labels: Tensor,  # [G] int64
+    query_labels: Tensor | None = None,  # [N] int64
+    gallery_labels: Tensor | None = None,  # [G] int64
     *,
+    relevant: Any = None,  # [M, 2] int64, or N lists
     same_set: bool = False,
     recall_at: Sequence[int] = (1, 5, 10),
     per_query: bool = False,
@@ -145,6 +161,9 @@ def retrieval_metrics(
         gallery: [G, D], any of these dtypes; read tile by tile. May be memory-mapped.
         query_labels: [N] int64, any values.
         gallery_labels: [G] int64; items of the query's label are its relevant ones.
+        relevant: in place of labels the relevant items themselves, such as captions of images: pairs
+            (query row, gallery row) as an int64 tensor or array [M, 2] in any order, or a list of N
+            lists of gallery rows. What is named twice counts once.
         same_set: the query set is the gallery: row i of one is row i of the other. A query then
             finds neither itself nor counts itself among its relevant items.
         recall_at: the k of Recall@k.
@@ -157,15 +176,16 @@ def retrieval_metrics(
         float64 tensors [N] with NaN for those, and R.
 
     Raises:
-        TypeError: not a tensor, or not the dtype named above. ValueError: shapes, devices or labels
-            that do not fit; a row with NaN, or whose infinity makes a score NaN (named); no query has a
-            relevant item.
+        TypeError: not a tensor, or not the dtype named above. ValueError: shapes, devices, labels or
+            relevant rows that do not fit; labels beside relevant items; a row with NaN, or whose infinity
+            makes a score NaN (named); no query has a relevant item.
 
     Numerics: scores in float32 (float64 if an input is), metrics in float64. Ties take their expected
         value over all orders of the tied items. Scores may be negative or infinite.
         Deterministic, whatever the number of threads. Not differentiable.
 
-    Memory: O(block): 1024 queries and 2 million relevant items at a time, about 100 MiB at most.
+    Memory: O(block): 1024 queries and 2 million relevant items at a time, about 100 MiB at most; with
+        ``relevant`` also some copies of the pairs.
 
     Example:
         >>> import torch, semobridge_ext as sb
@@ -175,6 +195,17 @@ def retrieval_metrics(
         >>> m["mAP"], m["Recall@1"], m["without_relevant"]
         (1.0, 1.0, 0)
     """
+    if relevant is not None:
+        _check_relevant(query, gallery, query_labels if gallery_labels is None else gallery_labels, same_set)
+        _check_recall_at(recall_at)
+        marked = relevance.mark_relevant(_NAME, relevant, len(query), len(gallery), same_set)
+        run = relevance.plain if resolve(_NAME, query.device) == "eager" else relevance.native
+        values = run(query.detach(), gallery.detach(), marked, tuple(recall_at))
+        return _summary(values, tuple(recall_at), marked.sizes() if per_query else None, "relevant")
+    if query_labels is None or gallery_labels is None:
+        contract, remedy = "be given with the other labels", "pass both, or relevant="
+        name = "query_labels" if query_labels is None else "gallery_labels"
+        raise TypeError(_errors.message(_NAME, name, contract, "None", remedy))
     _check(query, gallery, query_labels, gallery_labels, same_set, recall_at)
     query, gallery = query.detach(), gallery.detach()
     # Read once from here on: what two passes make of them must agree, whatever another thread writes.
@@ -185,19 +216,29 @@ def retrieval_metrics(
         values = eager.retrieval_metrics(query, gallery, query_labels, gallery_labels, same_set, ks)
     else:
         values = _native(query, gallery, query_labels, gallery_labels, same_set, ks)
+    sizes = None
+    if per_query:
+        sizes = mark_by_label(query_labels.cpu(), gallery_labels.cpu(), same_set).sizes()
+    return _summary(values, ks, sizes, "gallery_labels")
+
+
+def _summary(values: Tensor, ks: Sequence[int], sizes: Tensor | None, argument: str) -> dict[str, Any]:
+    """Means over the queries with a relevant item, of [N, 3 + len(ks)]; with `sizes` each query's own too."""
     valid = ~torch.isnan(values[:, 0])
     if not bool(valid.any()):
-        remedy = "check that both label vectors use the same numbering"
+        by_label = argument == "gallery_labels"
+        remedy = f"check that both {'label vectors' if by_label else 'columns'} use the same numbering"
         got = f"no common label for any of {len(values)} queries"
-        raise ValueError(_errors.message(_NAME, "gallery_labels", "hold relevant items", got, remedy))
+        if not by_label:
+            got = f"none for any of {len(values)} queries"
+        raise ValueError(_errors.message(_NAME, argument, "hold relevant items", got, remedy))
     names = ["AP", "AP@R", "R-Precision", *(f"Recall@{k}" for k in ks)]
     result: dict[str, Any] = {
         name if name[0] == "R" else f"m{name}": float(values[valid, i].mean()) for i, name in enumerate(names)
     }
     result["queries"] = int(valid.sum())
     result["without_relevant"] = int((~valid).sum())
-    if per_query:
-        marked = mark_by_label(query_labels.cpu(), gallery_labels.cpu(), same_set)
+    if sizes is not None:
         result["per_query"] = {name: values[:, i].clone() for i, name in enumerate(names)}
-        result["per_query"]["relevant"] = marked.sizes()
+        result["per_query"]["relevant"] = sizes
     return result

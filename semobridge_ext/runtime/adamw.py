@@ -33,6 +33,7 @@ def update(
     root: float | Tensor,  # sqrt(1 − β2ⁿ)
     work: Tensor | None = None,  # like parameter
     one_launch: bool = False,
+    eps: float = EPS,
 ) -> None:
     """One step.
 
@@ -46,7 +47,7 @@ def update(
     first.lerp_(gradient, 1 - BETAS[0])
     second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
     below = torch.sqrt(second, out=work)
-    below.div_(root).add_(EPS)
+    below.div_(root).add_(eps)
     if not isinstance(rate, Tensor):
         parameter.addcdiv_(first, below, value=-rate)
         return

@@ -14,7 +14,7 @@ from semobridge_ext.cli import fewshot_problems
 from semobridge_ext.cli.commands import fewshot
 from semobridge_ext.cli.fewshot_output import MEAN, collect, summary
 from semobridge_ext.fewshot import study
-from semobridge_ext.fewshot.study_estimators import METHODS
+from semobridge_ext.fewshot.study_estimators import DEFAULT, METHODS
 from tests.support.problems import make
 
 QUICK = ["--shots", "1", "2", "64", "--seeds", "2", "--trials", "20", "--preset", "fast", "--steps", "5"]
@@ -23,11 +23,14 @@ QUICK = ["--shots", "1", "2", "64", "--seeds", "2", "--trials", "20", "--preset"
 @pytest.fixture
 def files(tmp_path):
     p = make(5, 6, 80, noise=1.2)
+    matrix = torch.eye(p.shots.shape[1])
     extra = {"text": p.text, "hidden": p.hidden, "text_projection": p.projection}
+    extra |= {"image_projection": matrix, "before": p.shots}
     extra = {name: value.numpy() for name, value in extra.items()}
     np.savez(tmp_path / "train.npz", features=p.shots.numpy(), labels=p.labels.numpy(), **extra)
     np.savez(tmp_path / "bare.npz", features=p.shots.numpy(), labels=p.labels.numpy())
-    np.savez(tmp_path / "test.npz", features=p.queries.numpy(), labels=p.targets.numpy())
+    queries = p.queries.numpy()
+    np.savez(tmp_path / "test.npz", features=queries, before=queries, labels=p.targets.numpy())
     return tmp_path
 
 
@@ -45,7 +48,7 @@ def test_tables_and_picture(files, capsys):
     assert run(files) == 0
     with open(files / "out" / "fewshot.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert {r["method"] for r in rows} == set(METHODS)
+    assert {r["method"] for r in rows} == set(DEFAULT)
     assert {r["shots"] for r in rows} == {"1", "2"}  # no class reaches 64
     for r in rows:
         assert 0 < float(r["accuracy"]) <= 1 and float(r["std"]) >= 0 and r["seeds"] == "2"
@@ -81,6 +84,35 @@ def test_without_text_and_projection_the_rest_is_compared(files):
     with open(files / "out" / "fewshot.csv", encoding="utf-8") as file:
         methods = {r["method"] for r in csv.DictReader(file)}
     assert methods == {"nearest class mean", "LDA", "blend without bridge"}
+
+
+def test_names_of_methods(files, capsys):
+    assert set(METHODS) - set(DEFAULT) == {"LP++", "ProLIP"}
+    words = ["--no-plot", "--methods", "GDA,SeMoBridge, no blend,LP++", "zero-shot", "ProLIP"]
+    assert run(files, *words) == 0
+    with open(files / "out" / "fewshot.csv", encoding="utf-8") as file:
+        methods = [r["method"] for r in csv.DictReader(file)]
+    assert set(methods) == {"zero-shot", "LP++", "ProLIP", "GDA", "SeMoBridge, no blend"}
+    with pytest.raises(SystemExit):
+        run(files, "--methods", "GDA,LDDA")
+    assert "invalid choice: 'LDDA'; did you mean 'LDA'?" in capsys.readouterr().err
+
+
+def test_features_before_the_projection(files):
+    paths = files / "train.npz", None, files / "test.npz"
+    problem = fewshot_problems.of_files(*paths)
+    for rows, (features, _) in zip(problem.before, (problem.train, problem.val, problem.test), strict=True):
+        assert torch.equal(rows, features) and len(rows)
+    given = dict(np.load(files / "train.npz"))
+    np.savez(files / "train.npz", **{**given, "image_projection": np.eye(3, dtype=np.float32)})
+    with pytest.raises(ValueError, match=r"image_projection \[24, 24\], from 'before' of .*, got \[3, 3\]"):
+        fewshot_problems.of_files(*paths)
+    np.savez(files / "train.npz", **{**given, "before": given["before"][1:]})
+    with pytest.raises(ValueError, match=r"train.npz must hold before \[30, V\].*; align them"):
+        fewshot_problems.of_files(*paths)
+    del given["before"]
+    np.savez(files / "train.npz", **given)
+    assert fewshot_problems.of_files(*paths).before is None
 
 
 def test_validation_rows_are_no_shots(files):

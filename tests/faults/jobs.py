@@ -18,7 +18,7 @@ from torch import Tensor
 import semobridge_ext as sb
 from semobridge_ext.clip import checkpoints
 from semobridge_ext.runtime import thresholds
-from tests.support import discovery, images, inversions
+from tests.support import discovery, images, incremental, inversions
 from tests.support.images import command
 from tests.support.problems import Problem, make
 
@@ -157,6 +157,12 @@ def class_means(home: Path, seed: int = 0) -> None:
     sb.NearestClassMean().fit(p.shots, p.labels).save(home / "out" / "means.safetensors")
 
 
+def projection_classifier(home: Path, seed: int = 0) -> None:
+    p = problem(seed)
+    clf = sb.ProLIP(torch.eye(p.text.shape[1]), p.text, steps=1).fit(p.shots, p.labels)
+    clf.save(home / "out" / "prolip.safetensors")
+
+
 def support_set(home: Path, seed: int = 0) -> None:
     p = problem(seed)
     sb.SupportSet(p.queries, p.targets, 5, weights=p.queries[:, 0].abs() + 1).save(
@@ -181,6 +187,20 @@ def category_discovery(home: Path) -> None:
 def categories(home: Path, seed: int = 0) -> None:
     data = discovery.images(40, seed=seed, dtype=torch.float32)
     discovery.fit(data, epochs=1).save(home / "out" / "gcd.safetensors")
+
+
+def findings(home: Path) -> None:
+    """Two tasks, each with a checkpoint of its own."""
+    data, out = incremental.findings(dtype=torch.float32), home / "out"
+    model = incremental.fit(data, [0, 1], checkpoint_every=1, checkpoint=out / "first.safetensors")
+    model.partial_fit(
+        data.x, data.y[:, 2:3], data.prompts[2:3], findings=["mass"], checkpoint=out / "second.safetensors"
+    )
+
+
+def re_tuned(home: Path, seed: int = 0) -> None:
+    data = incremental.findings(seed=seed, dtype=torch.float32)
+    incremental.fit(data, [0, 1], epochs=1).save(home / "out" / "re_tune.safetensors")
 
 
 def choices(home: Path, device: str = "B") -> None:
@@ -221,11 +241,14 @@ JOBS: dict[str, Job] = {
     "LinearMap.save": Job(nothing, linear_map, lambda h: linear_map(h, 1)),
     "estimator.save": Job(nothing, estimator, lambda h: estimator(h, 1)),
     "NearestClassMean.save": Job(nothing, class_means, lambda h: class_means(h, 1)),
+    "ProLIP.save": Job(nothing, projection_classifier, lambda h: projection_classifier(h, 1)),
     "SupportSet.save": Job(nothing, support_set, lambda h: support_set(h, 1)),
     "Gallery.save": Job(nothing, gallery, lambda h: gallery(h, 1)),
     "thresholds": Job(nothing, choices, lambda h: choices(h, "A"), other=lambda h: choices(h, "C")),
     "SpectralFilter.save": Job(nothing, spectral_filter, lambda h: spectral_filter(h, 1)),
     "SpectralGCD.fit": Job(nothing, category_discovery),
     "SpectralGCD.save": Job(nothing, categories, lambda h: categories(h, 1)),
+    "RETune.partial_fit": Job(nothing, findings),
+    "RETune.save": Job(nothing, re_tuned, lambda h: re_tuned(h, 1)),
     "from_pretrained": Job(nothing, pretrained),
 }

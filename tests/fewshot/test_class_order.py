@@ -34,6 +34,10 @@ MODELS: dict[str, Callable] = {
     "TipAdapter": lambda p, text, _, names: sb.TipAdapter(text, class_names=names),
     "TipAdapterF": lambda p, text, _, names: sb.TipAdapterF(text, class_names=names, epochs=1),
     "APE": lambda p, text, _, names: sb.APE(text, class_names=names),
+    "GDA": lambda p, text, _, names: sb.GDA(text, class_names=names),
+    "ProKeR": lambda p, text, _, names: sb.ProKeR(text, class_names=names),
+    "LPPlusPlus": lambda p, text, _, names: sb.LPPlusPlus(text, class_names=names, steps=4),
+    "ProLIP": lambda p, text, _, names: sb.ProLIP(torch.eye(24), text, class_names=names, steps=4, lr=1e-3),
     "ZeroShot": lambda p, text, _, names: sb.ZeroShot(text, class_names=names),
 }
 
@@ -104,7 +108,8 @@ def test_files_of_unsorted_classes_still_load(model: str, tmp_path: Path):
     with safe_open(tmp_path / "new", "pt") as file:
         meta = dict(file.metadata())
     back = torch.argsort(torch.tensor(ORDER))
-    for name in ("text", "raw_sums", "bridged_sums", "counts", "tau", "_text_rows"):
+    by_class = ("text", "raw_sums", "bridged_sums", "counts", "tau", "_text_rows", "coef_", "intercept_")
+    for name in (*by_class, "alpha_", "duals_"):
         if name in tensors:
             tensors[name] = tensors[name][back].contiguous()
     if "labels_" in tensors:

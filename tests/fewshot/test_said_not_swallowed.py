@@ -20,6 +20,10 @@ def estimators(name: str, value: float):
         "tip-f": lambda: sb.TipAdapterF(text, epochs=1, **{name: value}),
         "ape": lambda: sb.APE(text, **{name: value}),
         "zero-shot": lambda: sb.ZeroShot(text, **{name: value}),
+        "gda": lambda: sb.GDA(text, **{name: value}),
+        "proker": lambda: sb.ProKeR(text, **{name: value}),
+        "probe": lambda: sb.LPPlusPlus(text, **{name: value}),
+        "prolip": lambda: sb.ProLIP(text, text, **{name: value}),
         "mean": lambda: sb.NearestClassMean(**{name: value}),
     }
 
@@ -28,6 +32,8 @@ CASES = [("classifier", n) for n in ("s", "alpha", "gamma", "lambda2", "probabil
 CASES += [("trained", n) for n in ("logit_scale", "weight_decay", "lr", "beta")]
 CASES += [("tip", "alpha"), ("tip", "beta"), ("tip-f", "lr"), ("ape", "w0"), ("ape", "gamma")]
 CASES += [("zero-shot", "logit_scale"), ("mean", "logit_scale")]
+CASES += [("gda", "alpha"), ("proker", "beta"), ("proker", "ridge"), ("probe", "momentum"), ("prolip", "lr")]
+CASES += [("prolip", "penalty"), ("prolip", "logit_scale")]
 
 
 @pytest.mark.parametrize("value", [NAN, INF])

@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import semobridge_ext as sb
+from tests.support.problems import make
 
 sklearn = pytest.importorskip("sklearn", reason="scikit-learn is not installed; pip install scikit-learn")
 
@@ -41,6 +43,39 @@ def test_clone_and_params():
     assert (copy.alpha, copy.lambda1, clf.alpha) == (4.0, 0.0, 3.0)
     with pytest.raises(ValueError, match="delta"):
         copy.set_params(delta=1)
+
+
+CLOSED = {
+    "GDA": lambda text: sb.GDA(text, alpha=3.0),
+    "ProKeR": lambda text: sb.ProKeR(text, beta=3.0),
+    "LPPlusPlus": lambda text: sb.LPPlusPlus(text, steps=3),
+    "ProLIP": lambda text: sb.ProLIP(torch.eye(24), text, steps=3),
+}
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_clone_of_estimators_with_text(name):
+    from sklearn.base import clone
+
+    p = make(4, 3, 20)
+    clf = CLOSED[name](p.text).fit(p.shots, p.labels)
+    copy = clone(clf)
+    assert not hasattr(copy, "classes_") and torch.equal(copy.text_features, p.text)
+    assert torch.equal(copy.fit(p.shots, p.labels).logits(p.queries), clf.logits(p.queries))
+    drawn = clf.fit_seeds(p.shots, p.labels, shots=1, seeds=(0, 1))
+    assert [len(c.predict(p.queries)) for c in drawn] == [20, 20]
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_two_classes_and_names(name):
+    """Scores of two classes are one column, files keep names, and no pickle is read or written."""
+    p = make(2, 3, 20)
+    y = ["b" if label else "a" for label in p.labels.tolist()]
+    clf = CLOSED[name](p.text).set_params(class_names=["a", "b"]).fit(p.shots, y)
+    decision, logits = clf.decision_function(p.queries), clf.logits(p.queries)
+    assert decision.shape == (20,) and torch.equal(decision, logits[:, 1] - logits[:, 0])
+    assert clf.predict(p.queries).tolist() == ["ab"[int(d > 0)] for d in decision]
+    assert clf.predict_proba(p.queries.numpy()).shape == (20, 2)
 
 
 def test_import_needs_no_sklearn_nor_optuna():

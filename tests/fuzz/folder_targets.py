@@ -80,6 +80,19 @@ def use_retrieve(path: Path) -> Sequence[Tensor]:
     return [torch.tensor(found[name]) for name in ("mAP", "R-Precision", "Recall@1")]
 
 
+def make_pairs(folder: Path) -> Path:
+    shards(FEATURES)(folder)
+    (folder / "pairs.csv").write_text('query,gallery,"a, note"\n0,1,\n7,2,"x\ny"\n3,3,\n')
+    return folder / "pairs.csv"
+
+
+def use_pairs(path: Path) -> Sequence[Tensor]:
+    feats, out = path.parent / "feats", path.parent / "figures.json"
+    _run("retrieve", feats, "--queries", feats, "--pairs", path, "--json", out)
+    found = json.loads(out.read_text())[str(feats)]
+    return [torch.tensor(found[name]) for name in ("mAP", "R-Precision", "Recall@1")]
+
+
 def use_search(path: Path) -> Sequence[Tensor]:
     """With a query of the right width in place of the model's."""
     folder, out = _folder(path), _folder(path).parent / "hits.json"
@@ -305,6 +318,7 @@ TARGETS = [
         lists("list.csv", 'path,label\na.png,x\n"b, c.png","y\nz"\n'),
         use_list,
     ),
+    Target("retrieve, pairs.csv", "bytes", ("retrieve",), make_pairs, use_pairs),
     Target("invert, .npy", "npy", INVERT, make_npy, use_features, nan=True, free=("shape",)),
     Target("invert, .pt", "bytes", INVERT, make_pt, use_features, free=("flip",)),
     Target("fewshot, .npz", "bytes", FEWSHOT, features_file(".npz"), use_problem),

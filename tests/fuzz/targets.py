@@ -15,7 +15,7 @@ import semobridge_ext as sb
 from semobridge_ext.cli.commands.invert import _read_features
 from semobridge_ext.clip.checkpoints import read_projections
 from tests.fuzz.runner import Target, loaded
-from tests.support import discovery, towers
+from tests.support import discovery, incremental, towers
 from tests.support.problems import make
 
 P = make(5, 2, 12, width=7, text_width=6)
@@ -94,6 +94,10 @@ MADE: dict[str, Callable[[], Any]] = {
     "TipAdapter": lambda: sb.TipAdapter(P.text, class_names=NAMES),
     "TipAdapterF": lambda: sb.TipAdapterF(P.text, class_names=NAMES, epochs=1),
     "APE": lambda: sb.APE(P.text, class_names=NAMES, channels=4),
+    "GDA": lambda: sb.GDA(P.text, class_names=NAMES),
+    "ProKeR": lambda: sb.ProKeR(P.text, class_names=NAMES),
+    "LPPlusPlus": lambda: sb.LPPlusPlus(P.text, class_names=NAMES, steps=2),
+    "ProLIP": lambda: sb.ProLIP(torch.eye(P.text.shape[1]), P.text, class_names=NAMES, steps=2),
     "ZeroShot": lambda: sb.ZeroShot(P.text, class_names=NAMES),
     "NearestClassMean": sb.NearestClassMean,
     "LDA": sb.LDA,
@@ -118,7 +122,7 @@ def use_estimator(kind: str) -> Callable[[Path], Sequence[Tensor]]:
         if kind.startswith("SeMoBridge"):
             clf.tune(x, y, n_trials=3, sampler="random")
             results.append(clf.add_shots(x, y).decision_function(x))
-        elif kind in ("TipAdapter", "TipAdapterF", "APE"):
+        elif kind in ("TipAdapter", "TipAdapterF", "APE", "GDA", "ProKeR"):
             results.append(clf.tune(x, y).decision_function(x))
         return results
 
@@ -212,6 +216,47 @@ def make_discovery(folder: Path) -> Path:
 
     path = folder / "run.safetensors"
     return half_way(Checkpoint, lambda: discover(path), path)
+
+
+# -- findings in tasks --------------------------------------------------------------------------------
+
+
+def re_tuned(checkpoint: Path | None = None) -> Any:
+    data = incremental.findings(dtype=torch.float32)
+    changed = {"adaptor": "bottleneck", "width": 3, "epochs": 2, "checkpoint_every": 1}
+    return incremental.fit(data, [0, 1], checkpoint=checkpoint, **changed)
+
+
+def use_re_tune(path: Path) -> Sequence[Tensor]:
+    found = loaded(sb.RETune.load(path))
+    x, count = rows(found.n_features_in_, 6), len(found.findings_)
+    assert found.predict(x).shape == (6, count) and repr(found)
+    found.save(path)
+    return [found.decision_function(x), found.predict_proba(x)]
+
+
+def re_tune(path: Path) -> Sequence[Tensor]:
+    found = re_tuned(path)
+    return [found.losses_, found.decision_function(rows(8))]
+
+
+def make_re_tune(folder: Path) -> Path:
+    """The file after one of two epochs."""
+    from semobridge_ext.incremental.training_checkpoint import Checkpoint
+
+    path, kept, write = folder / "run.safetensors", [], Checkpoint.write
+
+    def keeps(self: Any, state: Any) -> None:
+        write(self, state)
+        kept.append(path.read_bytes())
+
+    Checkpoint.write = keeps  # type: ignore[method-assign]
+    try:
+        re_tune(path)
+    finally:
+        Checkpoint.write = write  # type: ignore[method-assign]
+    path.write_bytes(kept[0])
+    return path
 
 
 # -- what a run goes on from -------------------------------------------------------------------------
@@ -393,6 +438,8 @@ TARGETS = [
     Target(
         "SpectralGCD.fit(checkpoint=)", S, ("SpectralGCD.fit",), make_discovery, discover, 0.5, sealed=True
     ),
+    Target("RETune.load", S, ("RETune.load",), saved(re_tuned), use_re_tune, sealed=True),
+    Target("RETune.fit(checkpoint=)", S, ("RETune.fit",), make_re_tune, re_tune, 0.5, sealed=True),
     Target(
         "from_pretrained",
         S,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import semobridge_ext as sb
 from tests.sanitizers.calls import CALLS, ERRORS, Source
-from tests.support import towers
+from tests.support import incremental, towers
 from tests.support.problems import Problem, make
 
 WIDE = (1, 3, 17, 64, 200, 513, 1500, 4000)  # rows: from under a page to some MiB
@@ -100,6 +100,10 @@ def estimators(s: Source) -> Any:
             lambda: sb.APE(p.text, channels=3),
             sb.NearestClassMean,
             sb.LDA,
+            lambda: sb.GDA(p.text),
+            lambda: sb.ProKeR(p.text),
+            lambda: sb.LPPlusPlus(p.text, steps=2),
+            lambda: sb.ProLIP(torch.eye(p.text.shape[1]), p.text, steps=2),
         )
     )()
     return _saved(made.fit(p.shots, p.labels)).decision_function(p.queries)
@@ -133,6 +137,13 @@ def revisited(s: Source) -> Any:
     return None
 
 
+def findings_in_tasks(s: Source) -> Any:
+    """Two tasks, the second with the model from its file."""
+    data = incremental.findings(s.random.randrange(8, 60), s.random.randrange(4, 40), dtype=torch.float32)
+    model = _saved(incremental.fit(data, [0, 1], adaptor=s.random.choice(("linear", "bottleneck"))))
+    return model.partial_fit(data.x, data.y[:, :2]).decision_function(data.x)
+
+
 def inverted(s: Source) -> Any:
     """Twice each: kept in memory, and by way of a file in chunks."""
     n, steps = s.random.randrange(1, 9), s.random.randrange(1, 4)
@@ -161,7 +172,7 @@ def layers(s: Source) -> Any:
 
 LIBRARY: tuple[Callable[[Source], Any], ...] = (
     wide_rows, wide_topk, wide_gallery, wide_support, bridge_file, map_file, isoclip, estimators, zero_shot,
-    tip_adapter_f, support_file, diagnosis, revisited, inverted, text_features, layers,
+    tip_adapter_f, support_file, diagnosis, revisited, findings_in_tasks, inverted, text_features, layers,
 )  # fmt: skip
 ENTRIES: dict[str, Callable[[Source], Any]] = {call.__name__: call for call in (*CALLS, *LIBRARY)}
 # How often a soak draws them, against 1 for the others: they take long.

@@ -199,6 +199,18 @@ def retrieval_metrics(s: Source) -> Any:
     return torch.tensor([float(v) for v in found.values()], dtype=torch.float64)
 
 
+def relevant_items(s: Source) -> Any:
+    """As pairs: some queries without any, some with many; under same_set their own rows too."""
+    n, g, d, dtype = s.size(1), s.size(2), s.size(1), s.dtype()
+    same_set = s.random.random() < 0.5
+    gallery = s.rows(g, d, dtype)
+    query = gallery if same_set else s.rows(n, d, dtype)
+    count = s.random.randrange(1, 40)
+    pairs = torch.stack([s.labels(count, len(query)), s.labels(count, g)], dim=1)
+    found = sb.retrieval_metrics(query, gallery, relevant=pairs, same_set=same_set)
+    return torch.tensor([float(v) for v in found.values()], dtype=torch.float64)
+
+
 def symmetric_kl(s: Source) -> Any:
     n, k, dtype = s.size(), s.size(1), s.dtype()
     a, b = s.rows(n, k, dtype).detach().requires_grad_(), s.rows(n, k, dtype)
@@ -246,7 +258,7 @@ def training(s: Source) -> Any:
 
 CALLS: tuple[Callable[[Source], Any], ...] = (
     project_normalize, projection, bridge, linear_map, support_logits, support_set, topk, gallery,
-    filtered_topk, retrieval_metrics, symmetric_kl, attention, classifier, training,
+    filtered_topk, retrieval_metrics, relevant_items, symmetric_kl, attention, classifier, training,
 )  # fmt: skip
 
 

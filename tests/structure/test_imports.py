@@ -36,7 +36,16 @@ LAYERS = (
     ("_ops",),
     ("_engines",),
     ("clip",),
-    ("bridging", "inversion", "linear_maps", "fewshot", "retrieval", "diagnostics", "discovery"),
+    (
+        "bridging",
+        "inversion",
+        "linear_maps",
+        "fewshot",
+        "retrieval",
+        "diagnostics",
+        "discovery",
+        "incremental",
+    ),
     ("data", "cli", "ops", "reference", ""),  # "": the package's own __init__
 )
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}

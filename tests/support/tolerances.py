@@ -67,6 +67,16 @@ TABLE: dict[tuple[str, str], Tolerance] = {
     ("logits", F32): Tolerance(0, 4e-6, 5.6e-7),
     ("posterior", F32): Tolerance(0, 1e-6, 1.1e-7),
     ("cache_training", F64): Tolerance(0, 5e-15, 5.8e-16),
+    # GDA's factor against the pseudo-inverse, ProKeR's against a dense solve; LP++ and ProLIP after up to 60
+    # steps of autograd, in float32 after 25.
+    ("gda", F64): Tolerance(0, 1e-14, 1.6e-15),
+    ("gda", F32): Tolerance(0, 2e-6, 2.9e-7),
+    ("proker", F64): Tolerance(0, 2e-15, 2.1e-16),
+    ("proker", F32): Tolerance(0, 2e-6, 2.3e-7),
+    ("probe_training", F64): Tolerance(0, 5e-14, 1.1e-14),
+    ("probe_training", F32): Tolerance(0, 2e-5, 3.0e-6),
+    ("projection_training", F64): Tolerance(0, 5e-15, 6.7e-16),
+    ("projection_training", F32): Tolerance(0, 3e-6, 3.5e-7),
     # 200 000 equal terms of one sum.
     ("many_terms", F32): Tolerance(0, 1e-5, 6.2e-6),
     # Twelve steps of AdamW against torch.optim's in float64.
@@ -125,11 +135,17 @@ LIMITS: dict[tuple[str, str], tuple[float, float]] = {
     ("gcd_grad", F64): (5e-15, 5.2e-16),
     ("gcd_training", F64): (1e-14, 1.1e-15),
     ("gcd_fold", F32): (2e-6, 3.2e-7),
+    # Multi-label metrics against scikit-learn's; RETune: logits, losses and adaptors after some tasks.
+    ("multilabel", F64): (4e-15, 8.9e-16),
+    ("re_tune", F64): (2e-14, 2.9e-15),
+    ("re_tune", F32): (3e-6, 3.5e-7),
     # SeMoBridge-T: loss and gradients of a step; 200 steps' losses, each of its own size, and the matrix.
     ("training_loss", F64): (3e-15, 3.8e-16),
     ("training_loss", F32): (1e-6, 1.2e-7),
     ("training_grad", F64): (2e-14, 2.8e-15),
     ("training_grad", F32): (1e-5, 1.4e-6),
+    ("probe_training", F64): (5e-14, 1.1e-14),
+    ("projection_training", F64): (5e-15, 6.7e-16),
     ("class_sums", F32): (1e-6, 1.6e-7),
     ("trajectory", F32): (2e-6, 2.1e-7),
     ("trajectory_end", F32): (1e-5, 1.5e-6),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,17 +17,18 @@ from semobridge_ext.cli import fewshot_output, fewshot_problems
 from semobridge_ext.cli.arguments import count
 from semobridge_ext.cli.fewshot_store import Store
 from semobridge_ext.fewshot.study import Problem, run_episode
-from semobridge_ext.fewshot.study_estimators import METHODS, EstimatorMethods, Options
+from semobridge_ext.fewshot.study_estimators import DEFAULT, METHODS, EstimatorMethods, Options
 
 _EPILOG = """\
 feature files (.npz or .safetensors): 'features' [N, D] raw image features and 'labels' [N] integers
 from 0, in the other files those of the training file. That one may add 'text' [C, D], 'hidden' [C, T]
-(the same before the projection) and 'text_projection' [T, D]. Methods that need what is absent are left
+(the same before the projection), 'text_projection' [T, D] and 'image_projection' [V, D]; ProLIP needs the
+latter and in every file 'before' [N, V], the features before it. Methods that need what is absent are left
 out. Without --val, a third of every class's training rows is set aside for validation, and no shot is
 drawn from it.
 
-what is compared: docs/guides/fewshot.md. Every method sees the same draws of shots; blends, α, β and ρ are
-tuned on the validation part; the test part is scored once.
+what is compared: docs/guides/fewshot.md. Every method sees the same draws of shots; blends, α, β, λ, ρ and
+rates are tuned on the validation part; the test part is scored once.
 
 an interrupted study goes on with the same command, and more --shots, --seeds or sets join it. A folder
 whose results come from other features, labels, text, methods or settings, or from another version, is
@@ -36,6 +39,17 @@ examples:
   semobridge-ext fewshot --out study             every embedded set; continues where it was interrupted
   semobridge-ext fewshot --train a.npz --test b.npz
 """
+
+
+def _methods(words: str) -> list[str]:
+    """Names with commas between them; a comma that a blank follows is part of a name."""
+    names = re.split(r",(?! )", words)
+    for name in names:
+        if name not in METHODS:
+            near = difflib.get_close_matches(name, METHODS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"choose of {'; '.join(METHODS)}"
+            raise argparse.ArgumentTypeError(f"invalid choice: {name!r}; {hint}")
+    return names
 
 
 def add_parser(subparsers: Any) -> None:
@@ -58,8 +72,12 @@ def add_parser(subparsers: Any) -> None:
     text = "of the blend search (default: random; optuna is TPE, slower a trial)"
     parser.add_argument("--sampler", choices=("random", "optuna"), default="random", help=text)
     parser.add_argument("--preset", choices=("paper", "fast"), default="paper", help="of the training")
-    parser.add_argument("--steps", type=count, help="training steps, instead of the preset's")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="NAME", help="only these")
+    text = "training steps, instead of the preset's; also a bound on the 300 of LP++ and ProLIP"
+    parser.add_argument("--steps", type=count, help=text)
+    text = (
+        f"only these, apart or with commas between: {'; '.join(METHODS)} (default: all but LP++ and ProLIP)"
+    )
+    parser.add_argument("--methods", nargs="+", type=_methods, metavar="NAME", help=text)
     parser.add_argument("--out", type=Path, default=Path("fewshot-study"), metavar="FOLDER",
                         help="where fewshot.md, .csv, .png and the single results go")  # fmt: skip
     parser.add_argument("--no-plot", action="store_true", help="draw no picture")
@@ -79,7 +97,7 @@ def _run_set(
 ) -> list[fewshot_output.Record]:
     from tqdm import tqdm
 
-    names = tuple(args.methods or METHODS)
+    names = tuple(name for words in args.methods or [DEFAULT] for name in words)
     # More shots, seeds or sets go into the same folder: an episode knows of no other.
     done = store.open(problem, {**options._asdict(), "methods": sorted(set(names))})
     methods = EstimatorMethods(problem, options, names)
