@@ -1,16 +1,16 @@
-"""Inversion by a learned start: some features are inverted, a ridge regression predicts the others' tokens.
+"""Inversion by a learned start: some features are inverted, and a map learns to predict tokens.
 
     pilots f_i → tokens v_i by OTI        W, b = argmin Σ‖norm(f_i)·W + b − v_i‖² + λ‖W‖²
-    start of any other feature:           norm(f)·W + b
+    training on all features              min mean(1 − cos(tower(φ(f)), f))
+    start of any other feature:           φ(f) = norm(f)·W + b + relu(norm(f)·inner)·outer
 
-The pilots then go on from what the map predicts for them, and the map is fitted to where that leads. Each
-such round brings their tokens nearer to one linear map of the features: of the many tokens that have a
-feature, those that a map can predict. docs/guides/learned_start.md has the figures.
+The pilots go on from what the regression predicts for them, and it is made again: each such round brings
+their tokens nearer to one map of the features. From there the map is trained through the tower, with a
+hidden layer beside the matrix. docs/guides/learned_start.md has the figures.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,52 +18,52 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semobridge_ext import _digest, _errors, _files, _schema
+from semobridge_ext import _digest, _errors
 from semobridge_ext._engines.tower_descent.choice import make_engine
 from semobridge_ext._engines.tower_descent.engine import TowerEngine
 from semobridge_ext.clip.towers import text_tower
 from semobridge_ext.inversion.invert import invert_rows
-from semobridge_ext.inversion.map_store import MapStore
-from semobridge_ext.inversion.pilots import check_template, checked_ridge, drawn, too_few
-from semobridge_ext.inversion.ridge import chosen
+from semobridge_ext.inversion.map_store import MapStore, read_map, write_map
+from semobridge_ext.inversion.map_training import Checkpoint, Training, loss_of
+from semobridge_ext.inversion.pilots import Drawn, check_template, checked_ridge, drawn, too_few
+from semobridge_ext.inversion.ridge import Solution, chosen
 from semobridge_ext.inversion.settings import check_count, check_settings
 from semobridge_ext.inversion.spec import Inversion
-from semobridge_ext.inversion.start import Identity, Start, identity_of
+from semobridge_ext.inversion.start import Identity, Layer, Start, identity_of
 from semobridge_ext.inversion.targets import unit_targets
 
-FORMAT = "semobridge-ext inversion map 1"
-_FILE = {
-    "matrix": _schema.Field(("D", "M"), (torch.float64,)),
-    "offset": _schema.Field(("R", "T"), (torch.float64,)),
-}
 _FIRST = 50  # pilots at least that are inverted from a cold start, where there are so many
 
 
 class InversionMap(Start):
-    """A linear map from image features to start tokens: ``sb.oti(model, f, init=phi)`` begins there.
+    """A map from image features to start tokens: ``sb.oti(model, f, init=phi)`` begins there.
 
-    ``phi(f) = norm(f)·matrix + offset``. Make it with :meth:`fit`, :meth:`from_inversion` or :meth:`load`.
+    ``phi(f) = norm(f)·matrix + offset + relu(norm(f)·inner)·outer``, the last term where the map was trained.
+    Make it with :meth:`fit`, :meth:`from_inversion` or :meth:`load`.
 
     Args:
-        matrix: [D, R·T] float64, of a ridge regression.
+        matrix: [D, R·T] float64.
         offset: [R, T] float64.
         identity: what the map belongs to, as a file keeps it; :func:`semobridge_ext.oti` refuses it
             elsewhere.
         ridge: that the regression had.
-        held_out_loss: mean of 1 − cos of predicted tokens for pilots held out, None if ``ridge`` was given.
+        layer: inner [D, H] and outer [H, R·T] float64, or None: a linear map.
+        held_out_loss: mean of 1 − cos of predicted tokens for rows held out; None where none were.
 
     Attributes:
-        matrix, offset, identity, ridge, held_out_loss: as above. compute: dtype of the tokens.
+        matrix, offset, identity, ridge, held_out_loss: as above. inner, outer: the layer's, or None.
+        compute: dtype of the tokens.
 
     Raises:
         TypeError: no float tensors. ValueError: shapes do not fit, values are not finite, or ``identity`` is
             not of a map.
 
-    Numerics: solved in float64 in closed form; applied in float32 (float64 for a float64 model) on the CPU,
+    Numerics: the regression in float64 in closed form, the training in float32 (float64 for a float64
+        model), whose last bits may depend on the number of threads; applied in float32 (float64) on the CPU,
         each row independent of its batch. Features are normalised; not differentiable. A zero row gets
         ``offset``.
 
-    Memory: D·R·T values in float64, and a packed copy for calls.
+    Memory: D·R·T + H·(D + R·T) values in float64, and a packed copy for calls.
 
     Example:
         >>> import torch, open_clip, semobridge_ext as sb
@@ -71,7 +71,7 @@ class InversionMap(Start):
         >>> text = {"context_length": 12, "width": 32, "heads": 2, "layers": 2}
         >>> model = open_clip.CLIP(16, vision, text)
         >>> f = torch.randn(60, 16)
-        >>> phi = sb.InversionMap.fit(model, f, pilots=40, steps=20, refine=(5,))
+        >>> phi = sb.InversionMap.fit(model, f, pilots=40, steps=20, refine=(5,), train_steps=50)
         >>> phi(f).shape, sb.oti(model, f, init=phi, steps=3).features.shape
         (torch.Size([60, 1, 32]), torch.Size([60, 16]))
 
@@ -85,9 +85,10 @@ class InversionMap(Start):
         identity: Identity,
         *,
         ridge: float,
+        layer: Layer | None = None,  # [D, H], [H, R·T]
         held_out_loss: float | None = None,
     ) -> None:
-        self._set(matrix, offset, identity)
+        self._set(matrix, offset, identity, layer)
         self.ridge, self.held_out_loss = ridge, held_out_loss
         self._pilots: _digest.Stamp = {}
 
@@ -97,7 +98,8 @@ class InversionMap(Start):
 
     def __repr__(self) -> str:
         width, (count, tokens) = len(self.matrix), self.offset.shape
-        return f"InversionMap({width} → {count}×{tokens}, ridge {self.ridge:g})"
+        layer = "" if self.inner is None else f", {self.inner.shape[1]} hidden"
+        return f"InversionMap({width} → {count}×{tokens}, ridge {self.ridge:g}{layer})"
 
     # -- fitting -------------------------------------------------------------------------------------
 
@@ -107,13 +109,15 @@ class InversionMap(Start):
         model: Any,
         features: Tensor,  # [B, D]
         *,
-        pilots: int = 1500,
+        pilots: int = 300,
         num_tokens: int = 1,
         template: str = "a photo of {}",
         tokenizer: Any = None,
         ridge: float | str = "auto",
-        steps: int = 150,
-        refine: Sequence[int] = (20, 20, 20),
+        steps: int = 50,
+        refine: Sequence[int] = (20,),
+        hidden: int = 512,
+        train_steps: int = 1000,
         lr: float = 2e-2,
         weight_decay: float = 0.01,
         generator: torch.Generator | None = None,
@@ -122,13 +126,13 @@ class InversionMap(Start):
         weights: torch.dtype | None = None,
         out: str | Path | None = None,
     ) -> InversionMap:
-        """Inverts some of the features and fits the map to their tokens.
+        """Inverts some of the features, fits the map to their tokens, and trains it on all features.
 
         Args:
             model: as in :func:`semobridge_ext.oti`, like num_tokens, template, tokenizer, lr, weight_decay,
                 batch_size, progress and weights.
-            features: [B, D] any length and float dtype; the pilots are drawn from the rows that are not zero.
-            pilots: how many. A few hundred do; above D the regression is determined.
+            features: [B, D] any length and float dtype; rows that are zero take no part.
+            pilots: how many of them are inverted. A few hundred do.
             ridge: λ of the regression in units of the mean eigenvalue of the features' covariance. "auto":
                 among 10⁻⁴ … 10², by half powers of ten, the one whose predictions for a fifth of the pilots,
                 held out, have the least loss through the tower; the map is then fitted to all of them.
@@ -136,10 +140,14 @@ class InversionMap(Start):
                 row of N(0, 0.02²): start values of their own would be noise in the regression.
             refine: steps of each further round. All pilots start at what the map predicts for them, and the
                 map is fitted again; () for none, and then ``steps`` are taken by all pilots.
-            generator: of the draw and the first start values; None takes torch's global one.
-            out: a file for the map. Pilots that are inverted are kept beside it until it is written: the same
-                call after a kill goes on, after the end it reads the file, and a call with anything different
-                is refused. Seed it with ``generator``.
+            hidden: H, width of the layer that the training adds.
+            train_steps: AdamW steps of 32 features on the loss through the tower, at half of ``lr`` (the
+                layer 0.15 of it), falling to zero in a line. The state of ten with the least loss on rows
+                held out, a fifth and at most 256, is taken. 0, or fewer than ten rows: the map stays linear.
+            generator: of the draws and the first start values; None takes torch's global one.
+            out: a file for the map. Pilots that are inverted, and a tenth of the training at a time, are kept
+                beside it until it is written: the same call after a kill goes on, after the end it reads the
+                file, and a call with anything different is refused. Seed it with ``generator``.
 
         Returns:
             The map. Ctrl-C raises KeyboardInterrupt; what is finished stays with ``out``.
@@ -154,6 +162,8 @@ class InversionMap(Start):
         settings = [check_settings(name, s, lr, weight_decay, (), None, 1e-4, weights) for s in rounds]
         check_count(name, "num_tokens", num_tokens, 1)
         check_count(name, "pilots", pilots, 2)
+        check_count(name, "hidden", hidden, 1)
+        check_count(name, "train_steps", train_steps, 0)
         number = checked_ridge(name, ridge)
         tower, rows = text_tower(model, template, num_tokens=num_tokens, tokenizer=tokenizer)
         engine = make_engine("oti", model, tower, rows, weights)
@@ -163,11 +173,16 @@ class InversionMap(Start):
         }  # fmt: skip
         identity = identity_of("oti", description)
         targets = unit_targets(name, "features", features, engine.dim, engine.compute, tower.device)
-        targets, first = drawn(name, targets, pilots, engine, generator)
+        given = drawn(name, targets, pilots, engine, generator, hidden, train_steps)
         facts = {
             **identity, "ridge": ridge, "steps": list(rounds), "lr": lr, "weight_decay": weight_decay,
-            "weights": str(weights), "pilots_digest": targets, "init_digest": first,
+            "weights": str(weights), "pilots_digest": given.pilots, "init_digest": given.first,
         }  # fmt: skip
+        if len(given.held):
+            facts |= {
+                "hidden": hidden, "train_steps": train_steps, "features_digest": [given.rows, given.held],
+                "training_digest": [given.batches, given.inner],
+            }  # fmt: skip
         store = None
         if out is not None:
             store = MapStore(name, Path(out), _digest.stamp(facts), cls._read, lambda phi: phi._pilots)
@@ -182,12 +197,15 @@ class InversionMap(Start):
             return found.tokens
 
         def run() -> InversionMap:
-            every = max(1, min(5, len(targets) // _FIRST)) if refine else 1
-            part = targets[::every]
-            phi = cls._fitted(engine, part, invert(part, 0, first), number, identity)
+            own = given.pilots
+            every = max(1, min(5, len(own) // _FIRST)) if refine else 1
+            part = own[::every]
+            phi = cls._fitted(engine, part, invert(part, 0, given.first), number, identity)
             for index in range(1, len(rounds)):
-                tokens = invert(targets, index, phi._tokens(targets))
-                phi = cls._fitted(engine, targets, tokens, number, identity)
+                phi = cls._fitted(engine, own, invert(own, index, phi._tokens(own)), number, identity)
+            if len(given.held):
+                file = None if store is None else Checkpoint(store.training, facts)
+                phi = cls._trained(engine, phi, given, lr, file, progress)
             if store is not None:
                 phi._pilots = store.facts
             return phi
@@ -250,12 +268,26 @@ class InversionMap(Start):
     ) -> InversionMap:
         def loss(values: Tensor, held: Tensor) -> float:
             start = values.reshape(-1, *tokens.shape[1:]).to(targets)
-            cosines = (engine.features(start, unit=True) * targets[held.to(targets.device)]).sum(1)
-            return float((1 - cosines).double().mean())
+            return loss_of(engine, start, targets[held.to(targets.device)])
 
         found, ridge, least = chosen(targets, tokens.flatten(1), ridge, loss)
         offset = found.offset.reshape(tokens.shape[1:])
         return cls(found.matrix, offset, identity, ridge=ridge, held_out_loss=least)
+
+    @classmethod
+    def _trained(
+        cls, engine: TowerEngine, start: InversionMap, given: Drawn, lr: float, file: Checkpoint | None,
+        progress: bool,
+    ) -> InversionMap:  # fmt: skip
+        solution = Solution(start.matrix, start.offset.flatten())
+        training = Training(engine, given.rows, given.held, given.batches, given.inner, solution, lr)
+        training.run(file, progress)
+        best = training.best
+        offset = best["offset"].reshape(start.offset.shape)
+        return cls(
+            best["matrix"], offset, start.identity, ridge=start.ridge, layer=(best["inner"], best["outer"]),
+            held_out_loss=training.least,
+        )  # fmt: skip
 
     # -- files ---------------------------------------------------------------------------------------
 
@@ -265,8 +297,7 @@ class InversionMap(Start):
             "identity": self.identity, "ridge": self.ridge, "held_out_loss": self.held_out_loss,
             "pilots": self._pilots,
         }  # fmt: skip
-        tensors = {"matrix": self.matrix, "offset": self.offset}
-        _files.save_tensors(path, tensors, {"format": FORMAT, "facts": json.dumps(facts, sort_keys=True)})
+        write_map(path, self._parts(), facts)
 
     @classmethod
     def load(cls, path: Any) -> InversionMap:
@@ -275,16 +306,7 @@ class InversionMap(Start):
 
     @classmethod
     def _read(cls, where: str, path: Any) -> InversionMap:
-        tensors, meta = _schema.load(where, path, FORMAT, _FILE, ("facts",))
-        with _schema.restoring(where, path):
-            facts = _files.parse_json(meta["facts"])
-            ridge = _schema.number(where, path, "ridge", facts["ridge"], 0.0)
-            least = facts["held_out_loss"]
-            if least is not None:
-                least = _schema.number(where, path, "held_out_loss", least)
-            pilots = facts["pilots"]
-            _schema.need(where, path, isinstance(pilots, dict), "facts of its pilots", pilots)
-            given = tensors["matrix"], tensors["offset"], facts["identity"]
-            phi = cls(*given, ridge=ridge, held_out_loss=least)
-            phi._pilots = pilots
+        with read_map(where, path) as (parts, facts):
+            phi = cls(**parts)
+            phi._pilots = facts
         return phi

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from semobridge_ext import _errors
 from semobridge_ext._engines.tower_descent.engine import TowerEngine
+from semobridge_ext.inversion.map_training import drawn_batches, drawn_inner, held_rows
 
 _NEAR = 0.98  # mean cosine between an inversion's features and those of its tokens: bfloat16 gives more
 
@@ -30,18 +31,42 @@ def too_few(function: str, count: int) -> ValueError:
     return ValueError(_errors.message(function, "features", contract, got, "pass more rows"))
 
 
+class Drawn(NamedTuple):
+    """What one generator gives a fit, in this order."""
+
+    pilots: Tensor  # [n, D], in their order
+    first: Tensor  # [R, T] start of all of them
+    rows: Tensor  # [N, D] to train on, the pilots among them
+    held: Tensor  # [n, D] to judge a training on; empty: it is left out
+    batches: Tensor  # [steps, BATCH] of the rows
+    inner: Tensor  # [D, H] start of the hidden layer
+
+
 def drawn(
-    function: str, targets: Tensor, pilots: int, engine: TowerEngine, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor]:  # [n, D], [R, T]
-    """The pilots in their order, and the start of all of them."""
-    usable = (targets != 0).any(1).nonzero().flatten()
+    function: str,
+    targets: Tensor,  # [B, D] unit rows
+    pilots: int,
+    engine: TowerEngine,
+    generator: torch.Generator | None,
+    hidden: int,
+    train_steps: int,
+) -> Drawn:
+    """Rows that are zero take no part, and those held out from a training are no pilots."""
+    usable = targets[(targets != 0).any(1)]
     if len(usable) < 2:
         raise too_few(function, len(usable))
+    held = held_rows(len(usable)) if train_steps else torch.zeros(len(usable), dtype=torch.bool)
+    held = held.to(usable.device)
+    rows = usable[~held]
     device = torch.device("cpu") if generator is None else generator.device
-    picked = torch.randperm(len(usable), generator=generator, device=device)[:pilots].sort().values
-    shape = (engine.vectors, engine.width)
-    first = torch.randn(shape, generator=generator, device=device) * 0.02
-    return targets[usable[picked.to(usable.device)]], first.to("cpu", engine.compute)
+    picked = torch.randperm(len(rows), generator=generator, device=device)[:pilots].sort().values
+    first = torch.randn((engine.vectors, engine.width), generator=generator, device=device) * 0.02
+    steps, width = (train_steps, hidden) if bool(held.any()) else (0, 0)
+    batches = drawn_batches(len(rows), steps, generator)
+    inner = drawn_inner(rows.shape[1], width, engine, generator)
+    return Drawn(
+        rows[picked.to(rows.device)], first.to("cpu", engine.compute), rows, usable[held], batches, inner
+    )
 
 
 def check_template(function: str, engine: TowerEngine, tokens: Tensor, features: Tensor) -> None:

@@ -20,6 +20,7 @@ _KEPT = 8  # digests of the towers seen last
 _digests: dict[tuple[Any, ...], str] = {}
 
 Identity = dict[str, Any]  # JSON, as a file keeps it
+Layer = tuple[Tensor, Tensor]  # [D, H], [H, R·T]
 
 
 def _plain(part: Any) -> Iterator[Any]:
@@ -64,9 +65,12 @@ _IDENTITY = {
 }  # fmt: skip
 
 
-def _check_parts(matrix: Any, offset: Any, identity: Any) -> None:
+def _check_parts(matrix: Any, offset: Any, identity: Any, layer: Layer | None) -> None:
     name, remedy = "InversionMap", "make maps with InversionMap.fit, from_inversion or load"
-    for which, value in (("matrix", matrix), ("offset", offset)):
+    parts = {"matrix": matrix, "offset": offset}
+    if layer is not None:
+        parts |= {"inner": layer[0], "outer": layer[1]}
+    for which, value in parts.items():
         _errors.check_float_tensor(name, which, value)
         if value.dim() != 2 or value.numel() == 0:
             raise ValueError(_errors.message(name, which, "be 2-D and not empty", value, remedy))
@@ -74,6 +78,14 @@ def _check_parts(matrix: Any, offset: Any, identity: Any) -> None:
     if matrix.shape[1] != offset.numel():
         contract = f"be [D, {offset.numel()}], as wide as offset"
         raise ValueError(_errors.message(name, "matrix", contract, matrix, remedy))
+    if layer is not None:
+        inner, outer = layer
+        if len(inner) != len(matrix):
+            contract = f"be [{len(matrix)}, H], as high as matrix"
+            raise ValueError(_errors.message(name, "inner", contract, inner, remedy))
+        if tuple(outer.shape) != (inner.shape[1], matrix.shape[1]):
+            contract = f"be [{inner.shape[1]}, {matrix.shape[1]}], from inner to matrix"
+            raise ValueError(_errors.message(name, "outer", contract, outer, remedy))
     kinds = {k: type(v) for k, v in identity.items()} if isinstance(identity, dict) else None
     if kinds != _IDENTITY or identity["compute"] not in ("float32", "float64"):
         contract = f"hold {', '.join(_IDENTITY)}"
@@ -83,26 +95,42 @@ def _check_parts(matrix: Any, offset: Any, identity: Any) -> None:
         raise ValueError(_errors.message(name, "offset", contract, got, remedy))
 
 
+def _kept(value: Tensor) -> Tensor:
+    return value.detach().to("cpu", torch.float64, copy=True).contiguous()
+
+
 class Start:
-    """``norm(f)·matrix + offset``, reshaped to [B, R, T]; the class under :class:`InversionMap`."""
+    """``norm(f)·matrix + offset``, a hidden layer's part added, reshaped to [B, R, T]; the class under
+    :class:`InversionMap`.
+    """
 
     matrix: Tensor  # [D, R·T] float64
     offset: Tensor  # [R, T] float64
+    inner: Tensor | None  # [D, H] float64
+    outer: Tensor | None  # [H, R·T] float64
     identity: Identity
 
-    def _set(self, matrix: Tensor, offset: Tensor, identity: Identity) -> None:
-        _check_parts(matrix, offset, identity)
+    def _set(self, matrix: Tensor, offset: Tensor, identity: Identity, layer: Layer | None) -> None:
+        _check_parts(matrix, offset, identity, layer)
         with torch.inference_mode(False):  # tensors for any later use, wherever the map is made
-            self.matrix, self.offset = (
-                t.detach().to("cpu", torch.float64, copy=True).contiguous() for t in (matrix, offset)
-            )
+            self.matrix, self.offset = _kept(matrix), _kept(offset)
+            self.inner, self.outer = (None, None) if layer is None else (_kept(layer[0]), _kept(layer[1]))
         self.identity = dict(identity)
-        self._prepared: tuple[Held, PreparedProjection] | None = None
+        self._prepared: tuple[Held, tuple[PreparedProjection, ...]] | None = None
 
-    def _projection(self) -> PreparedProjection:
-        if self._prepared is None or not self._prepared[0].same(self.matrix, self.offset):
-            prepared = PreparedProjection(self.matrix, self.offset.reshape(-1), normalize=False)
-            self._prepared = Held(self.matrix, self.offset), prepared
+    def _parts(self) -> dict[str, Tensor]:
+        """What a file keeps."""
+        parts = {"matrix": self.matrix, "offset": self.offset, "inner": self.inner, "outer": self.outer}
+        return {name: value for name, value in parts.items() if value is not None}
+
+    def _projections(self) -> tuple[PreparedProjection, ...]:
+        parts = self._parts()
+        if self._prepared is None or not self._prepared[0].same(*parts.values()):
+            prepared = [PreparedProjection(self.matrix, self.offset.reshape(-1), normalize=False)]
+            prepared += [
+                PreparedProjection(parts[n], normalize=False) for n in ("inner", "outer") if n in parts
+            ]
+            self._prepared = Held(*parts.values()), tuple(prepared)
         return self._prepared[1]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -117,7 +145,7 @@ class Start:
     @property
     def _mark(self) -> str:
         """Of the map and what it belongs to, as a stamp keeps it."""
-        held = {"matrix": self.matrix, "offset": self.offset, "identity": self.identity}
+        held = {**self._parts(), "identity": self.identity}
         return _digest.marked(_digest.digest(held))
 
     def _check(self, function: str, now: Identity) -> None:
@@ -133,7 +161,11 @@ class Start:
         rows: Tensor,  # [B, D] unit rows
     ) -> Tensor:  # [B, R, T]
         """The predicted tokens, computed on the CPU so that they are the same for every device."""
-        found = self._projection()(rows.to("cpu", self.compute))
+        rows = rows.to("cpu", self.compute)
+        linear, *layer = self._projections()
+        found = linear(rows)
+        if layer:
+            found = found + layer[1](layer[0](rows).relu_())
         return found.reshape(len(rows), *self.offset.shape)
 
     def __call__(

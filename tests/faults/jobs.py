@@ -125,8 +125,8 @@ def oti(home: Path, first: int = 0) -> None:
 def inversion_map(home: Path) -> None:
     (model, targets), _ = inversions.arguments()
     sb.InversionMap.fit(
-        model, targets[:12], steps=3, refine=(2,), batch_size=6, out=home / "out" / "map.safetensors",
-        generator=torch.Generator().manual_seed(3),
+        model, targets[:12], steps=3, refine=(2,), batch_size=6, hidden=4, train_steps=6,
+        out=home / "out" / "map.safetensors", generator=torch.Generator().manual_seed(3),
     )  # fmt: skip
 
 

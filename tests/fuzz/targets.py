@@ -205,6 +205,23 @@ def discover(path: Path) -> Sequence[Tensor]:
     return [found.losses_, found.logits(rows(10))]
 
 
+def half_way(checkpoint: Any, run: Callable[[], Any], path: Path) -> Path:
+    """What the first write of a run left at a path."""
+    kept, write = [], checkpoint.write
+
+    def keeps(self: Any, *state: Any) -> None:
+        write(self, *state)
+        kept.append(path.read_bytes())
+
+    checkpoint.write = keeps
+    try:
+        run()
+    finally:
+        checkpoint.write = write
+    path.write_bytes(kept[0])
+    return path
+
+
 # -- prompt learning ---------------------------------------------------------------------------------
 
 
@@ -236,19 +253,8 @@ def make_prompts(run: Callable[[Path], Any]) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
         from semobridge_ext.prompts.training import Checkpoint
 
-        path, kept, write = folder / "run.safetensors", [], Checkpoint.write
-
-        def keeps(self: Any, trainer: Any) -> None:
-            write(self, trainer)
-            kept.append(path.read_bytes())
-
-        Checkpoint.write = keeps  # type: ignore[method-assign]
-        try:
-            run(path)
-        finally:
-            Checkpoint.write = write  # type: ignore[method-assign]
-        path.write_bytes(kept[0])
-        return path
+        path = folder / "run.safetensors"
+        return half_way(Checkpoint, lambda: run(path), path)
 
     return make
 
@@ -257,19 +263,8 @@ def make_discovery(folder: Path) -> Path:
     """The file after one of two epochs."""
     from semobridge_ext.discovery.training_checkpoint import Checkpoint
 
-    path, kept, write = folder / "run.safetensors", [], Checkpoint.write
-
-    def keeps(self: Any, state: Any) -> None:
-        write(self, state)
-        kept.append(path.read_bytes())
-
-    Checkpoint.write = keeps  # type: ignore[method-assign]
-    try:
-        discover(path)
-    finally:
-        Checkpoint.write = write  # type: ignore[method-assign]
-    path.write_bytes(kept[0])
-    return path
+    path = folder / "run.safetensors"
+    return half_way(Checkpoint, lambda: discover(path), path)
 
 
 # -- findings in tasks --------------------------------------------------------------------------------
@@ -298,19 +293,8 @@ def make_re_tune(folder: Path) -> Path:
     """The file after one of two epochs."""
     from semobridge_ext.incremental.training_checkpoint import Checkpoint
 
-    path, kept, write = folder / "run.safetensors", [], Checkpoint.write
-
-    def keeps(self: Any, state: Any) -> None:
-        write(self, state)
-        kept.append(path.read_bytes())
-
-    Checkpoint.write = keeps  # type: ignore[method-assign]
-    try:
-        re_tune(path)
-    finally:
-        Checkpoint.write = write  # type: ignore[method-assign]
-    path.write_bytes(kept[0])
-    return path
+    path = folder / "run.safetensors"
+    return half_way(Checkpoint, lambda: re_tune(path), path)
 
 
 # -- what a run goes on from -------------------------------------------------------------------------
@@ -367,10 +351,28 @@ def use_part(path: Path) -> Sequence[Tensor]:
     return invert(whole)
 
 
-def inversion_map() -> Any:
-    targets = towers.targets(6, towers.D, towers.F32)
-    start = torch.Generator().manual_seed(1)
-    return sb.InversionMap.fit(_model(), targets, steps=2, refine=(1,), generator=start)
+def inversion_map(out: Path | None = None) -> Any:
+    targets, start = towers.targets(12, towers.D, towers.F32), torch.Generator().manual_seed(1)
+    return sb.InversionMap.fit(
+        _model(), targets, steps=2, refine=(1,), hidden=3, train_steps=4, generator=start, out=out
+    )
+
+
+def make_map_training(folder: Path) -> Path:
+    """The file after the first of four steps, pilots beside it gone."""
+    from semobridge_ext.inversion.map_training import Checkpoint
+
+    out = folder / "map.safetensors"
+    path = half_way(Checkpoint, lambda: inversion_map(out), folder / "map.safetensors.training.safetensors")
+    out.unlink()
+    return path
+
+
+def use_map_training(path: Path) -> Sequence[Tensor]:
+    out = path.with_name("map.safetensors")
+    out.unlink(missing_ok=True)
+    phi = inversion_map(out)
+    return [phi.matrix, phi.offset, phi.outer]
 
 
 def use_inversion_map(path: Path) -> Sequence[Tensor]:
@@ -390,19 +392,8 @@ def make_checkpoint(folder: Path) -> Path:
     """The file after two of four steps."""
     from semobridge_ext.fewshot.training_checkpoint import Checkpoint
 
-    path, kept, write = folder / "run.safetensors", [], Checkpoint.write
-
-    def keeps(self: Any, trainer: Any, best: Any) -> None:
-        write(self, trainer, best)
-        kept.append(path.read_bytes())
-
-    Checkpoint.write = keeps  # type: ignore[method-assign]
-    try:
-        train(path)
-    finally:
-        Checkpoint.write = write  # type: ignore[method-assign]
-    path.write_bytes(kept[0])
-    return path
+    path = folder / "run.safetensors"
+    return half_way(Checkpoint, lambda: train(path), path)
 
 
 def train_cache(kind: str) -> Callable[[Path], Sequence[Tensor]]:
@@ -506,6 +497,15 @@ TARGETS = [
             sealed=True,
         )
         for kind in ("TipAdapterF", "APET")
+    ),
+    Target(
+        "InversionMap.fit(out=)",
+        S,
+        ("InversionMap.fit",),
+        make_map_training,
+        use_map_training,
+        0.3,
+        sealed=True,
     ),
     Target("SeMoBridgeT.fit(checkpoint=)", S, ("SeMoBridgeT.fit",), make_checkpoint, train, 0.5, sealed=True),
     Target(

@@ -19,7 +19,7 @@ from tests.support.inversions import interrupt_after
 from tests.support.towers import F32, open_clip_model
 
 PILOTS, SIZE = 30, 8
-OPTIONS: dict[str, Any] = {"steps": 4, "refine": (3, 2), "batch_size": SIZE}
+OPTIONS: dict[str, Any] = {"steps": 4, "refine": (3, 2), "batch_size": SIZE, "train_steps": 0}
 FEATURES = towers.targets(36, towers.D, F32)
 CHUNKS = 3 * -(-PILOTS // SIZE)  # of all rounds
 

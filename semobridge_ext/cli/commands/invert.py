@@ -25,15 +25,15 @@ files:
             weights_only; or 'picto:icons' (also emoji, flags, logos, arrows): the embedded images
   output    .safetensors with tokens [B, R, T], features [B, D] (unit rows), losses [steps, B], recorded
             [records, B, D] in the order of --record-steps, steps_done [B] and the settings
-  map       .safetensors, what --pilots writes and --start reads: it predicts the start values, and a
-            fraction of the steps reaches the same loss. It fits one model, template and --tokens
+  map       .safetensors, what --pilots writes and --start reads: it predicts the start values, so well
+            that a few steps do. It fits one model, template and --tokens
 
 examples:
   semobridge-ext invert picto:icons icons-oti.safetensors --limit 1000
   semobridge-ext invert feats.safetensors out.safetensors --model ViT-B-32 --pretrained openai
   semobridge-ext invert feats.npy out.safetensors --template "a photo of {} in the wild" --tokens 2
-  semobridge-ext invert picto:icons out.safetensors --pilots 1500 --start map.safetensors --steps 20
-  semobridge-ext invert more.npy more-out.safetensors --start map.safetensors --steps 20
+  semobridge-ext invert picto:icons out.safetensors --pilots 300 --start map.safetensors --steps 3
+  semobridge-ext invert more.npy more-out.safetensors --start map.safetensors --steps 3
   semobridge-ext invert texts.npy out.safetensors --kind ovi --tokens 4 --steps 1000
 """
 _WEIGHTS = {"exact": None, "bfloat16": torch.bfloat16}
@@ -69,7 +69,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the start values, and of the pilots")
     parser.add_argument("--start", metavar="MAP", help="oti: a map that predicts the start values")
     parser.add_argument(
-        "--pilots", type=int, metavar="N", help="fit that map to N of the rows first and write it to --start"
+        "--pilots",
+        type=int,
+        metavar="N",
+        help="fit that map first, by inverting N rows and training on all of them, and write it to --start",
     )
     parser.add_argument("--limit", type=int, help="only the first so many rows")
     parser.add_argument("--key", default="features", help="tensor name in a .safetensors input")
