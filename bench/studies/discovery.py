@@ -28,7 +28,7 @@ from semobridge_ext.clip import encode_image, encode_text
 from semobridge_ext.discovery import merge_concepts
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "discovery.json"
-SETS = ("arrows", "logos", "emoji")
+SETS = ("arrows", "flags", "logos", "emoji", "icons")
 # Narrower than the paper's, for a CLIP of width 192 and some thousand drawings; not tuned.
 SETTINGS = {"width": 256, "hidden": 256, "projection": 64, "entropy_weight": 2.0}
 METHODS: dict[str, dict[str, Any]] = {
