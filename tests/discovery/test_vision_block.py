@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ F64 = torch.float64
 FAMILIES = {n: m for n, m in towers.VISION_MODELS.items() if n != "SigLIP timm"}
 FAMILIES["timm class token"] = lambda: towers.timm_linear(bias=True)
 COUNT = 16
+QUICK = ("open_clip", "open_clip quick_gelu")  # the others are built, or imported, for long
 
 
 def pictures(*shape: int, seed: int = 0) -> Tensor:
@@ -32,9 +35,17 @@ def pictures(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, 3, 32, 32, generator=g, dtype=F64)
 
 
-MODEL = towers.VISION_MODELS["open_clip"]().double()
+@functools.cache
+def model_of() -> nn.Module:
+    return towers.VISION_MODELS["open_clip"]().double()
+
+
+@functools.cache
+def inputs_of() -> Tensor:
+    return cache_block_inputs(model_of(), IMAGES, dtype=F64)
+
+
 IMAGES = pictures(2, COUNT)
-INPUTS = cache_block_inputs(MODEL, IMAGES, dtype=F64)
 LABELS: list[Any] = [i % 5 if i % 5 < 3 and i % 2 else None for i in range(COUNT)]
 G = torch.Generator().manual_seed(1)
 CONCEPTS = torch.randn(9, towers.D, generator=G, dtype=F64)
@@ -43,7 +54,7 @@ SETTINGS: dict[str, Any] = {**SMALL, "batch_size": 8, "epochs": 3, "lr": 0.05, "
 
 
 def fit(checkpoint: Any = None, **changed: Any) -> sb.SpectralGCD:
-    given = {"X": INPUTS, "y": LABELS, "teacher": TEACHER, "model": MODEL, **SETTINGS, **changed}
+    given = {"X": inputs_of(), "y": LABELS, "teacher": TEACHER, "model": model_of(), **SETTINGS, **changed}
     x, y, teacher = (given.pop(name) for name in ("X", "y", "teacher"))
     concepts = given.pop("concept_features", CONCEPTS)
     return sb.SpectralGCD(concepts, **given).fit(x, y, teacher=teacher, checkpoint=checkpoint)
@@ -57,7 +68,9 @@ def block_features(model: nn.Module, inputs: Tensor) -> Tensor:
 # -- the forward pass ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in FAMILIES]
+)
 def test_features_are_the_models_own(kind: str):
     dtype = towers.exact_dtype(kind)
     model = FAMILIES[kind]().to(dtype)
@@ -153,10 +166,10 @@ def test_training_is_that_of_the_model_itself(concepts: bool):
         assert float((want.detach() - before[path_of(model, want)]).abs().max()) > 1e-6, name
     assert_figures(got._folded["prototypes"], p["prototypes"], "block_training")
     moved = cache_block_inputs(model, IMAGES[:1], dtype=F64)[0]
-    assert_same_bits(moved, INPUTS[0])  # the blocks before it stayed
+    assert_same_bits(moved, inputs_of()[0])  # the blocks before it stayed
     with torch.no_grad():
         features = sb.clip.encode_image(model, IMAGES[0])
-    assert_row_relative(got.features(INPUTS[0]), features, "block_features")
+    assert_row_relative(got.features(inputs_of()[0]), features, "block_features")
     assert got.n_features_in_ == towers.D and "adapter" not in got._folded
 
 
@@ -165,16 +178,16 @@ def path_of(model: nn.Module, parameter: Tensor) -> str:
 
 
 def test_the_model_stays_as_it_is():
-    before = {n: v.clone() for n, v in MODEL.state_dict().items()}
+    before = {n: v.clone() for n, v in model_of().state_dict().items()}
     one, two = fit(), fit(seed=1)
     assert not torch.equal(one._folded["block_fc_weight"], two._folded["block_fc_weight"])
-    for name, value in MODEL.state_dict().items():
+    for name, value in model_of().state_dict().items():
         assert torch.equal(value, before[name]), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_cached_inputs_of_fewer_bits_train_in_float32(dtype: torch.dtype):
-    x = INPUTS.to(dtype)
+    x = inputs_of().to(dtype)
     made = fit(X=x)
     assert {v.dtype for n, v in made._folded.items() if n.startswith("block_")} == {torch.float32}
     want = fit(X=x.double())
@@ -184,13 +197,13 @@ def test_cached_inputs_of_fewer_bits_train_in_float32(dtype: torch.dtype):
 
 def test_predictions_of_inputs_are_those_of_their_features():
     made = fit()
-    rows = made.features(INPUTS[1])
-    assert_same_bits(made.logits(INPUTS[1]), made.logits(rows))
-    assert made.predict(INPUTS[1]).tolist() == made.predict(rows).tolist()
-    assert isinstance(made.features(INPUTS[1].numpy()), np.ndarray)
-    assert made.score(INPUTS[1], [i % 5 for i in range(COUNT)]) > 0.2
-    one_view = fit(X=INPUTS[0])
-    assert_same_bits(one_view.losses_, fit(X=INPUTS[:1]).losses_)
+    rows = made.features(inputs_of()[1])
+    assert_same_bits(made.logits(inputs_of()[1]), made.logits(rows))
+    assert made.predict(inputs_of()[1]).tolist() == made.predict(rows).tolist()
+    assert isinstance(made.features(inputs_of()[1].numpy()), np.ndarray)
+    assert made.score(inputs_of()[1], [i % 5 for i in range(COUNT)]) > 0.2
+    one_view = fit(X=inputs_of()[0])
+    assert_same_bits(one_view.losses_, fit(X=inputs_of()[:1]).losses_)
 
 
 # -- files -----------------------------------------------------------------------------------------------
@@ -221,10 +234,10 @@ def test_a_resumed_run_has_the_bits_of_an_unbroken_one(tmp_path: Path, monkeypat
 
 
 def test_saved_estimator_is_the_same(tmp_path: Path):
-    made, path = fit(X=INPUTS.float()), tmp_path / "gcd.safetensors"
+    made, path = fit(X=inputs_of().float()), tmp_path / "gcd.safetensors"
     made.save(path)
     found = sb.SpectralGCD.load(path)
-    x = INPUTS[0].float()
+    x = inputs_of()[0].float()
     assert_same_bits(found.features(x), made.features(x))
     assert_same_bits(found.logits(x), made.logits(x))
     assert found.model is None and found._facts == made._facts and found.get_params()["epochs"] == 3
@@ -244,10 +257,10 @@ def test_batches_are_gone_through_once_a_view():
             for start in range(0, COUNT, 5):
                 yield [IMAGES[len(passes) - 1, start : start + 5], torch.zeros(5)]
 
-    assert_figures(cache_block_inputs(MODEL, Loader(), dtype=F64), INPUTS, "block_features")
+    assert_figures(cache_block_inputs(model_of(), Loader(), dtype=F64), inputs_of(), "block_features")
     assert passes == [0, 1]
-    half = cache_block_inputs(MODEL, IMAGES)
-    assert half.dtype is torch.float16 and torch.equal(half, INPUTS.half())
+    half = cache_block_inputs(model_of(), IMAGES)
+    assert half.dtype is torch.float16 and torch.equal(half, inputs_of().half())
 
 
 def test_values_beyond_float16_are_refused():
@@ -265,9 +278,9 @@ def test_a_file_holds_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
     monkeypatch.setattr(_files, "MAPPED_FROM", 0 if mapped else 1 << 26)
     path = tmp_path / "inputs.safetensors"
-    found = cache_block_inputs(MODEL, IMAGES, out=path)
-    assert torch.equal(found, INPUTS.half()) and torch.equal(load_block_inputs(path), found)
-    assert_same_bits(fit(X=found).losses_, fit(X=INPUTS.half()).losses_)
+    found = cache_block_inputs(model_of(), IMAGES, out=path)
+    assert torch.equal(found, inputs_of().half()) and torch.equal(load_block_inputs(path), found)
+    assert_same_bits(fit(X=found).losses_, fit(X=inputs_of().half()).losses_)
     data = path.read_bytes()
     path.write_bytes(data[:-9])
     with pytest.raises(ValueError, match=r"inputs\.safetensors"):
@@ -276,16 +289,23 @@ def test_a_file_holds_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 # -- bad input -------------------------------------------------------------------------------------------
 
-SPOILT = INPUTS.clone()
-SPOILT[0, 3, 2, 1] = float("nan")
-BAD: dict[str, tuple[dict[str, Any], type, str]] = {
-    "features": ({"X": torch.zeros(COUNT, 24)}, ValueError, r"X must be \[N, 17, 32\] or \[V, N, 17, 32\]"),
-    "tokens": ({"X": INPUTS[:, :, 1:]}, ValueError, r"X must be .* got .*; take it from cache_block_inputs"),
-    "NaN": ({"X": SPOILT}, ValueError, r"X must be finite, got NaN or infinity in 1 of 32 rows \(3\)"),
-    "integers": ({"X": INPUTS.long()}, TypeError, r"X must be float32, float64, bfloat16 or float16"),
-    "no model": ({"model": "ViT-B-32"}, TypeError, r"SpectralGCD.fit: model must be a CLIP model"),
-    "concepts": ({"concept_features": CONCEPTS[:, 1:]}, ValueError, r"be \[K, 24\] with K ≥ 2"),
-    "pooling": ({"model": towers.siglip_model()}, NotImplementedError, r"with a pooling block"),
+
+def spoilt() -> Tensor:
+    found = inputs_of().clone()
+    found[0, 3, 2, 1] = float("nan")
+    return found
+
+
+BAD: dict[str, tuple[Callable[[], dict[str, Any]], type, str]] = {
+    "features": (lambda: {"X": torch.zeros(COUNT, 24)}, ValueError, r"X must be \[N, 17, 32\] or \[V, N, 17"),
+    "tokens": (lambda: {"X": inputs_of()[:, :, 1:]}, ValueError, r"X must be .* got .*; take it from cache_"),
+    "NaN": (lambda: {"X": spoilt()}, ValueError, r"X must be finite, got NaN or infinity in 1 of 32 rows"),
+    "integers": (lambda: {"X": inputs_of().long()}, TypeError, r"X must be float32, float64, bfloat16 or fl"),
+    "no model": (lambda: {"model": "ViT-B-32"}, TypeError, r"SpectralGCD.fit: model must be a CLIP model"),
+    "concepts": (lambda: {"concept_features": CONCEPTS[:, 1:]}, ValueError, r"be \[K, 24\] with K ≥ 2"),
+    "pooling": (
+        lambda: {"model": towers.VISION_MODELS["SigLIP timm"]()}, NotImplementedError, "with a pooling block",
+    ),
 }  # fmt: skip
 
 
@@ -293,23 +313,23 @@ BAD: dict[str, tuple[dict[str, Any], type, str]] = {
 def test_bad_input_is_named(case: str):
     changed, kind, told = BAD[case]
     with pytest.raises(kind, match=told):
-        fit(**changed)
+        fit(**changed())
 
 
 def test_queries_are_checked():
     made = fit()
     with pytest.raises(ValueError, match=r"SpectralGCD.logits: X must be \[N, 17, 32\]"):
-        made.logits(INPUTS[0, :, 1:])
+        made.logits(inputs_of()[0, :, 1:])
     with pytest.raises(ValueError, match=r"SpectralGCD.features: X must be of one view, .*; pass X\[0\]"):
-        made.features(INPUTS)
+        made.features(inputs_of())
     with pytest.raises(ValueError, match=r"SpectralGCD.predict: X must be finite"):
-        made.predict(SPOILT[0])
+        made.predict(spoilt()[0])
     with pytest.raises(ValueError, match="must be fitted first"):
-        sb.SpectralGCD().features(INPUTS[0])
+        sb.SpectralGCD().features(inputs_of()[0])
     plain = sb.SpectralGCD(**SETTINGS)
-    plain.fit(INPUTS[:, :, 0], LABELS)
+    plain.fit(inputs_of()[:, :, 0], LABELS)
     with pytest.raises(ValueError, match=r"the estimator must have a trained block, got one without; pass"):
-        plain.logits(INPUTS[0])
+        plain.logits(inputs_of()[0])
 
 
 BAD_IMAGES: dict[str, tuple[Any, dict[str, Any], type, str]] = {
@@ -327,7 +347,7 @@ BAD_IMAGES: dict[str, tuple[Any, dict[str, Any], type, str]] = {
 def test_bad_images_are_named(case: str):
     images, options, kind, told = BAD_IMAGES[case]
     with pytest.raises(kind, match=told):
-        cache_block_inputs(MODEL, images, **options)
+        cache_block_inputs(model_of(), images, **options)
 
 
 def test_a_loader_that_gives_other_images_is_refused():
@@ -338,4 +358,4 @@ def test_a_loader_that_gives_other_images_is_refused():
             yield IMAGES[0, : next(sizes)]
 
     with pytest.raises(ValueError, match="give as many images at every pass, got 4, then 5; leave shuffle"):
-        cache_block_inputs(MODEL, Loader())
+        cache_block_inputs(model_of(), Loader())
