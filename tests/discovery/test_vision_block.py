@@ -117,7 +117,7 @@ def parts_of(model: nn.Module) -> dict[str, nn.Parameter]:
 # -- the training ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("concepts", [True, False])
+@pytest.mark.parametrize("concepts", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_training_is_that_of_the_model_itself(concepts: bool):
     """torch.optim's SGD on the model's own forward pass from pixels, and the oracle's losses."""
     s = {**sb.SpectralGCD().get_params(), **SETTINGS}
@@ -185,7 +185,7 @@ def test_the_model_stays_as_it_is():
         assert torch.equal(value, before[name]), name
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.float32, marks=pytest.mark.slow)])
 def test_cached_inputs_of_fewer_bits_train_in_float32(dtype: torch.dtype):
     x = inputs_of().to(dtype)
     made = fit(X=x)
@@ -272,7 +272,7 @@ def test_values_beyond_float16_are_refused():
     assert torch.isfinite(cache_block_inputs(model, IMAGES, dtype=torch.float32)).all()
 
 
-@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("mapped", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_file_holds_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mapped: bool):
     from semobridge_ext import _files
 
