@@ -87,6 +87,7 @@ def test_labels_of_a_file_are_those_of_folders(home: Path, made: Path, tmp_path:
     assert b"<h2>new " in (tmp_path / "file" / "sheet.html").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run_epoch, epochs = Trainer.run_epoch, []
 
