@@ -14,6 +14,7 @@ from semobridge_ext._version import __version__
 from semobridge_ext.cli.commands import (
     calibrate,
     demo,
+    discover,
     extract,
     fewshot,
     info,
@@ -27,6 +28,7 @@ from semobridge_ext.cli.commands import (
 COMMANDS = {
     "calibrate": calibrate,
     "demo": demo,
+    "discover": discover,
     "extract": extract,
     "fewshot": fewshot,
     "info": info,
@@ -45,6 +47,7 @@ start here:
   semobridge-ext demo --help        what the figures mean
   semobridge-ext invert --help      textual and visual inversion of a file of features, resumable
   semobridge-ext extract --help     your images in; then map, search, retrieve, report
+  semobridge-ext discover --help    known and new classes among unlabelled images
   semobridge-ext fewshot            every few-shot method on every embedded set: tables and a picture
 
 Errors are one line and exit code 2; add --debug to see where they come from.

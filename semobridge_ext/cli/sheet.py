@@ -59,8 +59,8 @@ def _fit(text: str, pen: Any, width: int) -> str:
     return text
 
 
-def png(rows: list[Row], max_pixels: int = images.PIXELS) -> bytes:
-    """A grid, one line a query: the query, then its hits with scores."""
+def png(rows: list[Row], max_pixels: int = images.PIXELS, lead: str = "query: ") -> bytes:
+    """A grid, one line a query: the query behind its lead, then its hits with scores."""
     from PIL import Image, ImageDraw
 
     columns = 1 + max(len(row.hits) for row in rows)
@@ -74,7 +74,7 @@ def png(rows: list[Row], max_pixels: int = images.PIXELS) -> bytes:
             pen.rectangle(
                 (MARGIN - 2, top - 2, MARGIN + SIDE + 1, top + SIDE + 1), outline="#D55E00", width=2
             )
-        caption = f"query: {Path(row.query).name if row.is_image else row.query}"
+        caption = f"{lead}{Path(row.query).name if row.is_image else row.query}"
         words, line, y = caption.split(), "", top + (SIDE + 2 if row.is_image else 0)
         for word in [*words, None]:
             if word is not None and pen.textlength(f"{line} {word}") <= SIDE:

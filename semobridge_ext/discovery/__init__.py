@@ -1,8 +1,18 @@
 """Generalized category discovery in a space of concepts: the spectral filter, the training, the accuracy."""
 
 from semobridge_ext.discovery.accuracy import GCDAccuracy, gcd_accuracy
+from semobridge_ext.discovery.block_inputs import cache_block_inputs, load_block_inputs
 from semobridge_ext.discovery.concepts import merge_concepts, read_concepts
 from semobridge_ext.discovery.spectral_filter import SpectralFilter
 from semobridge_ext.discovery.spectral_gcd import SpectralGCD
 
-__all__ = ["GCDAccuracy", "SpectralFilter", "SpectralGCD", "gcd_accuracy", "merge_concepts", "read_concepts"]
+__all__ = [
+    "GCDAccuracy",
+    "SpectralFilter",
+    "SpectralGCD",
+    "cache_block_inputs",
+    "gcd_accuracy",
+    "load_block_inputs",
+    "merge_concepts",
+    "read_concepts",
+]

@@ -5,8 +5,8 @@
     G   = QQᵀ/(N−1)                             [N, N], for N < K: sums over blocks of concepts
 
 Both have the same eigenvalues but for zeros. With G u = λ u the vector of Σ is v = Qᵀu/√(λ(N−1)), so that
-λ v_k² = (Qᵀu)_k²/(N−1). Everything is float64: the cut between two eigenvalues that float32 cannot tell
-apart would otherwise turn with rounding.
+λ v_k² = (Qᵀu)_k²/(N−1). Sums are float64: the cut between two eigenvalues that float32 cannot tell apart
+would otherwise turn with rounding. Columns that hold next to no energy are summed in float32 (``centred``).
 """
 
 from __future__ import annotations
@@ -16,35 +16,19 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from semobridge_ext.discovery.centred import Centred, probabilities, unit
 from semobridge_ext.discovery.leading_spectrum import leading_eigenpairs
-from semobridge_ext.runtime.rows import unit_rows
 
 IMAGES = 256  # a block of the covariance; fixed, so that the sums do not depend on how images arrive
-ROWS = 128  # of a softmax at once: few enough that its passes meet the cache
-BLOCK_BYTES = 256 << 20  # of [N, concepts] at once
-KEPT_BYTES = 1 << 30  # Q as a whole, where it is no larger; else its blocks are computed twice
-
-
-def unit(rows: Tensor) -> Tensor:  # [N, D] float64
-    return unit_rows(rows.double())
-
-
-def probabilities(
-    rows: Tensor,  # [n, D] unit rows, float64
-    concepts: Tensor,  # [K, D] unit rows, float64
-    temperature: float,
-    out: Tensor | None = None,  # [n, K]
-) -> Tensor:  # [n, K]
-    """Softmax over the concepts, in place of the one array of its size."""
-    q = torch.mm(rows / temperature, concepts.T, out=out)
-    q.sub_(q.amax(dim=1, keepdim=True)).exp_()
-    return q.div_(q.sum(dim=1, keepdim=True))
 
 
 def add_product(total: Tensor, x: Tensor) -> None:  # [n, n] += x xᵀ for x [n, k]
-    """The lower block triangle alone; ``mirror`` fills the rest."""
+    """The lower block triangle alone, products in the dtype of x; ``mirror`` fills the rest."""
     for start, end in _parts(len(total)):
-        total[start:end, :end].addmm_(x[start:end], x[:end].T)
+        if x.dtype == total.dtype:
+            total[start:end, :end].addmm_(x[start:end], x[:end].T)
+        else:
+            total[start:end, :end] += x[start:end] @ x[:end].T
 
 
 def mirror(total: Tensor) -> Tensor:
@@ -99,54 +83,22 @@ class Covariance:
         return vectors.square() @ values, values
 
 
-class _Centred:
-    """Q with centred columns, a block of concepts at a time: kept as a whole, or computed at each pass."""
-
-    def __init__(self, rows: Tensor, concepts: Tensor, temperature: float) -> None:
-        self.rows, self.concepts, self.temperature = unit(rows), concepts, temperature
-        n, k = len(rows), len(concepts)
-        self.width = max(1, min(k, BLOCK_BYTES // (8 * n)))
-        self.whole: Tensor | None = None
-        if 8 * n * k <= KEPT_BYTES:
-            self.whole = concepts.new_empty(n, k)
-            for part, q in zip(self.rows.split(ROWS), self.whole.split(ROWS), strict=True):
-                probabilities(part, concepts, temperature, out=q)
-            self.whole -= self.whole.mean(dim=0)
-        else:
-            parts = (self.rows / temperature).split(IMAGES)
-            logs = [torch.logsumexp(part @ concepts.T, dim=1) for part in parts]
-            self.logs = torch.cat(logs)[:, None]  # [N, 1]
-
-    def blocks(self) -> Iterator[tuple[int, int, Tensor]]:
-        """Start, end and [N, end − start]."""
-        k = len(self.concepts)
-        for start in range(0, k, self.width):
-            end = min(start + self.width, k)
-            if self.whole is not None:
-                yield start, end, self.whole[:, start:end]
-                continue
-            q = self.rows @ self.concepts[start:end].T
-            q.div_(self.temperature).sub_(self.logs).exp_()
-            yield start, end, q.sub_(q.mean(dim=0))
-
-
 def gram_scores(
     rows: Tensor,  # [N, D]
     concepts: Tensor,  # [K, D] unit rows, float64
     temperature: float,
     energy: float,
 ) -> tuple[Tensor, Tensor]:  # [K], [m]
-    centred = _Centred(rows, concepts, temperature)
-    n = len(rows)
-    scores = concepts.new_empty(len(concepts))
+    centred = Centred(rows, concepts, temperature)
     if energy == 1:
-        for start, end, q in centred.blocks():
-            scores[start:end] = q.square().sum(dim=0) / (n - 1)
-        return scores, scores.new_empty(0)
+        return centred.variances, centred.variances.new_empty(0)
+    n = len(rows)
     gram = concepts.new_zeros(n, n)
-    for _, _, q in centred.blocks():
+    for q in centred.blocks():
         add_product(gram, q)
     values, vectors = leading_eigenpairs(mirror(gram).div_(n - 1), energy)
-    for start, end, q in centred.blocks():
-        scores[start:end] = (vectors.T @ q).square().sum(dim=0) / (n - 1)
+    del gram
+    found = [(vectors.to(q.dtype).T @ q).square().sum(dim=0).double() for q in centred.blocks()]
+    scores = torch.empty_like(centred.variances)
+    scores[centred.order] = torch.cat(found) / (n - 1)
     return scores, values

@@ -59,6 +59,11 @@ def initial(sizes: Sizes, adapter: bool, seed: int, dtype: torch.dtype) -> Param
     return {name: value.to(dtype).contiguous() for name, value in made.items()}
 
 
+def is_of_block(name: str) -> bool:
+    """Whether a parameter is one of the last vision block, which takes the adapter's place."""
+    return name.startswith("block_")
+
+
 def adapted(p: Parameters, features: Tensor) -> Tensor:  # [n, D] -> [n, D] unit rows
     unit = normalize(features, dim=1)
     if "adapter" in p:
@@ -90,7 +95,9 @@ def forward(
 
 def folded(p: Parameters, concepts: Tensor | None, temperature: float) -> Parameters:
     """What prediction needs. ``u = f′·(T̂ᵀAᵀ/t) + b`` is one D×H matrix: no row as wide as the dictionary."""
-    kept: Parameters = {name: p[name] for name in ("adapter", "prototypes") if name in p}
+    kept: Parameters = {
+        name: value for name, value in p.items() if name in ("adapter", "prototypes") or is_of_block(name)
+    }
     if concepts is not None:
         wide = concepts.double().T @ p["concept_weight"].double().T / temperature
         kept["fold"], kept["bias"] = wide.to(concepts.dtype), p["concept_bias"]

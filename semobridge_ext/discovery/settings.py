@@ -57,7 +57,7 @@ def check_settings(where: str, given: Mapping[str, Any]) -> None:
 
 def settings_of(given: Mapping[str, Any], data: Data) -> Settings:
     """Numbers as floats, so that 1 and 1.0 are one setting to a checkpoint."""
-    width = data.features.shape[2]
+    width = data.width
     concepts = 0 if data.concepts is None else len(data.concepts)
     sizes = Sizes(
         width, concepts, given["width"] if concepts else width, given["hidden"], given["projection"],

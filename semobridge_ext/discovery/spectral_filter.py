@@ -12,6 +12,7 @@ from semobridge_ext import _errors, _files, _inputs, _schema
 from semobridge_ext._parameters import Parameters
 from semobridge_ext._schema import Field
 from semobridge_ext.discovery import covariance
+from semobridge_ext.discovery.centred import unit
 from semobridge_ext.discovery.checks import check_number
 from semobridge_ext.discovery.leading_spectrum import components
 from semobridge_ext.fewshot.estimator import NotFittedError
@@ -43,17 +44,19 @@ class SpectralFilter(Parameters):
         TypeError, ValueError: at ``fit`` and ``partial_fit``: numbers out of their range. ValueError: scores
             are asked for before two images were seen.
 
-    Numerics: float64 throughout, whatever the features. Scores are those of the eigenpairs that the whole
-        decomposition gives: below 3000 images (or concepts, where these are fewer) it is that; beyond, pairs
-        from a block Krylov basis whose residuals are at most 1e-11 of λ_1. Where λ_m and λ_{m+1} agree to as
-        many digits as the features carry, the cut between them is not determined, here or anywhere.
-        Deterministic for one number of threads. The order of the images changes rounding alone; how they
-        are cut into calls of ``partial_fit`` changes no bit.
+    Numerics: sums are float64, whatever the features; on a CPU the columns that together hold a millionth of
+        the energy are summed in float32, which is less than 1e-13 of the trace. Scores are those of the
+        eigenpairs that the whole decomposition gives: below 3000 images (or concepts, where these are fewer)
+        it is that; beyond, pairs from a block Krylov basis whose residuals are at most 1e-11 of λ_1. Where
+        λ_m and λ_{m+1} agree to as many digits as the features carry, the cut between them is not
+        determined, here or anywhere. Deterministic for one number of threads. The order of the images
+        changes rounding alone; how they are cut into calls of ``partial_fit`` changes no bit.
 
-    Memory: for N < K the N×N Gram matrix, 8·N² bytes, blocks of at most 256 MiB, and where 8·N·K ≤ 1 GiB, Q.
+    Memory: for N < K the N×N Gram matrix, 8·N² bytes, blocks of at most 256 MiB, and where 8·N·K ≤ 1 GiB, Q,
+        for a moment in two copies.
         For N ≥ K the K×K covariance, 8·K² bytes, and as much again while scores are read between two chunks;
         then images are not kept, and any number streams through. Beyond 3000 rows the Krylov basis takes
-        up to 0.4 of the matrix, and LAPACK, where it must serve, two copies. K = 22 131 concepts: 0.9 GB in
+        up to 0.5 of the matrix, and LAPACK, where it must serve, two copies. K = 22 131 concepts: 0.9 GB in
         all at N = 2000, 3.9 GB for N ≥ K.
         Time: N·K·(N/2 + D) multiplications for the Gram matrix, N·K·(K/2 + D) for the covariance, and the
         eigenpairs. K = 22 131 at N = 2000: seconds on two cores. ``docs/guides/discovery.md`` has figures.
@@ -155,7 +158,7 @@ class SpectralFilter(Parameters):
             raise ValueError(_errors.message(where, "image_features", contract, images, remedy))
         _errors.check_same_device(where, "image_features", images, concepts.device)
         if not started:
-            self._concepts = covariance.unit(concepts)
+            self._concepts = unit(concepts)
             self._sums: covariance.Covariance | None = None
             self._chunks: list[Tensor] = []
             self._setting, self.n_images_, self.n_features_in_ = self.temperature, 0, concepts.shape[1]
@@ -194,7 +197,7 @@ class SpectralFilter(Parameters):
                 remedy = "a softmax over one concept is 1"
                 raise ValueError(_errors.message(where, "concept_features", "have 2 rows", concepts, remedy))
             return concepts
-        if not torch.equal(covariance.unit(concepts), known):
+        if not torch.equal(unit(concepts), known):
             got, remedy = "others", "pass None, or fit anew"
             contract = "be those of the first call"
             raise ValueError(_errors.message(where, "concept_features", contract, got, remedy))

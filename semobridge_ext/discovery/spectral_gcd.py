@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import Any, ClassVar
+from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from semobridge_ext import _errors, _inputs
-from semobridge_ext._parameters import Parameters
-from semobridge_ext._schema import Field, need, restoring
-from semobridge_ext.discovery import network
-from semobridge_ext.discovery.accuracy import gcd_accuracy
+from semobridge_ext import _errors
+from semobridge_ext._schema import need, restoring
+from semobridge_ext.discovery import network, vision_block
 from semobridge_ext.discovery.class_names import encode_labels, name_classes
-from semobridge_ext.discovery.losses import STUDENT_TEMPERATURE
+from semobridge_ext.discovery.prediction import Predictions
 from semobridge_ext.discovery.settings import check_settings, settings_of
+from semobridge_ext.discovery.spectral_gcd_file import FORMAT, GIVEN_AGAIN, read
 from semobridge_ext.discovery.training import Trainer, train
-from semobridge_ext.discovery.training_data import training_data, views_of
-from semobridge_ext.fewshot.estimator import CHUNK, exactly, not_fitted
-from semobridge_ext.fewshot.estimator_file import load_estimator, save_estimator
-from semobridge_ext.runtime.rows import compute_dtype
+from semobridge_ext.discovery.training_data import block_inputs, training_data, views_of
+from semobridge_ext.fewshot.estimator import exactly, not_fitted
+from semobridge_ext.fewshot.estimator_file import save_estimator
 
 
-class SpectralGCD(Parameters):
+class SpectralGCD(Predictions):
     """Generalized category discovery: labelled images of old classes, unlabelled ones of old and new.
 
         f′ = norm(f̂ + f̂ M)    z = f′·T̂ᵀ/t    u = z·A + b    logits = norm(u)·norm(P)ᵀ
@@ -35,22 +28,27 @@ class SpectralGCD(Parameters):
     each an image shows, and the classes are found in it. A frozen teacher's z* = cos/t of the same images
     keeps z in place, both ways. ``docs/methods.md`` has every term.
 
-    Of the paper's model this trains what stands on features. Its last vision block is replaced by the adapter
-    M [D, D], a residual linear map that starts at 0: without something to train before z the two divergences
-    would be constants. Biases are not decayed, and everything is float32 (float64 for float64 features)
-    where the authors' program trains float16 weights.
+    Without ``model`` this trains what stands on features. The paper's last vision block is replaced by the
+    adapter M [D, D], a residual linear map that starts at 0: without something to train before z the two
+    divergences would be constants. With ``model`` the block itself is trained, on what
+    ``discovery.cache_block_inputs`` keeps of the frozen blocks before it, and there is no M. Biases are not
+    decayed, and everything is float32 (float64 for float64 input) where the authors' program trains float16
+    weights.
 
     Args:
         concept_features: [K, D] floating-point text features of the concepts, in the student's space. None:
             no concepts; the prototypes and the projector then stand on f′ itself, which is the parametric
             classifier of SimGCD, and there is no teacher.
+        model: a CLIP model with a class token, of a family that ``semobridge_ext.clip`` lists. Its last
+            vision block is trained, as a copy; LN_post and the projection stay. X is then block inputs.
         num_classes: C, old and new together, ≥ 2. The method takes it as known.
         temperature: t of z and z*.
         width, hidden, projection: H of u, the hidden layers and the output of the projector.
         adapter: False leaves M out.
         epochs, batch_size: each epoch draws N images with replacement, labelled and unlabelled ones about
             half and half; a batch holds two views of each.
-        lr, adapter_lr: SGD's first rates, of all else and of M; a cosine takes them to a thousandth.
+        lr, adapter_lr: SGD's first rates, of all else and of M or the block; a cosine takes them to a
+            thousandth.
         momentum, weight_decay: of SGD.
         supervised_weight: w. entropy_weight: memax (the paper: 2 on CUB and Cars, 4 on CIFAR-100, else 1).
         forward_kl, reverse_kl: weights of the two divergences; 0 leaves one out.
@@ -73,8 +71,10 @@ class SpectralGCD(Parameters):
         unbroken one. The sums of z and of the divergences are those of ``torch.mm`` and
         ``ops.symmetric_kl``. Prediction folds A and T̂ into one D×H matrix, made in float64.
 
-    Memory: the features, and a step's 2B rows as wide as K, H and ``hidden``; the teacher's z* is made a
-        batch at a time. A saved file holds the adapter, the D×H matrix, the prototypes and the concepts.
+    Memory: the features or block inputs (a mapped file stays one), and a step's 2B rows as wide as K, H and
+        ``hidden``; the teacher's z* is made a batch at a time. With ``model`` a step keeps keys, values and
+        norms of 2B·L tokens for the gradient. A saved file holds the adapter or the block, the D×H matrix,
+        the prototypes and the concepts.
 
     Example:
         >>> import torch, semobridge_ext as sb
@@ -87,25 +87,11 @@ class SpectralGCD(Parameters):
     Paper: SpectralGCD; contrast and classifier are those of SimGCD (arXiv 2211.11727).
     """
 
-    _format = "semobridge-ext SpectralGCD 1"
-    _file: ClassVar[dict[str, Field]] = {
-        "adapter": Field(("D", "D"), optional=True),
-        "fold": Field(("D", "H"), optional=True),
-        "bias": Field(("H",), optional=True),
-        "concepts": Field(("K", "D"), optional=True),
-        "prototypes": Field(("C", "H")),
-        "losses": Field(("L",), (torch.float64,)),
-    }
-
-    classes_: np.ndarray
-    old_classes_: np.ndarray
-    n_features_in_: int
-    losses_: Tensor
-
     def __init__(
         self,
         concept_features: Any = None,  # [K, D]
         *,
+        model: Any = None,
         num_classes: int = 2,
         temperature: float = 0.01,
         width: int = 768,
@@ -129,7 +115,8 @@ class SpectralGCD(Parameters):
         checkpoint_every: int = 10,
         progress: bool = False,
     ) -> None:
-        self.concept_features, self.num_classes, self.temperature = concept_features, num_classes, temperature
+        self.concept_features, self.model = concept_features, model
+        self.num_classes, self.temperature = num_classes, temperature
         self.width, self.hidden, self.projection, self.adapter = width, hidden, projection, adapter
         self.epochs, self.batch_size, self.lr, self.adapter_lr = epochs, batch_size, lr, adapter_lr
         self.momentum, self.weight_decay = momentum, weight_decay
@@ -150,7 +137,8 @@ class SpectralGCD(Parameters):
         Args:
             X: [N, D] student image features, a floating-point tensor or array, any length of rows; or
                 [V, N, D], V cached views of each image, of which a step takes two different ones. With one
-                view the two are the same row, and the contrast has less to say.
+                view the two are the same row, and the contrast has less to say. With ``model``: block inputs
+                [V, N, L, T] or [N, L, T], of which a batch at a time is converted to float32.
             y: N labels: the class of a labelled image; None, or the number −1, for an unlabelled one.
             teacher: (image features [N, E], concept features [K, E]) of the teacher, the concepts in the
                 order of ``concept_features``. Needed unless both divergences have weight 0 or there are no
@@ -171,91 +159,26 @@ class SpectralGCD(Parameters):
         """
         where = "SpectralGCD.fit"
         check_settings(where, self.get_params())
-        x = views_of(where, X)
+        block = None if self.model is None else vision_block.block_of(where, self.model)
+        x = views_of(where, X) if block is None else block_inputs(where, X, block)
+        x = x[None] if block is not None and x.dim() == 3 else x
         if x.shape[1] < self.batch_size:
             got, remedy = f"{x.shape[1]} rows", "pass a smaller batch_size"
             contract = f"have at least batch_size={self.batch_size} rows"
             raise ValueError(_errors.message(where, "X", contract, got, remedy))
         old, codes = encode_labels(where, y, x.shape[1], self.num_classes)
         taught = self.forward_kl > 0 or self.reverse_kl > 0
-        data = training_data(where, x, codes, self.concept_features, teacher, taught)
+        data = training_data(where, x, codes, self.concept_features, teacher, taught, block)
         trainer = Trainer(data, settings_of(self.get_params(), data))
         with exactly(x.device):
             train(trainer, checkpoint, self.checkpoint_every, self.progress)
             folded = network.folded(trainer.parameters, data.concepts, self.temperature)
-        self._folded, self._concepts, self.losses_ = folded, data.concepts, trainer.losses
-        self.n_features_in_ = x.shape[2]
+        fixed = {} if data.block is None else data.block.fixed
+        self._facts = None if data.block is None else data.block.facts
+        self._folded, self._concepts, self.losses_ = {**folded, **fixed}, data.concepts, trainer.losses
+        self.n_features_in_ = data.width
         self._set_names(name_classes(old, self.num_classes), len(old))
         return self
-
-    def _set_names(self, names: list[Hashable], old: int) -> None:
-        self._names = names
-        self.classes_, self.old_classes_ = _inputs.as_array(names), _inputs.as_array(names[:old])
-
-    # -- predicting --------------------------------------------------------------------------------
-
-    def logits(self, X: Any) -> Any:  # [N, C]
-        """Cosines with the prototypes, [N, C], in the order of ``classes_``; a tensor for a tensor.
-
-        Args:
-            X: [N, D] student image features, a floating-point tensor or array.
-
-        Raises:
-            ValueError: not fitted, another width, NaN or infinite rows.
-        """
-        found = self._logits("logits", X)
-        return found if isinstance(X, Tensor) else found.cpu().numpy()
-
-    def predict_proba(self, X: Any) -> Any:  # [N, C]
-        """``softmax(logits/0.1)``, as in the training; a tensor for a tensor.
-
-        Args:
-            X: [N, D] as for ``logits``.
-
-        Raises:
-            ValueError: as ``logits``.
-        """
-        found = torch.softmax(self._logits("predict_proba", X) / STUDENT_TEMPERATURE, dim=1)
-        return found if isinstance(X, Tensor) else found.cpu().numpy()
-
-    def predict(self, X: Any) -> Any:
-        """The class or cluster of every row; the first of equal ones wins.
-
-        Args:
-            X: [N, D] as for ``logits``.
-
-        Returns:
-            [N] names of ``classes_`` as an array, or an int64 tensor where the names are integers and X is a
-            tensor.
-
-        Raises:
-            ValueError: as ``logits``.
-        """
-        found = self._logits("predict", X).argmax(dim=1)
-        if isinstance(X, Tensor) and self.classes_.dtype.kind in "iu":
-            return torch.from_numpy(self.classes_).to(found.device)[found]
-        return self.classes_[found.cpu().numpy()]
-
-    def score(self, X: Any, y: Any) -> float:
-        """``gcd_accuracy(y, predict(X), old_classes_).all``: the assignment names the clusters.
-
-        Args:
-            X: [N, D] as for ``logits``.
-            y: N true classes, of old and new ones.
-
-        Raises:
-            ImportError: SciPy is missing. ValueError: as ``logits``, or another number of labels.
-        """
-        return gcd_accuracy(y, self.predict(X), self.old_classes_).all
-
-    def _logits(self, verb: str, X: Any) -> Tensor:
-        if not hasattr(self, "classes_"):
-            raise not_fitted(self)
-        x = _inputs.features(f"SpectralGCD.{verb}", "X", X, self.n_features_in_)
-        dtype = compute_dtype(x.dtype)
-        with exactly(x.device):
-            folded = {n: p.to(x.device, dtype) for n, p in self._folded.items()}
-            return torch.cat([network.predict_logits(folded, part.to(dtype)) for part in x.split(CHUNK)])
 
     # -- files -------------------------------------------------------------------------------------
 
@@ -273,9 +196,10 @@ class SpectralGCD(Parameters):
         tensors = {**self._folded, "losses": self.losses_}
         if self._concepts is not None:
             tensors["concepts"] = self._concepts
-        params = {n: v for n, v in self.get_params().items() if n != "concept_features"}
-        fields = {"names": self._names, "old": len(self.old_classes_), "params": params}
-        save_estimator(path, self._format, tensors, {**fields, "width": self.n_features_in_})
+        params = {n: v for n, v in self.get_params().items() if n not in GIVEN_AGAIN}
+        facts = None if self._facts is None else self._facts._asdict()
+        fields = {"names": self._names, "old": len(self.old_classes_), "params": params, "block": facts}
+        save_estimator(path, FORMAT, tensors, {**fields, "width": self.n_features_in_})
 
     @classmethod
     def load(cls, path: Any) -> SpectralGCD:
@@ -287,27 +211,19 @@ class SpectralGCD(Parameters):
         Raises:
             FileNotFoundError: no such file. ValueError: a foreign or truncated file, which is named.
         """
-        where = "SpectralGCD.load"
-        fields = ("names", "old", "params", "width")
-        tensors, values, sizes = load_estimator(where, path, cls._format, cls._file, fields)
-        with restoring(where, path):
-            parts = [name in tensors for name in ("fold", "bias", "concepts")]
-            need(where, path, len(set(parts)) == 1, "fold, bias and concepts together", sorted(tensors))
-            width = sizes.setdefault("D", sizes["H"])
-            need(where, path, parts[0] or width == sizes["H"], f"prototypes of width {width}", sizes["H"])
-            need(where, path, values["width"] == width, f"the width {width}", values["width"])
-            old = values["old"]
-            counted = isinstance(old, int) and not isinstance(old, bool) and 1 <= old <= sizes["C"]
-            need(where, path, counted, f"1 to {sizes['C']} old classes", old)
-            params = values["params"]
-            known = set(cls._parameter_names()) - {"concept_features"}
-            need(where, path, isinstance(params, dict) and set(params) == known, "the parameters", params)
-            self = cls(tensors.get("concepts"), **params)
-            check_settings(where, self.get_params())
-            need(where, path, self.num_classes == sizes["C"], f"num_classes {sizes['C']}", self.num_classes)
-            self._concepts, self.losses_ = tensors.get("concepts"), tensors["losses"]
-            kept = ("adapter", "fold", "bias", "prototypes")
-            self._folded = {name: tensors[name] for name in kept if name in tensors}
-            self.n_features_in_ = width
-            self._set_names(values["names"], old)
+        found = read("SpectralGCD.load", path, set(cls._parameter_names()))
+        self = cls(found.tensors.get("concepts"), **found.params)
+        with restoring("SpectralGCD.load", path):
+            check_settings("SpectralGCD.load", self.get_params())
+            classes = found.tensors["prototypes"].shape[0]
+            need(
+                "SpectralGCD.load",
+                path,
+                self.num_classes == classes,
+                f"num_classes {classes}",
+                self.num_classes,
+            )
+            self._concepts, self.losses_ = found.tensors.pop("concepts", None), found.tensors.pop("losses")
+            self._folded, self._facts, self.n_features_in_ = found.tensors, found.facts, found.width
+            self._set_names(found.names, found.old)
         return self

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _errors
-from semobridge_ext.discovery import losses, network
+from semobridge_ext._digest import digest, marked
+from semobridge_ext.discovery import losses, network, vision_block
 from semobridge_ext.discovery.losses import Terms
 from semobridge_ext.discovery.network import Parameters
 from semobridge_ext.discovery.schedule import epoch_batches, rate, teacher_temperature
@@ -22,12 +23,18 @@ from semobridge_ext.discovery.training_data import Data
 class Trainer:
     def __init__(self, data: Data, settings: Settings) -> None:
         self.data, self.settings = data, settings
-        rows = data.features
-        made = network.initial(settings.sizes, settings.adapter, settings.seed, rows.dtype)
-        self.parameters: Parameters = {n: p.to(rows.device).requires_grad_() for n, p in made.items()}
+        device, block = data.features.device, data.block
+        adapter = settings.adapter and block is None
+        made = network.initial(settings.sizes, adapter, settings.seed, data.dtype)
+        made |= {} if block is None else block.trained
+        self.parameters: Parameters = {n: p.to(device).requires_grad_() for n, p in made.items()}
         self.momenta = {n: torch.zeros_like(p, requires_grad=False) for n, p in self.parameters.items()}
         self.losses = torch.zeros(settings.epochs, dtype=torch.float64)
         self.epoch = 0  # epochs behind the parameters
+        # What the block was before the training, as the stamp of a checkpoint keeps it.
+        self._start = (
+            None if block is None else marked(digest([block.trained, block.fixed, list(block.facts)]))
+        )
 
     def facts(self) -> dict[str, Any]:
         """What the run depends on, by the names of the constructor and of ``fit``."""
@@ -41,6 +48,7 @@ class Trainer:
             "reverse_kl": weights.reverse_kl, "X": data.features, "y": data.labels,
             "concept_features": data.concepts,
             "teacher": None if data.teacher is None else list(data.teacher),
+            "model": self._start,
         }  # fmt: skip
 
     def run_epoch(self) -> None:
@@ -84,7 +92,11 @@ class Trainer:
         return loss.detach()
 
     def terms(self, features: Tensor, labels: Tensor, images: Tensor, target_temperature: float) -> Terms:
-        """Of B images in two views: features [2B, D], labels [B], and which images they are."""
+        """Of B images in two views: features [2B, D] or block inputs [2B, L, T], labels and numbers [B]."""
+        block = self.data.block
+        if block is not None:
+            tensors = {**self.parameters, **block.fixed}
+            features = vision_block.features(tensors, block.facts, features.to(self.data.dtype))
         rows = network.forward(self.parameters, features, self.data.concepts, self.settings.temperature)
         weights = self.settings.weights
         distillation = features.new_zeros(())
@@ -109,7 +121,8 @@ class Trainer:
         for name, p in self.parameters.items():
             decay = s.weight_decay if p.dim() > 1 else 0.0  # biases are not decayed
             grad = grads[name].add(p, alpha=decay)
-            first = s.adapter_lr if name == "adapter" else s.lr
+            slow = name == "adapter" or network.is_of_block(name)
+            first = s.adapter_lr if slow else s.lr
             momentum = self.momenta[name].mul_(s.momentum).add_(grad)
             p.sub_(momentum, alpha=rate(self.epoch, s.epochs, first))
 

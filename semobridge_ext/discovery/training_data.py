@@ -1,22 +1,33 @@
-"""The tensors of a training: checked, on one device, in one dtype."""
+"""The tensors of a training: checked, on one device, all but cached block inputs in one dtype."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from semobridge_ext import _errors, _inputs
+from semobridge_ext.discovery.vision_block import VisionBlock
 from semobridge_ext.runtime.rows import compute_dtype
 
 
 class Data(NamedTuple):
-    features: Tensor  # [V, N, D]
+    features: Tensor  # [V, N, D]; with a block [V, N, L, T], in the dtype in which they were cached
     labels: Tensor  # [N] int64 on the CPU; −1: unlabelled
     concepts: Tensor | None  # [K, D] unit rows
     teacher: tuple[Tensor, Tensor] | None  # unit rows: images [N, E], concepts [K, E]
+    block: VisionBlock | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:  # of the training
+        return compute_dtype(self.features.dtype)
+
+    @property
+    def width(self) -> int:  # D
+        return self.features.shape[2] if self.block is None else self.block.features
 
 
 def views_of(where: str, X: Any, argument: str = "X") -> Tensor:  # [N, D] or [V, N, D] -> [V, N, D]
@@ -31,11 +42,32 @@ def views_of(where: str, X: Any, argument: str = "X") -> Tensor:  # [N, D] or [V
     return _inputs.features(where, argument, value.reshape(views * rows, width)).reshape(views, rows, width)
 
 
+def block_inputs(where: str, X: Any, block: VisionBlock) -> Tensor:  # [V, N, L, T] or [N, L, T]
+    """Checked, as they are: the rows of a mapped file are looked at and not copied."""
+    value = X if isinstance(X, Tensor) else torch.from_numpy(np.ascontiguousarray(X))
+    x = _errors.check_float_tensor(where, "X", value).detach()
+    tokens, width = block.facts.tokens, block.width
+    if x.dim() not in (3, 4) or x.shape[-2:] != (tokens, width) or not x.numel():
+        contract = f"be [N, {tokens}, {width}] or [V, N, {tokens}, {width}]"
+        remedy = "take it from cache_block_inputs(model, images)"
+        raise ValueError(_errors.message(where, "X", contract, x, remedy))
+    remedy = "remove these images"
+    _errors.check_rows(where, "X", x.reshape(-1, tokens * width), remedy, infinite=False)
+    return x
+
+
 def training_data(
-    where: str, x: Tensor, codes: Tensor, concept_features: Any, teacher: Any, taught: bool
+    where: str,
+    x: Tensor,
+    codes: Tensor,
+    concept_features: Any,
+    teacher: Any,
+    taught: bool,
+    block: VisionBlock | None = None,
 ) -> Data:
-    """Args: x [V, N, D], codes [N]; ``taught``: whether a divergence has a weight."""
+    """Args: x [V, N, D], with a block [V, N, L, T]; codes [N]; taught: whether a divergence has a weight."""
     dtype, device = compute_dtype(x.dtype), x.device
+    data = Data(x if block is not None else x.to(dtype), codes, None, None, block and block.to(device, dtype))
 
     def unit(rows: Tensor) -> Tensor:
         return normalize(rows.double(), dim=1).to(device, dtype)
@@ -43,8 +75,8 @@ def training_data(
     concepts = None
     if concept_features is not None:
         given = _inputs.features(where, "concept_features", concept_features)
-        if given.shape[1] != x.shape[2] or len(given) < 2:
-            contract = f"be [K, {x.shape[2]}] with K ≥ 2"
+        if given.shape[1] != data.width or len(given) < 2:
+            contract = f"be [K, {data.width}] with K ≥ 2"
             remedy = "take X and concepts from the same model"
             raise ValueError(_errors.message(where, "concept_features", contract, given, remedy))
         concepts = unit(given)
@@ -53,7 +85,7 @@ def training_data(
         assert concepts is not None
         images, names = _teacher(where, teacher, x.shape[1], len(concepts))
         pair = unit(images), unit(names)
-    return Data(x.to(dtype), codes, concepts, pair)
+    return data._replace(concepts=concepts, teacher=pair)
 
 
 def _is_taught(where: str, teacher: Any, concepts: Tensor | None, taught: bool) -> bool:

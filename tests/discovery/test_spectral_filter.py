@@ -14,7 +14,7 @@ from torch import Tensor
 
 import semobridge_ext as sb
 from semobridge_ext import reference
-from semobridge_ext.discovery import covariance, leading_spectrum
+from semobridge_ext.discovery import centred, covariance, leading_spectrum
 from tests.support.assertions import assert_figures, assert_same_bits
 from tests.support.vectors import rows, vector
 
@@ -48,7 +48,7 @@ def test_authors_numbers(energy: float, key: str, route: str):
     images, texts = (rows(given["inputs"][n]) for n in ("image_features", "concept_features"))
     want = given["outputs"][key]
     if route == "gram":
-        scores, spectrum = covariance.gram_scores(images, covariance.unit(texts), 0.01, energy)
+        scores, spectrum = covariance.gram_scores(images, centred.unit(texts), 0.01, energy)
     else:
         made = sb.SpectralFilter(energy, 0.99, 0.01).fit(images, texts)
         scores, spectrum = made.scores_, made.spectrum_
@@ -65,7 +65,7 @@ def test_authors_numbers(energy: float, key: str, route: str):
 def test_authors_probabilities():
     given = vector("spectral_filter")
     images, texts = (rows(given["inputs"][n]) for n in ("image_features", "concept_features"))
-    got = covariance.probabilities(covariance.unit(images[:3]), covariance.unit(texts), 0.01)
+    got = centred.probabilities(centred.unit(images[:3]), centred.unit(texts), 0.01)
     assert_figures(got, given["outputs"]["A_first_3_rows"], "concept_scores")
 
 
@@ -122,7 +122,7 @@ def test_all_of_the_energy_needs_no_eigenproblem(monkeypatch: pytest.MonkeyPatch
     for images in (20, 60):
         x, t = features(images, 40, 6)
         got = sb.SpectralFilter(energy=1, temperature=WARM).fit(x, t)
-        q = torch.softmax(covariance.unit(x) @ covariance.unit(t).T / WARM, dim=1)
+        q = torch.softmax(centred.unit(x) @ centred.unit(t).T / WARM, dim=1)
         assert_figures(got.scores_, q.var(dim=0), "concept_scores")
         assert got.spectrum_.shape == (0,)
 
@@ -133,12 +133,45 @@ def test_all_of_the_energy_needs_no_eigenproblem(monkeypatch: pytest.MonkeyPatch
 def test_blocks_computed_twice_are_those_that_are_kept(monkeypatch: pytest.MonkeyPatch):
     x, t = features(30, 100, 8)
     kept = sb.SpectralFilter(temperature=WARM).fit(x, t)
-    monkeypatch.setattr(covariance, "KEPT_BYTES", 0)
-    monkeypatch.setattr(covariance, "BLOCK_BYTES", 8 * 30 * 7)  # seven concepts, and two at the end
-    blocks = covariance._Centred(x, covariance.unit(t), WARM)
-    assert blocks.whole is None and [end - start for start, end, _ in blocks.blocks()] == [7] * 14 + [2]
+    monkeypatch.setattr(centred, "KEPT_BYTES", 0)
+    monkeypatch.setattr(centred, "BLOCK_BYTES", 8 * 30 * 7)  # seven concepts, and two at the end
+    blocks = centred.Centred(x, centred.unit(t), WARM)
+    assert blocks.whole is None and blocks.heavy == 100
+    assert [q.shape[1] for q in blocks.blocks()] == [7] * 14 + [2]
     made = sb.SpectralFilter(temperature=WARM).fit(x, t)
     assert_figures(made.scores_, kept.scores_, "concept_scores")
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_light_columns_are_summed_in_float32(monkeypatch: pytest.MonkeyPatch, kept: bool):
+    """At the paper's temperature most concepts have next to no energy; the scores stay those of float64."""
+    x, t = features(40, 300, 30, seed=2)
+    monkeypatch.setattr(centred, "KEPT_BYTES", 1 << 30 if kept else 0)
+    monkeypatch.setattr(centred, "LIGHT_COLUMNS", 50)
+    made = centred.Centred(x, centred.unit(t), 0.02)
+    q = torch.softmax(centred.unit(x) @ centred.unit(t).T / 0.02, dim=1)
+    variances = q.var(dim=0)
+    assert_figures(made.variances, variances, "concept_scores")
+    assert 60 < made.heavy < 240
+    inside = variances[made.order[made.heavy :]].sum() / variances.sum()
+    outside = variances[made.order[made.heavy - 1 :]].sum() / variances.sum()
+    assert inside <= centred.LIGHT < outside
+    blocks = list(made.blocks())
+    assert {b.dtype for b in blocks} == {torch.float32, torch.float64}
+    assert all(b.shape[1] <= 50 for b in blocks[1:]) or kept
+    heavy = torch.cat([b for b in blocks if b.dtype is torch.float64], dim=1)
+    assert_figures(heavy, (q - q.mean(dim=0))[:, made.order[: made.heavy]], "concept_scores")
+    for energy in (0.8, 0.95, 1.0):
+        scores, _ = covariance.gram_scores(x, centred.unit(t), 0.02, energy)
+        want = reference.spectral_filter(x, t, energy=energy, temperature=0.02)
+        assert_figures(scores, want.scores, "concept_scores")
+
+
+def test_products_in_fewer_bits_are_not_taken(monkeypatch: pytest.MonkeyPatch):
+    x, t = features(40, 300, 30, seed=2)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+    made = centred.Centred(x, centred.unit(t), 0.02)
+    assert made.heavy == 300 and {b.dtype for b in made.blocks()} == {torch.float64}
 
 
 def test_triangles_make_the_whole_product():
@@ -257,6 +290,26 @@ def test_a_flat_spectrum_goes_to_the_whole_decomposition(monkeypatch: pytest.Mon
     assert len(leading_spectrum.leading_eigenpairs(matrix, 0.95)[0]) == 190
 
 
+def test_a_slow_spectrum_fits_the_basis(monkeypatch: pytest.MonkeyPatch):
+    """Narrow blocks make polynomials of a high degree: pairs that wide ones do not reach in it."""
+    values = torch.exp(-torch.arange(1200, dtype=torch.float64) / 40)
+    matrix, taken = spectrum_of(values), []
+    look = leading_spectrum._ritz_pairs
+    monkeypatch.setattr(leading_spectrum, "_ritz_pairs", lambda *a: taken.append(len(a[0])) or look(*a))
+    found = leading_spectrum._by_krylov(matrix, 0.95, float(values.sum()))
+    assert found is not None and len(found[0]) == reached(values, 0.95) > 100
+    assert_figures(found[0], values[: len(found[0])], "concept_scores")
+    assert len(taken) < 12 and taken == sorted(set(taken))
+
+
+def test_looks_at_the_basis_come_where_the_residual_should_be_small():
+    look = leading_spectrum._next_look
+    assert look([(1000, 1e-3)]) == 1150  # one look tells no slope
+    assert look([(900, 1e-3), (1000, 2e-3)]) == 1150  # nor does one that rises
+    assert look([(900, 1e-3), (1000, 1e-5)]) == 1150  # 300 are lacking: not all at once
+    assert look([(900, 1e-3), (1000, 1e-9)]) == 1033
+
+
 def test_filter_through_the_krylov_basis(monkeypatch: pytest.MonkeyPatch):
     x, t = features(300, 200, 5, seed=3)
     monkeypatch.setattr(leading_spectrum, "DENSE", 10)
@@ -364,7 +417,7 @@ def test_zero_rows_are_even_and_inputs_stay():
     x = np.vstack([X[:8].numpy(), np.zeros((2, 4))])
     given = x.copy()
     got = sb.SpectralFilter(temperature=WARM).fit(x, T)
-    q = torch.softmax(covariance.unit(torch.from_numpy(x)) @ covariance.unit(T).T / WARM, dim=1)
+    q = torch.softmax(centred.unit(torch.from_numpy(x)) @ centred.unit(T).T / WARM, dim=1)
     assert_figures(q[-1], torch.full((6,), 1 / 6, dtype=torch.float64), "concept_scores")
     want = reference.spectral_filter(torch.from_numpy(x), T, temperature=WARM)
     assert_figures(got.scores_, want.scores, "concept_scores")

@@ -18,7 +18,7 @@ from torch import Tensor
 import semobridge_ext as sb
 from semobridge_ext.clip import checkpoints
 from semobridge_ext.runtime import thresholds
-from tests.support import discovery, images, incremental, inversions, prompt_learning
+from tests.support import discovery, images, incremental, inversions, prompt_learning, towers
 from tests.support.images import command
 from tests.support.problems import Problem, make
 
@@ -237,6 +237,12 @@ def kdpl(home: Path, seed: int = 0) -> None:
     found.save(home / "out" / "kdpl.safetensors")
 
 
+def block_inputs(home: Path, seed: int = 0) -> None:
+    images = torch.full((1, 2, 3, 32, 32), float(seed))
+    model = towers.VISION_MODELS["open_clip"]()
+    sb.discovery.cache_block_inputs(model, images, out=home / "out" / "inputs.safetensors")
+
+
 def choices(home: Path, device: str = "B") -> None:
     thresholds._WAIT = 2.0  # seconds, for another run that stands still
     steps = [(1, "eager"), (4096, "native")]
@@ -284,6 +290,7 @@ JOBS: dict[str, Job] = {
     "thresholds": Job(nothing, choices, lambda h: choices(h, "A"), other=lambda h: choices(h, "C")),
     "SpectralFilter.save": Job(nothing, spectral_filter, lambda h: spectral_filter(h, 1)),
     "SpectralGCD.fit": Job(nothing, category_discovery),
+    "cache_block_inputs(out=)": Job(nothing, block_inputs, lambda h: block_inputs(h, 1)),
     "SpectralGCD.save": Job(nothing, categories, lambda h: categories(h, 1)),
     "RETune.partial_fit": Job(nothing, findings),
     "RETune.save": Job(nothing, re_tuned, lambda h: re_tuned(h, 1)),

@@ -148,6 +148,11 @@ LIMITS: dict[tuple[str, str], tuple[float, float]] = {
     ("prompt_authors", F64): (4e-14, 4.6e-15),
     # APE-T's residual after twelve steps: entries that began at 0, so of the largest.
     ("cache_residual", F64): (1e-13, 1.3e-14),
+    ("block_features", F64): (4e-15, 6.1e-16),
+    ("block_features", F32): (2e-6, 3.0e-7),
+    ("block_grad", F64): (8e-15, 1.2e-15),
+    ("block_training", F64): (4e-15, 5.1e-16),
+    ("block_half", F32): (2e-6, 3.2e-7),
     # SeMoBridge-T: loss and gradients of a step; 200 steps' losses, each of its own size, and the matrix.
     ("training_loss", F64): (3e-15, 3.8e-16),
     ("training_loss", F32): (1e-6, 1.2e-7),

@@ -1,0 +1,111 @@
+"""What `semobridge-ext discover` writes: classes by their strongest concepts, a table, a sheet, a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from semobridge_ext import _files
+from semobridge_ext.cli import sheet
+from semobridge_ext.cli.output import write_csv
+
+NAMED = 3  # concepts that name a class
+
+
+class Found(NamedTuple):
+    """One class: where it stands in ``classes_``, its name, and its images, the surest first."""
+
+    cluster: int
+    name: str
+    old: bool
+    concepts: list[str]
+    images: list[int]
+    labelled: int
+
+
+def strongest(
+    shown: Tensor,  # [N, K] softmax over concepts
+    clusters: Tensor,  # [N]
+    count: int,
+) -> list[list[int]]:
+    """Of each cluster the concepts whose mean share exceeds that of all images by most.
+
+    The first always, of the others those that exceed it by at least a quarter as much.
+    """
+    sums = shown.new_zeros(count, shown.shape[1]).index_add_(0, clusters, shown)
+    sizes = torch.bincount(clusters, minlength=count)[:, None].clamp(min=1)
+    top = (sums / sizes - shown.mean(dim=0)).topk(min(NAMED, shown.shape[1]), dim=1)
+    return [
+        [k for k, value in zip(row, values, strict=True) if k == row[0] or value >= values[0] / 4]
+        for row, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    ]
+
+
+def classes(
+    names: Sequence[str],  # C, the old ones first
+    old: int,
+    proba: Tensor,  # [N, C]
+    shown: Tensor,  # [N, K] softmax over concepts
+    concepts: Sequence[str],
+    labels: Sequence[str | None],
+) -> list[Found]:
+    """Every class that has an image; new ones are told by their concepts."""
+    best = proba.max(dim=1)
+    top = strongest(shown, best.indices, len(names))
+    found = []
+    for c, name in enumerate(names):
+        mine = (best.indices == c).nonzero().flatten()
+        rows = mine[torch.argsort(best.values[mine], descending=True, stable=True)].tolist()
+        words = [concepts[k] for k in top[c]]
+        title = name if c < old else f"{name}: {', '.join(words)}"
+        if rows:
+            found.append(Found(c, title, c < old, words, rows, sum(labels[i] is not None for i in rows)))
+    return found
+
+
+def write_assignments(
+    path: Path, found: Sequence[Found], paths: Sequence[str], labels: Sequence[str | None], proba: Tensor
+) -> None:
+    """In the order of the images."""
+    of = {i: one for one in found for i in one.images}
+    header = ("image", "cluster", "name", "kind", "label", "probability")
+    rows = (
+        (
+            image, of[i].cluster, of[i].name, "old" if of[i].old else "new", labels[i] or "",
+            f"{float(proba[i, of[i].cluster]):.4f}",
+        )
+        for i, image in enumerate(paths)
+    )  # fmt: skip
+    write_csv(path, header, rows)
+
+
+def write_sheet(path: Path, found: Sequence[Found], paths: Sequence[str], proba: Tensor, hits: int) -> None:
+    """The new classes, the largest first, with their surest images; PNG or HTML by the name."""
+    rows = []
+    for one in sorted(found, key=lambda f: (-len(f.images), f.cluster)):
+        shown = [sheet.Hit(paths[i], Path(paths[i]).name, float(proba[i, one.cluster])) for i in one.images]
+        rows.append(sheet.Row(f"{one.name} ({len(one.images)} images)", False, shown[:hits]))
+    html = path.suffix == ".html"
+    data = sheet.page(rows, "discovered classes") if html else sheet.png(rows, lead="")
+    _files.write_bytes(path, data)
+
+
+def report(found: Sequence[Found], facts: Sequence[str]) -> str:
+    old, new = ([f for f in found if f.old is kind] for kind in (True, False))
+    lines = ["# Discovered classes", "", *(f"- {fact}" for fact in facts)]
+    lines += ["", "## New classes", "", "| cluster | strongest concepts | images |", "|---:|---|---:|"]
+    ranked = sorted(new, key=lambda f: (-len(f.images), f.cluster))
+    lines += [f"| {f.cluster} | {', '.join(f.concepts)} | {len(f.images)} |" for f in ranked]
+    lines += [
+        "",
+        "## Old classes",
+        "",
+        "| cluster | class | images | of these labelled |",
+        "|---:|---|---:|---:|",
+    ]
+    lines += [f"| {f.cluster} | {f.name} | {len(f.images)} | {f.labelled} |" for f in old]
+    return "\n".join(lines) + "\n"
