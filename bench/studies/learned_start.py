@@ -229,6 +229,8 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
                 ax.set_xlabel("steps")
             else:
                 ax.set_yscale("log")
+                ax.set_yticks([0.02, 0.05, 0.1, 0.2, 0.5, 1], ["0.02", "0.05", "0.1", "0.2", "0.5", "1"])
+                ax.minorticks_off()
                 ax.set_title(f"{r['set']}, R = {r['tokens']}", fontsize=9)
             if not column:
                 ax.set_ylabel("loss" if not row else "mAP, %")
