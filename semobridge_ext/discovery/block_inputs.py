@@ -61,7 +61,7 @@ def cache_block_inputs(
         >>> import torch, semobridge_ext as sb
         >>> model = sb.load_picto_clip()[0]
         >>> sb.discovery.cache_block_inputs(model, torch.zeros(2, 5, 3, 48, 48)).shape
-        torch.Size([2, 5, 65, 192])
+        torch.Size([2, 5, 37, 192])
     """
     where = "cache_block_inputs"
     if dtype not in _DTYPES:

@@ -28,7 +28,7 @@ def test_steps_of_autograd(shots, width):
     p = make(5, shots, 30, width=width, noise=3.0, dtype=torch.float64)
     clf = sb.LPPlusPlus(p.text, steps=60).fit(p.shots, p.labels)
     w, b, alpha, losses = trained(p, steps=60)
-    assert_figures(clf.losses_, losses, "probe_training")
+    assert_figures(clf.losses_, losses, "probe_losses")
     assert_close(clf.coef_, w, "probe_training")
     assert_close(clf.intercept_, b, "probe_training")
     assert_close(clf.alpha_, alpha, "probe_training")

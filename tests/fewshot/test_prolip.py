@@ -38,7 +38,7 @@ def test_steps_of_autograd(shots):
     penalty = 5 / len(p.shots)  # one over the shots per class
     assert clf.penalty_ == penalty
     projection, losses = reference(p, matrix, penalty=penalty, lr=LR, steps=60)
-    assert_figures(clf.losses_, losses, "projection_training")
+    assert_figures(clf.losses_, losses, "projection_losses")
     assert_close(clf.projection_, projection, "projection_training")
     assert_close(clf.logits(p.queries), logits_of(p, projection), "projection_training")
     assert float((projection - matrix).abs().max()) > 1e-2 and float(losses[-1]) < 0.8 * float(losses[0])

@@ -231,7 +231,7 @@ def attention(s: Source) -> Any:
     out = tree_attention(*rows, paths, heads)
     grads = torch.empty_like(q)[:, width:], *torch.empty_like(kv).chunk(2, dim=1)
     tree_attention_bwd(q[:, width:], *rows, paths, heads, grads)
-    return out, grads
+    return out, *grads
 
 
 def classifier(s: Source) -> Any:
