@@ -93,9 +93,10 @@ class KDPL(PromptLearner):
         dictionary: K names in words, or None with class names.
         keep: names of the dictionary in a step.
         teacher_templates: prompts with ``{}`` for a teacher that is a model. teacher_tokenizer: its own.
-        n_ctx, ctx_init, class_token_position, epochs, lr, first_lr, momentum, weight_decay, batch_size,
-            logit_scale, tokenizer, batch_rows, seed, checkpoint_every, progress: as for :class:`CoOp`; the
-            paper's context begins from "a photo of a".
+        n_ctx, ctx_init, class_token_position, epochs, lr, first_lr, momentum, weight_decay: as for
+            :class:`CoOp`; the paper's context begins from "a photo of a".
+        batch_size, logit_scale, tokenizer, batch_rows, seed, checkpoint_every, progress: as for
+            :class:`CoOp`.
 
     Attributes:
         context_: [n, T]. losses_: [epochs] float64 means. logit_scale_: κ. n_features_in_: D. With class
