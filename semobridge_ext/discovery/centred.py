@@ -15,6 +15,7 @@ from torch import Tensor
 from semobridge_ext.runtime.rows import unit_rows
 
 ROWS = 128  # of a softmax at once: few enough that its passes meet the cache
+GATHERED = 32  # of Q, on the way into the other order
 BLOCK_BYTES = 256 << 20  # of [N, concepts] at once
 KEPT_BYTES = 1 << 30  # Q as a whole, where it is no larger in float64; else its blocks are computed twice
 LIGHT = 1e-6  # of the trace: what all light columns hold together
@@ -59,10 +60,7 @@ class Centred:
         self.width = max(1, min(k, BLOCK_BYTES // (8 * n)))
         self.whole: tuple[Tensor, Tensor] | None = None
         if q is not None:
-            mean = self.mean[self.order]
-            heavy, light = (q.index_select(1, o) for o in self.order.tensor_split([self.heavy]))
-            del q
-            self.whole = heavy.sub_(mean[: self.heavy]), light.sub_(mean[self.heavy :]).float()
+            self.whole = self._ordered(q)
         else:
             self.ordered = concepts.index_select(0, self.order)
 
@@ -85,9 +83,20 @@ class Centred:
             first = q[0].clone() if first is None else first
             q.sub_(first)
             sums += q.sum(dim=0)
-            squares += torch.linalg.vector_norm(q, dim=0).square_()
+            squares += q.square().sum(dim=0)
         self.logs, self.mean = torch.cat(logs), sums / n  # [N, 1]; [K], less the first row
         self.variances = (squares - sums.square() / n).clamp_(min=0) / (n - 1)
+
+    def _ordered(self, q: Tensor) -> tuple[Tensor, Tensor]:  # [N, K] -> [N, heavy], [N, the rest] float32
+        """Centred; a few rows at a time, while they are in the cache."""
+        n, k = q.shape
+        parts = q.new_empty(n, self.heavy), q.new_empty(n, k - self.heavy, dtype=torch.float32)
+        for order, part in zip(self.order.tensor_split([self.heavy]), parts, strict=True):
+            mean = self.mean[order]
+            for start in range(0, n, GATHERED):
+                rows = slice(start, start + GATHERED)
+                part[rows] = q[rows].index_select(1, order).sub_(mean)
+        return parts
 
     def blocks(self) -> Iterator[Tensor]:
         """[N, b] each, in the order of ``order``: float64, then the light columns in float32."""
