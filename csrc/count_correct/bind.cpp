@@ -1,4 +1,5 @@
 #include "bindings.h"
+#include "count_correct/cache_grid.h"
 #include "count_correct/count_correct.h"
 
 SB_BIND_CPU(m) {
@@ -52,4 +53,25 @@ SB_BIND_CPU(m) {
       py::arg("candidates"), py::arg("z1"), py::arg("z2"), py::arg("z3"), py::arg("d"),
       py::arg("exponents"), py::arg("largest_exponent"), py::arg("trials"), py::arg("params"),
       py::arg("correct"), py::arg("threads"));
+  m.attr("CACHE_GRID_PAD") = sb::kCacheGridPad;
+  m.def(
+      "count_cache_grid",
+      [](const sb::ConstMatrix& cosines, const sb::ConstMatrix& text, uintptr_t labels,
+         uintptr_t lower, uintptr_t layers, int64_t layer_count, const sb::ConstMatrix& weights,
+         uintptr_t betas, int64_t beta_count, uintptr_t alphas, int64_t alpha_count,
+         uintptr_t correct, int threads) {
+        sb::CacheGridArgs args;
+        args.cosines = cosines, args.text = text, args.weights = weights;
+        args.labels = at<const int64_t>(labels), args.lower = at<const int64_t>(lower);
+        args.layers = at<const int64_t>(layers), args.layer_count = layer_count;
+        args.betas = at<const double>(betas), args.beta_count = beta_count;
+        args.alphas = at<const double>(alphas), args.alpha_count = alpha_count;
+        args.correct = at<int64_t>(correct);
+        args.threads = at_least_one(threads);
+        py::gil_scoped_release release;
+        sb::count_cache_grid(args);
+      },
+      py::arg("cosines"), py::arg("text"), py::arg("labels"), py::arg("lower"), py::arg("layers"),
+      py::arg("layer_count"), py::arg("weights"), py::arg("betas"), py::arg("beta_count"),
+      py::arg("alphas"), py::arg("alpha_count"), py::arg("correct"), py::arg("threads"));
 }

@@ -19,7 +19,7 @@ from semobridge_ext._ops.support_logits.op import support_logits
 from semobridge_ext._schema import WHOLE, Field
 from semobridge_ext.fewshot import published
 from semobridge_ext.fewshot.ape_channels import Refined
-from semobridge_ext.fewshot.cache_search import Found
+from semobridge_ext.fewshot.cache_search import Found, Keys
 from semobridge_ext.fewshot.caches import TipAdapter
 from semobridge_ext.fewshot.estimator import CHUNK, unchanged_on_error
 from semobridge_ext.fewshot.published import Grid
@@ -129,6 +129,11 @@ class APE(Refined):
         cosines = self._small(unit) @ self.keys_[index.flatten()].T  # [n, C·K]
         terms = torch.exp_(cosines.sub_(1).mul_(beta)).view(len(unit), *index.shape)
         return torch.bmm(terms.transpose(0, 1), weights).permute(2, 1, 0)  # [C, n, G] before
+
+    def _searched(self, gammas: tuple[float, ...]) -> Keys:
+        values = torch.tensor(gammas, dtype=self.keys_.dtype).unsqueeze(1)
+        weights = torch.exp(values * self._divergence())
+        return Keys(self.keys_, self.labels_, len(self._names), weights, self._small)
 
     def _rows_at_once(self) -> int:
         index, _ = _by_class(self.labels_, len(self._names))

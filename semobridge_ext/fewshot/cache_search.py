@@ -7,13 +7,15 @@ therefore serves any number of α.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from semobridge_ext._ops.count_correct.cache_grid import CacheGrid
 from semobridge_ext.fewshot.published import Grid
+from semobridge_ext.runtime.choice import resolve
 
 NO_BOUND = float("inf")
 
@@ -25,6 +27,16 @@ class Found(NamedTuple):
     alpha: float
     beta: float
     gamma: float | None
+
+
+class Keys(NamedTuple):
+    """A cache as the kernel takes it."""
+
+    keys: Tensor  # [S, d]
+    labels: Tensor  # [S] int64
+    classes: int
+    weights: Tensor | None  # [1 or len(γs), S]
+    project: Callable[[Tensor], Tensor]  # unit rows [n, D] -> [n, d], the space of the keys
 
 
 def alpha_bounds(
@@ -49,25 +61,54 @@ def search(
     grid: Grid,
     parts: list[tuple[Tensor, Tensor, Tensor]],  # unit rows [n, D], their text logits [n, C], labels [n]
     caches: Callable[[Tensor, float, tuple[float, ...]], Tensor],  # (rows, β, γs) -> [1 or len(γs), n, C]
+    keys: Callable[[tuple[float, ...]], Keys],
     start: Found | None,
     progress: bool,
 ) -> Found:
-    """The first best of the grid, in the order β, α, γ; ``start`` is kept unless a value is better."""
+    """The first best of the grid, in the order β, α, γ; ``start`` is kept unless a value is better.
+
+    On a CPU one kernel counts for the whole grid, block by block of rows; elsewhere `caches` gives the
+    sums of one β after the other.
+    """
+    device = parts[0][0].device if parts else torch.device("cpu")
+    if resolve("tune", device) == "native" and device.type == "cpu":
+        correct = _at_once(grid, parts, keys(grid.gammas), progress)
+    else:
+        correct = _by_sharpness(grid, parts, caches, progress)
+    best = start or Found(-1, 0.0, 0.0, None)
+    if not correct.numel() or int(correct.max()) <= best.correct:
+        return best
+    most = int(correct.max())
+    at = int((correct.flatten() == most).nonzero()[0])
+    b, a, g = (int(i) for i in torch.unravel_index(torch.tensor(at), correct.shape))
+    return Found(most, grid.alphas[a], grid.betas[b], grid.gammas[g] if grid.gammas else None)
+
+
+def _at_once(
+    grid: Grid, parts: list[tuple[Tensor, Tensor, Tensor]], keys: Keys, progress: bool
+) -> Tensor:  # [B, A, G]
     from tqdm import tqdm
 
-    best = start or Found(-1, 0.0, 0.0, None)
-    gammas = grid.gammas or (None,)
+    counter = CacheGrid(keys.keys, keys.labels, keys.classes, keys.weights)
+    correct = torch.zeros(len(grid.betas), counter.sets, len(grid.alphas), dtype=torch.int64)
+    for unit, text, codes in tqdm(parts, desc="search", disable=not progress):
+        correct += counter.count(keys.project(unit), text, codes, grid.betas, grid.alphas)
+    return correct.transpose(1, 2)
+
+
+def _by_sharpness(
+    grid: Grid,
+    parts: list[tuple[Tensor, Tensor, Tensor]],
+    caches: Callable[[Tensor, float, tuple[float, ...]], Tensor],
+    progress: bool,
+) -> Tensor:  # [B, A, G]
+    from tqdm import tqdm
+
     alphas = torch.tensor(grid.alphas, dtype=torch.float64)
-    bar: Iterable[float] = tqdm(grid.betas, desc="search", disable=not progress)
-    for beta in bar:
-        correct = torch.zeros(len(alphas), len(gammas), dtype=torch.int64)
+    correct = torch.zeros(len(grid.betas), len(alphas), max(1, len(grid.gammas)), dtype=torch.int64)
+    for b, beta in enumerate(tqdm(grid.betas, desc="search", disable=not progress)):
         for unit, text, codes in parts:
             for g, cache in enumerate(caches(unit, beta, grid.gammas)):
                 low, high = (bound.cpu().unsqueeze(1) for bound in alpha_bounds(text, cache, codes))
-                correct[:, g] += ((low < alphas) & (alphas < high)).sum(dim=0)
-        most = int(correct.max())
-        if most > best.correct:
-            at = int((correct.flatten() == most).nonzero()[0])
-            a, g = divmod(at, len(gammas))
-            best = Found(most, grid.alphas[a], beta, gammas[g])
-    return best
+                correct[b, :, g] += ((low < alphas) & (alphas < high)).sum(dim=0)
+    return correct

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy, normalize
 from semobridge_ext._ops.support_logits.op import support_logits
 from semobridge_ext._schema import WHOLE, Field
 from semobridge_ext.fewshot import published
-from semobridge_ext.fewshot.cache_search import Found, search
+from semobridge_ext.fewshot.cache_search import Found, Keys, search
 from semobridge_ext.fewshot.cache_training import CacheTraining, Settings
 from semobridge_ext.fewshot.estimator import CHUNK, exactly, unchanged_on_error
 from semobridge_ext.fewshot.published import Grid
@@ -110,6 +110,10 @@ class TipAdapter(StoredEstimator):
     def _caches(self, unit: Tensor, beta: float, gammas: tuple[float, ...]) -> Tensor:  # [G, n, C]
         return self._cache(unit, beta).unsqueeze(0)
 
+    def _searched(self, gammas: tuple[float, ...]) -> Keys:
+        weights = None if self.weights_ is None else self.weights_.detach().reshape(1, -1)
+        return Keys(self.keys_, self.labels_, len(self._names), weights, lambda unit: unit)
+
     def _present(self, correct: int) -> Found:
         return Found(correct, self.alpha_, self.beta_, None)
 
@@ -157,7 +161,7 @@ class TipAdapter(StoredEstimator):
             start = None
             if grid is None:
                 start = self._present(int((self._labels(x).cpu() == codes).sum()))
-            self._take(search(values, parts, self._caches, start, progress))
+            self._take(search(values, parts, self._caches, self._searched, start, progress))
         return self
 
 

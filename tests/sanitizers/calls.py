@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 import semobridge_ext as sb
+from semobridge_ext._ops.count_correct.cache_grid import CacheGrid
 from semobridge_ext._ops.quantize_rows.op import quantize_rows
 from semobridge_ext._ops.topk import cpu as topk_cpu
 from semobridge_ext._ops.tree_attention.op import tree_attention, tree_attention_bwd
@@ -248,6 +249,21 @@ def classifier(s: Source) -> Any:
     return clf.logits(s.rows(s.size(), d, s.dtype()))
 
 
+def cache_grid(s: Source) -> Any:
+    d, classes, n = s.size(1), s.random.randrange(1, 40), s.size()
+    labels = torch.randint(0, classes, (s.size(1) + classes,), generator=s.generator)
+    labels[:classes] = torch.arange(classes)
+    dtype = s.random.choice(DTYPES[:2])
+    sets = s.random.randrange(3)
+    weights = torch.rand(sets, len(labels), generator=s.generator).to(dtype) if sets else None
+    keys = torch.randn(len(labels), d, generator=s.generator).to(dtype)
+    x = torch.randn(n, d, generator=s.generator).to(dtype)
+    own = torch.randint(-1, classes + 1, (n,), generator=s.generator).clamp_(0, classes - 1)
+    text = torch.randn(n, classes, generator=s.generator).to(dtype)
+    grid = CacheGrid(keys, labels, classes, weights)
+    return grid.count(x, text, own, [0.5, 3.0, 40.0][: 1 + s.random.randrange(3)], [2.0, 0.1, 7.0])
+
+
 def training(s: Source) -> Any:
     t, d, classes = s.random.randrange(2, 30), s.random.randrange(2, 30), s.random.randrange(2, 7)
     y = torch.randint(0, classes, (s.random.randrange(classes, 40),), generator=s.generator)
@@ -262,7 +278,8 @@ def training(s: Source) -> Any:
 
 CALLS: tuple[Callable[[Source], Any], ...] = (
     project_normalize, projection, bridge, linear_map, support_logits, support_set, topk, gallery,
-    filtered_topk, retrieval_metrics, relevant_items, symmetric_kl, attention, classifier, training,
+    filtered_topk, retrieval_metrics, relevant_items, symmetric_kl, attention, cache_grid, classifier,
+    training,
 )  # fmt: skip
 
 

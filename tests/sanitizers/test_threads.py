@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 HERE = ROOT / "tests" / "sanitizers"
 DRIVER = [HERE / "threads.cpp", HERE / "gomp_threads.cpp"]
 FLAGS = "-O1 -g1 -fsanitize=thread"
-ENTRIES = 21
+ENTRIES = 22
 
 # name: file, text, what stands there instead, the unit that is compiled with it
 MUTATIONS = {

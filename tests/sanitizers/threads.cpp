@@ -20,6 +20,7 @@
 #include "core/interrupt.h"
 #include "core/isa.h"
 #include "core/pack.h"
+#include "count_correct/cache_grid.h"
 #include "count_correct/count_correct.h"
 #include "project_normalize/project_normalize.h"
 #include "quantize_rows/quantize_rows.h"
@@ -384,6 +385,40 @@ void add_blends() {
                        }});
 }
 
+void add_cache_grid() {
+  constexpr int64_t kN = 90, kClasses = 37, kKeys = 3 * kClasses + 5, kSets = 2;
+  constexpr int64_t kBetas = 3, kAlphas = 4;
+  constexpr int64_t kWidth =
+      (kKeys + kCacheGridPad - 1) / kCacheGridPad * kCacheGridPad + kCacheGridPad;
+  struct Shared {
+    Floats cosines{kN * kKeys, 31, 1}, text{kN * kClasses, 32, 3}, weights{kSets * kWidth, 33, 0.2};
+    Counts labels{kN}, lower{kClasses}, layers{5};
+    Array<double> betas{kBetas}, alphas{kAlphas};
+  };
+  auto s = std::make_shared<Shared>();
+  for (int64_t i = 0; i < kN; ++i) s->labels[i] = i * 7 % kClasses;
+  for (int64_t c = 0; c < kClasses; ++c) s->lower[c] = (c * 5 + 3) % kClasses;
+  for (int64_t i = 0; i < kSets * kWidth; ++i) s->weights[i] += 1;
+  for (int64_t i = 0; i < 4; ++i) s->layers[i] = i * kClasses;
+  s->layers[4] = kKeys;
+  for (int64_t i = 0; i < kBetas; ++i) s->betas[i] = 0.5 + 2.0 * double(i);
+  for (int64_t i = 0; i < kAlphas; ++i) s->alphas[i] = 0.1 + double(i);
+  g_entries.push_back({"count_cache_grid", [s](int threads) {
+                         Counts correct(kBetas * kSets * kAlphas);
+                         CacheGridArgs a;
+                         a.cosines = input(s->cosines, kN, kKeys);
+                         a.text = input(s->text, kN, kClasses);
+                         a.weights = input(s->weights, kSets, kWidth);
+                         a.labels = s->labels.data, a.lower = s->lower.data;
+                         a.layers = s->layers.data, a.layer_count = 4;
+                         a.betas = s->betas.data, a.beta_count = kBetas;
+                         a.alphas = s->alphas.data, a.alpha_count = kAlphas;
+                         a.correct = correct.data, a.threads = threads;
+                         count_cache_grid(a);
+                         return bytes_of(correct);
+                       }});
+}
+
 // -- engines --------------------------------------------------------------------------------------
 
 void add_training() {
@@ -580,6 +615,7 @@ int main(int argc, char** argv) {
   add_rankings();
   add_losses();
   add_blends();
+  add_cache_grid();
   add_training();
   add_tower();
   run_at_once();
