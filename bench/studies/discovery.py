@@ -1,6 +1,6 @@
 """Generalized category discovery on the embedded sets: the tables of docs/guides/discovery.md.
 
-    python bench/studies/discovery.py                        # four sets, three seeds: half an hour on a core
+    python bench/studies/discovery.py                        # five sets, three seeds: an hour on a core
     python bench/studies/discovery.py --set arrows --seeds 1 --epochs 20
 
 Half of the classes are old, drawn anew for each seed; half of each old class's drawings are labelled. All
@@ -28,7 +28,7 @@ from semobridge_ext.clip import encode_image, encode_text
 from semobridge_ext.discovery import merge_concepts
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "discovery.json"
-SETS = ("arrows", "logos", "emoji", "flags")
+SETS = ("arrows", "logos", "emoji", "flags", "icons")
 # Narrower than the paper's, for a CLIP of width 192 and some thousand drawings; not tuned.
 SETTINGS = {"width": 256, "hidden": 256, "projection": 64, "entropy_weight": 2.0}
 METHODS: dict[str, dict[str, Any]] = {
