@@ -126,6 +126,6 @@ class WordTokenizer:
         out = torch.zeros(len(texts), context_length or self.context_length, dtype=torch.int64)
         for row, text in zip(out, texts, strict=True):
             ids = [1 + zlib.crc32(word.encode()) % (self.words - 3) for word in text.split()]
-            ids = [self.words - 2, *ids][: len(row) - 1] + [self.words - 1]
+            ids = [self.words - 2, *ids[: len(row) - 2], self.words - 1]
             row[: len(ids)] = torch.tensor(ids)
         return out
