@@ -170,7 +170,8 @@ def run_stage(name: str, out: Path, seconds: float, facts: dict[str, str], stage
     def note(step: Step) -> None:
         nonlocal begin
         now = time.monotonic()
-        own["steps"].append({**step._asdict(), "seconds": now - begin})
+        told = step.told.replace(f"{ROOT}{os.sep}", "")  # where the tree lies says nothing
+        own["steps"].append({**step._asdict(), "told": told, "seconds": now - begin})
         begin = now
         write(out / "gpu_check.json", json.dumps({"machine": facts, "stages": stages}, indent=1) + "\n")
         write(out / "gpu_check.md", report(facts, stages))

@@ -106,9 +106,15 @@ def as_is(call: Callable[..., Any], *args: Any, **options: Any) -> Make:
     return lambda: Prepared(partial(call, *args, **options))
 
 
+def compile_anew(call: Callable[..., Any]) -> Callable[..., Any]:
+    """torch.compile for the very shapes of this problem, whatever was compiled before."""
+    torch.compiler.reset()
+    return torch.compile(call, dynamic=False)
+
+
 def compiled(call: Callable[..., Any], *args: Any) -> Make:
     """torch.compile of a plain program."""
-    return lambda: Prepared(partial(torch.compile(call), *args))
+    return lambda: Prepared(partial(compile_anew(call), *args))
 
 
 def draw(device: torch.device, seed: int, *size: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from problems import BACKENDS, Lazy, Make, Prepared, Problem, Sizes, draw, name_of, under, unit
+from problems import BACKENDS, Lazy, Make, Prepared, Problem, Sizes, compile_anew, draw, name_of, under, unit
 from timing import worst_row
 from torch import Tensor
 
@@ -69,6 +70,7 @@ def descent_problem(
     dtype: torch.dtype,
     rows: float,  # that any program must compute in each sample
     blocks: Any,
+    compiles: bool,  # torch.compile takes most of a minute for a tower
 ) -> Problem:
     """Ours at a rate of 0: the same work and the same gradient in each step."""
     batch, features = len(start), features_of(model)(start[:1]).shape[1]
@@ -128,7 +130,8 @@ def descent_problem(
     weights = sum(p.numel() for p in blocks.parameters())
     members: dict[str, Make] = {"plain": lambda: plain(cosine_loss)}
     members |= {name: partial(engine, name) for name in BACKENDS}
-    members["compile"] = lambda: plain(torch.compile(cosine_loss))
+    if compiles:
+        members["compile"] = lambda: plain(compile_anew(cosine_loss))
     return Problem(
         title, members, lambda got: worst_row(got, want), BOUNDS[dtype],
         2.0 * weights * dtype.itemsize, 4.0 * rows * batch * weights, dtype is BF16,
@@ -141,11 +144,7 @@ def cosine_loss(features_of: Features, v: Tensor, targets: Tensor) -> Tensor:
 
 def model_in(model: PlainCLIP, dtype: torch.dtype) -> PlainCLIP:
     """The model itself, or a copy in a half type."""
-    if dtype is F32:
-        return model
-    import copy
-
-    return copy.deepcopy(model).to(dtype)
+    return model if dtype is F32 else copy.deepcopy(model).to(dtype)
 
 
 def oti(sizes: Sizes, device: torch.device, name: str, batch: int, dtype: torch.dtype) -> Problem:
@@ -158,6 +157,7 @@ def oti(sizes: Sizes, device: torch.device, name: str, batch: int, dtype: torch.
         f"OTI step {name}, B = {batch} {name_of(dtype)}", model,
         lambda m: reference.text_features(m, tokenizer=words)[0],
         lambda _: make_engine("oti", model, tower, rows, weights), start, dtype, 2.0, model.transformer,
+        (name, batch, dtype) == (next(iter(sizes.towers)), sizes.batches[1], BF16),
     )  # fmt: skip
 
 
@@ -173,7 +173,7 @@ def ovi(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Problem:
         f"OVI step {name}, B = {sizes.patches} {name_of(dtype)}", model,
         lambda m: reference.image_features(m)[0],
         lambda _: make_engine("ovi", model, tower, rows, weights), start, dtype, float(len(rows.source)),
-        model.visual.transformer,
+        model.visual.transformer, False,
     )  # fmt: skip
 
 
@@ -230,7 +230,7 @@ def semobridge_t(sizes: Sizes, device: torch.device) -> Problem:
         "plain": lambda: plain(semobridge_t_loss, half=False),
         "plain autocast": lambda: plain(semobridge_t_loss, half=True),
         **{name: partial(ours, name) for name in BACKENDS},
-        "compile": lambda: plain(torch.compile(semobridge_t_loss), half=False),
+        "compile": lambda: plain(compile_anew(semobridge_t_loss), half=False),
     }
     n, least = len(labels), c * sizes.shots * d + 7 * (d * d + c * d)
     return Problem(

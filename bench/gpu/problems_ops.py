@@ -18,6 +18,7 @@ from problems import (
     Sizes,
     as_is,
     by_backend,
+    compile_anew,
     compiled,
     draw,
     name_of,
@@ -57,7 +58,7 @@ def folded(x: Tensor, projector: Tensor) -> Tensor:  # [N, D], [D, D]
 
 def bridge(sizes: Sizes, device: torch.device, n: int, dtype: torch.dtype) -> Problem:
     d = sizes.width
-    w = draw(torch.device("cpu"), 0, d, d) * 0.3 / d**0.5 + torch.eye(d)
+    w = draw(torch.device("cpu"), 0, d, d) * 1.5 / d**0.5  # singular values from 0 to 3: some are cut off
     b, x = sb.Bridge(w).to(device), (draw(device, n, n, d) + 0.3).to(dtype)
     projector = (torch.linalg.pinv(w.double(), atol=0.3, rtol=0.0) @ w.double()).to(device)
     own, out = projector.to(dtype), torch.empty_like(x)
@@ -90,7 +91,7 @@ def support_logits(sizes: Sizes, device: torch.device, s: int, dtype: torch.dtyp
         want.index_add_(1, own, terms)
 
     def values() -> Tensor:
-        return F.one_hot(labels, c).to(dtype)
+        return torch.zeros(s, c, dtype=dtype, device=device).scatter_(1, labels.unsqueeze(1), 1)
 
     members = {
         "plain": lambda: as_is(plain_support, q, k, values())(),
@@ -175,7 +176,7 @@ def predict(sizes: Sizes, device: torch.device, n: int, dtype: torch.dtype) -> P
     members = {
         "plain": lambda: Prepared(plain, logits),
         **by_backend(partial(operand.labels, x, params), partial(operand.logits, x, params)),
-        "compile": lambda: Prepared(torch.compile(plain), logits),
+        "compile": lambda: Prepared(partial(compile_anew(plain_predict), *own), logits),
     }
     return Problem(
         f"predict {n}×{d}, C = {c} {name_of(dtype)}", members,

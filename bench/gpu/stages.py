@@ -118,7 +118,7 @@ def tests(job: Job) -> Iterator[Step]:
         junit.unlink(missing_ok=True)
         done = job.run(
             _job.PYTHON, "-m", "pytest", "-v", "-m", "gpu", "-p", "no:cacheprovider", f"--junitxml={junit}",
-            file, limit=FILE_LIMIT,
+            file, limit=FILE_LIMIT, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1",
         )  # fmt: skip
         yield _file_step(str(file), done, junit, suites)
         ET.ElementTree(suites).write(job.out / "gpu_tests.xml", encoding="utf-8", xml_declaration=True)
