@@ -117,7 +117,7 @@ def test_cuvs_where_it_is_installed(measure: ModuleType, tmp_path: Path, monkeyp
     ))  # fmt: skip
     _, record, _ = run(measure, tmp_path, "--only", "topk 10 of 7")
     library = [r for r in record["rows"] if r["member"] == "library"]
-    assert [r["state"] for r in library] == ["timed"] * 2 and library[0]["error"] < 1e-6
+    assert [r["state"] for r in library] == ["timed"] * 2 and library[0]["error"] < 0.01
 
 
 # -- the clock ---------------------------------------------------------------------------------------
@@ -195,6 +195,11 @@ def test_rates_are_bytes_and_operations(measure: ModuleType, monkeypatch: pytest
     rates = timing.measured_rates(clock, torch.device("cpu"), copy_bytes=1000, side=10)
     assert rates.bandwidth == pytest.approx(2e6) and rates.half == rates.single == pytest.approx(2e6)
     assert rates.floor(4e6, 1e6, True) == pytest.approx(2) and rates.floor(1, 8e6, False) == pytest.approx(4)
+
+
+def test_quartiles(measure: ModuleType):
+    of = sys.modules["timing"].Spread.of
+    assert of([4.0, 1.0, 2.0, 3.0, 5.0]) == (3.0, 2.0, 4.0) and of([7.0]) == (7.0, 7.0, 7.0)
 
 
 def test_errors_are_the_worst_row_s(measure: ModuleType):

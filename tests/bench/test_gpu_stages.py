@@ -194,6 +194,15 @@ def test_a_configuration_that_fails_ends_the_build(check: ModuleType, stand_ins,
     assert states(tmp_path) == {"build: configure": "failed"}
 
 
+def test_a_wrong_kernel_is_told_with_what_was_right(check: ModuleType, stand_ins, tmp_path: Path):
+    wrong = "echo 'AssertionError: kernel/float32 blend: worst at (3, 4)'; exit 1 ;;"
+    stand_ins("python-stand-in", re.sub(r"echo '\{\"adamw.*?;;", wrong, PYTHON))
+    assert check.main(["--out", str(tmp_path), "--stage", "build"]) == 1
+    assert recorded(tmp_path)["build"][3]["told"].startswith(
+        "2 cases right, then: AssertionError: kernel/float32"
+    )
+
+
 def test_a_stage_that_breaks_is_told(check: ModuleType, stand_ins, tmp_path: Path, monkeypatch):
     def broken(_: object):
         yield check.Step("first", "passed", "")
