@@ -43,9 +43,10 @@ def install(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     slept: list[int] = []
     values: dict[str, Any] = {
         "Event": Event, "_sleep": slept.append, "is_available": lambda: True,
-        "get_device_properties": lambda _: PROPERTIES, "get_device_capability": lambda: (9, 0),
+        "get_device_properties": lambda *_: PROPERTIES, "get_device_capability": lambda *_: (9, 0),
         "get_device_name": lambda *_: PROPERTIES.name, "memory_allocated": lambda: 0,
         "max_memory_allocated": lambda: 1 << 20, "is_current_stream_capturing": lambda: False,
+        "current_device": lambda: 0,
     }  # fmt: skip
     for name in ("synchronize", "reset_peak_memory_stats", "empty_cache"):
         values[name] = lambda *_: None
