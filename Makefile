@@ -35,8 +35,8 @@ docs: $(VENV)/.test  ## the documentation as a site, build/docs; warnings are er
 	$(BIN)/python -m pytest -q tests/packaging/test_documentation.py -m "not slow"
 	$(BIN)/python -m sphinx -b html -W --keep-going -q docs build/docs
 
-gpu-check:  ## with a GPU, nvcc and an installed PyTorch: builds in place, runs everything for real, times
-	$(PYTHON) bench/gpu/check.py
+gpu-check:  ## with a GPU, nvcc and PyTorch: OUT=folder, STAGE=build|tests|sanitizer|bench (all), SECONDS=540 each
+	$(PYTHON) bench/gpu/check.py --out "$(OUT)" --stage "$(STAGE)" --seconds "$(SECONDS)"
 
 lint: $(VENV)/.test  ## formatting, style, types
 	$(BIN)/ruff check .

@@ -1,152 +1,109 @@
-"""On a machine with a GPU: builds for it, runs every kernel and the test suite for real, sanitizes, times.
+"""On a machine with a GPU: builds for it, runs every kernel and the GPU's tests, sanitizes, times.
 
-`make gpu-check`. Needs an installed PyTorch, the CUDA toolkit and the build and test tools (what is missing
-is listed at once); nothing is downloaded, and the module is built inside the source tree. Stages run one
-after another, each in processes of its own, and a stage that fails does not stop the next. Writes
-gpu_check.json and gpu_check.md; ends with 1 where a stage failed.
+`make gpu-check OUT=folder [STAGE=build|tests|sanitizer|bench] [SECONDS=540]`. Needs PyTorch, Triton, nvcc,
+CMake, Ninja, pybind11 and pytest; no network, no open_clip, nothing is installed. A stage takes SECONDS at
+most. Without STAGE all run, and one that fails does not stop the next. OUT gets, as things happen:
+
+    gpu_check.json, gpu_check.md      every step of every stage: passed, failed, stopped at its limit, skipped
+    gpu_<stage>.log                   what the programs printed
+    gpu_tests.xml                     the tests, as JUnit reads them
+    gpu_bench.json, gpu_bench.md      the benches, row by row
+
+Built and cached files lie in build/gpu-check, the module in the package. Ends with 0 where no step failed or
+was stopped and every stage has one that passed, with 1 otherwise, with 2 for wrong arguments.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NoReturn
 
-ROOT = Path(__file__).resolve().parents[2]
-TOOLS = ("nvcc", "cmake", "ninja")
-MODULES = ("torch", "triton", "numpy", "pybind11", "open_clip", "safetensors", "tqdm", "pytest",
-           "pytest_benchmark", "hypothesis")  # fmt: skip
-SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # the files beside this one are no package
 
+from job import ROOT, Job, Step
+from stages import STAGES
 
-class Result(NamedTuple):
-    state: str  # passed, failed or skipped
-    told: str  # a line
-    found: Any = None
+SECONDS = 540.0  # a stage's piece is under ten minutes
+LEFT_OUT = ("build", ".git", ".venv", "__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache")
+Record = dict[str, Any]
 
 
-def lacking() -> list[str]:
-    """Tools and modules that are not there."""
-    tools = [tool for tool in TOOLS if shutil.which(tool) is None]
-    return tools + [module for module in MODULES if importlib.util.find_spec(module) is None]
+# -- arguments ---------------------------------------------------------------------------------------
 
 
-def command(*words: object, **environment: str) -> tuple[int, str]:
-    """Runs it in the source tree, shows its output as it comes, and returns that too."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    with subprocess.Popen(
-        [str(w) for w in words],
-        cwd=ROOT,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        lines = []
-        for line in process.stdout:
-            sys.stdout.write(line)
-            sys.stdout.flush()
-            lines.append(line)
-    return process.returncode, "".join(lines)
+def refuse(argument: str, contract: str, got: str, remedy: str) -> NoReturn:
+    print(f"gpu_check: {argument} must {contract}, got {got}; {remedy}", file=sys.stderr)
+    raise SystemExit(2)
 
 
-def last_line(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "no output"
+def folder_of(out: str) -> Path:
+    """The folder, made and tried."""
+    if not out.strip():
+        refuse("OUT", "name a folder for the reports", "nothing", "make gpu-check OUT=folder")
+    path = Path(out).absolute()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        trial = path / f".gpu_check.{os.getpid()}"
+        trial.write_bytes(b"")
+        trial.unlink()
+    except OSError as error:
+        refuse("OUT", "be a folder that can be written", f"{out} ({error.strerror})", "name another one")
+    return path
 
 
-# -- stages ------------------------------------------------------------------------------------------
-
-
-def build(_out: Path) -> Result:
-    import pybind11
-
-    folder = ROOT / "build" / "gpu-check"
-    status, text = command(
-        "cmake", "-S", ROOT, "-B", folder, "-G", "Ninja", "-DSEMOBRIDGE_CUDA=on", "-DPYBIND11_FINDPYTHON=ON",
-        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DPython3_EXECUTABLE={sys.executable}",
-        f"-DPython_EXECUTABLE={sys.executable}",
-        f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={ROOT / 'semobridge_ext'}",
-    )  # fmt: skip
-    if status == 0:
-        status, text = command("cmake", "--build", folder)
-    return Result("passed" if status == 0 else "failed", last_line(text))
-
-
-def kernels(_out: Path) -> Result:
-    status, text = command(sys.executable, "bench/gpu/kernels.py")
-    if status != 0:
-        return Result("failed", last_line(text))
-    errors = json.loads(last_line(text))
-    return Result("passed", f"{len(errors)} kinds of results against float64", errors)
-
-
-def tests(_out: Path) -> Result:
-    status, text = command(sys.executable, "-m", "pytest", "-q", "tests")
-    return Result("passed" if status == 0 else "failed", last_line(text))
-
-
-def sanitizer(_out: Path) -> Result:
-    program = shutil.which("compute-sanitizer")
-    if program is None:
-        return Result("skipped", "compute-sanitizer was not found; it comes with the CUDA toolkit")
-    found = {}
-    for tool in SANITIZERS:
-        status, text = command(
-            program, "--tool", tool, "--error-exitcode", "1", sys.executable, "bench/gpu/kernels.py",
-            "--no-triton", PYTORCH_NO_CUDA_MEMORY_CACHING="1",
-        )  # fmt: skip
-        summary = re.findall(r"= (.*SUMMARY: .*)", text)
-        found[tool] = summary[-1] if summary else last_line(text)
-        if status != 0:
-            return Result("failed", f"{tool}: {found[tool]}", found)
-    return Result("passed", ", ".join(SANITIZERS), found)
-
-
-def benchmarks(out: Path) -> Result:
-    raw, table = out / "gpu_bench.json", out / "gpu_bench.md"
-    status, text = command(
-        sys.executable, "-m", "pytest", "-q", "bench/gpu/bench_gpu.py", f"--benchmark-json={raw}"
+def parse(argv: Sequence[str]) -> tuple[Path, list[str], float]:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    if status != 0:
-        return Result("failed", last_line(text))
-    status, text = command(sys.executable, "bench/report.py", raw, "--out", table)
-    if status != 0:
-        return Result("failed", last_line(text))
-    return Result("passed", raw.name, table.read_text(encoding="utf-8"))
+    parser.add_argument("--out", default="", help="folder of the reports")
+    parser.add_argument("--stage", default="", help=f"one of {', '.join(STAGES)}; left out: all")
+    parser.add_argument("--seconds", default="", help=f"for each stage, {SECONDS:.0f} by default")
+    options = parser.parse_args(argv)
+    if options.stage and options.stage not in STAGES:
+        refuse("STAGE", f"be one of {', '.join(STAGES)}", repr(options.stage), "leave it out for all of them")
+    seconds = SECONDS
+    if options.seconds:
+        if not re.fullmatch(r"\d+(\.\d+)?", options.seconds) or float(options.seconds) <= 0:
+            refuse("SECONDS", "be a number above 0", repr(options.seconds), "leave it out for 540")
+        seconds = float(options.seconds)
+    return folder_of(options.out), [options.stage] if options.stage else list(STAGES), seconds
 
 
-STAGES: dict[str, Callable[[Path], Result]] = {
-    "build": build, "kernels": kernels, "tests": tests, "sanitizer": sanitizer, "benchmarks": benchmarks,
-}  # fmt: skip
+# -- what ran where ----------------------------------------------------------------------------------
 
 
-# -- what ran where, and the report ------------------------------------------------------------------
+def tree_bytes(root: Path = ROOT) -> int:
+    """Of the source tree as it travels: without what is built or cached in it."""
+    total = 0
+    for folder, names, files in os.walk(root):
+        names[:] = [n for n in names if n not in LEFT_OUT]
+        kept = (Path(folder) / f for f in files if not f.endswith(".so"))
+        total += sum(f.lstat().st_size for f in kept)
+    return total
 
 
 def machine() -> dict[str, str]:
     """Device, driver and versions; no host's name."""
-    import torch
-
-    properties = torch.cuda.get_device_properties(0)
-    facts = {
-        "device": properties.name,
-        "capability": f"sm_{properties.major}{properties.minor}",
-        "memory": f"{properties.total_memory / 2**30:.0f} GiB",
-        "torch": torch.__version__,
-        "cuda of torch": str(torch.version.cuda),
-        "python": ".".join(map(str, sys.version_info[:3])),
-    }
+    facts = {"python": ".".join(map(str, sys.version_info[:3])), "tree": f"{tree_bytes() / 2**20:.0f} MiB"}
+    try:
+        import torch
+    except ImportError:
+        return facts | {"torch": "none"}
+    facts |= {"torch": torch.__version__, "cuda of torch": str(torch.version.cuda), "device": "none"}
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_properties(0)
+        memory = f"{device.total_memory / 2**30:.0f} GiB"
+        facts |= {"device": device.name, "capability": f"sm_{device.major}{device.minor}", "memory": memory}
     for name, words in (
         ("driver", ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")),
         ("nvcc", ("nvcc", "--version")),
@@ -154,60 +111,87 @@ def machine() -> dict[str, str]:
     ):
         if shutil.which(words[0]) is not None:
             done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
-            facts[name] = last_line(done.stdout)
+            if done.returncode == 0 and done.stdout.strip():
+                facts[name] = done.stdout.strip().splitlines()[-1]
     return facts
 
 
-def report(facts: dict[str, str], results: dict[str, tuple[Result, float]]) -> str:
+# -- the report --------------------------------------------------------------------------------------
+
+
+def earlier(out: Path) -> Record:
+    """The stages of earlier calls with this folder; none where the file is not there or not ours."""
+    try:
+        stages = json.loads((out / "gpu_check.json").read_text(encoding="utf-8"))["stages"]
+        return {k: v for k, v in stages.items() if k in STAGES and isinstance(v["steps"], list)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def failed(stage: Record) -> bool:
+    states = [step["state"] for step in stage["steps"]]
+    return "passed" not in states or not {"failed", "stopped"}.isdisjoint(states)
+
+
+def cell(text: object) -> str:
+    return str(text).replace("|", "\\|").replace("\n", " ")
+
+
+def report(facts: dict[str, str], stages: Record) -> str:
     lines = ["# Kernels on a GPU", "", ", ".join(f"{k} {v}" for k, v in facts.items()), ""]
-    lines += ["| stage | result | | seconds |", "|---|---|---|---|"]
-    lines += [f"| {name} | {r.state} | {r.told} | {took:.0f} |" for name, (r, took) in results.items()]
-    errors = results["kernels"][0].found if "kernels" in results else None
+    lines += ["| stage | step | state | | seconds |", "|---|---|---|---|---|"]
+    errors: dict[str, float] = {}
+    for name, stage in stages.items():
+        for s in stage["steps"]:
+            lines.append(
+                f"| {name} | {cell(s['name'])} | {s['state']} | {cell(s['told'])} | {s['seconds']:.0f} |"
+            )
+            if s["name"] in ("kernels", "Triton kernels"):
+                errors |= s["found"] or {}
     if errors:
         lines += ["", "| kernel | worst error against float64 |", "|---|---|"]
-        lines += [f"| {name} | {error:.1e} |" for name, error in errors.items()]
-    if "benchmarks" in results and results["benchmarks"][0].found:
-        lines += ["", results["benchmarks"][0].found]
+        lines += [f"| {cell(name)} | {error:.1e} |" for name, error in errors.items()]
     return "\n".join(lines) + "\n"
 
 
-def refuse(reason: str) -> None:
-    raise SystemExit(f"gpu_check: {reason}")
+def write(path: Path, text: str) -> None:
+    """Whole or not at all, whenever this process is killed."""
+    draft = path.with_name(f".{path.name}.new")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
+def run_stage(name: str, out: Path, seconds: float, facts: dict[str, str], stages: Record) -> bool:
+    """Runs it, writing the report after every step; whether it went well."""
+    print(f"== {name}", flush=True)
+    own = stages[name] = {"machine": facts, "steps": []}
+    begin = time.monotonic()
+
+    def note(step: Step) -> None:
+        nonlocal begin
+        now = time.monotonic()
+        told = step.told.replace(f"{ROOT}{os.sep}", "")  # where the tree lies says nothing
+        own["steps"].append({**step._asdict(), "told": told, "seconds": now - begin})
+        begin = now
+        write(out / "gpu_check.json", json.dumps({"machine": facts, "stages": stages}, indent=1) + "\n")
+        write(out / "gpu_check.md", report(facts, stages))
+        print(f"-- {name}, {step.name}: {step.state}: {step.told}", flush=True)
+
+    try:
+        for step in STAGES[name](Job(name, out, seconds)):
+            note(step)
+    except Exception as error:  # a stage that breaks does not hide the others
+        note(Step("stage", "failed", f"{type(error).__name__}: {error}"))
+    return not failed(own)
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results", help="folder of the results")
-    parser.add_argument("--only", nargs="+", choices=list(STAGES), help="some stages alone")
-    options = parser.parse_args(argv)
-    missing = lacking()
-    if missing:
-        refuse(
-            f"needs {', '.join(missing)}; install the CUDA toolkit for nvcc, and pip install "
-            "torch ninja cmake '.[test]' for the rest"
-        )
-    import torch
-
-    if not torch.cuda.is_available():
-        refuse("no GPU that PyTorch can use; run it on a machine that has one")
-    options.out.mkdir(parents=True, exist_ok=True)
-    facts = machine()
-    results: dict[str, tuple[Result, float]] = {}
-    for name in options.only or STAGES:
-        print(f"== {name}", flush=True)
-        begin = time.monotonic()
-        result = STAGES[name](options.out.resolve())
-        results[name] = result, time.monotonic() - begin
-        record = {k: {**r._asdict(), "seconds": took} for k, (r, took) in results.items()}
-        # After every stage, so that an interrupted run keeps what it found.
-        (options.out / "gpu_check.json").write_text(
-            json.dumps({"machine": facts, "stages": record}, indent=1)
-        )
-        (options.out / "gpu_check.md").write_text(report(facts, results), encoding="utf-8")
-        if name == "build" and result.state == "failed":
-            break
-    print(report(facts, results))
-    return int(any(result.state == "failed" for result, _ in results.values()))
+    out, names, seconds = parse(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # children end with this process
+    facts, stages = machine(), earlier(out)
+    well = [run_stage(name, out, seconds, facts, stages) for name in names]
+    print(report(facts, {name: stages[name] for name in names}))
+    return 0 if all(well) else 1
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 
 def last_json(*words: object, **environment: str) -> dict:
-    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    env = {**os.environ, "PYTHONPATH": path, **environment}
     done = subprocess.run([str(w) for w in words], cwd=ROOT, env=env, capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"gpu_errors: {words[1]} failed:\n{done.stderr[-3000:]}")

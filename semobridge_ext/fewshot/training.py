@@ -271,18 +271,16 @@ class SeMoBridgeT(SeMoBridgeClassifier):
         held_out: tuple[Tensor, Tensor] | None,
         file: Checkpoint | None,
     ) -> None:
-        from tqdm import tqdm
-
         trainer.plan([schedule.rate(step) for step in range(schedule.steps)], self.weight_decay)
         best = Best(schedule.steps) if file is None or not file.exists() else file.resume(trainer)
-        bar = tqdm(total=schedule.steps, initial=trainer.steps, desc="train", disable=not self.progress)
-        with bar:
+        with self._bar(schedule.steps, trainer.steps) as bar:
             while trainer.steps < schedule.steps:
                 loss = trainer.step()
                 step, stop = trainer.steps, False
-                bar.update()
-                if self.progress and step % _PROGRESS_EVERY == 0:
-                    bar.set_postfix(loss=f"{float(loss):.4f}")  # waits, so that the bar does not run ahead
+                if bar is not None:
+                    bar.update()
+                    if step % _PROGRESS_EVERY == 0:
+                        bar.set_postfix(loss=f"{float(loss):.4f}")  # waits, so the bar does not run ahead
                 if held_out is not None and (step % self.eval_every == 0 or step == schedule.steps):
                     best.look(step, self._validate(trainer, held_out), trainer.parameters)
                     looks = (step - best.step) // self.eval_every
@@ -298,6 +296,14 @@ class SeMoBridgeT(SeMoBridgeClassifier):
         if held_out is not None:
             for name, kept in best.parameters.items():
                 trainer.parameters[name].copy_(kept)
+
+    def _bar(self, total: int, done: int) -> Any:
+        """Of the steps; without one tqdm is not looked for, which not every machine with a GPU has."""
+        if not self.progress:
+            return nullcontext()
+        from tqdm import tqdm
+
+        return tqdm(total=total, initial=done, desc="train")
 
     def _validate(self, trainer: BridgeTrainer, held_out: tuple[Tensor, Tensor]) -> float:
         """Accuracy of the present parameters on the validation part, with the constructor's blend."""

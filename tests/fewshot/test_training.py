@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -223,6 +225,14 @@ def test_seeds_in_one_call():
     runs = classifier(p, steps=4).fit_seeds(p.shots, p.labels, shots=2, seeds=(0, 1, 2))
     assert [c.counts_.tolist() for c in runs] == [[2] * 6] * 3
     assert not torch.equal(runs[0].losses_, runs[1].losses_)
+
+
+def test_without_a_bar_no_tqdm_is_needed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    p = make(classes=3, shots=2)
+    assert len(classifier(p, steps=2).fit(p.shots, p.labels).losses_) == 2
+    with pytest.raises(ImportError, match="tqdm"):
+        classifier(p, steps=2, progress=True).fit(p.shots, p.labels)
 
 
 def test_progress_shows_the_loss(capsys):

@@ -164,12 +164,15 @@ def test_semobridge_t(place: Place):
     assert want.losses_[-1] < 0.97 * want.losses_[0]
 
 
-@pytest.mark.parametrize("kind", ["open_clip", "SigLIP text"])
+@pytest.mark.parametrize("kind", ["plain", "plain bidirectional", "open_clip", "SigLIP text"])
 def test_oti(place: Place, kind: str):
-    model = towers.TEXT_MODELS[kind]()
+    plain = kind in towers.PLAIN_MODELS
+    make = towers.PLAIN_MODELS[kind] if plain else towers.TEXT_MODELS[kind]
+    model = make()
     f, init = towers.targets(5, towers.D, F32), towers.start(5, 1, towers.TEXT, F32)
     options = {"steps": 20, "record_steps": (0, 7, 20)}
-    want = sb.reference.oti(towers.TEXT_MODELS[kind]().double(), f.double(), init=init.double(), **options)
+    options |= {"tokenizer": towers.PLAIN_TOKENIZER} if plain else {}
+    want = sb.reference.oti(make().double(), f.double(), init=init.double(), **options)
     with place.use("oti"):
         got = sb.oti(model.to(place.device), f.to(place.device), init=init, **options)
     assert got.features.device.type == place.device.type
@@ -178,12 +181,12 @@ def test_oti(place: Place, kind: str):
     assert_figures(got.losses, want.losses, "device_loss", dtype=F32, scale=1.0)
 
 
-def test_ovi(place: Place):
-    model = towers.VISION_MODELS["open_clip"]()
+@pytest.mark.parametrize("kind", ["plain", "open_clip"])
+def test_ovi(place: Place, kind: str):
+    make = (towers.PLAIN_MODELS | towers.VISION_MODELS)[kind]
+    model = make()
     f, init = towers.targets(3, towers.D, F32), towers.start(3, 2, towers.VISION, F32)
-    want = sb.reference.ovi(
-        towers.VISION_MODELS["open_clip"]().double(), f.double(), num_patches=2, init=init.double(), steps=20
-    )
+    want = sb.reference.ovi(make().double(), f.double(), num_patches=2, init=init.double(), steps=20)
     with place.use("ovi"):
         got = sb.ovi(model.to(place.device), f.to(place.device), num_patches=2, init=init, steps=20)
     assert_row_relative(got.features.cpu(), want.features, "descent")

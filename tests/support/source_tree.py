@@ -25,11 +25,13 @@ AARCH64 = (
 def environment(**words: str) -> dict[str, str]:
     """For child processes: the package under test, wherever they run, and no SEMOBRIDGE_ word but these.
 
-    Nor pytest's, which tell a child that it is a worker of this run.
+    Nor pytest's, which tell a child that it is a worker of this run. What else PYTHONPATH holds stays behind
+    the package: its modules may have come from there.
     """
     package = str(Path(sb.__file__).resolve().parent.parent)
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("SEMOBRIDGE_", "PYTEST_"))}
-    return kept | {"PYTHONPATH": package} | words
+    path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
+    return kept | {"PYTHONPATH": path} | words
 
 
 def plant(root: Path, files: dict[str, str]) -> Path:

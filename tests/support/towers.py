@@ -10,10 +10,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import open_clip
 import pytest
 import torch
 from torch import nn
+
+from tests.support.plain_clip import PlainCLIP, WordTokenizer
 
 D, TEXT, VISION = 24, 48, 32
 F32, F64 = torch.float32, torch.float64
@@ -21,6 +22,10 @@ F32, F64 = torch.float32, torch.float64
 _VISION = {"image_size": 32, "patch_size": 8, "width": VISION, "layers": 2, "head_width": 16}
 TEXT_CONFIG = {"context_length": 16, "width": TEXT, "heads": 3, "layers": 3}
 _SIGLIP = {**TEXT_CONFIG, "no_causal_mask": True, "pool_type": "last", "proj_bias": True}
+
+
+def _open_clip() -> ModuleType:
+    return pytest.importorskip("open_clip", reason="open_clip is not installed; the model is one of its own")
 
 
 def _scatter(model: nn.Module) -> nn.Module:
@@ -36,12 +41,12 @@ def _scatter(model: nn.Module) -> nn.Module:
 def open_clip_model(*, text: dict | None = None, vision: dict | None = None, **options: Any) -> nn.Module:
     torch.manual_seed(1)
     vision, text = {**_VISION, **(vision or {})}, {**TEXT_CONFIG, **(text or {})}
-    return _scatter(open_clip.CLIP(D, vision, text, **options))
+    return _scatter(_open_clip().CLIP(D, vision, text, **options))
 
 
 def custom_text_model(text: dict) -> nn.Module:
     torch.manual_seed(1)
-    return _scatter(open_clip.CustomTextCLIP(D, dict(_VISION), text))
+    return _scatter(_open_clip().CustomTextCLIP(D, dict(_VISION), text))
 
 
 def hugging_face_model(eos: int = 49407) -> nn.Module:
@@ -104,7 +109,7 @@ def siglip_model() -> nn.Module:
         "class_token": False, "global_pool": "map", "num_classes": 0,
     }  # fmt: skip
     trunk = timm.models.vision_transformer.VisionTransformer(**small)
-    model = open_clip.CustomTextCLIP(VISION, dict(_VISION), dict(_SIGLIP))
+    model = _open_clip().CustomTextCLIP(VISION, dict(_VISION), dict(_SIGLIP))
     model.visual = _TimmVisual(trunk)
     with torch.no_grad():
         trunk.attn_pool.latent.normal_()
@@ -121,6 +126,18 @@ def timm_linear(bias: bool = False) -> nn.Module:
     visual.head.add_module("proj", nn.Linear(VISION, D, bias=bias))
     model.visual = visual
     return model.eval()
+
+
+def plain_model(bidirectional: bool = False) -> nn.Module:
+    """The sizes of the others without their libraries; few words, so that drawing them takes no time."""
+    torch.manual_seed(1)
+    text, vision = (TEXT, 3, 3), (32, 8, VISION, 2, 2)
+    return _scatter(PlainCLIP(D, text, vision, context_length=16, words=64, bidirectional=bidirectional))
+
+
+# Models that need no library: what a machine with a GPU and PyTorch alone can run.
+PLAIN_MODELS = {"plain": plain_model, "plain bidirectional": lambda: plain_model(bidirectional=True)}
+PLAIN_TOKENIZER = WordTokenizer(words=64, context_length=16)
 
 
 def _kept(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:

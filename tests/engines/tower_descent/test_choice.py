@@ -261,16 +261,19 @@ def test_ctrl_c_returns_what_is_done(recorder: Recorder, monkeypatch: pytest.Mon
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["plain", "open_clip"])
 @pytest.mark.parametrize("backend", ["auto", "native"])
 @pytest.mark.parametrize("function", ["oti", "ovi"])
-def test_on_a_gpu(function: str, backend: str) -> None:
+def test_on_a_gpu(function: str, backend: str, kind: str) -> None:
     """The real graph; a capture that fails warns, and warnings are errors here."""
     if backend == "native" and not _backend.HAS_CUDA:
         pytest.skip("this build has no CUDA kernels (no nvcc at installation)")
-    model = TEXT_MODELS["open_clip"]()
+    model = (towers.PLAIN_MODELS | TEXT_MODELS)[kind]()
     width = TEXT if function == "oti" else VISION
     f, init = towers.targets(5, towers.D, F32), towers.start(5, 1, width, F32)
     options = {"init": init, "steps": 20, "record_steps": (0, 5, 20)}
+    if (function, kind) == ("oti", "plain"):
+        options["tokenizer"] = towers.PLAIN_TOKENIZER
     want = getattr(sb, function)(model, f, **options)
     model = model.cuda()
     with sb.backend(backend):
