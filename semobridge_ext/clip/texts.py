@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors
+from semobridge_ext import _errors, _numbers
 from semobridge_ext._engines.tower_descent.spec import Tower
 from semobridge_ext.clip.adapter import Adapter, TextInput
 from semobridge_ext.clip.blocks import Reader
@@ -108,7 +108,7 @@ def encode_text(
             raise TypeError(_errors.message("encode_text", "texts", "hold strings alone", text, remedy))
     if not texts:
         raise ValueError("encode_text: texts must not be empty, got none; pass at least one string")
-    if isinstance(batch_rows, bool) or not isinstance(batch_rows, int):
+    if not _numbers.is_whole(batch_rows):
         remedy = f"{BATCH_ROWS} is the default"
         raise TypeError(_errors.message("encode_text", "batch_rows", "be an int", batch_rows, remedy))
     if batch_rows < 1:
