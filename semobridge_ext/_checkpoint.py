@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -29,7 +30,7 @@ class Checkpoint:
 
     def __init__(self, function: str, file_format: str, data: str, path: Any, facts: dict[str, Any]) -> None:
         self._function, self._format, self._data = function, file_format, data
-        self.path, self.stamp = path, _digest.stamp(facts)
+        self.path, self.stamp = _files.place(path, function), _digest.stamp(facts)
 
     def exists(self) -> bool:
         return os.path.exists(self.path)
@@ -37,7 +38,8 @@ class Checkpoint:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Keeps other runs off the file, which would overwrite it in turns."""
-        with _locks.held(self._function, "checkpoint", self.path, f"{os.fspath(self.path)}.lock"):
+        _files.make_folder(Path(self.path))
+        with _locks.held(self._function, "checkpoint", self.path, f"{self.path}.lock"):
             yield
 
     def save(self, tensors: dict[str, Tensor], progress: Any) -> None:

@@ -14,6 +14,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,7 +66,9 @@ def _add_tensor(update: Update, tensor: Tensor) -> None:
 
 
 def _add(update: Update, value: Any) -> None:
-    """Kind, length, content; containers hold their items in the same form."""
+    """Kind, length, content; containers hold their items in the same form, NumPy's numbers are Python's."""
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, Tensor):
         _add_tensor(update, value)
     elif value is None or isinstance(value, bool):

@@ -17,6 +17,8 @@ def describe(value: Any) -> str:
     """Names a value in an error: kind, and for a tensor its shape, dtype and device."""
     if isinstance(value, torch.Tensor):
         dtype = str(value.dtype).removeprefix("torch.")
+        if value.is_nested:  # it has no shape, and one of its layouts says so by an internal error
+            return f"a nested {dtype} tensor on {value.device}"
         return f"a {dtype} tensor of shape {list(value.shape)} on {value.device}"
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 80 else text[:77] + '...'}"
@@ -42,15 +44,33 @@ def check_float_tensor(function: str, argument: str, value: Any) -> torch.Tensor
     """A dense tensor of one of the four float dtypes, or TypeError."""
     if not isinstance(value, torch.Tensor):
         remedy = "wrap it with torch.as_tensor(...)"
-        raise TypeError(message(function, argument, "be a torch.Tensor", value, remedy))
+        if fields := getattr(value, "_fields", None):  # a result with several parts, given whole
+            raise TypeError(whole_result(function, argument, value, fields))
+        raise TypeError(message(function, argument, "be a torch.Tensor", describe(value), remedy))
     if value.dtype not in FLOAT_DTYPES:
         remedy = "convert it with .float()"
         raise TypeError(message(function, argument, f"be {_NAMES}", value, remedy))
+    if value.is_nested:
+        remedy = "pad it with torch.nested.to_padded_tensor(...), or join its parts with torch.cat"
+        raise TypeError(message(function, argument, "be a dense tensor", value, remedy))
     if value.layout is not torch.strided:
         remedy = "convert it with .to_dense()"
         raise TypeError(message(function, argument, "be a dense tensor", value, remedy))
     check_memory(function, argument, value)
     return value
+
+
+def whole_result(function: str, argument: str, value: Any, fields: Any) -> str:
+    """What an error says of a named tuple in the place of one of its parts."""
+    got = f"a whole {type(value).__name__}"
+    return message(function, argument, "be one tensor", got, f"pass one of its parts: .{', .'.join(fields)}")
+
+
+def check_values(function: str, argument: str, value: torch.Tensor) -> None:
+    """Refuses a meta tensor where its values are asked for."""
+    if value.is_meta:
+        remedy = "load the weights, or make it on a device that holds them"
+        raise ValueError(message(function, argument, "hold values", value, remedy))
 
 
 _ORDINARY = (torch.Tensor, torch.nn.Parameter)
@@ -102,6 +122,7 @@ def rows_with(
 
 def check_rows(function: str, argument: str, rows: torch.Tensor, remedy: str, *, infinite: bool) -> None:
     """Refuses NaN, and unless ``infinite`` infinity, in a [N, D] tensor; names the rows."""
+    check_values(function, argument, rows)
     bad = rows_with(rows, torch.isnan if infinite else lambda part: ~torch.isfinite(part))
     if len(bad):
         listed = ", ".join(map(str, bad[:5].tolist())) + (", ..." if len(bad) > 5 else "")
@@ -112,6 +133,7 @@ def check_rows(function: str, argument: str, rows: torch.Tensor, remedy: str, *,
 
 
 def check_finite(function: str, argument: str, value: torch.Tensor, remedy: str) -> None:
+    check_values(function, argument, value)
     finite = torch.isfinite(value)
     if not bool(finite.all()):
         bad = int((~finite).sum())

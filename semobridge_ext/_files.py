@@ -18,10 +18,18 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _checksum
-from semobridge_ext._errors import naming
+from semobridge_ext._errors import describe, message, naming
 from semobridge_ext._locks import is_at, try_lock
 
 _LEFT = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp", re.DOTALL)  # a temporary file, with its target's name
+
+
+def place(path: Any, function: str = "save") -> str:
+    """A path as text, with ``~`` resolved; TypeError for what is none."""
+    if not isinstance(path, (str, os.PathLike)):
+        remedy = "pass the name of a file"
+        raise TypeError(message(function, "path", "be a str or a path", describe(path), remedy))
+    return os.path.expanduser(os.fspath(path))
 
 
 @contextmanager
@@ -34,18 +42,21 @@ def replaced(path: Any) -> Iterator[BinaryIO]:
     removes the temporary file; what a killed process left goes at the next write to the same path.
 
     A link stays: the file that it leads to is replaced. An existing file keeps its mode. What is no
-    regular file (/dev/stdout, /dev/null, a FIFO) is written straight into.
+    regular file (/dev/stdout, /dev/null, a FIFO) is written straight into. A folder that is missing is
+    made: it must not cost what a long run has found.
 
     What the system refuses (a full disk, a read-only file system) is an OSError that names `path`. Data
     must go through the file's own `write`: what a library writes by its descriptor, as NumPy does with an
     array, may fail unseen when it is flushed.
     """
+    path = place(path)
     handle = _own_descriptor(path)
     if handle is not None or not _is_replaceable(path):
         with _straight(path, handle) as file:
             yield file
         return
     target = Path(os.path.realpath(path))
+    make_folder(target)
     remove_leftovers(target.parent, target.name)
     temporary, file = _new_file(target)
     try:
@@ -62,6 +73,12 @@ def replaced(path: Any) -> Iterator[BinaryIO]:
         raise
     with naming(target):
         _sync_folder(target.parent)
+
+
+def make_folder(target: Path) -> None:
+    """Makes the folder of a file that is to be written, and those above it."""
+    with naming(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
 
 
 def is_written_into(path: Any) -> bool:
@@ -290,6 +307,7 @@ def load_tensors(
     """
     from safetensors import SafetensorError, safe_open
 
+    path = place(path, function)
     if not Path(path).is_file():
         raise FileNotFoundError(
             f"{function}: path must be an existing file, got {path}; check the name, or write it with .save()"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors
+from semobridge_ext import _arrays, _errors
 
 
 def features(
@@ -18,6 +18,8 @@ def features(
 ) -> Tensor:  # [N, D]
     """A finite 2-D tensor of a float dtype; arrays and lists are converted as scikit-learn does."""
     if not isinstance(value, Tensor):
+        if fields := getattr(value, "_fields", None):  # class text features, given whole
+            raise TypeError(_errors.whole_result(function, argument, value, fields))
         if hasattr(value, "toarray") or type(value).__module__.startswith("scipy.sparse"):
             remedy = "convert it with .toarray()"
             raise TypeError(
@@ -35,11 +37,7 @@ def features(
                 ) from error
         if array.dtype.kind != "f" or array.dtype.itemsize > 8:
             array = array.astype(np.float64)
-        array = np.ascontiguousarray(array)
-        if not array.dtype.isnative:
-            array = array.astype(array.dtype.newbyteorder("="))
-        # Torch warns of every read-only array (a memory map, for one), though nothing here writes.
-        value = torch.from_numpy(array if array.flags.writeable else array.copy())
+        value = _arrays.shared(array)
     x = _errors.check_float_tensor(function, argument, value).detach()
     if x.dim() != 2:
         remedy = "Reshape your data: one row per image, encode_image(...).flatten(1)"
@@ -55,6 +53,7 @@ def features(
             f"{function}: X has {x.shape[1]} features, but it is expecting {width} features as input; "
             "check that they come from the same model"
         )
+    _errors.check_values(function, argument, x)
     if not bool(torch.isfinite(x).all()):
         bad = (~torch.isfinite(x)).any(dim=1)
         raise ValueError(
@@ -64,10 +63,12 @@ def features(
     return x
 
 
-def names(function: str, y: Any, rows: int | None = None) -> list[Hashable]:
-    """The labels as a list of hashable Python values."""
+def names(
+    function: str, y: Any, rows: int | None = None, *, unlabelled: bool = False, argument: str = "y"
+) -> list[Hashable]:
+    """The labels as a list of hashable Python values; `unlabelled`: None marks a row without one."""
     if y is None:
-        raise ValueError(f"{function}: requires y to be passed, but the target y is None")
+        raise ValueError(f"{function}: requires {argument} to be passed, but the target {argument} is None")
     if isinstance(y, Tensor):
         y = y.detach().cpu().numpy()
     if isinstance(y, np.ndarray) or hasattr(y, "__array__"):
@@ -76,28 +77,67 @@ def names(function: str, y: Any, rows: int | None = None) -> list[Hashable]:
             _warn_column()
             y = y[:, 0]
         if y.ndim != 1:
-            raise ValueError(f"{function}: y must be 1-D, got shape {y.shape}; pass one label per row")
+            raise ValueError(
+                f"{function}: {argument} must be 1-D, got shape {y.shape}; pass one label per row"
+            )
         if y.dtype.kind == "f":
             if not np.isfinite(y).all():
-                raise ValueError(f"{function}: y must be finite, got NaN or inf; drop these rows")
+                raise ValueError(f"{function}: {argument} must be finite, got NaN or inf; drop these rows")
             if not (y == np.round(y)).all():
                 raise ValueError(
-                    f"{function}: Unknown label type: continuous; y must hold class names, not real numbers"
+                    f"{function}: Unknown label type: continuous; {argument} must hold class "
+                    "names, not real numbers"
                 )
         y = y.tolist()
     values = list(y)
     if rows is not None and len(values) != rows:
         raise ValueError(
-            f"{function}: y must have {rows} labels, one per row of X, got {len(values)}; align them"
+            f"{function}: {argument} must have {rows} labels, one per row of X, got {len(values)}; align them"
         )
     for value in values:
         try:
             hash(value)
         except TypeError:
             raise TypeError(
-                _errors.message(function, "y", "hold hashable class names", value, "use strings or integers")
+                _errors.message(
+                    function, argument, "hold hashable class names", value, "use strings or integers"
+                )
             ) from None
+    if not unlabelled:
+        missing = [i for i, value in enumerate(values) if value is None or _is_nan(value)]
+        if missing:
+            got = f"None or NaN in {len(missing)} of {len(values)} places (first: {missing[0]})"
+            raise ValueError(
+                _errors.message(function, argument, "name a class in every place", got, "drop these rows")
+            )
     return values
+
+
+def codes(function: str, labels: Mapping[str, Any], device: torch.device | None) -> list[Any]:
+    """Labels as int64 tensors, arguments by name: whole numbers as they are, names numbered in common."""
+    found = [_arrays.whole(value, device) for value in labels.values()]
+    if all(isinstance(value, Tensor) for value in found):
+        return found
+    given = []
+    for name, value in labels.items():
+        if not isinstance(value, Tensor) and (isinstance(value, (str, bytes)) or not is_listed(value)):
+            contract, remedy = "hold whole numbers or names", "pass an int64 tensor, an array or a list"
+            raise TypeError(_errors.message(function, name, contract, _errors.describe(value), remedy))
+        given.append(names(function, value, argument=name))
+    place: dict[Hashable, int] = {}
+    return [
+        torch.tensor([place.setdefault(name, len(place)) for name in part], dtype=torch.int64, device=device)
+        for part in given
+    ]
+
+
+def is_listed(value: Any) -> bool:
+    """An array, or a sequence that is no text."""
+    return _arrays.is_array(value) or isinstance(value, Sequence)
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, (float, np.floating)) and value != value
 
 
 def _warn_column() -> None:

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import inspect
+from functools import cache
 from typing import Any
+
+
+@cache
+def real_parameters(estimator: type) -> frozenset[str]:
+    """The constructor's arguments that are real numbers, or None by default."""
+    known = inspect.signature(estimator.__init__).parameters.values()  # type: ignore[misc]
+    return frozenset(p.name for p in known if p.annotation in ("float", "float | None", float))
 
 
 class Parameters:

@@ -7,7 +7,6 @@ file is a ValueError that names it.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -78,7 +77,7 @@ def names(path: Any) -> set[str]:
     """Of the tensors in a file."""
     from safetensors import safe_open
 
-    with safe_open(os.fspath(path), framework="pt") as file:
+    with safe_open(_files.place(path), framework="pt") as file:
         return set(file.keys())
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from semobridge_ext import _errors, _files, _schema
+from semobridge_ext import _arrays, _errors, _files, _numbers, _schema
 from semobridge_ext._ops.project_normalize.cpu import Projection
 from semobridge_ext._ops.project_normalize.op import project_normalize
 from semobridge_ext._ops.project_normalize.prepared import PreparedProjection
@@ -33,8 +33,8 @@ class Bridge(nn.Module):
     """The closed-form bridge of one CLIP model.
 
     Args:
-        text_projection: [T, D] the matrix W of the text tower, any float dtype; copied, kept in
-            float32 (float64 if given so).
+        text_projection: [T, D] the matrix W of the text tower, a tensor or array of any float dtype;
+            copied, kept in float32 (float64 if given so).
         atol: singular values ≤ ``atol`` are dropped; the paper uses 0.3.
         text_length: ℓ, the mean length of the classes' un-projected text features. It cancels
             whenever the result is normalised.
@@ -72,20 +72,22 @@ class Bridge(nn.Module):
 
     def __init__(
         self,
-        text_projection: Tensor,  # [T, D]
+        text_projection: Any,  # [T, D]
         *,
         atol: float = 0.3,
         text_length: float = 1.0,
     ) -> None:
         super().__init__()
+        text_projection = _arrays.tensor("Bridge", "text_projection", text_projection)
         w = _errors.check_float_tensor("Bridge", "text_projection", text_projection).detach()
         if w.dim() != 2 or w.numel() == 0:
             remedy = "pass the [T, D] matrix, or use Bridge.from_clip(model)"
             raise ValueError(_errors.message("Bridge", "text_projection", "be 2-D", w, remedy))
         _errors.check_finite("Bridge", "text_projection", w, "reload the model's weights")
         for name, value in (("atol", atol), ("text_length", text_length)):
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise TypeError(_errors.message("Bridge", name, "be a number", value, "pass a float"))
+            if not _numbers.is_real(value):
+                got = _errors.describe(value)
+                raise TypeError(_errors.message("Bridge", name, "be a number", got, "pass a float"))
         if not 0 <= atol < float("inf"):
             raise ValueError(_errors.message("Bridge", "atol", "be ≥ 0", atol, "the paper uses 0.3"))
         if not 0 < text_length < float("inf"):
@@ -310,44 +312,51 @@ class Bridge(nn.Module):
 
     def forward(
         self,
-        img_feats: Tensor,  # [.., D]
+        img_feats: _arrays.Rows,  # [.., D]
         *,
-        class_bias: Tensor | None = None,  # [T], [C, T] or [.., T]
+        class_bias: Any = None,  # [T], [C, T] or [.., T]
         project: bool = True,
         normalize: bool = True,
-    ) -> Tensor:  # [.., D], or [.., T] with project=False
+    ) -> _arrays.Rows:  # [.., D], or [.., T] with project=False
         """Bridges image features, ``norm(ℓ·norm(f W⁺ + τ)·W)``; what a call of the module runs.
 
         Args:
-            img_feats: [.., D] raw image features, float32, float64, bfloat16 or float16.
+            img_feats: [.., D] raw image features, float32, float64, bfloat16 or float16; a tensor or array.
             class_bias: τ, [T], one row per class [C, T], or [.., T]; for support images only.
             project: False returns ê [.., T] before W.
             normalize: True gives unit rows.
 
         Returns:
-            [.., D] (or [.., T]) in the dtype of `img_feats`.
+            [.., D] (or [.., T]) in the dtype of `img_feats`, an array for an array.
 
         Raises:
             TypeError: kind or dtype. ValueError: width, device or shape of the bias.
         """
-        inverse = self._parameters["inverse"]
-        if (
-            class_bias is None
-            and (where := direct(img_feats, inverse))  # type: ignore[arg-type]
-            and img_feats.dim() > 0
-            and img_feats.shape[-1] == inverse.shape[0]  # type: ignore[union-attr]
-        ):
+        inverse, rows = self._parameters["inverse"], img_feats  # type: Any, Any
+        try:
+            is_direct = (
+                class_bias is None
+                and (where := direct(rows, inverse))
+                and rows.dim() > 0
+                and rows.shape[-1] == inverse.shape[0]
+            )
+        except RuntimeError:  # a nested tensor has no shape: the checks of the other path say it
+            is_direct = False
+        if is_direct:
             prepared = self._projection(project, normalize)
-            program = None if prepared is None else prepared.program(where, img_feats)
+            program = None if prepared is None else prepared.program(where, rows)
             if program is not None:
-                return program(img_feats)
+                return program(rows)  # type: ignore[return-value]
         return self._forward_ops(img_feats, class_bias, project, normalize)
 
-    def _forward_ops(
-        self, img_feats: Tensor, class_bias: Tensor | None, project: bool, normalize: bool
-    ) -> Tensor:
-        """The same through registered operators: checks, gradients, compilation, other devices."""
+    def _forward_ops(self, img_feats: Any, class_bias: Any, project: bool, normalize: bool) -> Any:
+        """The same through registered operators: checks, gradients, compilation, other devices, arrays."""
         inverse, w = self.inverse, self.text_projection
+        if not isinstance(img_feats, Tensor) and _arrays.is_array(img_feats):
+            rows = _arrays.tensor("bridge", "img_feats", img_feats, inverse.device)
+            return _arrays.array(
+                self.forward(rows, class_bias=class_bias, project=project, normalize=normalize)
+            )
         f = _errors.check_float_tensor("bridge", "img_feats", img_feats)
         _errors.check_last_dim("bridge", "img_feats", f, w.shape[1], "this bridge is for that width")
         _errors.check_same_device("bridge", "img_feats", f, inverse.device)
@@ -357,7 +366,8 @@ class Bridge(nn.Module):
         e = project_normalize(f, inverse, bias=class_bias, scale=length)
         return project_normalize(e, w, normalize=normalize) if project else e
 
-    def _checked_bias(self, f: Tensor, bias: Tensor) -> Tensor:
+    def _checked_bias(self, f: Tensor, bias: Any) -> Tensor:
+        bias = _arrays.tensor("bridge", "class_bias", bias, f.device)
         _errors.check_float_tensor("bridge", "class_bias", bias)
         _errors.check_same_device("bridge", "class_bias", bias, f.device)
         full = (*f.shape[:-1], self.text_projection.shape[0])

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from semobridge_ext import _errors
+from semobridge_ext import _arrays, _errors
 from semobridge_ext.bridging.bridge_module import Bridge
 
 _WEIGHTS = Path(__file__).parents[1] / "data" / "picto_clip.safetensors"  # of the embedded CLIP
@@ -62,7 +62,8 @@ def default_for(img_feats: Any) -> Bridge:
     """What ``use`` set; else the embedded CLIP's bridge, if the width is its own (ValueError if not)."""
     if _default is not None:
         return _default
-    width = img_feats.shape[-1] if isinstance(img_feats, Tensor) and img_feats.dim() else None
+    known = isinstance(img_feats, Tensor) or _arrays.is_array(img_feats)
+    width = img_feats.shape[-1] if known and img_feats.ndim else None
     embedded = embedded_bridge()
     if width is not None and width != embedded.text_projection.shape[1]:
         raise ValueError(
@@ -76,19 +77,20 @@ def default_for(img_feats: Any) -> Bridge:
 
 
 def bridge(
-    img_feats: Tensor,  # [.., D]
+    img_feats: _arrays.Rows,  # [.., D]
+    bridge: Bridge | str | None = None,
     *,
-    bridge: Bridge | None = None,
-    class_bias: Tensor | None = None,  # [T], [C, T] or [.., T]
+    class_bias: Any = None,  # [T], [C, T] or [.., T]
     project: bool = True,
     normalize: bool = True,
-) -> Tensor:  # [.., D], or [.., T] with project=False
+) -> _arrays.Rows:  # [.., D], or [.., T] with project=False
     """Carries image features into the text modality: ``norm(ℓ·norm(f W⁺ + τ)·W)``.
 
     Args:
         img_feats: [.., D] raw outputs of ``encode_image`` (not unit rows; any length works where the
-            result is normalised and no bias is given). float32, float64, bfloat16 or float16.
-        bridge: the Bridge to use; default: what ``use`` set.
+            result is normalised and no bias is given). A tensor of float32, float64, bfloat16 or float16,
+            or a NumPy array of one of them that NumPy has.
+        bridge: the Bridge to use, or ``"picto"``, the embedded one; default: what ``use`` set.
         class_bias: τ, [T], one row per class [C, T] for features [C, D] or [C, K, D], or [.., T].
             For support images only, never for queries.
         project: False returns the text-width feature ê [.., T] before W.
@@ -96,7 +98,8 @@ def bridge(
             ``ℓ·norm(e)``), the form whose mean over shots makes a prototype.
 
     Returns:
-        [.., D] (or [.., T]) in the dtype of ``img_feats``; NaN stays in its row, a zero row is zero.
+        [.., D] (or [.., T]) in the dtype of ``img_feats``, an array for an array, computed over its
+        memory; NaN stays in its row, a zero row is zero.
 
     Raises:
         TypeError: kind or dtype. ValueError: width, device, bias shape, or no default bridge set.
@@ -110,7 +113,7 @@ def bridge(
     Example:
         >>> import torch, semobridge_ext as sb
         >>> b = sb.Bridge(torch.eye(2))
-        >>> sb.bridge(torch.tensor([3.0, 4.0]), bridge=b)
+        >>> sb.bridge(torch.tensor([3.0, 4.0]), b)
         tensor([0.6000, 0.8000])
 
     SeMoBridge, arXiv 2509.26036, eq. 3-5.
@@ -119,6 +122,9 @@ def bridge(
     if b is None:
         b = default_for(img_feats)
     elif not isinstance(b, Bridge):
-        remedy = "make one with sb.Bridge(text_projection) or sb.Bridge.from_clip(model)"
-        raise TypeError(_errors.message("bridge", "bridge", "be a Bridge", b, remedy))
+        if not isinstance(b, str) or b != "picto":
+            remedy = "make one with sb.Bridge(text_projection) or sb.Bridge.from_clip(model)"
+            contract, got = "be a Bridge or 'picto'", _errors.describe(b)
+            raise TypeError(_errors.message("bridge", "bridge", contract, got, remedy))
+        b = embedded_bridge()
     return b(img_feats, class_bias=class_bias, project=project, normalize=normalize)

@@ -8,7 +8,8 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 from semobridge_ext._version import __version__
 from semobridge_ext.cli.commands import (
@@ -86,6 +87,24 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+_WORDS = ("text", "template", "prompt")  # what a person writes, whatever it begins with
+
+
+def _expand_home(args: argparse.Namespace) -> None:
+    """Resolves ``~/`` in every path; a shell leaves it in ``--out=~/shards``."""
+
+    def expanded(value: Any) -> Any:
+        if isinstance(value, list):
+            return [expanded(item) for item in value]
+        if isinstance(value, Path):
+            return value.expanduser()
+        return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
+
+    for name, value in vars(args).items():
+        if name not in _WORDS:
+            setattr(args, name, expanded(value))
+
+
 def _check_command(argv: Sequence[str]) -> str | None:
     """The command word, if there is one; an unknown word is answered with its near match."""
     word = next((a for a in argv if not a.startswith("-")), None)
@@ -117,6 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command is None:
             parser.print_help()
             return 0
+        _expand_home(args)
         return COMMANDS[args.command].run(args)
     except SystemExit as leaving:  # --help and --version
         return leaving.code if isinstance(leaving.code, int) else 0

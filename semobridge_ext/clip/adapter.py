@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from semobridge_ext import _errors
 from semobridge_ext._engines.tower_descent.spec import Tower
 from semobridge_ext.clip.blocks import Reader
-from semobridge_ext.clip.template import default_tokenizer
+from semobridge_ext.clip.template import default_tokenizer, fitting_ids
 
 TEXT_POOLINGS = ("argmax", "eos", "first", "last")
 
@@ -147,7 +147,7 @@ class Adapter(ABC):
 
     def tokenize(self, tokenizer: Callable[..., Any], texts: Sequence[str]) -> Any:
         """What ``encode_text`` takes, [B, L] ids or a mapping of such tensors."""
-        return tokenizer(list(texts))
+        return fitting_ids(self.function, tokenizer, list(texts), self.context_length)
 
     # -- projections ---------------------------------------------------------------------------------
 

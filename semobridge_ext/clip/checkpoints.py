@@ -150,7 +150,11 @@ def _hub_id(function: str, name: str) -> str | None:
 
 def _sources(function: str, source: Any, revision: str) -> list[str]:
     """Files or addresses that may hold the checkpoint, the likeliest first."""
-    path = Path(source) if not isinstance(source, str) or "://" not in source else None
+    if not isinstance(source, (str, os.PathLike)):
+        contract, remedy = "be a path or a name", "pass for example 'ViT-B-32:openai'"
+        got = _errors.describe(source)
+        raise TypeError(_errors.message(function, "name_or_path", contract, got, remedy))
+    path = Path(source).expanduser() if not isinstance(source, str) or "://" not in source else None
     if path is not None and path.is_dir():
         return [str(path / name) for name in _FILES]
     if path is not None and (path.exists() or path.suffix in (".safetensors", ".bin", ".pt", ".pth")):

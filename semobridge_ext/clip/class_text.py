@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -26,8 +26,8 @@ class ClassText(NamedTuple):
 
 def class_text_features(
     model: Any,
-    names: Sequence[Any],
-    templates: Sequence[str] | Mapping[Any, Sequence[str]] = ("a photo of a {}.",),
+    names: Any,  # C names
+    templates: Any = ("a photo of a {}.",),
     *,
     tokenizer: Callable[[list[str]], Any] | None = None,
     batch_size: int = 256,
@@ -36,9 +36,10 @@ def class_text_features(
 
     Args:
         model: a CLIP model of a family that ``semobridge_ext.clip`` lists.
-        names: C class names.
-        templates: prompts with ``{}`` in the name's place, an ensemble for all classes; or a mapping
-            from every class name to its own whole prompts (any number each).
+        names: C class names, in a list, an array or a generator; or one string.
+        templates: prompts, an ensemble for all classes: texts with ``{}`` in the name's place or functions
+            from a name to its prompt, one or several; or a mapping from every class name to its own whole
+            prompts (any number each).
         tokenizer: a list of strings to token ids, or a Hugging Face tokenizer; None: CLIP's where the
             vocabulary is CLIP's.
         batch_size: prompts encoded at once, at the full length of the context.
@@ -49,8 +50,8 @@ def class_text_features(
 
     Raises:
         ValueError: no names, no prompts, a template without ``{}``, a class without prompts, or no
-            tokenizer for a vocabulary other than CLIP's. TypeError: not a CLIP model, or a bare string
-            in place of the names.
+            tokenizer for a vocabulary other than CLIP's. TypeError: not a CLIP model, no names or templates
+            in their place, or a function whose prompt is no string.
             NotImplementedError: an unknown text pooling.
 
     Numerics: prompts as :func:`semobridge_ext.encode_text` has them, on the tree of their beginnings where
@@ -66,10 +67,11 @@ def class_text_features(
         >>> text.projected.shape, text.hidden.shape
         (torch.Size([2, 192]), torch.Size([2, 192]))
     """
-    if isinstance(names, (str, bytes)):
-        remedy = f"pass [{names!r}] for one class"
-        raise TypeError(_errors.message(_NAME, "names", "be a sequence of class names", names, remedy))
-    prompts, owners = _prompts(list(names), templates)
+    if isinstance(names, bytes) or not isinstance(names, Iterable):
+        contract, remedy = "be class names", "pass a list of them"
+        raise TypeError(_errors.message(_NAME, "names", contract, _errors.describe(names), remedy))
+    names = [names] if isinstance(names, str) else list(names)
+    prompts, owners = _prompts(names, templates)
     adapter = adapter_of(_NAME, model)
     if tokenizer is None:
         tokenizer = adapter.default_tokenizer()
@@ -93,22 +95,46 @@ def _prompts(names: list[Any], templates: Any) -> tuple[list[str], list[int]]:
     """Every prompt and the class it belongs to."""
     if not names:
         raise ValueError(f"{_NAME}: names must not be empty, got none; pass the class names")
-    if isinstance(templates, str):
-        templates = (templates,)
     if isinstance(templates, Mapping):
         lacking = [name for name in names if not templates.get(name)]
         if lacking:
             raise ValueError(
                 f"{_NAME}: templates must hold prompts of every class, got none for {lacking[:5]}; add them"
             )
-        pairs = [(prompt, i) for i, name in enumerate(names) for prompt in templates[name]]
+        own = ([each] if isinstance(each := templates[name], str) else each for name in names)
+        pairs = [(prompt, i) for i, prompts in enumerate(own) for prompt in prompts]
     else:
-        if not templates:
-            raise ValueError(f"{_NAME}: templates must not be empty, got none; pass ('{{}}',)")
-        for template in templates:
-            if "{}" not in template:
-                remedy = "as in 'a photo of a {}.'"
-                raise ValueError(_errors.message(_NAME, "templates", "contain {}", template, remedy))
-        pairs = [(t.replace("{}", str(name)), i) for i, name in enumerate(names) for t in templates]
+        several = _several(templates)
+        pairs = [(_prompt(template, name), i) for i, name in enumerate(names) for template in several]
     texts, owners = zip(*pairs, strict=True)
     return list(texts), list(owners)
+
+
+def _several(templates: Any) -> list[Any]:
+    """The templates of all classes, each a text with ``{}`` or a function."""
+    if isinstance(templates, str) or callable(templates):
+        templates = (templates,)
+    if not isinstance(templates, Iterable):
+        contract, remedy = "be texts with {} or functions", "as in 'a photo of a {}.'"
+        raise TypeError(_errors.message(_NAME, "templates", contract, _errors.describe(templates), remedy))
+    found = list(templates)
+    if not found:
+        raise ValueError(f"{_NAME}: templates must not be empty, got none; pass ('{{}}',)")
+    for template in found:
+        if not isinstance(template, str) and not callable(template):
+            contract, remedy = "hold texts with {} or functions", "as in 'a photo of a {}.'"
+            raise TypeError(_errors.message(_NAME, "templates", contract, _errors.describe(template), remedy))
+        if isinstance(template, str) and "{}" not in template:
+            remedy = "as in 'a photo of a {}.'"
+            raise ValueError(_errors.message(_NAME, "templates", "contain {}", template, remedy))
+    return found
+
+
+def _prompt(template: Any, name: Any) -> str:
+    if isinstance(template, str):
+        return template.replace("{}", str(name))
+    prompt = template(name)
+    if not isinstance(prompt, str):
+        contract, got = f"make a string of {name!r}", _errors.describe(prompt)
+        raise TypeError(_errors.message(_NAME, "templates", contract, got, "return the whole prompt"))
+    return prompt

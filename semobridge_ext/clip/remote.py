@@ -20,7 +20,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
-from semobridge_ext import _errors
+from semobridge_ext import _errors, _numbers
 
 _SILENCE = 60.0  # seconds without a byte
 _REDIRECTS = 5
@@ -31,7 +31,7 @@ class Clock:
     """Seconds that remain of one call."""
 
     def __init__(self, function: str, seconds: float) -> None:
-        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        if not _numbers.is_real(seconds):
             raise TypeError(_errors.message(function, "timeout", "be a number", seconds, "pass seconds"))
         if not 0 < seconds <= threading.TIMEOUT_MAX:
             raise ValueError(

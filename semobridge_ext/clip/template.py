@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from semobridge_ext import _errors
+
 # Pairs of words of which a tokenizer has at least one pair as single pieces. Where the ids of the two texts
 # differ stands the placeholder, whatever special tokens and cleaning the tokenizer adds.
 _WORDS = (("x", "z"), ("£", "€"), ("*", "$"))
@@ -31,6 +33,25 @@ def default_tokenizer(function: str, vocab_size: int, context_length: int = 77) 
 def is_hugging_face(tokenizer: Any) -> bool:
     """Whether the tokenizer is one of transformers, which pads and truncates only on demand."""
     return hasattr(tokenizer, "convert_tokens_to_ids")
+
+
+def fitting_ids(function: str, tokenizer: Any, texts: list[str], length: int) -> Any:
+    """The tokens of texts, no more than the model has positions for.
+
+    A tokenizer of CLIP pads to 77 unless it is told otherwise; it is asked again where a model has fewer.
+    """
+    found = tokenizer(texts)
+    if not isinstance(found, Tensor) or found.dim() != 2 or found.shape[1] <= length:
+        return found
+    try:
+        shorter = tokenizer(texts, context_length=length)
+    except TypeError:  # it takes no length
+        shorter = found
+    if shorter.shape[1] > length:
+        contract = f"give at most {length} tokens a text, as the model has positions"
+        remedy = "pass the one that belongs to the model, or none where its words are CLIP's"
+        raise ValueError(_errors.message(function, "tokenizer", contract, f"{shorter.shape[1]}", remedy))
+    return shorter
 
 
 def _ids(function: str, tokenizer: Any, text: str, length: int) -> Tensor:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors
+from semobridge_ext import _errors, _numbers
 from semobridge_ext._engines.tower_descent.spec import Tower
 from semobridge_ext.clip.adapter import Adapter, TextInput
 from semobridge_ext.clip.blocks import Reader
@@ -43,7 +43,7 @@ class _Tree(NamedTuple):
 
 def encode_text(
     model: Any,
-    texts: Sequence[str],
+    texts: str | Iterable[str],
     *,
     tokenizer: Callable[[list[str]], Any] | None = None,
     project: bool = True,
@@ -60,9 +60,10 @@ def encode_text(
 
     Args:
         model: a CLIP model of a family that ``semobridge_ext.clip`` lists.
-        texts: N strings, any number of them equal.
+        texts: N strings in a list, an array or a generator, any number of them equal; or one string.
         tokenizer: a list of strings to token ids, or a Hugging Face tokenizer; None: CLIP's where the
-            vocabulary is CLIP's. It truncates too long texts, or refuses them, as it does elsewhere.
+            vocabulary is CLIP's. It truncates too long texts, or refuses them, as it does elsewhere; one
+            that pads beyond the model's positions is asked for so many.
         project: False gives the pooled, normed features x before the projection W.
         batch_rows: nodes of the tree that are computed at once; one text's always are.
         progress: a bar on stderr, counting texts.
@@ -72,7 +73,7 @@ def encode_text(
         the model's own, and without gradient.
 
     Raises:
-        TypeError: not a CLIP model, a bare string or something else in place of the texts, or
+        TypeError: not a CLIP model, something else in place of the texts, or
             project=False without a linear projection. ValueError: no texts, a batch_rows below 1, or no
             tokenizer for a vocabulary other than CLIP's.
 
@@ -98,17 +99,17 @@ def encode_text(
     adapter = adapter_of("encode_text", model)
     if not project:
         text_projection(model)  # refuses in words where there is none
-    if isinstance(texts, (str, bytes)):
-        remedy = f"pass [{texts!r}] for one text"
-        raise TypeError(_errors.message("encode_text", "texts", "be a sequence of strings", texts, remedy))
-    texts = list(texts)
+    if isinstance(texts, bytes) or not isinstance(texts, Iterable):
+        contract, got = "be strings", _errors.describe(texts)
+        raise TypeError(_errors.message("encode_text", "texts", contract, got, "pass a list of them"))
+    texts = [texts] if isinstance(texts, str) else list(texts)
     for text in texts:
         if not isinstance(text, str):
             remedy = "clip.encode_text takes token ids"
             raise TypeError(_errors.message("encode_text", "texts", "hold strings alone", text, remedy))
     if not texts:
         raise ValueError("encode_text: texts must not be empty, got none; pass at least one string")
-    if isinstance(batch_rows, bool) or not isinstance(batch_rows, int):
+    if not _numbers.is_whole(batch_rows):
         remedy = f"{BATCH_ROWS} is the default"
         raise TypeError(_errors.message("encode_text", "batch_rows", "be an int", batch_rows, remedy))
     if batch_rows < 1:

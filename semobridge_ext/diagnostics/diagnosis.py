@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors, _files, _inputs
+from semobridge_ext import _arrays, _errors, _files, _inputs, _numbers
 from semobridge_ext.diagnostics import resampling
 from semobridge_ext.diagnostics.resampling import Estimate
 
@@ -143,8 +143,8 @@ def _shown(name: str, e: Estimate, signed: bool = False) -> str:
 def _mapped(argument: str, mapping: Mapping, features: Tensor) -> Tensor:  # unit rows on the CPU
     if mapping is None:
         return resampling.unit(features)
-    if isinstance(mapping, Tensor):
-        rows = mapping
+    if isinstance(mapping, Tensor) or _arrays.is_array(mapping):
+        rows = _arrays.tensor(_NAME, argument, mapping)
     elif callable(mapping):
         with torch.no_grad():
             rows = mapping(features)
@@ -161,7 +161,7 @@ def _mapped(argument: str, mapping: Mapping, features: Tensor) -> Tensor:  # uni
 
 def _check_numbers(recall_at: Sequence[int], **numbers: int) -> None:
     for name, value in [*numbers.items(), *(("recall_at", k) for k in recall_at)]:
-        if isinstance(value, bool) or not isinstance(value, int):
+        if not _numbers.is_whole(value):
             raise TypeError(_errors.message(_NAME, name, "be an int", value, "pass a count"))
         if value < (2 if name in ("bins", "resamples") else 1):
             least = 2 if name in ("bins", "resamples") else 1
@@ -181,12 +181,12 @@ def _codes(labels: Any, rows: int) -> Tensor:  # [N] int64 from 0
 
 
 def diagnose(
-    features: Tensor,  # [N, D]
+    features: Any,  # [N, D]
     labels: Any,  # N class names
     mapping: Mapping = None,
     *,
     baseline: Mapping = None,
-    other: Tensor | None = None,  # [M, D]
+    other: Any = None,  # [M, D]
     other_mapping: Mapping = None,
     other_baseline: Mapping = None,
     recall_at: Sequence[int] = (1, 5, 10),
@@ -241,12 +241,12 @@ def diagnose(
 
     Measures asked of SeMoBridge (arXiv 2509.26036) and IsoCLIP (arXiv 2603.19862) alike.
     """
-    x = _errors.check_float_tensor(_NAME, "features", features)
+    x = _errors.check_float_tensor(_NAME, "features", _arrays.tensor(_NAME, "features", features))
     if x.dim() != 2 or x.numel() == 0:
         raise ValueError(_errors.message(_NAME, "features", "be [N, D]", x, "pass one row per item"))
     _errors.check_finite(_NAME, "features", x, "drop the rows with NaN or inf")
     codes = _codes(labels, len(x))
-    ks = tuple(recall_at)
+    ks = _numbers.whole_numbers(_NAME, "recall_at", recall_at, "(1, 5, 10)")
     _check_numbers(ks, neighbours=neighbours, bins=bins, resamples=resamples)
     if resample not in ("queries", "classes"):
         remedy = "draw rows, or whole classes"
@@ -254,6 +254,7 @@ def diagnose(
     if not 0 < confidence < 1:
         raise ValueError(_errors.message(_NAME, "confidence", "lie in (0, 1)", confidence, "pass 0.95"))
     if other is not None:
+        other = _arrays.tensor(_NAME, "other", other)
         _errors.check_float_tensor(_NAME, "other", other)
         if other.dim() != 2 or other.numel() == 0:
             remedy = "pass one row per item"

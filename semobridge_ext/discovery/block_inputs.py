@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors, _files, _schema
+from semobridge_ext import _errors, _files, _numbers, _schema
 from semobridge_ext._schema import Field
 from semobridge_ext.clip.encode import evaluating
 from semobridge_ext.discovery.vision_block import inputs_of, tower_of
@@ -67,7 +67,7 @@ def cache_block_inputs(
     if dtype not in _DTYPES:
         remedy = "float16 takes the least room"
         raise TypeError(_errors.message(where, "dtype", "be float16, float32 or float64", dtype, remedy))
-    if isinstance(views, bool) or not isinstance(views, int) or views < 1:
+    if not _numbers.is_whole(views) or views < 1:
         remedy = "2 for a loader of random views"
         raise ValueError(_errors.message(where, "views", "be a whole number ≥ 1", views, remedy))
     adapter, tower, rows = tower_of(where, model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from semobridge_ext import _errors
+from semobridge_ext import _errors, _numbers
 
 
 def check_number(
@@ -20,7 +20,7 @@ def check_number(
     whole: bool = False,
 ) -> None:
     """Raises a TypeError for what is no number, a ValueError for one outside least..most or not above."""
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+    if not (_numbers.is_whole if whole else _numbers.is_real)(value):
         contract = "be a whole number" if whole else "be a number"
         raise TypeError(_errors.message(where, name, contract, _errors.describe(value), remedy))
     if not (least <= value <= most and value > above and math.isfinite(value)):

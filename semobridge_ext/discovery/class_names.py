@@ -26,7 +26,7 @@ def is_unlabelled(label: Any) -> bool:
 
 def encode_labels(where: str, y: Any, rows: int, num_classes: int) -> tuple[list[Hashable], Tensor]:
     """The old classes in order, and the code of each image, −1 for an unlabelled one."""
-    labels = _inputs.names(where, y, rows)
+    labels = _inputs.names(where, y, rows, unlabelled=True)
     old = _inputs.ordered(label for label in labels if not is_unlabelled(label))
     if not old:
         remedy = "label some images of the old classes; None marks the others"

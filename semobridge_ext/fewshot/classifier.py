@@ -6,13 +6,14 @@ logit_c = λ1·exp(−α(1−z1)) + w_c·[λ2·exp(−β(1−z2)) + λ3·exp(−
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from semobridge_ext import _inputs
+from semobridge_ext import _errors, _inputs
 from semobridge_ext._ops.blend_logits.spec import BlendParams, Similarities
 from semobridge_ext._schema import WHOLE, Field, need, number, restoring
 from semobridge_ext.bridging import Bridge
@@ -108,14 +109,21 @@ class SeMoBridgeClassifier(ClassSums):
 
     def _start(self, verb: str, x: Tensor, labels: list[Hashable]) -> Tensor:
         codes = super()._start(verb, x, labels)
-        self.params_ = BlendParams(
-            self.s, self.alpha, self.beta, self.gamma, self.lambda1, self.lambda2, self.lambda3
-        )
+        given = self.s, self.alpha, self.beta, self.gamma, self.lambda1, self.lambda2, self.lambda3
+        self.params_ = BlendParams(*map(float, given))
         self.probability_scale_ = float(self.probability_scale)
         self.search_: TuneResult | None = None
         return codes
 
     # -- prediction ---------------------------------------------------------------------------------
+
+    def _queries(self, verb: str, X: Any) -> Tensor:
+        self._check_fitted()
+        if not math.isfinite(sum(self.params_)):
+            where, remedy = f"{type(self).__name__}.{verb}", "fit again, or set finite ones"
+            got = _errors.describe(tuple(self.params_))
+            raise ValueError(_errors.message(where, "params_", "hold finite numbers", got, remedy))
+        return super()._queries(verb, X)
 
     def _logits(self, x: Tensor) -> Tensor:
         return self._operand.logits(x, self.params_, called="decision_function")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from semobridge_ext import _errors, _inputs
-from semobridge_ext._parameters import Parameters
+from semobridge_ext import _errors, _inputs, _numbers
+from semobridge_ext._parameters import Parameters, real_parameters
 from semobridge_ext.fewshot.draws import sample_support
 from semobridge_ext.runtime.rows import compute_dtype
 
@@ -99,6 +100,7 @@ class FewShotEstimator(Parameters):
 
     def _queries(self, verb: str, X: Any) -> Tensor:
         self._check_fitted()
+        self._check_real(verb)
         return _inputs.features(f"{type(self).__name__}.{verb}", "X", X, self.n_features_in_)
 
     def _support(self, verb: str, X: Any, y: Any) -> tuple[Tensor, list[Hashable]]:
@@ -155,8 +157,25 @@ class FewShotEstimator(Parameters):
         """One row per class, from the order of ``class_names`` to that of ``classes_``."""
         return rows if self._order is None else rows[self._order.to(rows.device)]
 
+    def _check_real(self, verb: str) -> None:
+        """Refuses what is no finite number where one is due: NaN would predict the first class of all."""
+        mine: type = type(self)
+        for name in real_parameters(mine):
+            value = getattr(self, name)
+            if type(value) is float and math.isfinite(value):
+                continue
+            where, remedy = f"{type(self).__name__}.{verb}", "set_params(...) takes one"
+            if value is None and inspect.signature(type(self)).parameters[name].default is None:
+                continue
+            if not _numbers.is_real(value):
+                contract, got = "be a number", _errors.describe(value)
+                raise TypeError(_errors.message(where, name, contract, got, remedy))
+            if not math.isfinite(value):
+                raise ValueError(_errors.message(where, name, "be finite", value, remedy))
+
     def _check_numbers(self, verb: str) -> None:
-        """Refuses NaN and infinity among the constructor's numbers, which would spoil every logit."""
+        """The same, and all that a dictionary among the constructor's arguments holds."""
+        self._check_real(verb)
         where = f"{type(self).__name__}.{verb}"
         for name, value in self.get_params().items():
             given = value if isinstance(value, dict) else {name: value}

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from semobridge_ext import _errors, _inputs
+from semobridge_ext import _errors, _inputs, _numbers
 from semobridge_ext._schema import Field
 from semobridge_ext.fewshot.estimator import exactly, unchanged_on_error
 from semobridge_ext.fewshot.stored_estimator import StoredEstimator
@@ -99,7 +99,7 @@ class LPPlusPlus(StoredEstimator):
         self._check_numbers("fit")
         for name, least, usual in (("steps", 0, 300), ("alpha_every", 1, 10), ("eval_every", 1, 1)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if not _numbers.is_whole(value) or value < least:
                 contract = f"be a whole number from {least} up"
                 remedy = f"the default is {usual}"
                 raise ValueError(_errors.message("LPPlusPlus.fit", name, contract, value, remedy))

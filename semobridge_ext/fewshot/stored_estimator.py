@@ -6,6 +6,7 @@ import inspect
 import math
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,7 +42,8 @@ class StoredEstimator(FewShotEstimator):
         tensors = {name: getattr(self, name) for name in self._file}
         numbers = {name: getattr(self, name) for name in self._numbers}
         plain = (bool, int, float, str, type(None))
-        params = {n: v for n, v in self.get_params().items() if isinstance(v, plain)}
+        given = {n: v.item() if isinstance(v, np.generic) else v for n, v in self.get_params().items()}
+        params = {n: v for n, v in given.items() if isinstance(v, plain)}
         fields = {"names": self._names, "numbers": numbers, "params": params, "width": self.n_features_in_}
         save_estimator(path, self._format(), {n: t for n, t in tensors.items() if t is not None}, fields)
 

@@ -15,8 +15,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from semobridge_ext import _checksum, _errors, _files, _schema
-from semobridge_ext._ops.support_logits.checks import check_beta, check_queries, check_support
+from semobridge_ext import _arrays, _checksum, _errors, _files, _schema
+from semobridge_ext._ops.support_logits.checks import (
+    check_beta,
+    check_queries,
+    check_support,
+    support_tensors,
+)
 from semobridge_ext._ops.support_logits.class_order import ClassOrder, sort_by_class
 from semobridge_ext._ops.support_logits.op import run
 from semobridge_ext.runtime.backend import _C
@@ -58,9 +63,10 @@ class SupportSet:
     """Keys, labels and weights of a cache classifier, prepared for `support_logits`.
 
     Args:
-        keys: [S, D] float32, float64, bfloat16 or float16, unit rows (not checked); held, not copied.
-        labels: [S] int64 in 0..C-1, any order; held.
-        num_classes: C.
+        keys: [S, D] float32, float64, bfloat16 or float16, unit rows (not checked); a tensor or a NumPy
+            array, held, not copied.
+        labels: [S] whole numbers in 0..C-1 as tensor, array or list, any order; int64 ones are held.
+        num_classes: C, below 2³¹.
         weights: [S] factor per key; a set has weights from the start or never.
 
     Raises:
@@ -81,14 +87,15 @@ class SupportSet:
 
     def __init__(
         self,
-        keys: Tensor,  # [S, D]
-        labels: Tensor,  # [S] int64
+        keys: Any,  # [S, D]
+        labels: Any,  # [S] whole numbers
         num_classes: int,
         *,
-        weights: Tensor | None = None,  # [S]
+        weights: Any = None,  # [S]
     ) -> None:
+        keys, labels, weights = support_tensors("SupportSet", keys, labels, weights)
         check_support("SupportSet", keys, labels, num_classes, weights)
-        self.num_classes = num_classes
+        self.num_classes = int(num_classes)
         self._segments = [_segment(keys, labels, weights, num_classes, "SupportSet")]
 
     def __len__(self) -> int:
@@ -125,9 +132,9 @@ class SupportSet:
 
     def append(
         self,
-        keys: Tensor,  # [s, D]
-        labels: Tensor,  # [s] int64
-        weights: Tensor | None = None,  # [s]
+        keys: Any,  # [s, D]
+        labels: Any,  # [s] whole numbers
+        weights: Any = None,  # [s]
     ) -> None:
         """Adds rows; the set is unchanged if they are refused.
 
@@ -135,7 +142,7 @@ class SupportSet:
 
         Args:
             keys: [s, D] unit rows in the set's dtype.
-            labels: [s] int64 in 0..C-1.
+            labels: [s] whole numbers in 0..C-1.
             weights: [s] where the set has weights.
 
         Raises:
@@ -143,6 +150,7 @@ class SupportSet:
                 differ from the set's.
         """
         name, first = "SupportSet.append", self._segments[0]
+        keys, labels, weights = support_tensors(name, keys, labels, weights, first.keys.device)
         check_support(name, keys, labels, self.num_classes, weights)
         _errors.check_last_dim(name, "keys", keys, self.width, f"the set has width {self.width}")
         _errors.check_same_device(name, "keys", keys, first.keys.device)
@@ -171,26 +179,34 @@ class SupportSet:
 
     def logits(
         self,
-        queries: Tensor,  # [N, D]
+        queries: _arrays.Rows,  # [N, D]
         *,
         beta: float = 1.0,
-    ) -> Tensor:  # [N, C]
+    ) -> _arrays.Rows:  # [N, C]
         """``support_logits`` of these queries.
 
         Differentiable in them, and in the keys and weights that the set was built from.
 
         Args:
-            queries: [N, D] float32, float64, bfloat16 or float16, unit rows (not checked).
+            queries: [N, D] float32, float64, bfloat16 or float16, unit rows (not checked); for an array an
+                array comes back.
             beta: sharpness.
 
         Raises:
             TypeError, ValueError: as `support_logits`.
         """
-        check_queries("SupportSet.logits", queries, self.width, self._segments[0].keys.device)
+        if _arrays.is_array(queries):
+            device = self._segments[0].keys.device
+            found: Any = self.logits(
+                _arrays.tensor("SupportSet.logits", "queries", queries, device), beta=beta
+            )
+            return _arrays.array(found)
+        rows: Any = queries
+        check_queries("SupportSet.logits", rows, self.width, self._segments[0].keys.device)
         beta = check_beta("SupportSet.logits", beta)
-        total = None
+        total: Any = None
         for s in self._segments:
-            part = run(queries, s.keys, s.labels, self.num_classes, beta, s.weights, s.classes)
+            part = run(rows, s.keys, s.labels, self.num_classes, beta, s.weights, s.classes)
             total = part if total is None else total + part
         assert total is not None
         return total

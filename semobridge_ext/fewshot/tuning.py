@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from semobridge_ext import _numbers
 from semobridge_ext._ops.blend_logits.op import BlendOperand
 from semobridge_ext._ops.blend_logits.spec import BlendParams
 from semobridge_ext._ops.count_correct.op import CorrectCounter
@@ -133,7 +134,7 @@ def tune_blend(
         ImportError: Optuna is asked for and missing. ValueError: unknown names, bad bounds or counts.
     """
     for name, value in (("n_trials", n_trials), ("batch", batch)):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        if not _numbers.is_whole(value) or value < 1:
             raise ValueError(f"tune: {name} must be a whole number from 1 up, got {value!r}; try 1000")
     fixed = {name: float(value) for name, value in (fixed or {}).items()}
     wild = {name: value for name, value in fixed.items() if not math.isfinite(value)}

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semobridge_ext import _digest, _errors
+from semobridge_ext import _arrays, _digest, _errors, _files, _numbers
 from semobridge_ext._engines.tower_descent.choice import make_engine
 from semobridge_ext._engines.tower_descent.engine import TowerEngine
 from semobridge_ext.clip.towers import text_tower
@@ -27,7 +27,7 @@ from semobridge_ext.inversion.map_store import MapStore, read_map, write_map
 from semobridge_ext.inversion.map_training import Checkpoint, Training, loss_of
 from semobridge_ext.inversion.pilots import Drawn, check_template, checked_ridge, drawn, too_few
 from semobridge_ext.inversion.ridge import Solution, chosen
-from semobridge_ext.inversion.settings import check_count, check_settings
+from semobridge_ext.inversion.settings import check_count, check_generator, check_settings
 from semobridge_ext.inversion.spec import Inversion
 from semobridge_ext.inversion.start import Identity, Layer, Start, identity_of
 from semobridge_ext.inversion.targets import unit_targets
@@ -107,7 +107,7 @@ class InversionMap(Start):
     def fit(
         cls,
         model: Any,
-        features: Tensor,  # [B, D]
+        features: Any,  # [B, D]
         *,
         pilots: int = 300,
         num_tokens: int = 1,
@@ -131,7 +131,7 @@ class InversionMap(Start):
         Args:
             model: as in :func:`semobridge_ext.oti`, like num_tokens, template, tokenizer, lr, weight_decay,
                 batch_size, progress and weights.
-            features: [B, D] any length and float dtype; rows that are zero take no part.
+            features: [B, D] any length and float dtype, a tensor or array; rows that are zero take no part.
             pilots: how many of them are inverted. A few hundred do.
             ridge: λ of the regression in units of the mean eigenvalue of the features' covariance. "auto":
                 among 10⁻⁴ … 10², by half powers of ten, the one whose predictions for a fifth of the pilots,
@@ -156,14 +156,17 @@ class InversionMap(Start):
             As :func:`semobridge_ext.oti`; ValueError also: fewer than two rows that are not zero.
         """
         name = "InversionMap.fit"
-        rounds = (steps, *refine)
+        refine = _numbers.whole_numbers(name, "refine", refine, "(20,)")
+        rounds = (check_count(name, "steps", steps, 0), *refine)
+        check_generator(name, generator)
         for count in refine:
             check_count(name, "refine", count, 1)
         settings = [check_settings(name, s, lr, weight_decay, (), None, 1e-4, weights) for s in rounds]
-        check_count(name, "num_tokens", num_tokens, 1)
-        check_count(name, "pilots", pilots, 2)
-        check_count(name, "hidden", hidden, 1)
-        check_count(name, "train_steps", train_steps, 0)
+        num_tokens = check_count(name, "num_tokens", num_tokens, 1)
+        pilots = check_count(name, "pilots", pilots, 2)
+        hidden = check_count(name, "hidden", hidden, 1)
+        train_steps = check_count(name, "train_steps", train_steps, 0)
+        lr, weight_decay = settings[0].lr, settings[0].weight_decay
         number = checked_ridge(name, ridge)
         tower, rows = text_tower(model, template, num_tokens=num_tokens, tokenizer=tokenizer)
         engine = make_engine("oti", model, tower, rows, weights)
@@ -185,7 +188,9 @@ class InversionMap(Start):
             }  # fmt: skip
         store = None
         if out is not None:
-            store = MapStore(name, Path(out), _digest.stamp(facts), cls._read, lambda phi: phi._pilots)
+            store = MapStore(
+                name, Path(_files.place(out, name)), _digest.stamp(facts), cls._read, lambda phi: phi._pilots
+            )
 
         def invert(part: Tensor, index: int, start: Tensor) -> Tensor:  # [n, D] -> [n, R, T]
             found = invert_rows(
@@ -218,7 +223,7 @@ class InversionMap(Start):
     def from_inversion(
         cls,
         model: Any,
-        features: Tensor,  # [B, D]
+        features: Any,  # [B, D]
         inversion: Inversion,
         *,
         template: str = "a photo of {}",
@@ -244,7 +249,9 @@ class InversionMap(Start):
         if not isinstance(inversion, Inversion):
             remedy = "pass what oti returned"
             raise TypeError(_errors.message(name, "inversion", "be an Inversion", inversion, remedy))
-        number, tokens = checked_ridge(name, ridge), inversion.tokens
+        number = checked_ridge(name, ridge)
+        tokens = _arrays.tensor(name, "inversion.tokens", inversion.tokens)
+        made = _arrays.tensor(name, "inversion.features", inversion.features)
         count = tokens.shape[1]
         tower, rows = text_tower(model, template, num_tokens=count, tokenizer=tokenizer)
         engine = make_engine("oti", model, tower, rows, None)
@@ -255,7 +262,7 @@ class InversionMap(Start):
             contract = f"have tokens {shape}, a row for each feature"
             raise ValueError(_errors.message(name, "inversion", contract, tokens, remedy))
         tokens = tokens.to(targets)
-        check_template(name, engine, tokens, inversion.features.to(targets))
+        check_template(name, engine, tokens, made.to(targets))
         used = (targets != 0).any(1)
         if int(used.sum()) < 2:
             raise too_few(name, int(used.sum()))

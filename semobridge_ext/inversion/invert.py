@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors
+from semobridge_ext import _arrays, _errors
 from semobridge_ext._engines.tower_descent.choice import make_engine
 from semobridge_ext._engines.tower_descent.engine import TowerEngine
 from semobridge_ext.clip.towers import text_tower, vision_tower
 from semobridge_ext.inversion.descent import Chunk, catch_interrupt, run_chunk
-from semobridge_ext.inversion.settings import Settings, check_count, check_settings
+from semobridge_ext.inversion.settings import Settings, check_count, check_generator, check_settings
 from semobridge_ext.inversion.spec import Inversion
 from semobridge_ext.inversion.start import Start, identity_of
 from semobridge_ext.inversion.store import Store
@@ -37,7 +37,7 @@ _CHUNK = 256  # samples a chunk: Ctrl-C or a kill loses at most this much
 
 def _initial(
     function: str,
-    init: Tensor | Start | None,
+    init: Any,
     generator: torch.Generator | None,
     targets: Tensor,  # [B, D] unit rows
     engine: TowerEngine,
@@ -51,6 +51,7 @@ def _initial(
     if init is None:
         device = torch.device("cpu") if generator is None else generator.device
         return (torch.randn(shape, generator=generator, device=device) * 0.02).to("cpu", engine.compute)
+    init = _arrays.tensor(function, "init", init)
     _errors.check_float_tensor(function, "init", init)
     if tuple(init.shape) not in (shape, shape[1:]):
         contract = f"be [B, R, T] = {list(shape)} or {list(shape[1:])}"
@@ -74,10 +75,10 @@ def _gather(chunks: list[Chunk], settings: Settings, interrupted: bool, device: 
 def invert_rows(
     function: str,
     engine: TowerEngine,
-    feats: Tensor,  # [B, D]
+    feats: Any,  # [B, D]
     name: str,
     settings: Settings,
-    init: Tensor | Start | None,
+    init: Any,
     generator: torch.Generator | None,
     batch_size: int | None,
     progress: bool,
@@ -85,6 +86,7 @@ def invert_rows(
     description: dict[str, Any],
 ) -> Inversion:
     """What `oti` and `ovi` do once the tower is read; `name` is the argument that `feats` were."""
+    check_generator(function, generator)
     targets = unit_targets(function, name, feats, engine.dim, engine.compute, description["tower"].device)
     tokens = _initial(function, init, generator, targets, engine, description)
     if isinstance(init, Start):
@@ -99,7 +101,8 @@ def invert_rows(
             chunks = [] if store is None else store.finished()  # by a run that held it until now
             if not chunks:
                 chunks, interrupted = _run(function, engine, targets, tokens, settings, size, progress, store)
-    return _gather(chunks, settings, interrupted, feats.device)
+    found = _gather(chunks, settings, interrupted, targets.device)
+    return found.as_arrays() if _arrays.is_array(feats) else found
 
 
 def _run(
@@ -157,7 +160,7 @@ def _numerics(weights: torch.dtype | None, compute: torch.dtype | None) -> dict[
 
 def oti(
     model: Any,
-    img_feats: Tensor,  # [B, D]
+    img_feats: Any,  # [B, D]
     *,
     tokenizer: Any = None,
     template: str = "a photo of {}",
@@ -165,7 +168,7 @@ def oti(
     steps: int = 150,
     lr: float = 2e-2,
     weight_decay: float = 0.01,
-    init: Tensor | Start | None = None,  # [B, R, T] or [R, T]
+    init: Any = None,  # [B, R, T] or [R, T]
     generator: torch.Generator | None = None,
     record_steps: Sequence[int] = (),
     batch_size: int | None = None,
@@ -182,7 +185,8 @@ def oti(
 
     Args:
         model: a CLIP model of a family that ``semobridge_ext.clip`` lists.
-        img_feats: [B, D] image features, any length (normalised here), any float dtype.
+        img_feats: [B, D] image features, any length (normalised here), any float dtype; a tensor or a NumPy
+            array, on the CPU where the model is elsewhere, too.
         tokenizer: the model's; CLIP's own where the vocabulary is CLIP's.
         template: holds ``{}`` once; ``num_tokens`` pseudo-words take its place.
         steps, lr, weight_decay: of AdamW (betas 0.9 and 0.999, eps 1e-8); the paper's by default.
@@ -209,7 +213,8 @@ def oti(
 
     Returns:
         :class:`Inversion`: tokens [B, R, T], features [B, D] (unit rows), losses [steps],
-        recorded {step: [B, D]}. Ctrl-C returns what is finished, with ``interrupted`` set.
+        recorded {step: [B, D]}; arrays for features in an array. Ctrl-C returns what is finished,
+        with ``interrupted`` set.
 
     Raises:
         TypeError: the model or the features are of another kind. NotImplementedError: the tower computes
@@ -240,7 +245,7 @@ def oti(
     """
     name = "oti"
     settings = check_settings(name, steps, lr, weight_decay, record_steps, patience, min_delta, weights)
-    check_count(name, "num_tokens", num_tokens, 1)
+    num_tokens = check_count(name, "num_tokens", num_tokens, 1)
     tower, rows = text_tower(model, template, num_tokens=num_tokens, tokenizer=tokenizer)
     engine = make_engine(name, model, tower, rows, weights, compute)
     return invert_rows(
@@ -254,13 +259,13 @@ def oti(
 
 def ovi(
     model: Any,
-    txt_feats: Tensor,  # [B, D]
+    txt_feats: Any,  # [B, D]
     *,
     num_patches: int = 1,
     steps: int = 1000,
     lr: float = 2e-2,
     weight_decay: float = 0.01,
-    init: Tensor | Start | None = None,  # [B, P, V] or [P, V]
+    init: Any = None,  # [B, P, V] or [P, V]
     generator: torch.Generator | None = None,
     record_steps: Sequence[int] = (),
     batch_size: int | None = None,
@@ -279,7 +284,7 @@ def ovi(
     Args:
         model: a CLIP model of a family that ``semobridge_ext.clip`` lists, with a vision transformer.
             ResNets are refused.
-        txt_feats: [B, D] text features, any length, any float dtype.
+        txt_feats: [B, D] text features, any length, any float dtype; a tensor or a NumPy array.
         steps, lr, weight_decay: of AdamW, as in :func:`oti`.
         num_patches: P; the paper uses 1 (B/32), 2 (OpenCLIP L/14), 4 (CLIP L/14, SigLIP B/16).
         init, generator, record_steps, batch_size, progress, patience, min_delta, weights, compute, out:
@@ -306,7 +311,7 @@ def ovi(
     """
     name = "ovi"
     settings = check_settings(name, steps, lr, weight_decay, record_steps, patience, min_delta, weights)
-    check_count(name, "num_patches", num_patches, 1)
+    num_patches = check_count(name, "num_patches", num_patches, 1)
     tower, rows = vision_tower(model, num_patches=num_patches)
     engine = make_engine(name, model, tower, rows, weights, compute)
     size = batch_size if batch_size is not None else 32  # fifty rows a sample: the same work as 800

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors
+from semobridge_ext import _errors, _numbers
 from semobridge_ext._engines.tower_descent.engine import TowerEngine
 from semobridge_ext.inversion.map_training import drawn_batches, drawn_inner, held_rows
 
@@ -18,7 +18,7 @@ def checked_ridge(function: str, ridge: Any) -> float | None:
     """The number; None for "auto"."""
     if isinstance(ridge, str) and ridge == "auto":
         return None
-    number = isinstance(ridge, (int, float)) and not isinstance(ridge, bool)
+    number = _numbers.is_real(ridge)
     if not number or not 0 < ridge < float("inf"):
         kind = ValueError if number or isinstance(ridge, str) else TypeError
         contract = 'be "auto" or a finite number > 0'

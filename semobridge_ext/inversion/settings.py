@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from semobridge_ext import _errors
+from semobridge_ext import _errors, _numbers
 
 _WEIGHTS = (None, torch.float32, torch.bfloat16, torch.float16)
 
@@ -25,12 +25,20 @@ class Settings:
 
 def check_count(function: str, name: str, value: Any, least: int) -> int:
     """The value, if it is an int of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        kind = ValueError if isinstance(value, int) and not isinstance(value, bool) else TypeError
-        raise kind(
-            _errors.message(function, name, f"be an int of at least {least}", value, f"pass {name}={least}")
+    whole = _numbers.is_whole(value)
+    if not whole or value < least:
+        contract, got = f"be an int of at least {least}", _errors.describe(value)
+        raise (ValueError if whole else TypeError)(
+            _errors.message(function, name, contract, got, f"pass {name}={least}")
         )
-    return value
+    return int(value)
+
+
+def check_generator(function: str, generator: Any) -> None:
+    if generator is not None and not isinstance(generator, torch.Generator):
+        remedy = "pass torch.Generator().manual_seed(0)"
+        contract, got = "be a torch.Generator or None", _errors.describe(generator)
+        raise TypeError(_errors.message(function, "generator", contract, got, remedy))
 
 
 def check_settings(
@@ -43,20 +51,24 @@ def check_settings(
     min_delta: float,
     weights: torch.dtype | None,
 ) -> Settings:
-    check_count(function, "steps", steps, 0)
+    steps = check_count(function, "steps", steps, 0)
     for name, number in (("lr", lr), ("weight_decay", weight_decay), ("min_delta", min_delta)):
+        if not _numbers.is_real(number):
+            got = _errors.describe(number)
+            raise TypeError(_errors.message(function, name, "be a number", got, "leave it out"))
         if not 0 <= number < float("inf"):
             raise ValueError(
                 _errors.message(function, name, "be a finite number ≥ 0", number, "leave it out")
             )
-    wanted = tuple(sorted({check_count(function, "record_steps", s, 0) for s in record_steps}))
+    asked = _numbers.whole_numbers(function, "record_steps", record_steps, "(10, 150)")
+    wanted = tuple(sorted({check_count(function, "record_steps", s, 0) for s in asked}))
     if wanted and wanted[-1] > steps:
         remedy = "ask for steps that are taken"
         raise ValueError(_errors.message(function, "record_steps", f"be ≤ steps={steps}", wanted, remedy))
     if patience is not None:
-        check_count(function, "patience", patience, 1)
+        patience = check_count(function, "patience", patience, 1)
     if weights not in _WEIGHTS:
         remedy = "leave it None for the exact choice"
         contract = "be None, torch.float32, torch.float16 or torch.bfloat16"
         raise TypeError(_errors.message(function, "weights", contract, weights, remedy))
-    return Settings(steps, lr, weight_decay, wanted, patience, min_delta)
+    return Settings(steps, float(lr), float(weight_decay), wanted, patience, float(min_delta))

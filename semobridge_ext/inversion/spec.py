@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
+
+from semobridge_ext import _arrays
+
+_TENSORS = ("tokens", "features", "losses", "steps_done")
 
 
 @dataclass(frozen=True)
 class Inversion:
     """What an inversion found; :func:`semobridge_ext.oti` and ``ovi`` return it.
+
+    For features in a NumPy array its parts are arrays.
 
     Args:
         tokens: [B, R, T] (OVI: [B, P, V]) the learned vectors, float32 (float64 for a float64 model), as
@@ -41,3 +47,9 @@ class Inversion:
     recorded: dict[int, Tensor]
     steps_done: Tensor
     interrupted: bool = False
+
+    def as_arrays(self) -> Inversion:
+        """The same for a caller who passed arrays."""
+        parts = {name: _arrays.array(getattr(self, name)) for name in _TENSORS}
+        recorded = {step: _arrays.array(rows) for step, rows in self.recorded.items()}
+        return replace(self, recorded=recorded, **parts)

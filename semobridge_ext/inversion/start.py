@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semobridge_ext import _digest, _errors
+from semobridge_ext import _arrays, _digest, _errors
 from semobridge_ext._engines.tower_descent.choice import fingerprint
 from semobridge_ext._engines.tower_descent.spec import Tower
 from semobridge_ext._ops.project_normalize.prepared import PreparedProjection
@@ -170,8 +170,12 @@ class Start:
 
     def __call__(
         self,
-        features: Tensor,  # [B, D]
-    ) -> Tensor:  # [B, R, T]
-        """The predicted tokens [B, R, T] of features [B, D], on their device, in ``compute``."""
+        features: _arrays.Rows,  # [B, D]
+    ) -> _arrays.Rows:  # [B, R, T]
+        """The predicted tokens [B, R, T] of features [B, D], on their device, in ``compute``.
+
+        An array comes back for an array.
+        """
         rows = unit_targets(type(self).__name__, "features", features, len(self.matrix), self.compute)
-        return self._tokens(rows).to(rows.device)
+        found: Any = self._tokens(rows).to(rows.device)
+        return _arrays.array(found) if _arrays.is_array(features) else found

@@ -54,7 +54,7 @@ class Store:
         tokens: Tensor,
         size: int,
     ) -> None:
-        self.function, self.path = function, Path(out)
+        self.function, self.path = function, Path(_files.place(out, function))
         self.parts = self.path.with_name(self.path.name + ".parts")
         self._lock = self.path.with_name(self.path.name + ".lock")
         self.facts = _digest.stamp({

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors
+from semobridge_ext import _arrays, _errors
 
 
 def unit_targets(
@@ -19,6 +19,7 @@ def unit_targets(
     device: torch.device | None = None,  # where they must be; None: anywhere
 ) -> Tensor:  # [B, D] in `compute`
     """[B, D] unit rows; a zero row stays zero."""
+    feats = _arrays.tensor(function, name, feats, device)
     feats = _errors.check_float_tensor(function, name, feats)
     if feats.dim() != 2:
         remedy = "pass one row per sample, feats[None] for one"

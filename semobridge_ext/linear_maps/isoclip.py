@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors, _files, _inputs, _schema
+from semobridge_ext import _arrays, _errors, _files, _inputs, _schema
 from semobridge_ext._ops.topk.op import TopK, topk
 from semobridge_ext.linear_maps.isoclip_cuts import SIDES, Cuts
 from semobridge_ext.linear_maps.linear_map import LinearMap
@@ -65,8 +65,8 @@ class IsoCLIP(Cuts):
 
     def __init__(
         self,
-        image_projection: Tensor | None = None,  # [V, D]
-        text_projection: Tensor | None = None,  # [T, D]
+        image_projection: Any = None,  # [V, D]
+        text_projection: Any = None,  # [T, D]
         *,
         k_top: Any = None,
         k_bottom: Any = None,
@@ -235,7 +235,10 @@ class IsoCLIP(Cuts):
 
     # -- application ---------------------------------------------------------------------------------
 
-    def _features(self, function: str, side: str, x: Tensor, compress: bool | None) -> Tensor:
+    def _features(self, function: str, side: str, x: Any, compress: bool | None) -> Any:
+        if _arrays.is_array(x):
+            rows = _arrays.tensor(function, "x", x)
+            return _arrays.array(self._features(function, side, rows, compress))
         projections = self._spectrum().projections
         _errors.check_float_tensor(function, "x", x)
         width, joint = projections[side].shape
@@ -250,7 +253,7 @@ class IsoCLIP(Cuts):
             raise ValueError(_errors.message(function, "x", contract, x, remedy))
         return self.map(side, compress=compress)(x)
 
-    def image(self, x: Tensor, *, compress: bool | None = None) -> Tensor:  # [.., V] -> [.., D] or [.., k]
+    def image(self, x: _arrays.Rows, *, compress: bool | None = None) -> _arrays.Rows:  # [.., V] -> [.., D]
         """Image features for comparison with images; x as ``clip.encode_image(.., project=False)`` has it.
 
         Args:
@@ -258,11 +261,11 @@ class IsoCLIP(Cuts):
             compress: overrides the option of the class.
 
         Returns:
-            [.., D] (compressed [.., k]) unit rows in the dtype of x.
+            [.., D] (compressed [.., k]) unit rows in the dtype of x, an array for an array.
         """
         return self._features("IsoCLIP.image", "image", x, compress)
 
-    def text(self, x: Tensor, *, compress: bool | None = None) -> Tensor:  # [.., T] -> [.., D] or [.., k]
+    def text(self, x: _arrays.Rows, *, compress: bool | None = None) -> _arrays.Rows:  # [.., T] -> [.., D]
         """Text features for comparison with texts; x as ``clip.encode_text(.., project=False)`` has it.
 
         Args:
@@ -270,19 +273,19 @@ class IsoCLIP(Cuts):
             compress: overrides the option of the class.
 
         Returns:
-            [.., D] (compressed [.., k]) unit rows in the dtype of x.
+            [.., D] (compressed [.., k]) unit rows in the dtype of x, an array for an array.
         """
         return self._features("IsoCLIP.text", "text", x, compress)
 
     def topk(
         self,
-        queries: Tensor,  # [N, V], or [N, T] for texts
-        gallery: Tensor,  # [G, V] or [G, T]
+        queries: Any,  # [N, V], or [N, T] for texts
+        gallery: Any,  # [G, V] or [G, T]
         k: int,
         *,
         query_side: str | None = None,
         gallery_side: str | None = None,
-        exclude: Tensor | None = None,
+        exclude: Any = None,
     ) -> TopK:
         """Exact search among features before the projection, compressed on the way; see ``sb.topk``.
 
@@ -312,7 +315,7 @@ class IsoCLIP(Cuts):
         rows = [self._features("IsoCLIP.topk", ours, x, True) for x in (queries, gallery)]
         return topk(rows[0], rows[1], k, exclude=exclude)
 
-    def class_means(self, x: Tensor, labels: Any, *, compress: bool | None = None) -> tuple[Tensor, Any]:
+    def class_means(self, x: Any, labels: Any, *, compress: bool | None = None) -> tuple[Any, Any]:
         """Prototypes of the nearest-class-mean rule: means of un-normalised features, projected, normalised.
 
         Args:
@@ -325,6 +328,9 @@ class IsoCLIP(Cuts):
             with ``normalize=False`` is the same rule as a scikit-learn pipeline.
         """
         where = "IsoCLIP.class_means"
+        if _arrays.is_array(x):
+            means, classes = self.class_means(_arrays.tensor(where, "x", x), labels, compress=compress)
+            return _arrays.array(means), classes
         names = _inputs.names(where, labels, len(x))
         classes = _inputs.ordered(names)
         codes = _inputs.encode(where, names, classes).to(x.device)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors, _files, _schema
+from semobridge_ext import _arrays, _errors, _files, _numbers, _schema
 from semobridge_ext._ops.project_normalize.prepared import PreparedProjection
 from semobridge_ext.linear_maps import export
 from semobridge_ext.linear_maps.principal import principal_directions
@@ -31,7 +31,7 @@ class LinearMap:
     """A matrix, an offset, then the norm: ``y = norm(x·matrix + offset)``, or a chain of these.
 
     Args:
-        matrix: [K, M], any float dtype; copied to float64.
+        matrix: [K, M], a tensor or array of any float dtype; copied to float64.
         offset: [M] or None; added before the norm.
         normalize: False leaves the norm out.
 
@@ -61,11 +61,12 @@ class LinearMap:
 
     def __init__(
         self,
-        matrix: Tensor,  # [K, M]
-        offset: Tensor | None = None,  # [M]
+        matrix: Any,  # [K, M]
+        offset: Any = None,  # [M]
         *,
         normalize: bool = True,
     ) -> None:
+        matrix = _arrays.tensor("LinearMap", "matrix", matrix)
         m = _errors.check_float_tensor("LinearMap", "matrix", matrix).detach()
         if m.dim() != 2 or m.numel() == 0:
             remedy = "pass a [K, M] matrix, torch.eye(K) for none"
@@ -73,6 +74,7 @@ class LinearMap:
         _errors.check_finite("LinearMap", "matrix", m, "check what it was computed from")
         b = None
         if offset is not None:
+            offset = _arrays.tensor("LinearMap", "offset", offset)
             b = _errors.check_float_tensor("LinearMap", "offset", offset).detach()
             if b.shape != (m.shape[1],):
                 remedy = "pass one value per column of the matrix"
@@ -100,8 +102,9 @@ class LinearMap:
         return cls(bridge._fold().projector)
 
     @classmethod
-    def centering(cls, mean: Tensor) -> LinearMap:  # mean [D]
+    def centering(cls, mean: Any) -> LinearMap:  # mean [D]
         """``norm(x − mean)``, with `mean` [D] of any float dtype."""
+        mean = _arrays.tensor("LinearMap.centering", "mean", mean)
         _errors.check_float_tensor("LinearMap.centering", "mean", mean)
         if mean.dim() != 1 or mean.numel() == 0:
             remedy = "pass the mean row, features.mean(dim=0)"
@@ -109,7 +112,7 @@ class LinearMap:
         return cls(torch.eye(len(mean), dtype=torch.float64), -mean)
 
     @classmethod
-    def pca(cls, rows: Tensor, k: int, *, center: bool = False) -> LinearMap:
+    def pca(cls, rows: Any, k: int, *, center: bool = False) -> LinearMap:
         """``norm(x V_k)``, V_k the k first principal directions of the rows.
 
         Args:
@@ -121,14 +124,14 @@ class LinearMap:
         """
         mean, _, vectors = principal_directions("LinearMap.pca", rows)
         most = min(len(rows) - 1, rows.shape[1])
-        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= most:
+        if not _numbers.is_whole(k) or not 1 <= k <= most:
             contract, remedy = f"be an int in 1..{most}", "N rows span N − 1 directions about their mean"
             raise ValueError(_errors.message("LinearMap.pca", "k", contract, k, remedy))
         v = vectors[:, :k]
         return cls(v, -(mean @ v) if center else None)
 
     @classmethod
-    def whitening(cls, rows: Tensor, *, k: int | None = None, shrinkage: float = 1e-3) -> LinearMap:
+    def whitening(cls, rows: Any, *, k: int | None = None, shrinkage: float = 1e-3) -> LinearMap:
         """``norm((x − μ) V_k (Λ_k + ρ·tr(Λ)/D)^−½)``: equal variance along every direction kept.
 
         Args:
@@ -138,7 +141,7 @@ class LinearMap:
         """
         mean, values, vectors = principal_directions("LinearMap.whitening", rows)
         width = rows.shape[1]
-        if k is not None and (isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= width):
+        if k is not None and (not _numbers.is_whole(k) or not 1 <= k <= width):
             remedy = "None keeps all"
             raise ValueError(_errors.message("LinearMap.whitening", "k", f"lie in 1..{width}", k, remedy))
         if not 0 <= shrinkage < float("inf"):
@@ -155,7 +158,7 @@ class LinearMap:
         return cls(m, -(mean @ m))
 
     @classmethod
-    def procrustes(cls, X: Tensor, Y: Tensor, *, center: bool = False) -> LinearMap:
+    def procrustes(cls, X: Any, Y: Any, *, center: bool = False) -> LinearMap:
         """``norm(x Q)``, Q the orthogonal map that brings X closest to Y: from one model to another.
 
         Args:
@@ -234,8 +237,17 @@ class LinearMap:
             kept = self._prepared[index] = held, prepared
         return kept[1]
 
-    def __call__(self, x: Tensor) -> Tensor:  # [.., K] -> [.., M]
-        """Maps rows [.., K] to [.., M], in the dtype of x; between steps in float32 or float64."""
+    def __call__(self, x: _arrays.Rows) -> _arrays.Rows:  # [.., K] -> [.., M]
+        """Maps rows [.., K] to [.., M], in the dtype of x; between steps in float32 or float64.
+
+        An array comes back for an array.
+        """
+        if not isinstance(x, Tensor) and _arrays.is_array(x):
+            rows = _arrays.tensor("LinearMap", "x", x)
+            return _arrays.array(self._mapped(rows))
+        return self._mapped(x)  # type: ignore[return-value]
+
+    def _mapped(self, x: Any) -> Tensor:
         _errors.check_float_tensor("LinearMap", "x", x)
         _errors.check_last_dim("LinearMap", "x", x, self.in_features, "this map is for that width")
         dtype = x.dtype

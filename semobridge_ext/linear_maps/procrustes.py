@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors
+from semobridge_ext import _arrays, _errors
 
 
 def procrustes(
@@ -20,14 +20,15 @@ def procrustes(
     """
     rows = []
     for name, value in (("X", x), ("Y", y)):
+        value = _arrays.tensor(function, name, value)
         _errors.check_float_tensor(function, name, value)
         if value.dim() != 2 or value.numel() == 0:
             remedy = "pass one row per item"
             raise ValueError(_errors.message(function, name, "be 2-D and not empty", value, remedy))
         _errors.check_finite(function, name, value, "drop the items with NaN or inf")
         rows.append(value.detach().to("cpu", torch.float64))
-    if len(x) != len(y):
-        contract, remedy = f"have {len(x)} rows, as X", "row i of both must be the same item"
+    if len(rows[0]) != len(rows[1]):
+        contract, remedy = f"have {len(rows[0])} rows, as X", "row i of both must be the same item"
         raise ValueError(_errors.message(function, "Y", contract, y, remedy))
     means = [r.mean(dim=0) for r in rows]
     if center:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from semobridge_ext import _errors, _files, _schema
+from semobridge_ext import _arrays, _errors, _files, _numbers, _schema
 from semobridge_ext.linear_maps.linear_map import LinearMap
 from semobridge_ext.runtime.rows import compute_dtype
 
@@ -61,6 +61,7 @@ class RoleCentering:
         found, width = {}, None
         for role, mean in means.items():
             where = f"means[{role!r}]"
+            mean = _arrays.tensor(function, where, mean)
             _errors.check_float_tensor(function, where, mean)
             if mean.dim() != 1 or mean.numel() == 0 or (width or len(mean)) != len(mean):
                 contract = f"be [{'D' if width is None else width}]"
@@ -86,6 +87,7 @@ class RoleCentering:
             raise TypeError(_errors.message(where, "features", "map roles to rows", features, remedy))
         means = {}
         for role, rows in features.items():
+            rows = _arrays.tensor(where, f"features[{role!r}]", rows)
             _errors.check_float_tensor(where, f"features[{role!r}]", rows)
             if rows.dim() != 2 or rows.numel() == 0:
                 remedy = "pass one row per item"
@@ -120,12 +122,12 @@ class RoleCentering:
 
     def fuse(
         self,
-        text: Tensor,  # [.., D]
-        image: Tensor,  # [.., D]
+        text: Any,  # [.., D]
+        image: Any,  # [.., D]
         weight: float = 0.5,
         *,
         roles: tuple[str, str] = ("document_text", "document_image"),
-    ) -> Tensor:  # [.., D]
+    ) -> Any:  # [.., D]
         """Documents of a text and an image: their mix loses the same mix of means.
 
         Args:
@@ -134,13 +136,17 @@ class RoleCentering:
             roles: whose means are subtracted.
 
         Returns:
-            [.., D] unit rows in the dtype of the text.
+            [.., D] unit rows in the dtype of the text, an array where it is one.
 
         Raises:
             TypeError, ValueError: no float tensors, shapes, width or device that do not fit, a weight out of
                 range, a role that was not fitted.
         """
         where = "RoleCentering.fuse"
+        if _arrays.is_array(text):
+            rows = _arrays.tensor(where, "text", text, getattr(image, "device", None))
+            return _arrays.array(self.fuse(rows, image, weight, roles=roles))
+        image = _arrays.tensor(where, "image", image, getattr(text, "device", None))
         means = [self._mean(where, role) for role in roles]
         for name, rows in (("text", text), ("image", image)):
             _errors.check_float_tensor(where, name, rows)
@@ -149,7 +155,7 @@ class RoleCentering:
             contract, remedy = f"be {list(text.shape)}", "pass both parts of the same documents"
             raise ValueError(_errors.message(where, "image", contract, image, remedy))
         _errors.check_same_device(where, "image", image, text.device)
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= 1:
+        if not _numbers.is_real(weight) or not 0 <= weight <= 1:
             raise ValueError(_errors.message(where, "weight", "lie in 0..1", weight, "0.5 is the mean"))
         dtype = compute_dtype(text.dtype, image.dtype)
         parts = [

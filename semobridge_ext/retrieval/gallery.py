@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors, _files, _schema
+from semobridge_ext import _arrays, _errors, _files, _schema
 from semobridge_ext._ops.quantize_rows.op import Codes, can_quantize, shapes
 from semobridge_ext._ops.topk.checks import check_matrix
 from semobridge_ext._ops.topk.op import TopK
-from semobridge_ext._ops.topk.prepared import Allow, PreparedGallery, Segment, prepared_rows
+from semobridge_ext._ops.topk.prepared import PreparedGallery, Segment, prepared_rows
 
 FORMAT = "semobridge-ext gallery 1"
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -27,10 +27,10 @@ class Gallery(PreparedGallery):
     on a processor with an instruction for products of codes (docs/ops/topk.md has the figures).
 
     Args:
-        features: [G, D] float32, float16, bfloat16 or float64, G < 2³². float32 rows are kept as they are,
-            without a copy: do not change them afterwards. Memory-mapped rows stay on disk, and only those
-            that the codes cannot rule out are read. float64 rows, rows wider than 131 072 and rows on a
-            GPU have no codes: they are searched as `topk` does.
+        features: [G, D] float32, float16, bfloat16 or float64, G < 2³², a tensor or a NumPy array. float32
+            rows are kept as they are, without a copy: do not change them afterwards. Memory-mapped rows stay
+            on disk, and only those that the codes cannot rule out are read. float64 rows, rows wider than
+            131 072 and rows on a GPU have no codes: they are searched as `topk` does.
         normalize: rows are copied with unit length, and every query is given unit length: cosine search.
 
     Raises:
@@ -49,9 +49,11 @@ class Gallery(PreparedGallery):
         TopK(scores=tensor([[1.]]), indices=tensor([[1]]))
     """
 
-    def __init__(self, features: Tensor, *, normalize: bool = False) -> None:  # [G, D]
+    def __init__(self, features: Any, *, normalize: bool = False) -> None:  # [G, D]
+        features = _arrays.tensor("Gallery", "features", features)
         check_matrix("Gallery", "features", features)
         _errors.check_memory("Gallery", "features", features)
+        _errors.check_values("Gallery", "features", features)
         rows = prepared_rows(features, bool(normalize))
         super().__init__([Segment(rows)], normalize=bool(normalize), called="Gallery")
 
@@ -67,22 +69,23 @@ class Gallery(PreparedGallery):
 
     def topk(
         self,
-        queries: Tensor,  # [N, D]
+        queries: Any,  # [N, D]
         k: int,
         *,
-        exclude: Tensor | None = None,  # [N] int64
-        allow: Allow | None = None,  # [G] bool, or a range
+        exclude: Any = None,  # [N] whole numbers
+        allow: Any = None,  # [G] bool, or a range
     ) -> TopK:
         """The k rows of largest inner product for every query, exactly; see `topk`.
 
         Args:
-            queries: [N, D], any floating dtype.
+            queries: [N, D], any floating dtype; a tensor or a NumPy array.
             k: 0..(rows that take part), one less with ``exclude``.
-            exclude: [N] int64, a row that the query must not get; −1 excludes none.
+            exclude: [N] whole numbers, a row that the query must not get; −1 excludes none.
             allow: which rows take part, for all queries alike: a bool mask [G], or ``range(first, end)``.
 
         Returns:
-            ``TopK(scores [N, k], indices [N, k] int64)``; indices count all rows, also with ``allow``.
+            ``TopK(scores [N, k], indices [N, k] int64)``, arrays where the queries are; indices count all
+            rows, also with ``allow``.
 
         Raises:
             TypeError, ValueError: as `topk`; a mask of another length, a range outside the gallery.
@@ -91,8 +94,9 @@ class Gallery(PreparedGallery):
         """
         return super().topk(queries, k, exclude=exclude, allow=allow)
 
-    def add(self, rows: Tensor) -> Gallery:  # [M, D]
+    def add(self, rows: Any) -> Gallery:  # [M, D]
         """Appends rows [M, D] of the gallery's width, in its dtype; the others keep their numbers."""
+        rows = _arrays.tensor("Gallery.add", "rows", rows, self._segments[0].room.device)
         check_matrix("Gallery.add", "rows", rows)
         first = self._segments[0].room
         _errors.check_last_dim("Gallery.add", "rows", rows, self.width, f"the gallery has width {self.width}")
@@ -196,7 +200,6 @@ class Gallery(PreparedGallery):
 
 
 def _tensor(function: str, name: str, value: Any) -> Tensor:
-    if isinstance(value, np.ndarray):
-        value = torch.from_numpy(np.ascontiguousarray(value))
+    value = _arrays.tensor(function, name, value)
     check_matrix(function, name, value)
     return value

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors
+from semobridge_ext import _arrays, _errors, _inputs, _numbers
 from semobridge_ext._ops.rank_counts import cpu
 from semobridge_ext._ops.rank_counts.op import (
     Marked,
@@ -92,8 +92,8 @@ def _native(
 
 def _check_labels(name: str, labels: Any, features: Tensor) -> None:
     if not isinstance(labels, Tensor) or labels.dtype is not torch.int64:
-        remedy = "convert it with torch.as_tensor(labels).long()"
-        raise TypeError(_errors.message(_NAME, name, "be an int64 tensor", labels, remedy))
+        contract, remedy = "hold whole numbers or names", "pass an int64 tensor, an array or a list"
+        raise TypeError(_errors.message(_NAME, name, contract, _errors.describe(labels), remedy))
     if labels.shape != features.shape[:1]:
         contract = f"be [{features.shape[0]}]"
         raise ValueError(_errors.message(_NAME, name, contract, labels, "pass one label per row"))
@@ -107,7 +107,6 @@ def _check(
     query_labels: Tensor,
     gallery_labels: Tensor,
     same_set: bool,
-    recall_at: Sequence[int],
 ) -> None:
     check_features(_NAME, query, gallery)
     _check_labels("query_labels", query_labels, query)
@@ -116,7 +115,6 @@ def _check(
         contract = f"be the gallery, {list(gallery.shape)} with the same labels, under same_set"
         remedy = "pass the same features twice, or drop same_set"
         raise ValueError(_errors.message(_NAME, "query", contract, query, remedy))
-    _check_recall_at(recall_at)
 
 
 def _check_relevant(query: Tensor, gallery: Tensor, labels: Any, same_set: bool) -> None:
@@ -130,12 +128,15 @@ def _check_relevant(query: Tensor, gallery: Tensor, labels: Any, same_set: bool)
         raise ValueError(_errors.message(_NAME, "query", contract, query, remedy))
 
 
-def _check_recall_at(recall_at: Sequence[int]) -> None:
-    for k in recall_at:
-        if isinstance(k, bool) or not isinstance(k, int):
-            raise TypeError(_errors.message(_NAME, "recall_at", "hold ints", k, "pass (1, 5, 10)"))
-        if k < 1:
-            raise ValueError(_errors.message(_NAME, "recall_at", "be ≥ 1", k, "pass (1, 5, 10)"))
+def check_places(function: str, argument: str, places: Any, most: int | None = None) -> tuple[int, ...]:
+    """The k of Recall@k and its like, 1..most."""
+    found = _numbers.whole_numbers(function, argument, places, "(1, 5, 10)")
+    for k in found:
+        if k < 1 or (most is not None and k > most):
+            contract = "be ≥ 1" if most is None else f"lie in 1..{most}"
+            remedy = "pass (1, 5, 10)" if most is None else "leave it out"
+            raise ValueError(_errors.message(function, argument, contract, k, remedy))
+    return found
 
 
 def check_features(function: str, query: Tensor, gallery: Tensor) -> None:
@@ -144,6 +145,7 @@ def check_features(function: str, query: Tensor, gallery: Tensor) -> None:
         if value.dim() != 2 or value.numel() == 0:
             remedy = "pass one row per item"
             raise ValueError(_errors.message(function, name, "be 2-D and not empty", value, remedy))
+        _errors.check_values(function, name, value)
     width = gallery.shape[1]
     _errors.check_last_dim(function, "query", query, width, f"the gallery has width {width}")
     _errors.check_same_device(function, "query", query, gallery.device)
@@ -174,12 +176,12 @@ def _check_scores(function: str, query: Tensor, gallery: Tensor) -> None:
 
 
 def retrieval_metrics(
-    query: Tensor,  # [N, D]
-    gallery: Tensor,  # [G, D]
-    query_labels: Tensor | None = None,  # [N] int64
-    gallery_labels: Tensor | None = None,  # [G] int64
+    query: Any,  # [N, D]
+    gallery: Any,  # [G, D]
+    query_labels: Any = None,  # [N] whole numbers or names
+    gallery_labels: Any = None,  # [G] whole numbers or names
     *,
-    relevant: Any = None,  # [M, 2] int64, or N lists
+    relevant: Any = None,  # [M, 2] whole numbers, or N lists
     same_set: bool = False,
     recall_at: Sequence[int] = (1, 5, 10),
     per_query: bool = False,
@@ -188,12 +190,13 @@ def retrieval_metrics(
     """mAP, mAP@R, R-Precision and Recall@k of a ranking by inner product, as fractions.
 
     Args:
-        query: [N, D] float32, float64, bfloat16 or float16; normalise for a cosine ranking.
+        query: [N, D] float32, float64, bfloat16 or float16, a tensor or a NumPy array; normalise for a
+            cosine ranking.
         gallery: [G, D], any of these dtypes; read tile by tile. May be memory-mapped.
-        query_labels: [N] int64, any values.
-        gallery_labels: [G] int64; items of the query's label are its relevant ones.
+        query_labels: [N] whole numbers or names (strings, or anything that hashes) as tensor, array or list.
+        gallery_labels: [G] of the same; items of the query's label are its relevant ones.
         relevant: in place of labels the relevant items themselves, such as captions of images: pairs
-            (query row, gallery row) as an int64 tensor or array [M, 2] in any order, or a list of N
+            (query row, gallery row) as a tensor or array of whole numbers [M, 2] in any order, or a list of N
             lists of gallery rows. What is named twice counts once.
         same_set: the query set is the gallery: row i of one is row i of the other. A query then
             finds neither itself nor counts itself among its relevant items.
@@ -207,7 +210,7 @@ def retrieval_metrics(
         ``{"mAP", "mAP@R", "R-Precision", "Recall@k".., "queries", "without_relevant"}``: means over
         the ``queries`` queries that have a relevant item; the ``without_relevant`` others are left
         out. With ``per_query`` also ``{"AP", "AP@R", "R-Precision", "Recall@k".., "relevant"}``,
-        float64 tensors [N] with NaN for those, and R.
+        float64 tensors (arrays where ``query`` is one) [N] with NaN for those, and R.
 
     Raises:
         TypeError: not a tensor, or not the dtype named above. ValueError: shapes, devices, labels or
@@ -233,16 +236,30 @@ def retrieval_metrics(
     if at_r not in ("R", "published"):
         remedy = "'published' is for comparisons with published tables"
         raise ValueError(_errors.message(_NAME, "at_r", "be 'R' or 'published'", at_r, remedy))
+    if _arrays.is_array(query):
+        rows = _arrays.tensor(_NAME, "query", query, getattr(gallery, "device", None))
+        found = retrieval_metrics(
+            rows, gallery, query_labels, gallery_labels, relevant=relevant, same_set=same_set,
+            recall_at=recall_at, per_query=per_query, at_r=at_r,
+        )  # fmt: skip
+        if per_query:
+            found["per_query"] = {name: _arrays.array(value) for name, value in found["per_query"].items()}
+        return found
+    gallery = _arrays.tensor(_NAME, "gallery", gallery, getattr(query, "device", None))
+    recall_at = check_places(_NAME, "recall_at", recall_at)
     if relevant is not None:
         _check_relevant(query, gallery, query_labels if gallery_labels is None else gallery_labels, same_set)
-        _check_recall_at(recall_at)
     elif query_labels is None or gallery_labels is None:
         contract, remedy = "be given with the other labels", "pass both, or relevant="
         name = "query_labels" if query_labels is None else "gallery_labels"
         raise TypeError(_errors.message(_NAME, name, contract, "None", remedy))
     else:
-        _check(query, gallery, query_labels, gallery_labels, same_set, recall_at)
-    query, gallery, ks = query.detach(), gallery.detach(), tuple(recall_at)
+        device = getattr(query, "device", None)
+        query_labels, gallery_labels = _inputs.codes(
+            _NAME, {"query_labels": query_labels, "gallery_labels": gallery_labels}, device
+        )
+        _check(query, gallery, query_labels, gallery_labels, same_set)
+    query, gallery, ks = query.detach(), gallery.detach(), recall_at
     native = resolve(_NAME, query.device) != "eager"
     published, marked = at_r == "published", None
     if relevant is not None:

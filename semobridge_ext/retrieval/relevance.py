@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors
+from semobridge_ext import _arrays, _errors
 from semobridge_ext._ops.rank_counts import cpu
 from semobridge_ext._ops.rank_counts.op import Marked, blocks, rank_counts
 from semobridge_ext.retrieval import eager
@@ -43,10 +43,11 @@ def mark_relevant(function: str, relevant: Any, queries: int, gallery: int, same
 
 
 def _pairs(function: str, relevant: Any) -> Tensor:  # [M, 2] int64 on the CPU
-    found = relevant if isinstance(relevant, Tensor) else torch.from_numpy(np.ascontiguousarray(relevant))
+    found = relevant if isinstance(relevant, Tensor) else _arrays.shared(relevant)
+    found = _arrays.whole(found)
     if found.dtype is not torch.int64:
-        remedy = "convert it with torch.as_tensor(relevant).long()"
-        raise TypeError(_errors.message(function, "relevant", "be int64 pairs", found, remedy))
+        remedy = "pass pairs of whole numbers, for example relevant.long()"
+        raise TypeError(_errors.message(function, "relevant", "hold whole numbers", found, remedy))
     if found.dim() != 2 or found.shape[1] != 2:
         raise ValueError(_errors.message(function, "relevant", "be [M, 2]", found, _PAIRS))
     _errors.check_memory(function, "relevant", found)

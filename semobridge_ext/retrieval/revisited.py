@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors
+from semobridge_ext import _arrays, _errors
 from semobridge_ext._ops.rank_counts.op import Marked, blocks, rank_counts
-from semobridge_ext.retrieval.metrics import check_features
+from semobridge_ext.retrieval.metrics import check_features, check_places
 from semobridge_ext.runtime.choice import resolve
 from semobridge_ext.runtime.rows import unit_columns
 
@@ -146,8 +146,8 @@ def _protocol(
 
 
 def revisited_metrics(
-    query: Tensor,  # [N, D]
-    gallery: Tensor,  # [G, D]
+    query: Any,  # [N, D]
+    gallery: Any,  # [G, D]
     easy: Sequence[Any],
     hard: Sequence[Any],
     junk: Sequence[Any],
@@ -158,12 +158,13 @@ def revisited_metrics(
     """mAP and mP@k of ROxford and RParis, protocols Easy, Medium and Hard.
 
     Args:
-        query: [N, D] float32, float64, bfloat16 or float16; normalise for a cosine ranking.
+        query: [N, D] float32, float64, bfloat16 or float16, a tensor or array; normalise for cosines.
         gallery: [G, D], any of these dtypes; read tile by tile. May be memory-mapped.
         easy, hard, junk: N sequences of gallery indices each, disjoint per query (the benchmark's
             ``gnd[i]["easy"]`` and so on).
         precision_at: the k of mP@k.
-        per_query: adds ``"per_query"`` to each protocol: ``{"AP", "P@k"..}``, float64 tensors [N].
+        per_query: adds ``"per_query"`` to each protocol: ``{"AP", "P@k"..}``, float64 tensors [N], arrays
+            where ``query`` is one.
 
     Returns:
         ``{"easy", "medium", "hard"}``, each ``{"mAP", "mP@k".., "queries", "without_positive"}``:
@@ -184,6 +185,11 @@ def revisited_metrics(
         >>> m["easy"]["mAP"], m["hard"]["mAP"], m["medium"]["mP@5"]
         (1.0, 1.0, 1.0)
     """
+    as_array = _arrays.is_array(query)
+    query, gallery = (
+        _arrays.tensor(_NAME, name, rows) for name, rows in (("query", query), ("gallery", gallery))
+    )
+    precision_at = check_places(_NAME, "precision_at", precision_at)
     check_features(_NAME, query, gallery)
     if resolve(_NAME, query.device) != "native":
         remedy = "move the features to the CPU and use backend('auto')"
@@ -203,5 +209,8 @@ def revisited_metrics(
         result[protocol]["queries"] = int(valid.sum())
         result[protocol]["without_positive"] = int((~valid).sum())
         if per_query:
-            result[protocol]["per_query"] = {name: values[:, i] for i, name in enumerate(names)}
+            each = {name: values[:, i] for i, name in enumerate(names)}
+            result[protocol]["per_query"] = (
+                {name: _arrays.array(value) for name, value in each.items()} if as_array else each
+            )
     return result

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors
+from semobridge_ext import _arrays, _errors
 from semobridge_ext._ops.topk.op import topk
-from semobridge_ext.retrieval.metrics import check_features
+from semobridge_ext.retrieval.metrics import check_features, check_places
 
 _NAME = "group_shares"
 _BLOCK = 1 << 20  # places looked at in one call: 12 MiB of scores and rows
 
 
 def group_shares(
-    query: Tensor,  # [N, D]
-    gallery: Tensor,  # [G, D]
-    groups: Tensor,  # [G] int64
+    query: Any,  # [N, D]
+    gallery: Any,  # [G, D]
+    groups: Any,  # [G] whole numbers
     *,
     at: Sequence[int] = (1, 5, 10),
     same_set: bool = False,
-) -> Tensor:  # [len(at), K] float64
+) -> Any:  # [len(at), K] float64
     """The mean share of each group of gallery items among the first k of a ranking by inner product.
 
         share[k, c] = (1/N) Σ_queries #{items of group c among the first k} / k
@@ -31,14 +32,14 @@ def group_shares(
     may find texts alone, whatever images would answer it.
 
     Args:
-        query: [N, D] float32, float64, bfloat16 or float16; normalise for a cosine ranking.
+        query: [N, D] float32, float64, bfloat16 or float16, a tensor or array; normalise for cosines.
         gallery: [G, D] of any of these dtypes.
-        groups: [G] int64 codes 0..K−1 of the gallery's items, with K = max + 1.
+        groups: [G] whole-number codes 0..K−1 of the gallery's items, with K = max + 1.
         at: the k, at most G (G − 1 under ``same_set``).
         same_set: the query set is the gallery, and a query does not find itself.
 
     Returns:
-        [len(at), K] float64; each row adds up to 1.
+        [len(at), K] float64, an array where ``query`` is one; each row adds up to 1.
 
     Raises:
         TypeError: not a tensor, or not the dtype named above. ValueError: shapes, codes or k that do not
@@ -57,10 +58,15 @@ def group_shares(
         tensor([[1.0000, 0.0000],
                 [0.6667, 0.3333]], dtype=torch.float64)
     """
+    if _arrays.is_array(query):
+        rows = _arrays.tensor(_NAME, "query", query, getattr(gallery, "device", None))
+        return _arrays.array(group_shares(rows, gallery, groups, at=at, same_set=same_set))
+    gallery = _arrays.tensor(_NAME, "gallery", gallery, getattr(query, "device", None))
     check_features(_NAME, query, gallery)
+    groups = _arrays.whole(groups, gallery.device)
     if not isinstance(groups, Tensor) or groups.dtype is not torch.int64:
-        remedy = "convert it with torch.as_tensor(groups).long()"
-        raise TypeError(_errors.message(_NAME, "groups", "be an int64 tensor", groups, remedy))
+        contract, remedy = "be whole numbers", "pass codes from 0"
+        raise TypeError(_errors.message(_NAME, "groups", contract, _errors.describe(groups), remedy))
     if groups.shape != gallery.shape[:1] or int(groups.min()) < 0:
         contract, remedy = f"be [{len(gallery)}] codes from 0", "pass one code per row of the gallery"
         raise ValueError(_errors.message(_NAME, "groups", contract, groups, remedy))
@@ -68,11 +74,7 @@ def group_shares(
         contract, remedy = f"be the gallery, {list(gallery.shape)}, under same_set", "drop same_set"
         raise ValueError(_errors.message(_NAME, "query", contract, query, remedy))
     most = len(gallery) - same_set
-    for k in at:
-        if isinstance(k, bool) or not isinstance(k, int):
-            raise TypeError(_errors.message(_NAME, "at", "hold ints", k, "pass (1, 5, 10)"))
-        if not 1 <= k <= most:
-            raise ValueError(_errors.message(_NAME, "at", f"lie in 1..{most}", k, "leave it out"))
+    at = check_places(_NAME, "at", at, most)
     codes, kinds = groups.to(gallery.device), int(groups.max()) + 1
     counts = torch.zeros(len(at), kinds, dtype=torch.int64)
     if not at:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from contextvars import ContextVar
+import sys
+import warnings
+from contextlib import AbstractContextManager, ContextDecorator
+from contextvars import ContextVar, Token
 from typing import Any
 
 import torch
@@ -47,13 +48,35 @@ def requested() -> str:
     return _from_environment
 
 
-@contextmanager
-def _asking(name: str) -> Iterator[None]:
-    token = _requested.set(name)
-    try:
-        yield
-    finally:
-        _requested.reset(token)
+class _Asking(ContextDecorator, AbstractContextManager[None]):
+    """One `with` block's request; around a function, that of each of its calls."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._used = name, False
+        self._tokens: list[Token[str | None]] = []
+
+    def __enter__(self) -> None:
+        self._used = True
+        self._tokens.append(_requested.set(self._name))
+
+    def __exit__(self, *error: object) -> None:
+        _requested.reset(self._tokens.pop())
+
+    def _recreate_cm(self) -> _Asking:  # of ContextDecorator: calls at once, in threads, share nothing
+        self._used = True
+        return type(self)(self._name)
+
+    def __repr__(self) -> str:
+        return f"backend({self._name!r}): asks for it inside a with block only"
+
+    def __del__(self) -> None:
+        if not self._used and not sys.is_finalizing():
+            warnings.warn(
+                f"backend: {self._name!r} must be asked for by a with block, got a call alone, which changes "
+                f"nothing; write: with sb.backend({self._name!r}): ...",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
 
 def backend(name: str) -> AbstractContextManager[None]:
@@ -63,7 +86,8 @@ def backend(name: str) -> AbstractContextManager[None]:
         name: ``"auto"``, ``"native"``, ``"triton"`` or ``"eager"``.
 
     Returns:
-        The context manager; by itself it asks for nothing.
+        The context manager, which may decorate a function, too; by itself it asks for nothing, and warns
+        (RuntimeWarning) when it goes unused.
 
     Raises:
         ValueError: unknown name, at this call already. RuntimeError or NotImplementedError come from the
@@ -76,4 +100,4 @@ def backend(name: str) -> AbstractContextManager[None]:
         >>> torch.equal(y, torch.eye(3))
         True
     """
-    return _asking(_checked(name, "backend: name"))
+    return _Asking(_checked(name, "backend: name"))

@@ -286,7 +286,12 @@ BAD = {
     "length NaN": (ValueError, "Bridge", "text_length", lambda: sb.Bridge(W, text_length=NAN)),
     "length None": (TypeError, "Bridge", "text_length", lambda: sb.Bridge(W, text_length=None)),
     "features a list": (TypeError, "bridge", "img_feats", lambda: _bridge(f=[1.0])),
-    "features an array": (TypeError, "bridge", "img_feats", lambda: _bridge(f=F.numpy())),
+    "features an array of whole numbers": (
+        TypeError,
+        "bridge",
+        "img_feats",
+        lambda: _bridge(f=F.int().numpy()),
+    ),
     "features integer": (TypeError, "bridge", "img_feats", lambda: _bridge(f=F.long())),
     "features sparse": (TypeError, "bridge", "img_feats", lambda: _bridge(f=F.to_sparse())),
     "features scalar": (ValueError, "bridge", "img_feats", lambda: _bridge(f=torch.tensor(1.0))),

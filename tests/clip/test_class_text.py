@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -158,8 +159,51 @@ def test_refusals(clip):
         sb.class_text_features(torch.nn.Linear(2, 2), NAMES, tokenizer=tokenizer)
 
 
-@pytest.mark.parametrize("names", ["cat", b"cat"])
-def test_a_bare_string_is_no_list_of_classes(names):
+@pytest.mark.parametrize("names", [b"cat", 3, None])
+def test_what_holds_no_names_is_refused(names):
     model, _, tokenizer = sb.load_picto_clip()
-    with pytest.raises(TypeError, match="names must be a sequence of class names, got"):
+    with pytest.raises(TypeError, match="names must be class names, got"):
         sb.class_text_features(model, names, tokenizer=tokenizer)
+
+
+WAYS = {
+    "a string": lambda: (["cat"], "a {}", "cat", "a {}"),
+    "a generator of names": lambda: (NAMES, "a {}", (n for n in NAMES), "a {}"),
+    "an array of names": lambda: (NAMES, "a {}", np.array(NAMES), "a {}"),
+    "a generator of templates": lambda: (NAMES, TEMPLATES, NAMES, (t for t in TEMPLATES)),
+    "a function": lambda: (NAMES, "a {}", NAMES, lambda c: f"a {c}"),
+    "functions and texts": lambda: (NAMES, TEMPLATES[:2], NAMES, [lambda c: f"a photo of a {c}.", "{}"]),
+    "a string for each": lambda: (NAMES, {n: [f"a {n}"] for n in NAMES}, NAMES, {n: f"a {n}" for n in NAMES}),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_names_and_templates_as_people_write_them(clip, way):
+    model, tokenizer = clip
+    names, templates, others, ways = WAYS[way]()
+    want = sb.class_text_features(model, names, templates, tokenizer=tokenizer)
+    found = sb.class_text_features(model, others, ways, tokenizer=tokenizer)
+    assert torch.equal(found.projected, want.projected) and torch.equal(found.hidden, want.hidden)
+    assert found.length == want.length
+
+
+@pytest.mark.parametrize("templates", [3, [3], lambda c: 3])
+def test_templates_that_make_no_prompt_are_refused(clip, templates):
+    with pytest.raises(TypeError, match=r"class_text_features: templates must .* got int 3; "):
+        sb.class_text_features(clip[0], NAMES, templates)
+
+
+def test_a_tokenizer_of_77_is_asked_for_the_models_own_positions():
+    """The embedded CLIP has 16."""
+    import open_clip
+
+    model, _, own = sb.load_picto_clip()
+    wide = open_clip.get_tokenizer("ViT-B-32")
+    assert wide(["star"]).shape == (1, 77)
+    want = sb.class_text_features(model, ["star", "house"], tokenizer=own)
+    for tokenizer in (wide, None):
+        found = sb.class_text_features(model, ["star", "house"], tokenizer=tokenizer)
+        assert torch.equal(found.projected, want.projected)
+    assert torch.equal(sb.encode_text(model, "star", tokenizer=wide), sb.encode_text(model, ["star"]))
+    with pytest.raises(ValueError, match=r"tokenizer must give at most 16 tokens .* got 77; pass"):
+        sb.encode_text(model, ["star"], tokenizer=lambda texts: wide(texts))

@@ -243,7 +243,7 @@ def test_table_and_dict_and_plot(tmp_path: Path):
 
 X, Y = torch.randn(6, 3), [0, 0, 1, 1, 2, 2]
 BAD = [
-    (lambda: sb.diagnose(X.numpy(), Y), TypeError, "features must be a torch.Tensor"),
+    (lambda: sb.diagnose(X.tolist(), Y), TypeError, "features must be a torch.Tensor"),
     (lambda: sb.diagnose(X[0], Y), ValueError, r"features must be \[N, D\]"),
     (lambda: sb.diagnose(X * float("nan"), Y), ValueError, "features must be finite"),
     (lambda: sb.diagnose(X, Y[:5]), ValueError, "y must have 6 labels"),

@@ -272,7 +272,7 @@ def test_faiss_foreign_transforms():
 # -- refusals ----------------------------------------------------------------------------------------
 
 BAD = [
-    (lambda: sb.LinearMap(np.eye(3)), TypeError, "matrix must be a torch.Tensor"),
+    (lambda: sb.LinearMap([[1.0]]), TypeError, "matrix must be a torch.Tensor"),
     (lambda: sb.LinearMap(torch.ones(3)), ValueError, "matrix must be 2-D"),
     (lambda: sb.LinearMap(torch.full((2, 2), float("inf"))), ValueError, "matrix must be finite"),
     (lambda: sb.LinearMap(torch.eye(3), torch.ones(2)), ValueError, r"offset must be \[3\]"),

@@ -313,7 +313,7 @@ BAD = [
     ({"query": torch.ones(3)}, ValueError, "query must be 2-D and not empty"),
     ({"gallery": torch.ones(0, 3)}, ValueError, "gallery must be 2-D and not empty"),
     ({"query": torch.ones(4, 2)}, ValueError, "query must have width 3"),
-    ({"query_labels": Y.float()}, TypeError, "query_labels must be an int64 tensor"),
+    ({"query_labels": Y.float()}, TypeError, "query_labels must hold whole numbers or names"),
     ({"gallery_labels": Y[:2]}, ValueError, r"gallery_labels must be \[4\]"),
     ({"same_set": True, "query": X[:2], "query_labels": Y[:2]}, ValueError, "query must be the gallery"),
     ({"same_set": True, "query_labels": Y + 1}, ValueError, "query must be the gallery"),

@@ -192,7 +192,7 @@ BAD: dict[str, tuple[tuple[Any, ...], dict[str, Any], type, str]] = {
         r"relevant must name gallery rows in 0\.\.5, got the pair \(0, 6\), 2 such in all",
     ),
     "in a list": ((), {"relevant": [[0], [1], [2], [9]]}, ValueError, r"rows in 0\.\.5, got the pair"),
-    "dtype": ((), {"relevant": torch.zeros(2, 2)}, TypeError, "relevant must be int64 pairs, got a fl"),
+    "dtype": ((), {"relevant": torch.zeros(2, 2)}, TypeError, "relevant must hold whole numbers, got"),
     "shape": ((), {"relevant": torch.zeros(2, 3).long()}, ValueError, r"relevant must be \[M, 2\], got"),
     "lists": ((), {"relevant": [[0], [1]]}, ValueError, "relevant must hold 4 lists, one per query"),
     "a number": ((), {"relevant": 3}, TypeError, "relevant must be pairs or a list of lists, got int"),

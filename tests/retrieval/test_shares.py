@@ -43,7 +43,7 @@ def test_ties_stand_in_the_order_of_rows():
 
 
 BAD: dict[str, tuple[dict[str, Any], type, str]] = {
-    "dtype": ({"groups": GROUPS.float()}, TypeError, "groups must be an int64 tensor, got a float32 tensor"),
+    "dtype": ({"groups": GROUPS.float()}, TypeError, "groups must be whole numbers, got a float32 tensor"),
     "length": ({"groups": GROUPS[1:]}, ValueError, r"groups must be \[50\] codes from 0, got a int64 tensor"),
     "negative": ({"groups": GROUPS - 1}, ValueError, r"groups must be \[50\] codes from 0"),
     "k": ({"at": (1, 51)}, ValueError, r"at must lie in 1\.\.50, got int 51"),

@@ -21,6 +21,7 @@ PACKAGE = "semobridge_ext"
 LAYERS = (
     (
         "_C",
+        "_arrays",
         "_checkpoint",
         "_checksum",
         "_digest",
@@ -28,6 +29,7 @@ LAYERS = (
         "_files",
         "_inputs",
         "_locks",
+        "_numbers",
         "_parameters",
         "_schema",
         "_version",

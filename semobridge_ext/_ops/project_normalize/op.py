@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors
+from semobridge_ext import _errors, _numbers
 from semobridge_ext._ops.project_normalize import cpu, cuda, eager, takes
 from semobridge_ext.runtime.choice import choose, in_transform, see_through
 from semobridge_ext.runtime.rows import compute_dtype
@@ -150,7 +150,7 @@ def project_normalize(
         tensor([[0.6000, 0.8000]])
     """
     _check(x, matrix, bias)
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+    if not _numbers.is_real(scale):
         remedy = "pass a Python float; multiply the result for a tensor"
         raise TypeError(_errors.message(_NAME, "scale", "be a number", scale, remedy))
     rows, cols = matrix.shape

@@ -11,13 +11,20 @@ Tip-Adapter (arXiv 2111.03930, eq. 3-5); with it Tip-Adapter-F, APE and SeMoBrid
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors
+from semobridge_ext import _arrays, _errors
 from semobridge_ext._ops.support_logits import cpu, eager, takes
 from semobridge_ext._ops.support_logits.backward import support_logits_bwd
-from semobridge_ext._ops.support_logits.checks import check_beta, check_queries, check_support
+from semobridge_ext._ops.support_logits.checks import (
+    check_beta,
+    check_queries,
+    check_support,
+    support_tensors,
+)
 from semobridge_ext._ops.support_logits.class_order import ClassOrder, refuse_label, sort_by_class
 from semobridge_ext.runtime.backend import requested
 from semobridge_ext.runtime.choice import choose, direct, in_transform, plain, see_through
@@ -141,27 +148,28 @@ def run(
 
 
 def support_logits(
-    queries: Tensor,  # [N, D]
-    keys: Tensor,  # [S, D]
-    labels: Tensor,  # [S] int64
+    queries: _arrays.Rows,  # [N, D]
+    keys: Any,  # [S, D]
+    labels: Any,  # [S] whole numbers
     num_classes: int,
     *,
     beta: float = 1.0,
-    weights: Tensor | None = None,  # [S]
-) -> Tensor:  # [N, C]
+    weights: Any = None,  # [S]
+) -> _arrays.Rows:  # [N, C]
     """Sums ``w·exp(−β(1 − ⟨q, k⟩))`` over the keys of each class; no [N, S] array is made.
 
     Args:
-        queries: [N, D] float32, float64, bfloat16 or float16, unit rows (not checked).
+        queries: [N, D] float32, float64, bfloat16 or float16, unit rows (not checked); a tensor or a NumPy
+            array, like keys and weights.
         keys: [S, D], any of these dtypes, unit rows (not checked); read tile by tile, so float16
             keys are never copied to float32. May be memory-mapped.
-        labels: [S] int64 in 0..C-1, any order. Classes without keys get 0.
-        num_classes: C.
+        labels: [S] whole numbers in 0..C-1 as tensor, array or list, any order. Classes without keys get 0.
+        num_classes: C, below 2³¹.
         beta: sharpness β ≥ 0.
         weights: [S] factor per key; 1 where absent.
 
     Returns:
-        [N, C] in the dtype of ``queries``.
+        [N, C] in the dtype of ``queries``, an array where they are one.
 
     Raises:
         TypeError: not a tensor, or not the dtype named above.
@@ -188,7 +196,15 @@ def support_logits(
         tensor([[1.0000, 0.3679, 0.0000],
                 [0.3679, 1.0000, 0.0000]])
     """
+    if _arrays.is_array(queries):
+        keys = _arrays.tensor(_NAME, "keys", keys)
+        given: Any = _arrays.tensor(_NAME, "queries", queries, getattr(keys, "device", None))
+        return _arrays.array(support_logits(given, keys, labels, num_classes, beta=beta, weights=weights))
+    rows: Any = queries
+    keys, labels, weights = support_tensors(_NAME, keys, labels, weights, getattr(queries, "device", None))
     check_support(_NAME, keys, labels, num_classes, weights)
-    check_queries(_NAME, queries, keys.shape[1], keys.device)
+    num_classes = int(num_classes)
+    check_queries(_NAME, rows, keys.shape[1], keys.device)
     beta = check_beta(_NAME, beta)
-    return run(queries, keys, labels, num_classes, beta, weights, None)
+    found: Any = run(rows, keys, labels, num_classes, beta, weights, None)
+    return found

@@ -18,7 +18,7 @@ import math
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors
+from semobridge_ext import _errors, _numbers
 from semobridge_ext.runtime.backend import _C
 from semobridge_ext.runtime.choice import Answer, Kernels, choose, direct, in_transform, plain, see_through
 from semobridge_ext.runtime.rows import compute_dtype, unit_columns
@@ -196,7 +196,7 @@ def _check(a: Tensor, b: Tensor, temperature: float) -> float:
         remedy = f"convert it with .to({a.dtype})"
         raise TypeError(_errors.message(_NAME, "logits_b", f"be {a.dtype}", b, remedy))
     _errors.check_same_device(_NAME, "logits_b", b, a.device)
-    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
+    if not _numbers.is_real(temperature):
         raise TypeError(_errors.message(_NAME, "temperature", "be a number", temperature, "pass a float"))
     if not 0 < temperature < math.inf:
         remedy = "1.0 leaves the logits as they are"

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors
+from semobridge_ext import _errors, _numbers
 
 
 class SearchableGallery(ABC):
     """What `topk` takes in place of gallery rows: something that has prepared them for its own search."""
 
     @abstractmethod
-    def topk(self, queries: Tensor, k: int, *, exclude: Tensor | None = None) -> Any:
+    def topk(self, queries: Any, k: int, *, exclude: Any = None) -> Any:
         """The k best of every query."""
 
 
@@ -41,8 +41,10 @@ def check(
     width = gallery.shape[1]
     _errors.check_last_dim(function, "queries", queries, width, f"the gallery has width {width}")
     _errors.check_same_device(function, "queries", queries, gallery.device)
-    if isinstance(k, bool) or not isinstance(k, int):
-        raise TypeError(_errors.message(function, "k", "be an int", k, "pass how many to return"))
+    if not _numbers.is_whole(k):
+        raise TypeError(
+            _errors.message(function, "k", "be an int", _errors.describe(k), "pass how many to return")
+        )
     rows = gallery.shape[0] if allowed is None else allowed
     most = rows - (1 if exclude is not None else 0)
     if not 0 <= k <= most:
@@ -54,7 +56,8 @@ def check(
         return
     if not isinstance(exclude, Tensor) or exclude.dtype is not torch.int64:
         remedy = "pass the query's own row, or -1 for none"
-        raise TypeError(_errors.message(function, "exclude", "be an int64 tensor", exclude, remedy))
+        contract, got = "be whole numbers", _errors.describe(exclude)
+        raise TypeError(_errors.message(function, "exclude", contract, got, remedy))
     if exclude.shape != queries.shape[:1]:
         contract, remedy = f"be [{queries.shape[0]}]", "pass one index per query, or -1 for none"
         raise ValueError(_errors.message(function, "exclude", contract, exclude, remedy))

@@ -7,11 +7,12 @@ What ``torch.topk(queries @ gallery.T, k)`` returns, with a rule for ties and wi
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from semobridge_ext import _arrays
 from semobridge_ext._ops.topk import cpu, cuda, eager, takes
 from semobridge_ext._ops.topk.checks import SearchableGallery, check, excluded
 from semobridge_ext.runtime.choice import choose, direct, in_transform, plain, see_through
@@ -92,25 +93,26 @@ see_through(_topk, takes.triton, _triton)
 
 
 def topk(
-    queries: Tensor,  # [N, D]
-    gallery: Tensor | SearchableGallery,  # [G, D]
+    queries: Any,  # [N, D]
+    gallery: Any,  # [G, D], or a SearchableGallery
     k: int,
     *,
-    exclude: Tensor | None = None,  # [N] int64
+    exclude: Any = None,  # [N] whole numbers
 ) -> TopK:
     """The k gallery rows of largest inner product for every query, exactly.
 
     Args:
-        queries: [N, D] float32, float64, bfloat16 or float16.
+        queries: [N, D] float32, float64, bfloat16 or float16; a tensor or a NumPy array, like all below.
         gallery: [G, D], any of these dtypes, G < 2³²; read tile by tile and never copied. May be
             memory-mapped. Normalise both for cosine search. Or a `Gallery`, whose own search answers.
         k: 0..G (G − 1 with ``exclude``).
-        exclude: [N] int64, a gallery row that the query must not return (itself, where the queries
+        exclude: [N] whole numbers, a gallery row that the query must not return (itself, where the queries
             come from the gallery); -1 excludes none.
 
     Returns:
-        ``TopK(scores [N, k], indices [N, k] int64)``, scores descending, equal scores by lower index;
-        scores in float32 (float64 if an input is), since half precision would invent ties.
+        ``TopK(scores [N, k], indices [N, k] int64)``, arrays where the queries are, scores descending,
+            equal scores by lower index; scores in float32 (float64 if an input is), since half precision
+            would invent ties.
 
     Raises:
         TypeError: not a tensor, or not the dtype named above. ValueError: shapes, devices or k that
@@ -135,6 +137,13 @@ def topk(
     """
     if isinstance(gallery, SearchableGallery):
         return gallery.topk(queries, k, exclude=exclude)
+    if not isinstance(queries, Tensor) or not isinstance(gallery, Tensor) or exclude is not None:
+        gallery = _arrays.tensor(_NAME, "gallery", gallery, getattr(queries, "device", None))
+        device = getattr(gallery, "device", None)
+        exclude = _arrays.whole(exclude, device)
+        if _arrays.is_array(queries):
+            rows = _arrays.tensor(_NAME, "queries", queries, device)
+            return TopK(*map(_arrays.array, topk(rows, gallery, k, exclude=exclude)))
     check(_NAME, queries, gallery, k, exclude)
     if in_transform():
         return TopK(*eager.ranked(queries, gallery, k, exclude))

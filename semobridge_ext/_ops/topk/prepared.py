@@ -7,10 +7,13 @@ of one search over all rows, to the bit.
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors
+from semobridge_ext import _arrays, _errors
 from semobridge_ext._ops.quantize_rows.op import Codes, can_quantize, quantize_rows
 from semobridge_ext._ops.topk import cpu
 from semobridge_ext._ops.topk.checks import SearchableGallery, check, excluded
@@ -95,13 +98,19 @@ class PreparedGallery(SearchableGallery):
 
     def topk(
         self,
-        queries: Tensor,  # [N, D]
+        queries: Any,  # [N, D]
         k: int,
         *,
-        exclude: Tensor | None = None,  # [N] int64
-        allow: Allow | None = None,  # [G] bool, or a range of rows
+        exclude: Any = None,  # [N] whole numbers
+        allow: Any = None,  # [G] bool, or a range of rows
     ) -> TopK:
         where = f"{self._called}.topk"
+        device = self._segments[0].room.device
+        if not isinstance(queries, Tensor) and _arrays.is_array(queries):
+            given = _arrays.tensor(where, "queries", queries, device)
+            return TopK(*map(_arrays.array, self.topk(given, k, exclude=exclude, allow=allow)))
+        if exclude is not None:
+            exclude = _arrays.whole(exclude, device)
         rows, mask, count = self._allowed(where, allow)
         check(where, queries, self._segments[0].room, k, exclude, count)
         if self._normalize:
@@ -112,7 +121,7 @@ class PreparedGallery(SearchableGallery):
             return self._search(self._segments[0], queries, k, exclude, mask, rows)
         return self._joined(queries, k, exclude, mask, rows)
 
-    def _allowed(self, where: str, allow: Allow | None) -> tuple[range, Tensor | None, int]:
+    def _allowed(self, where: str, allow: Any) -> tuple[range, Tensor | None, int]:
         """The rows that take part, and how many they are."""
         whole = range(len(self))
         if allow is None:
@@ -122,6 +131,8 @@ class PreparedGallery(SearchableGallery):
                 contract, remedy = f"be a range within 0..{len(self)} in steps of 1", "or pass a mask"
                 raise ValueError(_errors.message(where, "allow", contract, allow, remedy))
             return allow, None, len(allow)
+        if isinstance(allow, np.ndarray) and allow.dtype == bool:
+            allow = _arrays.shared(allow).to(self._segments[0].room.device)
         if not isinstance(allow, Tensor) or allow.dtype is not torch.bool:
             remedy = "pass a bool tensor with one entry per row, or range(first, last + 1)"
             raise TypeError(_errors.message(where, "allow", "be a bool tensor or a range", allow, remedy))
