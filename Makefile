@@ -11,7 +11,7 @@ SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc python -type
 
 .PHONY: demo test test-all sanitize fuzz bench docs gpu-check lint clean
 
-demo: $(VENV)/.demo  ## the embedded CLIP, bridged, on real drawings: a table and demo.png
+demo: $(VENV)/.demo  ## few shots, retrieval and speed on real drawings: tables and demo.png
 	$(BIN)/semobridge-ext demo --out demo.png
 
 test: $(VENV)/.test  ## what a change is likely to break

@@ -44,7 +44,7 @@ INTERRUPTED = 130  # 128 + SIGINT, what shells report
 _EPILOG = """\
 start here:
   semobridge-ext info               what this installation can do, and why something is absent
-  semobridge-ext demo               bridge a real CLIP on real images: figures and a picture, offline
+  semobridge-ext demo               what it is for, on real images: figures and a picture, offline
   semobridge-ext demo --help        what the figures mean
   semobridge-ext invert --help      textual and visual inversion of a file of features, resumable
   semobridge-ext extract --help     your images in; then map, search, retrieve, report

@@ -2,145 +2,102 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from semobridge_ext import _files
-from semobridge_ext.cli.demo_measure import Cloud
-from semobridge_ext.cli.demo_text import NAMES
+from semobridge_ext.cli.demo_fewshot import BASELINE, CONTROL
+from semobridge_ext.cli.demo_text import error, times
 
 # Okabe and Ito's palette, told apart under the common colour-vision deficiencies; markers differ too.
 STYLES = {
-    "text": ("#555555", ""),
-    "direct": ("#0072B2", "o"),
-    "bridged_prototypes": ("#E69F00", "s"),
-    "bridged_queries": ("#CC79A7", "D"),
-    "blend": ("#009E73", "^"),
-    "blend_unbridged": ("#56B4E9", "v"),
+    BASELINE: ("#555555", ""),
+    "nearest class mean": ("#999999", "o"),
+    "Tip-Adapter": ("#E69F00", "s"),
+    "GDA": ("#009E73", "^"),
+    "LDA": ("#56B4E9", "v"),
+    CONTROL: ("#CC79A7", "D"),
+    "SeMoBridge": ("#0072B2", "P"),
+    "SeMoBridge-T": ("#D55E00", "X"),
 }
-IMAGE, TEXT, LINE = "#0072B2", "#D55E00", "#222222"
-DIFFERENCES = ("bridged_prototypes", "bridged_queries", "blend", "blend_unbridged")
-ROW_HEIGHT, WIDTH, DPI = 5.0, 14.0, 150
+FASTER, SLOWER, INK = "#0072B2", "#D55E00", "#222222"
+SIZE, DPI = (12.0, 5.2), 120
 
 
-def _dodge(count: int, step: float) -> list[float]:
-    """Offsets that keep error bars of equal points side by side."""
-    return [step * (i - (count - 1) / 2) for i in range(count)]
-
-
-def _shot_axis(axis: Any, shots: Sequence[int]) -> None:
-    axis.set_xticks(range(len(shots)), [str(k) for k in shots])
-    axis.set_xlim(-0.45, len(shots) - 0.55)
-    axis.grid(axis="y", color="#DDDDDD", linewidth=0.7)
+def _quiet(axis: Any) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
     axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_accuracy(axis: Any, figures: dict[str, Any]) -> None:
-    shots = figures["shots"]
-    for method, offset in zip(STYLES, _dodge(len(STYLES), 0.07), strict=True):
-        colour, marker = STYLES[method]
-        cells = [figures["accuracy"][method][str(k)] for k in shots]
+def _draw_accuracy(axis: Any, mean: dict[str, Any], title: str) -> None:
+    shots = mean["shots"]
+    count = len(STYLES) - 1
+    for i, (method, (colour, marker)) in enumerate(STYLES.items()):
+        cells = [mean["accuracy"][method][str(k)] for k in shots]
         means, stds = ([100 * cell[n] for cell in cells] for n in ("mean", "std"))
-        if method == "text":
-            axis.axhline(means[0], color=colour, linestyle=(0, (5, 3)), linewidth=1.5, label=NAMES[method])
+        if method == BASELINE:
+            axis.axhline(means[0], color=colour, linestyle=(0, (5, 3)), linewidth=1.5, label=method)
             continue
+        offset = 0.06 * (i - 1 - (count - 1) / 2)  # error bars of equal points stand side by side
         axis.errorbar(
-            [i + offset for i in range(len(shots))], means, yerr=stds, color=colour, marker=marker,
-            markersize=5.5, linewidth=1.3, elinewidth=1.1, capsize=2.5, label=NAMES[method],
+            [x + offset for x in range(len(shots))], means, yerr=stds, color=colour, marker=marker,
+            markersize=6, linewidth=1.5, elinewidth=1, capsize=2.5, label=method,
         )  # fmt: skip
-    axis.set_ylabel("test accuracy (%)")
-    axis.set_title(
-        f"{figures['set']}: {figures['classes']} classes, mean ± std over {len(figures['seeds'])} seeds",
-        loc="left", fontsize=11,
-    )  # fmt: skip
-    low, high = axis.get_ylim()
-    axis.set_ylim(
-        low - 0.34 * (high - low), high + 0.04 * (high - low)
-    )  # room for the legend, wherever the curves run
-    axis.legend(frameon=False, fontsize=8.5, ncols=2, loc="lower right")
-    _shot_axis(axis, shots)
-
-
-def _draw_differences(axis: Any, figures: dict[str, Any]) -> None:
-    """Every method against direct prototypes, seed by seed: what the panel above cannot resolve."""
-    shots, accuracy = figures["shots"], figures["accuracy"]
-    for method, offset in zip(DIFFERENCES, _dodge(len(DIFFERENCES), 0.12), strict=True):
-        colour, marker = STYLES[method]
-        means, stds = [], []
-        for k in map(str, shots):
-            pairs = zip(accuracy[method][k]["values"], accuracy["direct"][k]["values"], strict=True)
-            gains = [100 * (ours - direct) for ours, direct in pairs]
-            mean = sum(gains) / len(gains)
-            means.append(mean)
-            stds.append((sum((g - mean) ** 2 for g in gains) / max(1, len(gains) - 1)) ** 0.5)
-        axis.errorbar(
-            [i + offset for i in range(len(shots))], means, yerr=stds, color=colour, marker=marker,
-            markersize=5, linestyle="none", elinewidth=1.1, capsize=2.5,
-        )  # fmt: skip
-    axis.axhline(0, color=STYLES["direct"][0], linewidth=1.2)
-    axis.set_ylabel("points over\ndirect prototypes")
+    axis.set_xticks(range(len(shots)), [str(k) for k in shots])
+    axis.set_xlim(-0.4, len(shots) - 0.6)
     axis.set_xlabel("shots per class")
-    _shot_axis(axis, shots)
-
-
-def _draw_gap(axis: Any, cloud: Cloud, bridged: bool, gap: float) -> None:
-    points = cloud.after if bridged else cloud.before
-    centre, text = cloud.centres[1 if bridged else 0].tolist(), cloud.centres[2].tolist()
-    axis.scatter(
-        *points.T.tolist(), s=9, color=IMAGE, alpha=0.30, linewidths=0,
-        label="drawings, bridged" if bridged else "drawings",
+    axis.set_ylabel("test accuracy (%)")
+    axis.set_title(title, loc="left", fontsize=11)
+    axis.grid(axis="y", color="#E5E5E5", linewidth=0.7)
+    axis.legend(
+        frameon=False, fontsize=9.5, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.13),
+        handlelength=1.6, columnspacing=1.2,
     )  # fmt: skip
-    axis.scatter(
-        *cloud.text.T.tolist(), s=16, color=TEXT, alpha=0.55, marker="^", linewidths=0, label="class texts"
-    )
-    axis.plot(*zip(centre, text, strict=True), color=LINE, linewidth=1.8, zorder=3)
-    for (x, y), colour, marker in ((centre, IMAGE, "o"), (text, TEXT, "^")):
-        axis.plot(
-            x, y, marker=marker, color=colour, markersize=10, markeredgecolor="white",
-            markeredgewidth=1.5, zorder=4,
+    _quiet(axis)
+
+
+def _draw_speed(axis: Any, speed: Sequence[dict[str, Any]]) -> None:
+    """A bar a program: how many times as fast as the plain one, on a scale of ratios."""
+    ratios = [row["ratio"] for row in speed]
+    for place, (row, ratio) in enumerate(zip(speed, ratios, strict=True)):
+        # From 1, where both are equal: the length of a bar is the logarithm of the ratio.
+        axis.barh(place, ratio - 1, left=1, height=0.4, color=FASTER if ratio >= 1 else SLOWER)
+        word = f"{times(ratio)} ×" if ratio >= 1 else f"1/{times(ratio)} ×"
+        axis.annotate(
+            word, (max(ratio, 1), place), xytext=(6, 0), textcoords="offset points", va="center",
+            fontsize=11, fontweight="bold", color=INK,
         )  # fmt: skip
-    seen = math.dist(centre, text)
-    when = "after" if bridged else "before"
-    axis.set_title(f"{when} bridging: gap {gap:.3f}, {seen:.3f} of it in sight", loc="left", fontsize=11)
-    across, upward = (
-        f"principal component {i + 1} ({100 * share:.0f} % of variance)"
-        for i, share in zip(cloud.components, cloud.share, strict=True)
-    )
-    axis.set_xlabel(across)
-    if bridged:
-        axis.tick_params(labelleft=False)  # the axes are those of the panel beside it
-    else:
-        axis.set_ylabel(upward)
-    axis.spines[["top", "right"]].set_visible(False)
-    handles, labels = axis.get_legend_handles_labels()
-    legend = axis.legend(handles, labels, frameon=False, fontsize=8.5, loc="upper left", markerscale=1.8)
-    for handle in legend.legend_handles:
-        handle.set_alpha(1)
+        axis.annotate(
+            f"{row['what']}   (error {error(row['error'])})", (1, place - 0.24), xytext=(2, 1),
+            textcoords="offset points", va="bottom", fontsize=9.5, color=INK,
+        )  # fmt: skip
+    axis.set_xscale("log")
+    axis.axvline(1, color=INK, linewidth=1)
+    axis.set_yticks([])
+    axis.set_ylim(len(speed) - 0.6, -0.75)
+    # Room for a label to the right of the longest bar, and above the shortest.
+    axis.set_xlim(min(0.85, 0.85 * min(ratios)), max(10.0, max(ratios)) ** 1.25)
+    ticks = [t for t in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if t <= max(10.0, max(ratios))]
+    axis.set_xticks(ticks, [f"{t} ×" for t in ticks])
+    axis.minorticks_off()
+    axis.set_xlabel("times as fast as the plain program of the same run")
+    axis.set_title("Speed, with the largest relative error", loc="left", fontsize=11)
+    axis.grid(axis="x", color="#E5E5E5", linewidth=0.7)
+    axis.spines["left"].set_visible(False)
+    _quiet(axis)
 
 
-def save(path: Path, results: Sequence[tuple[dict[str, Any], Cloud]]) -> None:
-    """Writes a PNG, one row for each evaluation set, whole or not at all."""
+def save(path: Path, mean: dict[str, Any], title: str, speed: Sequence[dict[str, Any]]) -> None:
+    """Writes a PNG, whole or not at all."""
     # The object interface: pyplot would pick a window system and keep global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, ROW_HEIGHT * len(results)), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=SIZE, dpi=DPI)
     FigureCanvasAgg(figure)
-    rows = figure.add_gridspec(len(results), 3, width_ratios=(1.25, 1, 1))
-    for row, (figures, cloud) in enumerate(results):
-        left = rows[row, 0].subgridspec(2, 1, height_ratios=(2.2, 1), hspace=0.03)
-        upper = figure.add_subplot(left[0])
-        lower = figure.add_subplot(left[1])
-        upper.tick_params(labelbottom=False)
-        _draw_accuracy(upper, figures)
-        _draw_differences(lower, figures)
-        before = figure.add_subplot(rows[row, 1])
-        after = figure.add_subplot(rows[row, 2], sharex=before, sharey=before)
-        _draw_gap(before, cloud, False, figures["gap"]["gap_before"])
-        _draw_gap(after, cloud, True, figures["gap"]["gap_after"])
-        low, high = before.get_ylim()
-        before.set_ylim(low, high + 0.12 * (high - low))  # room for the legend
+    left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
+    figure.subplots_adjust(left=0.06, right=0.975, top=0.92, bottom=0.24, wspace=0.1)
+    _draw_accuracy(left, mean, title)
+    _draw_speed(right, speed)
     _files.write_figure(path, figure, file_format="png", dpi=figure.dpi)

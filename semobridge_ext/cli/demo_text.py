@@ -1,201 +1,201 @@
-"""The demo's words: tables, and sentences that say what the figures show, whichever way they fall."""
+"""The demo's words: tables, and three sentences that say what the figures show, whichever way they fall."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-NAMES = {
-    "text": "zero-shot text",
-    "direct": "direct prototypes",
-    "bridged_prototypes": "bridged prototypes",
-    "bridged_queries": "bridged queries",
-    "blend": "blend",
-    "blend_unbridged": "blend without the bridge",
-}
-SHORT = NAMES | {"text": "text", "direct": "direct", "blend_unbridged": "same, no bridge"}
-NO_DIFFERENCE = "no difference beyond noise"
+from semobridge_ext.cli.demo_fewshot import BASELINE, CONTROL, METHODS
+from semobridge_ext.cli.demo_retrieval import NATIVE
+
+NOTES = {method: " (control)" if method == CONTROL else "" for method in METHODS}
+_ALIKE = 0.05  # a ratio this near to one is no difference
 
 
-def _with(shots: list[str]) -> str:
-    return f"with {_list(shots)} {'shot' if shots == ['1'] else 'shots'}"
+def listed(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
 
 
 def plural(k: int | str) -> str:
     return f"{k} shot" if int(k) == 1 else f"{k} shots"
 
 
-def _list(words: list[str]) -> str:
-    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
-
-
 def _points(difference: dict[str, Any]) -> str:
-    mark = "*" if difference["beyond_noise"] else " "
-    return f"{100 * difference['mean']:+.2f} ± {100 * difference['std']:.2f}{mark}"
+    return f"{100 * difference['mean']:+.1f} points"
 
 
-def _verdict(rows: dict[str, Any]) -> str:
-    """What a row of paired differences shows, by number of shots."""
-    gains = [k for k, d in rows.items() if d["beyond_noise"] and d["mean"] > 0]
-    losses = [k for k, d in rows.items() if d["beyond_noise"] and d["mean"] < 0]
-    ties = [k for k, d in rows.items() if not d["beyond_noise"]]
-    if len(ties) == len(rows):
-        return NO_DIFFERENCE
-    found = (("a gain beyond noise", gains), ("a loss beyond noise", losses), (NO_DIFFERENCE, ties))
+def _gain(difference: dict[str, Any]) -> bool:
+    return difference["beyond_noise"] and difference["mean"] > 0
+
+
+def _loss(difference: dict[str, Any]) -> bool:
+    return difference["beyond_noise"] and difference["mean"] < 0
+
+
+# -- the three sentences -------------------------------------------------------------------------------
+
+
+def helped(mean: dict[str, Any], where: str, retrieval: dict[str, Any]) -> str:
+    """The best row of the last column, and the map that held-out classes chose."""
+    k = str(mean["shots"][-1])
+    base = mean["accuracy"][BASELINE][k]["mean"]
+    best = max(METHODS[1:], key=lambda m: mean["accuracy"][m][k]["mean"])
+    difference = mean["differences"][f"{best} - {BASELINE}"][k]
+    got = f"{best} gets {100 * mean['accuracy'][best][k]['mean']:.1f} %"
+    if _gain(difference):
+        first = f"with {plural(k)} a class {got} where zero-shot gets {100 * base:.1f} % ({where})"
+    else:
+        first = (
+            f"no few-shot method is above zero-shot's {100 * base:.1f} % beyond noise; with {plural(k)} a "
+            f"class the best, {got} ({where})"
+        )
+    gains = []
+    for name, figures in retrieval.items():
+        native = next(row for row in figures["rows"] if row["method"] == NATIVE)
+        row = next(row for row in figures["rows"] if row["method"] == figures["chosen"])
+        if _gain(row["difference"]):
+            gains.append(f"{row['method']} {100 * native['mAP']:.1f} to {100 * row['mAP']:.1f} mAP on {name}")
+    if gains:
+        second = f"the map that held-out classes chose lifts retrieval of unseen classes ({listed(gains)})"
+    else:
+        second = "in retrieval no map that held-out classes chose gains beyond noise"
+    return f"What helped: {first}; {second}."
+
+
+def did_not_help(mean: dict[str, Any], retrieval: dict[str, Any]) -> str:
+    """Everything that gains nothing beyond noise, losses with their name."""
+    k = str(mean["shots"][-1])
+    nothing, lost = [], []
+    for pair, rows in mean["differences"].items():
+        ours, other = pair.split(" - ")
+        against = {CONTROL: "the same blend without the bridge"}.get(other, other)
+        told = f"{ours} against {against} ({_points(rows[k])})"
+        if _loss(rows[k]):
+            lost.append(told)
+        elif not _gain(rows[k]):
+            nothing.append(told)
+    for name in dict.fromkeys(row["method"] for figures in retrieval.values() for row in figures["rows"]):
+        if name == NATIVE:
+            continue
+        found = [
+            row["difference"]
+            for figures in retrieval.values()
+            for row in figures["rows"]
+            if row["method"] == name
+        ]
+        if any(_gain(d) for d in found):
+            continue
+        changes = ", ".join(f"{100 * d['mean']:+.1f}" for d in found)
+        told = f"{name} in retrieval ({changes} mAP)"
+        (lost if any(_loss(d) for d in found) else nothing).append(told)
     parts = []
-    for what, shots in found:
-        if len(shots) == len(rows):
-            return f"{what} at every number of shots"
-        if shots:
-            parts.append(f"{what} {_with(shots)}")
-    return "; ".join(parts)
+    if nothing:
+        parts.append(f"no difference beyond noise with {plural(k)} for {listed(nothing)}")
+    if lost:
+        parts.append(f"a loss beyond noise for {listed(lost)}")
+    if not parts:
+        return "What did not help: nothing; everything that was tried gains beyond noise."
+    return f"What did not help: {'; '.join(parts)}."
 
 
-def header(figures: dict[str, Any]) -> str:
+def _ratio(row: dict[str, Any]) -> str:
+    ratio = row["ratio"]
+    if abs(ratio - 1) <= _ALIKE:
+        return f"{row['what']}: as fast"
+    return f"{row['what']}: {times(ratio)} {'×' if ratio > 1 else 'times slower'}"
+
+
+def times(ratio: float) -> str:
+    """A ratio, or its inverse where ours is the slower one."""
+    value = ratio if ratio >= 1 else 1 / ratio
+    return f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
+
+
+def error(value: float) -> str:
+    return f"{value:.0e}" if value else "0"
+
+
+def how_fast(speed: Iterable[dict[str, Any]]) -> str:
+    rows = list(speed)
+    worst = max(row["error"] for row in rows)
+    told = "; ".join(_ratio(row) for row in rows)
     return (
-        f"{figures['set']} ({figures['description'].rstrip('.')})\n"
-        f"{figures['classes']} classes, {figures['train_images']} drawings to take shots from, "
-        f"{figures['test_images']} test drawings; guessing gets {100 * figures['chance']:.1f} %"
+        f"How much faster than the plain programs of this run: {told}; the largest error is {error(worst)}."
     )
 
 
-def remarks(figures: dict[str, Any]) -> list[str]:
-    """What a reader must know of the shots before reading the table."""
-    most, found = figures["most_per_class"], []
-    if figures["shots_left_out"]:
-        left_out = _list([str(k) for k in figures["shots_left_out"]])
-        found.append(f"No class has more than {most} drawings to take shots from: {left_out} left out.")
-    short = {k: n for k, n in figures["short_classes"].items() if n}
-    if short:
-        listed = _list([f"{n} of {figures['classes']} {_with([k])}" for k, n in short.items()])
-        found.append(f"Some classes have fewer drawings than shots and give all they have: {listed}.")
-    if most in figures["shots"] and len(figures["seeds"]) > 1 and figures["fewest_per_class"] == most:
-        found.append(
-            f"Every class has exactly {most} drawings to take shots from: {_with([str(most)])} all seeds "
-            "take the same ones and have no spread."
-        )
-    return found
+def sentences(
+    mean: dict[str, Any], where: str, retrieval: dict[str, Any], speed: Sequence[dict[str, Any]]
+) -> list[str]:
+    """What helped, what did not, how much faster."""
+    return [helped(mean, where, retrieval), did_not_help(mean, retrieval), how_fast(speed)]
 
 
-def accuracy_table(figures: dict[str, Any]) -> str:
-    """Accuracy in %, mean ± standard deviation over the seeds."""
-    shots = [str(k) for k in figures["shots"]]
-    seeds = len(figures["seeds"])
-    width = max(map(len, NAMES.values()))
-    title = f"accuracy in %, {seeds} seeds"
-    lines = [f"{title:<{width}}" + "".join(f"{plural(k):>14}" for k in shots)]
-    for method, name in NAMES.items():
+# -- tables --------------------------------------------------------------------------------------------
+
+
+def accuracy_table(mean: dict[str, Any], sets: dict[str, dict[str, Any]], seeds: int) -> str:
+    """Accuracy in %: mean over the sets by shots ± over seeds, then every set with the most shots it has."""
+    shots = [str(k) for k in mean["shots"]]
+    names = [name + NOTES[name] for name in METHODS]
+    title = "mean of the sets, %" if len(sets) > 1 else "accuracy, %"
+    width = max(map(len, [title, *names]))
+    own = {name: str(figures["shots"][-1]) for name, figures in sets.items()} if len(sets) > 1 else {}
+    columns = {name: max(len(name), len(plural(k))) + 3 for name, k in own.items()}
+    above = "".join(f"{name:>{columns[name]}}" for name in own)
+    lines = [" " * (width + 14 * len(shots)) + above] if own else []
+    lines.append(
+        f"{title:<{width}}"
+        + "".join(f"{plural(k):>14}" for k in shots)
+        + "".join(f"{plural(k):>{columns[name]}}" for name, k in own.items())
+    )
+    for method, label in zip(METHODS, names, strict=True):
         cells = []
         for k in shots:
-            cell = figures["accuracy"][method][k]
-            # Text uses no shots: it has one value, not a spread of zero.
-            spread = "       " if method == "text" or seeds == 1 else f" ± {100 * cell['std']:4.1f}"
-            cells.append(f"{100 * cell['mean']:>7.1f}{spread}")
-        lines.append(f"{name:<{width}}" + "".join(cells))
-    return "\n".join(lines)
-
-
-def difference_table(figures: dict[str, Any]) -> str:
-    """Paired differences in points; a star marks those beyond noise."""
-    shots = [str(k) for k in figures["shots"]]
-    title = "difference in points"
-    labels = [" - ".join(SHORT.get(m, m) for m in pair.split(" - ")) for pair in figures["differences"]]
-    width = max(map(len, [title, *labels]))
-    lines = [f"{title:<{width}}" + "".join(f"{plural(k):>15} " for k in shots)]
-    for label, rows in zip(labels, figures["differences"].values(), strict=True):
-        lines.append(f"{label:<{width}}" + "".join(f"{_points(rows[k]):>16}" for k in shots))
-    lines.append("(* beyond noise)")
+            cell = mean["accuracy"][method][k]
+            # Zero-shot takes no shots: it has one value, not a spread of zero.
+            spread = "" if method == BASELINE or seeds == 1 else f" ± {100 * cell['std']:3.1f}"
+            difference = mean["differences"].get(f"{method} - {BASELINE}", {}).get(k)
+            mark = "*" if difference is not None and difference["beyond_noise"] else " "
+            cells.append(f"{100 * cell['mean']:.1f}{spread:<6}{mark}".rjust(14))
+        for name, k in own.items():
+            cells.append(f"{100 * sets[name]['accuracy'][method][k]['mean']:>{columns[name]}.1f}")
+        lines.append(f"{label:<{width}}" + "".join(cells))
     return "\n".join(line.rstrip() for line in lines)
 
 
-def speed_table(speed: dict[str, Any]) -> str:
-    lines = [f"time per image, median, {speed['threads']} threads   bridge    eager    ratio"]
-    for key, label in (("one", "one image"), ("batch", "batch of {}")):
-        row = speed[key]
+def retrieval_table(retrieval: dict[str, Any]) -> str:
+    """mAP in %: native, every family of maps, OTI; the chosen one is marked."""
+    methods = dict.fromkeys(row["method"] for figures in retrieval.values() for row in figures["rows"])
+    title = "image to image, mAP in %"
+    width = max(map(len, [title, *methods]))
+    lines = [f"{title:<{width}}" + "".join(f"{name:>26}" for name in retrieval)]
+    for method in methods:
+        cells = []
+        for figures in retrieval.values():
+            row = next((row for row in figures["rows"] if row["method"] == method), None)
+            if row is None:
+                cells.append(f"{'–':>26}")
+                continue
+            setting = f"({row['setting']}) " if row["setting"] else ""
+            arrow = "→ " if figures["chosen"] == method else ""
+            mark = "*" if row["difference"]["beyond_noise"] else " "
+            cells.append(f"{arrow}{setting}{100 * row['mAP']:.1f}{mark}".rjust(26))
+        lines.append(f"{method:<{width}}" + "".join(cells))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _seconds(value: float) -> str:
+    return f"{1e6 * value:.1f} µs" if value < 1e-3 else f"{1e3 * value:.1f} ms"
+
+
+def speed_table(speed: Sequence[dict[str, Any]], threads: int) -> str:
+    title = f"time, {threads} thread{'s' if threads > 1 else ''}"
+    width = max(map(len, [title, *(row["what"] for row in speed)]))
+    lines = [f"{title:<{width}}{'ours':>12}{'plain':>12}{'ratio':>9}{'error':>9}  the plain program"]
+    for row in speed:
         lines.append(
-            f"{label.format(row['images']):<39}{1e6 * row['native_seconds']:7.2f} µs"
-            f"{1e6 * row['eager_seconds']:7.2f} µs{row['ratio']:7.2f}"
+            f"{row['what']:<{width}}{_seconds(row['ours_seconds']):>12}{_seconds(row['plain_seconds']):>12}"
+            f"{row['ratio']:>7.1f} ×{error(row['error']):>9}  {row['plain']}"
         )
     return "\n".join(lines)
-
-
-def _text_and_direct(figures: dict[str, Any]) -> str:
-    accuracy, shots = figures["accuracy"], [str(k) for k in figures["shots"]]
-    text = accuracy["text"][shots[0]]["mean"]
-    first = f"Zero-shot text gets {100 * text:.1f} %, {text / figures['chance']:.0f} times guessing."
-    above = [k for k in shots if accuracy["direct"][k]["mean"] > text]
-    if not above:
-        second = f"Direct image prototypes stay below it, up to {plural(shots[-1])}."
-    elif above == shots:
-        second = "Direct image prototypes are above it at every number of shots."
-    elif above == shots[-len(above) :]:
-        second = f"Direct image prototypes are above it from {plural(above[0])} on."
-    else:
-        second = f"Direct image prototypes are above it only {_with(above)}."
-    return f"{first} {second}"
-
-
-def _bridge_alone(figures: dict[str, Any]) -> str:
-    """Bridged against direct comparison, and whether that is more than noise."""
-    differences = figures["differences"]
-    prototypes, queries = (
-        _verdict(differences[f"{method} - direct"]) for method in ("bridged_prototypes", "bridged_queries")
-    )
-    if prototypes == queries:
-        return f"Bridged prototypes and bridged queries, against direct prototypes: {prototypes}."
-    return f"Against direct prototypes, bridged prototypes show {prototypes}; bridged queries show {queries}."
-
-
-def _blend(figures: dict[str, Any]) -> list[str]:
-    accuracy, differences = figures["accuracy"], figures["differences"]
-    gains = {}
-    for k in map(str, figures["shots"]):
-        rival = "text" if accuracy["text"][k]["mean"] >= accuracy["direct"][k]["mean"] else "direct"
-        gains[k] = differences[f"blend - {rival}"][k]
-    first = f"The blend, against the better of text and direct prototypes: {_verdict(gains)}."
-    if any(d["beyond_noise"] and d["mean"] < 0 for d in gains.values()):
-        first += (
-            " Equal weights give the images two of three voices; nothing was tuned on validation drawings."
-        )
-    control = _verdict(differences["blend - blend_unbridged"])
-    if control == NO_DIFFERENCE and any(d["beyond_noise"] and d["mean"] > 0 for d in gains.values()):
-        control += "; what the blend gains comes from joining text and images, not from the bridge"
-    return [first, f"The blend, against the same blend without the bridge: {control}."]
-
-
-def _gap(figures: dict[str, Any]) -> str:
-    gap = figures["gap"]
-    before, after = gap["gap_before"], gap["gap_after"]
-    change = (before - after) / before if before else 0.0
-    effect = (
-        "the same to within 1 %"
-        if abs(change) < 0.01
-        else f"{abs(100 * change):.0f} % {'smaller' if change > 0 else 'larger'}"
-    )
-    cosine = gap["mean_cosine_to_bridged"]
-    turn = "hardly turns" if cosine > 0.99 else "turns"
-    return (
-        f"The modality gap is {before:.3f} before and {after:.3f} after bridging, {effect}. The bridge "
-        f"keeps {gap['rank']} of {gap['width']} dimensions and {turn} a feature: mean cosine {cosine:.4f} "
-        "between a drawing's feature and its bridged one."
-    )
-
-
-def speed_finding(speed: dict[str, Any]) -> str:
-    parts = []
-    for key, label in (("one", "one image"), ("batch", "a batch of {}")):
-        row = speed[key]
-        ratio = row["ratio"]
-        if ratio < 0.95:
-            word = f"{1 / ratio:.1f} times faster"
-        elif ratio <= 1.05:
-            word = "just as fast"
-        else:
-            word = f"{ratio:.1f} times slower"
-        parts.append(f"{word} for {label.format(row['images'])}")
-    worst = max(speed[key]["largest_difference"] for key in ("one", "batch"))
-    return f"Against the eager program the bridge is {_list(parts)}; results agree to {worst:.0e}."
-
-
-def findings(figures: dict[str, Any]) -> list[str]:
-    """What the figures of one set show, a sentence or two a thing."""
-    return [_text_and_direct(figures), _bridge_alone(figures), *_blend(figures), _gap(figures)]

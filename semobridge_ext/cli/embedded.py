@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,22 @@ from semobridge_ext.clip.families import adapter_of
 from semobridge_ext.fewshot.study import Progress
 
 TEMPLATES = ("{}", "an icon of {}", "a drawing of {}")
+BATCH = 256
+
+
+class Clip(NamedTuple):
+    """The embedded model with what belongs to it."""
+
+    model: Any
+    preprocess: Any
+    tokenizer: Any
+
+
+def load_clip() -> Clip:
+    from semobridge_ext.data import load_picto_clip
+
+    model, preprocess, tokenizer = load_picto_clip()
+    return Clip(model.eval(), preprocess, tokenizer)
 
 
 def chosen_sets(word: str) -> list[str]:
@@ -35,7 +51,7 @@ def encode_drawings(
     preprocess: Callable[[Any], Tensor],
     images: Any,  # [N, H, W, 3] uint8 array or tensor
     *,
-    batch_size: int = 256,
+    batch_size: int = BATCH,
     progress: Progress | None = None,
     project: bool = True,
 ) -> Tensor:  # [N, D], raw; [N, V] with project=False

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from semobridge_ext.cli.embedded import TEMPLATES, chosen_sets, encode_drawings
-from semobridge_ext.fewshot.study import Problem
+from semobridge_ext.cli.embedded import BATCH, TEMPLATES, Clip, chosen_sets, encode_drawings, load_clip
+from semobridge_ext.clip import image_projection, text_projection
+from semobridge_ext.clip.class_text import class_text_features
+from semobridge_ext.fewshot.study import Problem, Progress
 
 _CLASSES = 1 << 20  # where no text says how many there are: a label of 2³³ would ask for 64 GiB of counts
 
@@ -139,23 +142,29 @@ def of_files(train_file: Path | None, val_file: Path | None, test_file: Path | N
 
 def of_sets(word: str) -> Iterator[Problem]:
     """The problems of the embedded sets that ``--set`` stands for."""
-    from semobridge_ext.clip import image_projection, text_projection
-    from semobridge_ext.clip.class_text import class_text_features
-    from semobridge_ext.data import load_picto, load_picto_clip
+    from semobridge_ext.data import load_picto
 
     names = chosen_sets(word)
-    model, preprocess, tokenizer = load_picto_clip()
-    model.eval()
+    clip = load_clip()
     for name in names:
-        ds = load_picto(name)
-        features = encode_drawings(model, preprocess, ds.images).float().clone()
-        hidden = encode_drawings(model, preprocess, ds.images, project=False).float().clone()
-        labels = torch.as_tensor(ds.labels).long()
-        parts = [torch.as_tensor(p) for p in (ds.train, ds.val, ds.test)]
-        text = class_text_features(model, ds.class_names, TEMPLATES, tokenizer=tokenizer)
-        train, val, test = ((features[p], labels[p]) for p in parts)
-        projection = text_projection(model).float()
-        yield Problem(
-            name, train, val, test, text.projected.float(), text.hidden.float(), projection, text.length,
-            (hidden[parts[0]], hidden[parts[1]], hidden[parts[2]]), image_projection(model).float(),
-        )  # fmt: skip
+        yield of_drawings(clip, load_picto(name))
+
+
+def of_drawings(
+    clip: Clip, ds: Any, templates: Sequence[str] = TEMPLATES, progress: Progress | None = None
+) -> Problem:
+    """The problem of one embedded set, its drawings encoded once: the projection is one more product."""
+    labels = torch.as_tensor(ds.labels).long()
+    parts = [torch.as_tensor(p) for p in (ds.train, ds.val, ds.test)]
+    text = class_text_features(clip.model, ds.class_names, templates, tokenizer=clip.tokenizer)
+    before = encode_drawings(clip.model, clip.preprocess, ds.images, project=False, progress=progress)
+    matrix = image_projection(clip.model)
+    # Out of inference mode, in the chunks in which the model would have multiplied.
+    features = torch.cat([rows @ matrix for rows in before.split(BATCH)]).float().clone()
+    before = before.float().clone()
+    train, val, test = ((features[p], labels[p]) for p in parts)
+    return Problem(
+        ds.name, train, val, test, text.projected.float(), text.hidden.float(),
+        text_projection(clip.model).float(), text.length,
+        (before[parts[0]], before[parts[1]], before[parts[2]]), matrix.float(),
+    )  # fmt: skip

@@ -4,8 +4,8 @@
     outcome            = which test rows a method classifies correctly, and the seconds it took
 
 The parts are fixed. Shots come from the training part, tuning sees the validation part, and nothing
-sees the test part before it is scored. What is compared is a set of methods: `study_cosines` holds
-the untuned ones of the demo, `study_estimators` those of ``semobridge-ext fewshot``.
+sees the test part before it is scored. What is compared is a set of methods: `study_estimators` holds
+those of ``semobridge-ext fewshot`` and ``demo``.
 """
 
 from __future__ import annotations
@@ -68,6 +68,12 @@ class Outcome(NamedTuple):
 Methods = Callable[[Tensor, int], dict[str, Outcome]]
 
 
+def reachable(labels: Tensor, shots: Sequence[int]) -> list[int]:  # labels [M]
+    """Shot counts that at least half of the classes can fill; the others give what they have."""
+    sizes = torch.bincount(labels, minlength=int(labels.max()) + 1)
+    return [k for k in sorted(set(shots)) if k == 1 or float((sizes >= k).double().mean()) >= 0.5]
+
+
 def run_episode(problem: Problem, methods: Methods, shots: int, seed: int) -> dict[str, Outcome]:
     """Every method on one draw of shots."""
     return methods(sample_support(problem.train[1], shots, seed), seed)
@@ -115,6 +121,14 @@ def compare(
     # Shots and test rows are both samples; adding the two variances errs on the careful side.
     variance = std**2 / seeds + (float(by_image.var()) / images if images > 1 else 0.0)
     mean, error = float(gain.mean()), variance**0.5
+    return Difference(mean, std, error, abs(mean) > NOISE_ERRORS * error)
+
+
+def averaged(differences: Sequence[Difference]) -> Difference:
+    """The mean over sets, whose draws of shots and test parts have nothing in common."""
+    count = len(differences)
+    mean = sum(d.mean for d in differences) / count
+    std, error = (sum(d[i] ** 2 for d in differences) ** 0.5 / count for i in (1, 2))
     return Difference(mean, std, error, abs(mean) > NOISE_ERRORS * error)
 
 

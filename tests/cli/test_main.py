@@ -40,7 +40,19 @@ def test_no_command_prints_the_help(capsys):
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("demo", ["--set", "--json", "examples:", "norm(f W+) W", "standard deviation", "control", "noise"]),
+        (
+            "demo",
+            [
+                "--set",
+                "--json",
+                "examples:",
+                "norm(f W+) W",
+                "standard deviation",
+                "control",
+                "noise",
+                "held-out",
+            ],
+        ),
         ("info", ["--json", "examples:", "SEMOBRIDGE_ISA", "openmp"]),
         ("extract", ["INPUT", "--device", "examples:", "corrupt.tsv", "clip-retrieval", "WebDataset"]),
         ("map", ["--mapping", "examples:", "bridge", "isoclip", "pca", "safetensors"]),

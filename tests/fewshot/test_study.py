@@ -8,102 +8,55 @@ import numpy as np
 import pytest
 import torch
 
-from semobridge_ext import Bridge
 from semobridge_ext.fewshot import study
 from semobridge_ext.fewshot.draws import sample_support
-from semobridge_ext.fewshot.study_cosines import METHODS, CosineMethods
 
-C, D, T, N = 4, 10, 8, 30
+C, D, N = 4, 10, 30
 
 
-def make_problem(each: int = 6) -> tuple[study.Problem, Bridge, np.ndarray]:
+def make_problem(each: int = 6) -> study.Problem:
     centres = torch.randn(C, D, dtype=torch.float64)
     labels = torch.arange(C).repeat_interleave(each)[torch.randperm(C * each)]
     query_labels = torch.randint(0, C, (N,))
     support, queries = (
         3 * (centres[y] + 1.2 * torch.randn(len(y), D, dtype=torch.float64)) for y in (labels, query_labels)
     )
-    text = torch.nn.functional.normalize(centres + torch.randn(C, D, dtype=torch.float64), dim=1)
-    # Two of eight singular values lie under the cut of 0.3.
-    u, _ = torch.linalg.qr(torch.randn(T, T, dtype=torch.float64))
-    v, _ = torch.linalg.qr(torch.randn(D, T, dtype=torch.float64))
-    w = (u * torch.linspace(0.1, 2.0, T, dtype=torch.float64)) @ v.T
-    problem = study.Problem("made", (support, labels), None, (queries, query_labels), text)
-    return problem, Bridge(w, text_length=2.5), w.numpy()
+    return study.Problem("made", (support, labels), None, (queries, query_labels))
 
 
-def naive_predictions(problem: study.Problem, w: np.ndarray, rows: np.ndarray) -> dict[str, list[int]]:
-    """Every method one query and one class at a time, from docs/methods.md §1."""
-    u, s, vt = np.linalg.svd(w, full_matrices=False)
-    kept = s > 0.3
-    inverse = vt[kept].T @ np.diag(1 / s[kept]) @ u[:, kept].T
+class Methods:
+    """Nearest class mean by loops, and what it was called with."""
 
-    def norm(x):
-        return x / math.sqrt(sum(v * v for v in x))
+    def __init__(self, problem: study.Problem) -> None:
+        self.problem, self.calls = problem, []
 
-    def bridged(f):
-        return 2.5 * norm(f @ inverse) @ w
-
-    support, labels = (part.numpy()[rows] for part in problem.train)
-    raw, hat = [], []
-    for c in range(C):
-        members = [f for f, y in zip(support, labels, strict=True) if y == c]
-        raw.append(norm(np.mean(members, axis=0)))
-        hat.append(norm(np.mean([bridged(f) for f in members], axis=0)))
-    chosen: dict[str, list[int]] = {name: [] for name in METHODS}
-    for f in problem.test[0].numpy():
-        z1 = [float(norm(f) @ t) for t in problem.text.numpy()]
-        z_direct = [float(norm(f) @ p) for p in raw]
-        z2 = [float(norm(f) @ p) for p in hat]
-        z3 = [float(norm(bridged(f)) @ p) for p in raw]
-        scores = {
-            "text": z1,
-            "direct": z_direct,
-            "bridged_prototypes": z2,
-            "bridged_queries": z3,
-            "blend": [sum(math.exp(z[c] - 1) for z in (z1, z2, z3)) for c in range(C)],
-            "blend_unbridged": [math.exp(z1[c] - 1) + 2 * math.exp(z_direct[c] - 1) for c in range(C)],
-        }
-        for name, values in scores.items():
-            chosen[name].append(int(np.argmax(values)))
-    return chosen
+    def __call__(self, rows: torch.Tensor, seed: int) -> dict[str, study.Outcome]:
+        self.calls.append((rows.tolist(), seed))
+        (x, y), (queries, targets) = self.problem.train, self.problem.test
+        means = [np.mean([x[r].numpy() for r in rows if y[r] == c], axis=0) for c in range(C)]
+        chosen = [int(np.argmin([np.linalg.norm(q - m) for m in means])) for q in queries.numpy()]
+        right = torch.tensor(chosen) == targets
+        return {"mean": study.Outcome(right), "wrong": study.Outcome(~right)}
 
 
-def test_every_method_against_loops():
-    problem, bridge, w = make_problem()
+def test_every_episode_stands_in_its_place():
+    problem = make_problem()
+    methods = Methods(problem)
     shots, seeds = (1, 3), (0, 7)
-    right = study.run_episodes(problem, CosineMethods(problem, bridge), shots=shots, seeds=seeds)
-    assert set(right) == set(METHODS)
+    right = study.run_episodes(problem, methods, shots=shots, seeds=seeds)
+    assert list(right) == ["mean", "wrong"] and right["mean"].shape == (2, 2, N)
     for i, k in enumerate(shots):
         for j, seed in enumerate(seeds):
-            rows = sample_support(problem.train[1], k, seed).numpy()
-            expected = naive_predictions(problem, w, rows)
-            for name in METHODS:
-                hits = torch.tensor(expected[name]) == problem.test[1]
-                assert torch.equal(right[name][i, j], hits), (name, k, seed)
-    # The comparison must be able to fail: the methods disagree with one another somewhere.
-    assert not torch.equal(right["direct"], right["bridged_prototypes"])
-    assert not torch.equal(right["direct"], right["bridged_queries"])
-    assert not torch.equal(right["blend"], right["blend_unbridged"])
-    assert 0 < right["direct"].double().mean() < 1
-
-
-def test_text_ignores_shots_and_seeds():
-    problem, bridge, _ = make_problem()
-    text = study.run_episodes(problem, CosineMethods(problem, bridge), shots=(1, 2), seeds=(0, 1))["text"]
-    assert torch.equal(text, text[:1, :1].expand_as(text))
-
-
-def test_a_class_without_shots_is_refused():
-    problem, bridge, _ = make_problem()
-    keep = problem.train[1] != 2
-    holed = problem._replace(train=(problem.train[0][keep], problem.train[1][keep]))
-    with pytest.raises(ValueError, match=r"cover classes 0\.\.3, got 3 classes"):
-        CosineMethods(holed, bridge)
+            rows = sample_support(problem.train[1], k, seed)
+            assert methods.calls[2 * i + j] == (rows.tolist(), seed)
+            expected = Methods(problem)(rows, seed)
+            assert torch.equal(right["mean"][i, j], expected["mean"].right), (k, seed)
+            assert torch.equal(right["wrong"][i, j], ~expected["mean"].right), (k, seed)
+    assert 1 / C < right["mean"].double().mean() < 1
+    assert not torch.equal(right["mean"][0, 0], right["mean"][1, 1])
 
 
 def test_progress_wraps_the_episodes():
-    problem, bridge, _ = make_problem()
     seen: list[tuple[int, int]] = []
 
     def progress(steps, total):
@@ -112,9 +65,24 @@ def test_progress_wraps_the_episodes():
             seen.append(step)
             yield step
 
-    methods = CosineMethods(problem, bridge)
-    study.run_episodes(problem, methods, shots=(1, 2), seeds=(3, 5), progress=progress)
+    problem = make_problem()
+    study.run_episodes(problem, Methods(problem), shots=(1, 2), seeds=(3, 5), progress=progress)
     assert seen == [(1, 3), (1, 5), (2, 3), (2, 5)]
+
+
+def test_shots_that_half_of_the_classes_can_fill():
+    labels = torch.tensor([0] * 5 + [1] * 3 + [2] * 2 + [3])
+    assert study.reachable(labels, [4, 2, 1, 3, 2]) == [1, 2, 3]  # 4, 3, 2 and 1 of four classes
+    assert study.reachable(torch.tensor([0, 1]), [2, 8]) == []
+    assert study.reachable(torch.tensor([0, 3]), [1]) == [1]  # classes without rows count
+
+
+def test_averaged_over_sets():
+    a, b = study.Difference(0.2, 0.03, 0.04, True), study.Difference(0.1, 0.04, 0.03, True)
+    got = study.averaged([a, b])
+    assert got.mean == pytest.approx(0.15)
+    assert got.std == pytest.approx(0.025) and got.error == pytest.approx(0.025)
+    assert got.beyond_noise and not study.averaged([a, b._replace(mean=-0.2)]).beyond_noise
 
 
 # -- sampling ------------------------------------------------------------------------------------------

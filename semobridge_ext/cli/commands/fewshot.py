@@ -10,13 +10,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from semobridge_ext import _files, _locks
 from semobridge_ext.cli import fewshot_output, fewshot_problems
 from semobridge_ext.cli.arguments import count
 from semobridge_ext.cli.fewshot_store import Store
-from semobridge_ext.fewshot.study import Problem, run_episode
+from semobridge_ext.fewshot.study import Problem, reachable, run_episode
 from semobridge_ext.fewshot.study_estimators import DEFAULT, METHODS, EstimatorMethods, Options
 
 _EPILOG = """\
@@ -86,12 +84,6 @@ def add_parser(subparsers: Any) -> None:
 # -- the run --------------------------------------------------------------------------------------------
 
 
-def _reachable(problem: Problem, shots: list[int]) -> list[int]:
-    """Shot counts that at least half of the classes can fill; the others give what they have."""
-    sizes = torch.bincount(problem.train[1], minlength=int(problem.train[1].max()) + 1)
-    return [k for k in sorted(set(shots)) if k == 1 or float((sizes >= k).double().mean()) >= 0.5]
-
-
 def _run_set(
     problem: Problem, args: argparse.Namespace, options: Options, store: Store
 ) -> list[fewshot_output.Record]:
@@ -102,7 +94,7 @@ def _run_set(
     done = store.open(problem, {**options._asdict(), "methods": sorted(set(names))})
     methods = EstimatorMethods(problem, options, names)
     records: list[fewshot_output.Record] = []
-    episodes = [(k, seed) for k in _reachable(problem, args.shots) for seed in range(args.seeds)]
+    episodes = [(k, seed) for k in reachable(problem.train[1], args.shots) for seed in range(args.seeds)]
     for shots, seed in tqdm(episodes, desc=problem.name, disable=None, leave=False):
         if (shots, seed) not in done:
             outcomes = run_episode(problem, methods, shots, seed)
