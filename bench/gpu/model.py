@@ -21,6 +21,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this tree, whatever is installed
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from on_paper import loops, ops
 from on_paper.machine import DEVICES, NODE, TRIP
@@ -84,8 +85,8 @@ def main(argv: Sequence[str]) -> None:
     )
     text = (
         f"**A model, not a measurement.** What programs reach, seen or assumed ({devices}: half-type "
-        f"products and float32); {NODE * 1e6:.2g} µs a launch, {TRIP * 1e6:.2g} µs a load that nothing hides.\n\n"
-        f"{table(found)}"
+        f"products and float32); {NODE * 1e6:.2g} µs a launch, {TRIP * 1e6:.2g} µs a load that nothing "
+        f"hides.\n\n{table(found)}"
     )
     if options.docs:
         from resources import write_between  # beside this script

@@ -76,9 +76,17 @@ class Launch:
         return NODE + max(work, waves * self.trips * TRIP)
 
 
-# Rows and columns of a library's tile, and the share of the rate that it reaches: small tiles read more
-# from shared memory for each product.
-TILES = ((128, 256, 1.0), (128, 128, 0.9), (64, 128, 0.7), (64, 64, 0.5), (32, 64, 0.35), (16, 64, 0.2))
+class Tile(NamedTuple):
+    """Of a library's product; two multiprocessors may share one, and read its operands once."""
+
+    rows: int
+    cols: int
+    rate: float  # share of the device's that it reaches: small tiles read more for each product
+    blocks: int = 1
+
+
+TILES = (Tile(256, 256, 1.0, 2), Tile(128, 256, 1.0), Tile(128, 128, 0.9), Tile(64, 128, 0.7),
+         Tile(64, 64, 0.5), Tile(32, 64, 0.35), Tile(16, 64, 0.2))  # fmt: skip
 SPLITS = (1, 2, 4, 8)  # of the depth; more than one take a launch that adds them up
 
 
@@ -102,14 +110,13 @@ class Product(Launch):
             if split == 1 or self.depth / split >= 64
         )
 
-    def _tiled(self, tile: tuple[int, int, float], split: int) -> Launch:
-        down, across = math.ceil(self.rows / tile[0]), math.ceil(self.cols / tile[1])
-        operands = down * across * (tile[0] + tile[1]) * self.depth * self.size
+    def _tiled(self, tile: Tile, split: int) -> Launch:
+        down, across = math.ceil(self.rows / tile.rows), math.ceil(self.cols / tile.cols)
+        operands = down * across * (tile.rows + tile.cols) * self.depth * self.size
         written = self.rows * self.cols * (self.out_size + (8.0 * split if split > 1 else 0.0))
-        work = 2.0 * down * tile[0] * across * tile[1] * self.depth
-        return Launch(
-            self.name, self.memory, operands + written, work, self.half, down * across * split, rate=tile[2]
-        )
+        work = 2.0 * down * tile.rows * across * tile.cols * self.depth
+        blocks = down * across * split * tile.blocks
+        return Launch(self.name, self.memory, operands + written, work, self.half, blocks, rate=tile.rate)
 
 
 def product(

@@ -12,6 +12,7 @@ from on_paper.counting import counted
 from on_paper.machine import RESIDENT, Launch, product
 from on_paper.row import Row
 from semobridge_ext._ops.blend_logits import cuda as blend_cuda
+from semobridge_ext._ops.project_normalize import cuda as projection
 from semobridge_ext._ops.support_logits.triton import key_block
 from semobridge_ext._ops.topk import cuda as topk_cuda
 
@@ -43,16 +44,19 @@ def few_rows(n: int, width: int, size: int) -> Launch:
     )
 
 
-def project_tile(n: int, width: int, size: int) -> Launch:
-    """Tiles of 32 rows and 64 columns: each reads its rows and its columns of the float32 matrix anew."""
-    down, across = math.ceil(n / 32), math.ceil(width / 64)
-    cache = down * across * width * (32.0 * size + 64 * 4) + 8.0 * n * width + size * n * width
-    memory = 2.0 * size * n * width + 4.0 * width * width + 2 * kept(4.0 * n * width)
-    trips = (
-        width / 32 + 2 + 8 * 3
-    )  # a step of the depth each, the ticket, eight rows of the last block's warp
-    work = PARTS * 2.0 * n * width * width
-    return Launch("project_tile_fwd_kernel", memory, cache, work, True, down * across, 4, trips, rate=0.5)
+def product_and_epilogue(n: int, width: int, size: int) -> list[Launch]:
+    """Blocks of rows whose sums stay in L2: a product with both parts of the matrix, and the norm."""
+    step, parts = projection.block_rows(width, size), PARTS if size == 2 else 1
+    found = []
+    for first in range(0, n, step):
+        rows = min(step, n - first)
+        x, sums = float(size * rows * width), 4.0 * rows * parts * width
+        matrix = float(parts * size * width * width) if first == 0 else 0.0
+        found += [
+            product("mm", rows, width, parts * width, size=size, out_size=4, memory=matrix + x),
+            Launch("normalize_rows_fwd_kernel", x, x + sums, blocks=math.ceil(rows / 8), resident=4, trips=6),
+        ]
+    return found
 
 
 def whole_rows(n: int, width: int, size: int) -> Launch:
@@ -69,11 +73,7 @@ def whole_rows(n: int, width: int, size: int) -> Launch:
 
 def bridge(n: int, width: int, dtype: torch.dtype) -> Row:
     size = dtype.itemsize
-    if n <= 32:
-        ours = [few_rows(n, width, size)]
-    else:
-        step = 16384
-        ours = [project_tile(min(step, n - first), width, size) for first in range(0, n, step)]
+    ours = [few_rows(n, width, size)] if n <= projection.FEW else product_and_epilogue(n, width, size)
 
     def plain() -> None:
         normalize(made(n, width, dtype=dtype) @ made(width, width, dtype=dtype), dim=1)
@@ -105,16 +105,15 @@ def support_logits(n: int, s: int, classes: int, width: int) -> Row:
 
 
 def topk(n: int, gallery: int, width: int, k: int) -> Row:
-    """Products of chunks widened to float32, and a filter with one load of a warp on its way at a time."""
+    """Products of chunks with float32 scores, and a filter with one load of a warp on its way at a time."""
     chunk = min(gallery, max(1024, topk_cuda._SCORES // n))
     splits = max(1, min(32, topk_cuda._WARPS // n, chunk // 256))
     ours = []
     for first in range(0, gallery, chunk):
         g = min(chunk, gallery - first)
-        wide, scores = 4.0 * g * width, 4.0 * n * g
+        scores = 4.0 * n * g
         ours += [
-            Launch("to float32", wide / 2 + kept(wide), 1.5 * wide),
-            product("mm", n, width, g, size=4, memory=kept(wide) + kept(scores)),
+            product("mm", n, width, g, out_size=4, memory=2.0 * g * width + kept(scores)),
             Launch("topk_filter_kernel", kept(scores), scores, 0.0, False, n * splits / WARPS, 8,
                    trips=g / splits / WARP),
         ]  # fmt: skip
@@ -130,7 +129,7 @@ def topk(n: int, gallery: int, width: int, k: int) -> Row:
 
 
 def predict(n: int, classes: int, width: int, rank: int) -> Row:
-    """SeMoBridge's blend: one product with all that the queries meet, in float32, and its epilogue."""
+    """SeMoBridge's blend: [x | x] times both parts of all that the queries meet, and its epilogue."""
     cols = 3 * classes + rank
     ours = []
     step = max(1, blend_cuda._VALUES // cols)
@@ -138,8 +137,8 @@ def predict(n: int, classes: int, width: int, rank: int) -> Row:
         rows = min(step, n - first)
         x, z = 2.0 * rows * width, 4.0 * rows * cols
         ours += [
-            Launch("to float32", x, 3 * x),
-            product("mm", rows, width, cols, size=4, memory=4.0 * width * cols + kept(z)),
+            Launch("cat", x, (1 + PARTS) * x),
+            product("mm", rows, PARTS * width, cols, out_size=4, memory=2.0 * PARTS * width * cols + kept(z)),
             Launch("blend_logits_fwd_kernel", kept(z), z + 2 * x, blocks=rows, resident=8, trips=12),
         ]
     half = torch.bfloat16
