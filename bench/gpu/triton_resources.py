@@ -145,10 +145,10 @@ def _support_bwd(dtype: str, own_keys: bool) -> Case:
     return Case(support_bwd.KERNEL, f"{shape}, D = 512", dtype, types, constants, {"d": 512})
 
 
-def _topk(dtype: str, slots: int) -> Case:
-    types = {"q_ptr": f"*{dtype}", "g_ptr": f"*{dtype}", "exclude_ptr": "*i64", "lists_ptr": "*i64"}
-    constants = {"WIDEN": False, "PRECISION": "ieee", "HAS_EXCLUDE": True, "SLOTS": slots}
-    return Case(topk.KERNEL, f"k ≤ {slots}", dtype, types, constants, {})
+def _topk(slots: int, fresh: bool) -> Case:
+    types = {"scores_ptr": "*fp32", "exclude_ptr": "*i64", "lists_ptr": "*i64"}
+    constants = {"FRESH": fresh, "HAS_EXCLUDE": True, "SLOTS": slots}
+    return Case(topk.KERNEL, f"k ≤ {slots}", "fp32", types, constants, {})
 
 
 def _merge(slots: int, splits: int) -> Case:
@@ -173,11 +173,11 @@ def cases() -> list[Case]:
         found += [_project(dtype, columns, parts=2) for columns in (512, 1024) if dtype != "fp32"]
         found += [_support(dtype, width) for width in (512, 768, 1024)] + [_support(dtype, 512, queries=1)]
         found += [_support_bwd(dtype, own_keys) for own_keys in (False, True)]
-        found += [_topk(dtype, slots) for slots in (16, 128)]
+    found += [_topk(slots, fresh) for slots in (16, 128) for fresh in (True, False)]
     found += [
         _join(),
-        _merge(16, 128),
-        _merge(128, 16),
+        _merge(16, 256),
+        _merge(128, 32),
         _entropy(entropy.FORWARD),
         _entropy(entropy.BACKWARD),
     ]

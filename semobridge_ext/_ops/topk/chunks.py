@@ -36,22 +36,25 @@ def columns(n: int, g: int) -> int:
 
 def chunks(queries: Tensor, gallery: Tensor) -> Iterator[Chunk]:  # [N, D], [G, D]
     """The scores, chunk after chunk in the same memory."""
+    queries, gallery = queries.detach(), gallery.detach()
     n, g = queries.shape[0], gallery.shape[0]
     width = columns(n, g)
     stride = -(-width // 4) * 4
     memory = torch.empty(n, stride, dtype=torch.float32, device=queries.device)
-    wide = queries if _multiplies(queries, gallery) else queries.to(torch.float32)
+    as_they_are = _multiplies(queries, gallery)
+    wide = queries if as_they_are else queries.to(torch.float32)
     for first in range(0, g, width):
         rows = gallery[first : first + width]
         scores = memory[:, : rows.shape[0]]
-        if wide.dtype is torch.float32:
-            torch.mm(wide, rows.to(torch.float32).T, out=scores)
-        else:
+        if as_they_are:
             torch.mm(wide, rows.T, out_dtype=torch.float32, out=scores)
+        else:
+            torch.mm(wide, rows.to(torch.float32).T, out=scores)
         yield Chunk(scores, first)
 
 
 def _multiplies(queries: Tensor, gallery: Tensor) -> bool:
     """Whether cuBLAS multiplies these half types as they are and returns float32 (PyTorch 2.8)."""
-    half = queries.dtype is gallery.dtype and queries.element_size() == 2
-    return half and queries.is_cuda and hasattr(torch.ops.aten.mm, "dtype_out")
+    if queries.dtype is not gallery.dtype or queries.element_size() > 2 or not queries.is_cuda:
+        return False
+    return torch.version.hip is None and hasattr(torch.ops.aten.mm, "dtype_out")

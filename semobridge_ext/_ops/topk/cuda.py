@@ -29,25 +29,32 @@ def topk(
 
     Memory: 24 MiB of scores, and 8·k bytes for each warp: 16 a multiprocessor, or one a query.
     """
-    q, rows_of = queries.detach(), gallery.detach()
-    n = q.shape[0]
-    scores = torch.empty(n, k, dtype=torch.float32, device=q.device)
-    indices = torch.empty(n, k, dtype=torch.int64, device=q.device)
+    n, device = queries.shape[0], queries.device
+    scores = torch.empty(n, k, dtype=torch.float32, device=device)
+    indices = torch.empty(n, k, dtype=torch.int64, device=device)
     if exclude is not None:
         exclude = exclude.contiguous()
     for block in blocks(n):
-        some = q[block]
+        some = queries[block]
         size = some.shape[0]
-        splits = split_count(size, columns(size, rows_of.shape[0]), q.device)
+        splits = split_count(size, columns(size, gallery.shape[0]), device)
         best = scores.new_empty(size, splits, k)
         rows = scores.new_empty(size, splits, k, dtype=torch.int32)
         left = 0 if exclude is None else exclude[block].data_ptr()
-        for part, first in chunks(some, rows_of):
+        for part, first in chunks(some, gallery):
             _C.topk_filter_cuda(
-                view(part), first, first == 0, k, splits, left, best.data_ptr(), rows.data_ptr(), *place(q)
+                view(part),
+                first,
+                first == 0,
+                k,
+                splits,
+                left,
+                best.data_ptr(),
+                rows.data_ptr(),
+                *place(scores),
             )
         _C.topk_merge_cuda(
             size, k, splits, best.data_ptr(), rows.data_ptr(), scores[block].data_ptr(),
-            indices[block].data_ptr(), *place(q),
+            indices[block].data_ptr(), *place(scores),
         )  # fmt: skip
     return scores, indices
