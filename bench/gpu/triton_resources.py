@@ -33,7 +33,14 @@ from tests.support.own_kernels import functions
 MARKS = ("<!-- triton: written by bench/gpu/triton_resources.py -->", "<!-- end of triton -->")
 SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes that a block may have
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-_ALIGNED = ("k", "d", "m", "split_rows", "z_split")  # multiples of 16 on real calls, like strides
+_ALIGNED = (
+    "k",
+    "d",
+    "m",
+    "split_rows",
+    "split_keys",
+    "z_split",
+)  # multiples of 16 on real calls, like strides
 
 
 class Case(NamedTuple):
@@ -113,12 +120,18 @@ def _project(dtype: str, columns: int, parts: int = 1) -> Case:
     return Case(project.KERNEL, shape, dtype, types, constants, {"n": 65536})
 
 
-def _support(dtype: str, keys: int, classes: int) -> Case:
+def _support(dtype: str, width: int, queries: int = 1024) -> Case:
     types = {"q_ptr": f"*{dtype}", "k_ptr": f"*{dtype}", "order_ptr": "*i64", "offsets_ptr": "*i64"}
-    types |= {"weights_ptr": "*fp32", "out_ptr": "*fp32"}
+    types |= {name: "*fp32" for name in ("weights_ptr", "out_ptr", "edges_ptr")}
+    first, second = support.row_parts(width)
     constants = {"WIDEN": False, "PRECISION": "ieee", "HAS_ORDER": True, "HAS_WEIGHTS": True}
-    constants |= {"BLOCK_S": support.key_block(keys, classes)}
-    return Case(support.KERNEL, f"1024 × {keys}, C = {classes}", dtype, types, constants, {"n": 1024})
+    constants |= {"D0": first, "D1": second, "EVEN": first + second == width}
+    return Case(support.KERNEL, f"{queries} queries, D = {width}", dtype, types, constants, {"n": queries})
+
+
+def _join() -> Case:
+    types = {"offsets_ptr": "*i64", "edges_ptr": "*fp32", "out_ptr": "*fp32"}
+    return Case(support.JOIN, "128 queries", "fp32", types, {}, {})
 
 
 def _support_bwd(dtype: str, own_keys: bool) -> Case:
@@ -132,10 +145,10 @@ def _support_bwd(dtype: str, own_keys: bool) -> Case:
     return Case(support_bwd.KERNEL, f"{shape}, D = 512", dtype, types, constants, {"d": 512})
 
 
-def _topk(dtype: str, slots: int) -> Case:
-    types = {"q_ptr": f"*{dtype}", "g_ptr": f"*{dtype}", "exclude_ptr": "*i64", "lists_ptr": "*i64"}
-    constants = {"WIDEN": False, "PRECISION": "ieee", "HAS_EXCLUDE": True, "SLOTS": slots}
-    return Case(topk.KERNEL, f"k ≤ {slots}", dtype, types, constants, {})
+def _topk(slots: int, fresh: bool) -> Case:
+    types = {"scores_ptr": "*fp32", "exclude_ptr": "*i64", "lists_ptr": "*i64"}
+    constants = {"FRESH": fresh, "HAS_EXCLUDE": True, "SLOTS": slots}
+    return Case(topk.KERNEL, f"k ≤ {slots}", "fp32", types, constants, {})
 
 
 def _merge(slots: int, splits: int) -> Case:
@@ -158,10 +171,16 @@ def cases() -> list[Case]:
         found += [_project(dtype, columns) for columns in (512, 768, 1024)]
         found += [_project(dtype, 2048)] * (dtype != "fp32")
         found += [_project(dtype, columns, parts=2) for columns in (512, 1024) if dtype != "fp32"]
-        found += [_support(dtype, 16_000, 1000), _support(dtype, 1_281_167, 1000)]
+        found += [_support(dtype, width) for width in (512, 768, 1024)] + [_support(dtype, 512, queries=1)]
         found += [_support_bwd(dtype, own_keys) for own_keys in (False, True)]
-        found += [_topk(dtype, slots) for slots in (16, 128)]
-    found += [_merge(16, 128), _merge(128, 16), _entropy(entropy.FORWARD), _entropy(entropy.BACKWARD)]
+    found += [_topk(slots, fresh) for slots in (16, 128) for fresh in (True, False)]
+    found += [
+        _join(),
+        _merge(16, 256),
+        _merge(128, 32),
+        _entropy(entropy.FORWARD),
+        _entropy(entropy.BACKWARD),
+    ]
     for own in functions("triton_cases").values():
         found += own(Case)
     return found

@@ -14,6 +14,7 @@ from semobridge_ext._ops.blend_logits.eager import blend_logits as eager_blend
 from semobridge_ext._ops.blend_logits.op import BlendOperand
 from semobridge_ext._ops.blend_logits.spec import BlendParams
 from semobridge_ext._ops.project_normalize import cuda as cuda_projection
+from semobridge_ext._ops.topk import chunks as topk_chunks
 from semobridge_ext._ops.topk import cuda as topk_cuda
 from semobridge_ext._ops.topk import eager
 from semobridge_ext._ops.topk import takes as topk_takes
@@ -145,25 +146,26 @@ def test_epilogue_behind_a_product(rows: str):
 
 
 @pytest.mark.parametrize("k", [1, 33, 128])
-@pytest.mark.parametrize("chunk", [1 << 26, 200])
-def test_topk(k: int, chunk: int, tensor_cores: TensorCores, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("scores", [6 << 20, 4000])
+def test_topk(k: int, scores: int, tensor_cores: TensorCores, monkeypatch: pytest.MonkeyPatch):
     # Small whole numbers: products are exact in any order, and tie.
     q = torch.randint(-3, 4, (9, 6)).to(torch.float16)
-    gallery = torch.randint(-3, 4, (2500, 6)).to(torch.bfloat16)
+    gallery = torch.randint(-3, 4, (2501, 6)).to(torch.bfloat16)
     exclude = torch.arange(9) * 7
-    monkeypatch.setattr(topk_cuda, "_SCORES", chunk * 9)
+    monkeypatch.setattr(topk_chunks, "_SCORES", scores)
+    monkeypatch.setattr(topk_chunks, "_QUERIES", 4 if scores == 4000 else 4096)
     for excluded in (None, exclude):
-        scores, indices = topk_cuda.topk(q, gallery, k, excluded)
+        got, indices = topk_cuda.topk(q, gallery, k, excluded)
         want = sb.topk(q, gallery, k, exclude=excluded)
-        assert torch.equal(scores, want.scores) and torch.equal(indices, want.indices)
+        assert torch.equal(got, want.scores) and torch.equal(indices, want.indices)
     assert topk_cuda.topk(q[:0], gallery, k, None)[0].shape == (0, k)
     assert tensor_cores.shapes == [], "two types: widened, no part of a gallery is left out"
     for dtype in DTYPES:
         rows = gallery.to(dtype)
         for search in (topk_cuda.topk, eager.topk):
-            scores, indices = search(q.to(dtype), rows, k, exclude)
-            assert scores.dtype is torch.float32
-            assert torch.equal(scores, want.scores) and torch.equal(indices, want.indices)
+            got, indices = search(q.to(dtype), rows, k, exclude)
+            assert got.dtype is torch.float32
+            assert torch.equal(got, want.scores) and torch.equal(indices, want.indices)
     assert {x.dtype for x, _ in tensor_cores.products} == {torch.float16, torch.bfloat16}
     assert not topk_takes.cuda(q, gallery, 129) and not topk_takes.cuda(q.double(), gallery, 3)
 

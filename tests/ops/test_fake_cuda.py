@@ -213,7 +213,7 @@ CALLS: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...], list[lis
     "support_logits": (
         lambda q, k, y: sb.support_logits(q, k, y, 5, beta=2.0),
         ((70, 16), (50, 16)),
-        [["out_ptr"]],
+        [["edges_ptr", "out_ptr"]],  # one split: nothing to join
     ),
     "topk": (
         lambda q, g, y: sb.topk(q, g, 3),

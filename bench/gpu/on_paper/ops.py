@@ -13,11 +13,13 @@ from on_paper.machine import RESIDENT, Launch, product
 from on_paper.row import Row
 from semobridge_ext._ops.blend_logits import cuda as blend_cuda
 from semobridge_ext._ops.project_normalize import cuda as projection
-from semobridge_ext._ops.support_logits.triton import key_block
+from semobridge_ext._ops.support_logits import triton as support
 from semobridge_ext._ops.topk import cuda as topk_cuda
+from semobridge_ext._ops.topk.chunks import columns
 
 PARTS = 2  # of a float32 matrix that meets rows of a half type
 WARP, WARPS = 32, 4  # lanes; warps of a block
+MERGE_WARPS = 8  # of the block that merges a query's lists
 
 
 def made(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -86,14 +88,19 @@ def bridge(n: int, width: int, dtype: torch.dtype) -> Row:
 
 
 def support_logits(n: int, s: int, classes: int, width: int) -> Row:
-    """Triton: a program owns 128 queries and a class, and reads its queries anew for each block of keys."""
-    programs, block = math.ceil(n / 128) * classes, key_block(s, classes)
-    tiles = programs * math.ceil(s / classes / block)
-    # Keys come from memory once: the programs of one class, all blocks of queries, follow each other.
-    memory = 2.0 * s * width + 8.0 * s + 2.0 * n * width + 4.0 * n * classes
-    cache = tiles * (128 + block) * width * 2.0 + 4.0 * n * classes
-    work = tiles * 2.0 * 128 * block * width
-    ours = [Launch("support_logits_fwd_kernel (Triton)", memory, cache, work, True, programs, 4, rate=0.7)]
+    """Triton: 128 queries stay in a program, and its split of the keys streams past them once."""
+    down, block = math.ceil(n / 128), 128
+    splits = support.split_count(made(1, width, dtype=torch.float16), n, s)
+    key_bytes = 2.0 * width + 8  # and its place in class order
+    out = 4.0 * n * classes
+    memory = s * key_bytes + 2.0 * n * width + out
+    cache = down * s * key_bytes + splits * 2.0 * n * width + out
+    work = down * block * 2.0 * s * width
+    ours = [
+        # The splits fill whichever device it is.
+        Launch("support_logits_fwd_kernel (Triton)", memory, cache, work, rate=0.7),
+        Launch("support_logits_join_kernel (Triton)", 0.0, 16.0 * n * splits, trips=4),
+    ]  # fmt: skip
 
     def plain() -> None:
         q, k = (made(rows, width, dtype=torch.float16) for rows in (n, s))
@@ -105,20 +112,21 @@ def support_logits(n: int, s: int, classes: int, width: int) -> Row:
 
 
 def topk(n: int, gallery: int, width: int, k: int) -> Row:
-    """Products of chunks with float32 scores, and a filter with one load of a warp on its way at a time."""
-    chunk = min(gallery, max(1024, topk_cuda._SCORES // n))
-    splits = max(1, min(32, topk_cuda._WARPS // n, chunk // 256))
+    """Products of chunks with float32 scores, and a filter with 2 KiB of a warp on their way at a time."""
+    chunk, cpu = columns(n, gallery), torch.device("cpu")  # as an H100
+    splits = topk_cuda.split_count(n, chunk, cpu)
     ours = []
     for first in range(0, gallery, chunk):
         g = min(chunk, gallery - first)
         scores = 4.0 * n * g
         ours += [
-            product("mm", n, width, g, out_size=4, memory=2.0 * g * width + kept(scores)),
-            Launch("topk_filter_kernel", kept(scores), scores, 0.0, False, n * splits / WARPS, 8,
-                   trips=g / splits / WARP),
+            product("mm", n, width, g, out_size=4, memory=2.0 * g * width),
+            Launch("topk_filter_kernel", 0.0, scores, 0.0, False, n * splits / WARPS, 8,
+                   trips=g / splits / topk_cuda._GROUP + 2),
         ]  # fmt: skip
-    entries = 8.0 * n * splits * k
-    ours.append(Launch("topk_merge_kernel", 0.0, entries, blocks=n / WARPS, trips=splits * k / WARP))
+    entries = splits * k
+    trips = entries / WARP / MERGE_WARPS + math.log2(MERGE_WARPS)
+    ours.append(Launch("topk_merge_kernel", 0.0, 8.0 * n * entries, blocks=n, resident=4, trips=trips))
 
     def plain() -> None:
         scores = made(n, width, dtype=torch.float16) @ made(gallery, width, dtype=torch.float16).T
