@@ -101,14 +101,15 @@ def normalize_parts(m, rng: np.random.Generator) -> None:
                     close(norms.values[0], length, FLOAT, "normalize_rows norms of parts")
                 out.check_guards()
     for layout in layouts():  # each operand may be the one that is not aligned
-        x, out = Matrix(3, 128, values=rng.standard_normal((3, 128))), Matrix(3, 64, BFLOAT, **layout)
+        x = Matrix(3, 128, values=rng.standard_normal((3, 128)))
         bias = Matrix(1, 64, values=rng.standard_normal(64))
         shifted = Matrix(1, 64, values=bias.values, shift=1)
         whole = x.values[:, :64] + x.values[:, 64:] + bias.values
-        for b, to in ((bias, out), (shifted, Matrix(3, 64, BFLOAT))):
-            m.normalize_rows_cuda(x.view, (*b.view[:4], 0), True, 1.0, to.view, 0, *PLACE)
-            close(to.values, norm_rows(whole)[0], BFLOAT, "normalize_rows of parts")
-            to.check_guards()
+        for dtype in (FLOAT, BFLOAT):
+            for b, to in ((bias, Matrix(3, 64, dtype, **layout)), (shifted, Matrix(3, 64, dtype))):
+                m.normalize_rows_cuda(x.view, (*b.view[:4], 0), True, 1.0, to.view, 0, *PLACE)
+                close(to.values, norm_rows(whole)[0], dtype, "normalize_rows of parts")
+                to.check_guards()
     odd, out = Matrix(2, 7, values=np.ones((2, 7))), Matrix(2, 5)
     try:
         m.normalize_rows_cuda(odd.view, NOTHING, True, 1.0, out.view, 0, *PLACE)
