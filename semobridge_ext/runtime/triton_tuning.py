@@ -6,9 +6,9 @@ Which tile a kernel runs with is measured once per device and shape where that c
 constants, and keeps the choice in Triton's cache folder, so that the next process need not measure. It is not
 measured in the interpreter, in ahead-of-time compilation and with SEMOBRIDGE_TRITON_AUTOTUNE=0. While a CUDA
 graph is captured nothing can be timed, and the tuner is not asked: a tile that was tuned before serves, else
-the fixed one. (Triton 3.6's tuner times even a single tile, which breaks the capture, and 3.8's would keep that
-tile for good.) Configurations that the device's shared memory or a thread's registers cannot
-hold are left out.
+the fixed one. (Triton 3.6's tuner times even a single tile, which breaks the capture, and 3.8's would keep
+that tile for good.) Configurations that the device's shared memory or a thread's registers cannot hold are
+left out. A self-check takes the fixed tile, as it is to cost less than a measurement.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ import torch
 import triton
 from torch import Tensor
 from torch.library import wrap_triton
+
+from semobridge_ext.runtime import self_check as _self_check
 
 Arguments = Mapping[str, Any]
 SMALLEST_SHARED = 99 << 10  # of a block on the smallest architecture that we compile for (sm_86, 89, 120)
@@ -153,7 +155,7 @@ class Kernel:
             return  # the interpreter leaves nothing in a graph: such an operator stays whole
         arguments = {**dict(zip(self.function.arg_names, args, strict=False)), **constants}
         tunes = like.is_cuda and self.configs and os.environ.get("SEMOBRIDGE_TRITON_AUTOTUNE") != "0"
-        measured = tunes and not _capturing()
+        measured = tunes and not _capturing() and not _self_check.running.get()
         key = self._key(like.device, arguments) if tunes and not is_traced(like) else None
         if not measured:
             chosen = self.tuned.get(key)
