@@ -1,4 +1,4 @@
-"""What is compared before `auto` takes the kernels of a tower descent: two small blocks, all of their pieces."""
+"""What is compared before `auto` takes the kernels of a tower descent: all pieces, in two small blocks."""
 
 from __future__ import annotations
 
