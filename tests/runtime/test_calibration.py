@@ -9,6 +9,7 @@ import subprocess
 import sys
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -257,11 +258,14 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path):
     every = calibration_cases.cases
     monkeypatch.setattr(calibration_cases, "cases", lambda device: every(CPU, sizes=(2,)))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    tuning = SimpleNamespace(skipped=["a_kernel: a tile was skipped, it does not fit"])
+    monkeypatch.setitem(sys.modules, "semobridge_ext.runtime.triton_tuning", tuning)
     out = tmp_path / "new" / "own.json"
     assert cli.main(["calibrate", "--out", str(out)]) == 0
     told = capsys.readouterr()
     assert f"written to {out}" in told.out and "topk float16" in told.out
     assert "topk, triton: " in told.err and told.err.count("topk, triton") == 1
+    assert told.err.count("a tile was skipped") == 1
     calls = _thresholds.read(out)["Test GPU"]["calls"]
     assert set(calls) == {
         f"{op} {str(dtype).removeprefix('torch.')}" for op, dtype in product(MEASURED, TOLERANCE)
