@@ -21,7 +21,6 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from semobridge_ext._engines.bridge_training import triton as entropy
-from semobridge_ext._ops.project_normalize import triton as project
 from semobridge_ext._ops.support_logits import triton as support
 from semobridge_ext._ops.support_logits import triton_backward as support_bwd
 from semobridge_ext._ops.topk import triton as topk
@@ -108,18 +107,6 @@ def compile_one(case: Case, tile: triton.Config, architecture: int, ones: bool =
     return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
 
 
-def _project(dtype: str, columns: int, parts: int = 1) -> Case:
-    matrix = "fp32" if parts == 2 and dtype == "fp16" else dtype
-    types = {"x_ptr": f"*{dtype}", "m_ptr": f"*{matrix}", "out_ptr": f"*{dtype}"}
-    types |= {"bias_ptr": "*fp32", "norms_ptr": "*fp32"}
-    constants = {
-        "WIDEN": matrix != dtype, "PRECISION": "tf32" if matrix != dtype else "ieee", "PARTS": parts,
-        "HAS_BIAS": False, "NORMALIZE": True, "BLOCK_M": max(16, triton.next_power_of_2(columns)),
-    }  # fmt: skip
-    shape = f"[N, {columns}] · [{columns}, {columns}]" + (" in two parts" if parts == 2 else "")
-    return Case(project.KERNEL, shape, dtype, types, constants, {"n": 65536})
-
-
 def _support(dtype: str, width: int, queries: int = 1024) -> Case:
     types = {"q_ptr": f"*{dtype}", "k_ptr": f"*{dtype}", "order_ptr": "*i64", "offsets_ptr": "*i64"}
     types |= {name: "*fp32" for name in ("weights_ptr", "out_ptr", "edges_ptr")}
@@ -168,9 +155,6 @@ def _entropy(kernel: Kernel) -> Case:
 def cases() -> list[Case]:
     found = []
     for dtype in DTYPES:
-        found += [_project(dtype, columns) for columns in (512, 768, 1024)]
-        found += [_project(dtype, 2048)] * (dtype != "fp32")
-        found += [_project(dtype, columns, parts=2) for columns in (512, 1024) if dtype != "fp32"]
         found += [_support(dtype, width) for width in (512, 768, 1024)] + [_support(dtype, 512, queries=1)]
         found += [_support_bwd(dtype, own_keys) for own_keys in (False, True)]
     found += [_topk(slots, fresh) for slots in (16, 128) for fresh in (True, False)]

@@ -44,6 +44,8 @@ class Parts(NamedTuple):
 def _capable(device: torch.device, dtype: torch.dtype) -> bool:
     if torch.version.hip is not None or "dtype" not in torch.ops.aten.mm.overloads():
         return False
+    if not torch.cuda.is_available():
+        return True  # a trace over fake tensors: there is no device to ask
     return torch.cuda.get_device_capability(device)[0] >= (8 if dtype is torch.bfloat16 else 7)
 
 

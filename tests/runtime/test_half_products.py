@@ -125,6 +125,7 @@ def test_pytorch_takes_the_products_of_a_gpu(dtype: torch.dtype, monkeypatch: py
 @pytest.mark.parametrize("major,answers", [(9, (True, True)), (7, (False, True)), (6, (False, False))])
 def test_which_devices_take_them(major: int, answers: tuple, monkeypatch: pytest.MonkeyPatch):
     half_products._capable.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, 0))
     device = torch.device("cuda", 0)
     assert tuple(half_products._capable(device, dtype) for dtype in HALVES) == answers

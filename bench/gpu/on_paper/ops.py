@@ -61,18 +61,6 @@ def product_and_epilogue(n: int, width: int, size: int) -> list[Launch]:
     return found
 
 
-def whole_rows(n: int, width: int, size: int) -> Launch:
-    """Triton's project_normalize: a program holds whole rows, and reads all of the matrix."""
-    rows = max(16, min(128, (1 << 15) // width))
-    blocks = math.ceil(n / rows)
-    cache = blocks * PARTS * width * size * (rows + width) + size * n * width
-    memory = size * (2.0 * n * width + PARTS * width * width)
-    return Launch(
-        "project_normalize_fwd_kernel (Triton)", memory, cache, PARTS * 2.0 * n * width * width, True, blocks,
-        trips=PARTS * width / 32 / 2, rate=0.7,
-    )  # fmt: skip
-
-
 def bridge(n: int, width: int, dtype: torch.dtype) -> Row:
     size = dtype.itemsize
     ours = [few_rows(n, width, size)] if n <= projection.FEW else product_and_epilogue(n, width, size)

@@ -17,7 +17,7 @@ from torch import Tensor
 from semobridge_ext import _errors
 from semobridge_ext._ops.project_normalize import cpu, cuda, eager, takes
 from semobridge_ext.runtime import self_check
-from semobridge_ext.runtime.choice import choose, in_transform, see_through
+from semobridge_ext.runtime.choice import choose, in_transform
 from semobridge_ext.runtime.rows import compute_dtype
 
 _NAME = "project_normalize"
@@ -34,20 +34,10 @@ def _project_normalize(
     if bias is not None:
         bias = bias.to(compute_dtype(x.dtype))
     name = choose(takes.KERNELS, x, matrix)
-    if name == "triton":
-        return _triton(x, matrix, bias, scale, normalize)
     if name == "eager":
         return eager.project_normalize(x, matrix, bias, scale, normalize)
     native = cuda.project_normalize if x.is_cuda else cpu.project_normalize
     return native(x, matrix, bias, scale, normalize)
-
-
-def _triton(
-    x: Tensor, matrix: Tensor, bias: Tensor | None, scale: float, normalize: bool
-) -> tuple[Tensor, Tensor]:
-    from semobridge_ext._ops.project_normalize import triton
-
-    return triton.project_normalize(x, matrix, bias, scale, normalize)
 
 
 @_project_normalize.register_fake
@@ -89,7 +79,6 @@ def _backward(ctx, grad_y: Tensor | None, grad_norms: Tensor | None):
 
 
 _project_normalize.register_autograd(_backward, setup_context=_setup_context)
-see_through(_project_normalize, takes.triton, _triton)
 
 
 def _check(x: Tensor, matrix: Tensor, bias: Tensor | None) -> None:

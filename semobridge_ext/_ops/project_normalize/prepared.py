@@ -89,12 +89,7 @@ class PreparedProjection:
         return run if self._offset is None else partial(run, bias=self._offset.to(compute))
 
     def _launch(self, kernel: str, device: torch.device) -> Program:
-        if kernel == "triton":
-            from semobridge_ext._ops.project_normalize import triton
-
-            make: Callable[..., Program] = triton.Projection
-        else:
-            make = cuda.Projection if kernel == "native" else eager.Projection
+        make: Callable[..., Program] = cuda.Projection if kernel == "native" else eager.Projection
         return make(self.matrix, self._offset, device, normalize=self._normalize, scale=self._scale)
 
     def __call__(self, x: Tensor) -> Tensor:  # [.., K] -> [.., M]

@@ -32,34 +32,6 @@ def class_order(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     return torch.argsort(labels, stable=True), offsets
 
 
-def check_project_normalize() -> None:
-    project = load("project_normalize")
-    for dtype in DTYPES:
-        for n, k, m in ((1, 64, 64), (70, 33, 20), (130, 100, 129), (3, 1, 1)):
-            wide = torch.randn(n, k + 3, dtype=torch.float64).to(dtype)
-            x, single = wide[:, :k], torch.randn(k, m, dtype=torch.float64)
-            for matrix in (single.to(dtype), single.float())[: 1 + (dtype is not torch.float32)]:
-                split, parts = project.split_matrix(matrix, dtype)
-                assert parts == 1 + (matrix.dtype is not dtype)
-                for b in (None, torch.randn(m), torch.randn(m, n).T):
-                    y = x.double() @ matrix.double() + (0 if b is None else b.double())
-                    out, norms = project.launch_project_normalize_fwd(x, split, b, 0.7, True)
-                    close("project_normalize", out, 0.7 * torch.nn.functional.normalize(y, dim=1))
-                    close("project_normalize norms", norms.unsqueeze(0), y.norm(dim=1).unsqueeze(0))
-            out, _ = project.launch_project_normalize_fwd(
-                x, single.to(dtype).T.contiguous().T, None, -2.0, False
-            )
-            close("project_normalize", out, -2.0 * (x.double() @ single.to(dtype).double()))
-    x = torch.randn(40, 24)
-    x[3], x[7, 5], x[9] = 0, float("nan"), 1e24
-    out, _ = project.launch_project_normalize_fwd(x, torch.eye(24), None, 1.0, True)
-    assert (out[3] == 0).all() and out[7].isnan().all(), "zero and NaN rows"
-    keep = [i for i in range(40) if i not in (3, 7)]
-    close("project_normalize", out[keep], torch.nn.functional.normalize(x[keep].double(), dim=1))
-    empty, _ = project.launch_project_normalize_fwd(x[:0], torch.eye(24), None, 1.0, True)
-    assert empty.shape == (0, 24)
-
-
 def check_support_logits() -> None:
     support = load("support_logits")
     # queries, keys, width, classes, sharpness, splits: a class over all splits, many classes in a block,
