@@ -134,15 +134,17 @@ def _join() -> Case:
     return Case(support.JOIN, "128 queries", "fp32", types, {}, {})
 
 
-def _support_bwd(dtype: str, own_keys: bool) -> Case:
+def _support_bwd(dtype: str, own_keys: bool, width: int = 512) -> Case:
     types = {"a_ptr": f"*{dtype}", "b_ptr": f"*{dtype}", "labels_ptr": "*i64", "weights_ptr": "*fp32"}
     types |= {name: "*fp32" for name in ("grad_ptr", "out_ptr", "sums_ptr")}
+    first, second = support.row_parts(width)
     constants = {
         "WIDEN": False, "PRECISION": "ieee", "EXACT": dtype == "fp32", "OWN_KEYS": own_keys,
         "HAS_WEIGHTS": True, "GRADIENT": True, "SUMS": own_keys,
+        "D0": first, "D1": second, "EVEN": first + second == width,
     }  # fmt: skip
     shape = "of keys and weights" if own_keys else "of queries"
-    return Case(support_bwd.KERNEL, f"{shape}, D = 512", dtype, types, constants, {"d": 512})
+    return Case(support_bwd.KERNEL, f"{shape}, D = {width}", dtype, types, constants, {"d": width})
 
 
 def _topk(slots: int, fresh: bool) -> Case:
@@ -172,7 +174,7 @@ def cases() -> list[Case]:
         found += [_project(dtype, 2048)] * (dtype != "fp32")
         found += [_project(dtype, columns, parts=2) for columns in (512, 1024) if dtype != "fp32"]
         found += [_support(dtype, width) for width in (512, 768, 1024)] + [_support(dtype, 512, queries=1)]
-        found += [_support_bwd(dtype, own_keys) for own_keys in (False, True)]
+        found += [_support_bwd(dtype, own_keys, width) for own_keys in (False, True) for width in (512, 768)]
     found += [_topk(slots, fresh) for slots in (16, 128) for fresh in (True, False)]
     found += [
         _join(),
