@@ -84,7 +84,14 @@ def _figures(cubin: bytes) -> tuple[int, int]:
     return int(registers[1]), int(stack[1]) + int(local[1])
 
 
-def compile_one(case: Case, tile: triton.Config, architecture: int, ones: bool = False) -> Any:
+def target(architecture: int | str) -> GPUTarget:
+    """NVIDIA's by number, AMD's by name (CDNA's, whose warps have 64 lanes)."""
+    if isinstance(architecture, str):
+        return GPUTarget("hip", architecture, 64)
+    return GPUTarget("cuda", architecture, 32)
+
+
+def compile_one(case: Case, tile: triton.Config, architecture: int | str, ones: bool = False) -> Any:
     """One instantiation; pointers and strides are known to be multiples of 16, as on real calls.
 
     With ``ones`` every number that a launch may replace by the constant 1, because it is 1, is replaced.
@@ -105,7 +112,7 @@ def compile_one(case: Case, tile: triton.Config, architecture: int, ones: bool =
     attributes = {(list(signature).index(n),): [["tt.divisibility", 16]] for n in aligned}
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
     options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
-    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    return triton.compile(source, target=target(architecture), options=options)
 
 
 def _project(dtype: str, columns: int, parts: int = 1) -> Case:
