@@ -37,3 +37,22 @@ def test_a_measured_choice_runs(chosen: str, monkeypatch: pytest.MonkeyPatch, tm
         _thresholds.measured.cache_clear()
     assert torch.equal(auto[0], asked[0]) and torch.equal(auto[2], asked[2])
     assert torch.equal(auto[1], eager[1])
+
+
+def test_an_unmeasured_gpu_takes_its_rule(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    if not _backend.HAS_CUDA or torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("no native kernels, or no rule for this architecture")
+    monkeypatch.delenv("SEMOBRIDGE_THRESHOLDS", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    _thresholds.measured.cache_clear()
+    bridge, f = sb.Bridge(W).cuda(), rows(100, 48).cuda()
+    try:
+        with torch.no_grad():
+            auto = [bridge(f), bridge(f[:1]), sb.topk(f, f, 5).scores]
+            with sb.backend("native"):
+                asked = [bridge(f), bridge(f[:1]), sb.topk(f, f, 5).scores]
+    finally:
+        _thresholds.measured.cache_clear()
+    assert all(torch.equal(a, b) for a, b in zip(auto, asked, strict=True))
+    told = sb.build_info()["choices"]
+    assert all("failed" not in words for words in told.values()), told

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -82,23 +83,45 @@ def test_processes_that_write_at_once_lose_nothing(tmp_path: Path):
     assert [p.name for p in (tmp_path / "here").iterdir()] == ["thresholds.json"]
 
 
-def test_nothing_measured_means_plain_pytorch():
-    assert _thresholds.choose("topk", CUDA, F32, 10**9) == "eager"
+def test_nothing_measured_leaves_the_choice_to_the_rules():
+    assert _thresholds.choose("topk", CUDA, F32, 10**9) is None
 
 
 def test_a_size_takes_the_choice_of_the_next_smaller_measured_one():
     stored({"topk float32": [(10, "native"), (1000, "triton"), (5000, "eager")]})
     for size, want in ((1, "eager"), (10, "native"), (999, "native"), (1000, "triton"), (10**9, "eager")):
         assert _thresholds.choose("topk", CUDA, F32, size) == want
-    assert _thresholds.choose("topk", CUDA, F16, 50) == "eager"
+    assert _thresholds.choose("topk", CUDA, F16, 50) is None
     stored({"blend_logits float32": [(1, "native")]})
     assert _thresholds.choose("blend_logits", CUDA, F32, 5) == "native"
-    assert _thresholds.choose("topk", CUDA, F32, 50) == "eager", "a device's section is replaced as a whole"
+    assert _thresholds.choose("topk", CUDA, F32, 50) is None, "a device's section is replaced as a whole"
 
 
-def test_other_kernels_were_not_measured():
-    stored({"topk float32": [(1, "native")]}, version="0.0.0")
-    assert _thresholds.choose("topk", CUDA, F32, 5) == "eager"
+@pytest.mark.parametrize("what", ["semobridge-ext", "torch", "triton", "driver"])
+def test_choices_of_other_versions_are_ignored_and_said(what: str, monkeypatch: pytest.MonkeyPatch):
+    """They were taken for this one's, although the file said with what they were measured."""
+    now = _thresholds.versions()
+    assert set(now) == {"torch", "triton", "driver"} and now["torch"] == torch.__version__
+    with monkeypatch.context() as patch:
+        if what != "semobridge-ext":
+            patch.setattr(_thresholds, "versions", lambda: {**now, what: "0.0.0"})
+        stored({"topk float32": [(1, "native")]}, "0.0.0" if what == "semobridge-ext" else sb.__version__)
+    said = rf"Test GPU were measured with {what} 0\.0\.0 \(now .*semobridge-ext calibrate"
+    with pytest.warns(RuntimeWarning, match=said) as told:
+        assert [_thresholds.choose("topk", CUDA, F32, n) for n in (5, 6)] == [None, None]
+    assert len(told) == 1
+    stored({"topk float32": [(1, "native")]})
+    assert _thresholds.choose("topk", CUDA, F32, 5) == "native", "measured again"
+
+
+def test_the_driver_s_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    told = tmp_path / "version"
+    told.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul 27 UTC 2025\nGCC\n")
+    monkeypatch.setattr(_thresholds, "_DRIVER", told)
+    assert _thresholds.versions()["driver"] == "580.65.06"
+    monkeypatch.setattr(_thresholds, "_DRIVER", tmp_path / "none")
+    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: 13000, raising=False)
+    assert _thresholds.versions()["driver"] == "CUDA 13000"
 
 
 def test_other_devices_are_kept(monkeypatch: pytest.MonkeyPatch):
@@ -106,7 +129,7 @@ def test_other_devices_are_kept(monkeypatch: pytest.MonkeyPatch):
     _thresholds.write(_thresholds.path(), "Other GPU", sb.__version__, {})
     assert _thresholds.choose("topk", CUDA, F32, 5) == "native"
     monkeypatch.setattr(_thresholds, "_name", lambda device: "Other GPU")
-    assert _thresholds.choose("topk", CUDA, F32, 5) == "eager"
+    assert _thresholds.choose("topk", CUDA, F32, 5) is None
 
 
 @pytest.mark.parametrize(
@@ -117,7 +140,7 @@ def test_a_foreign_file(text: str, monkeypatch: pytest.MonkeyPatch):
     _thresholds.path().parent.mkdir(parents=True)
     _thresholds.path().write_text(text)
     with pytest.warns(RuntimeWarning, match=r"must be a .* file, got .*; remove it, or write it again"):
-        assert _thresholds.choose("topk", CUDA, F32, 5) == "eager"
+        assert _thresholds.choose("topk", CUDA, F32, 5) is None
     monkeypatch.setenv("SEMOBRIDGE_THRESHOLDS", str(_thresholds.path()))
     _thresholds.measured.cache_clear()
     with pytest.raises(ValueError, match="must be a 'semobridge-ext thresholds 2' file"):
@@ -132,7 +155,7 @@ def test_a_file_of_the_first_format_is_remade():
     }
     _thresholds.path().write_text(json.dumps(old))
     with pytest.warns(RuntimeWarning, match="write it again with: semobridge-ext calibrate"):
-        assert _thresholds.choose("topk", CUDA, F32, 5) == "eager"
+        assert _thresholds.choose("topk", CUDA, F32, 5) is None
     stored({"topk float32": [(1, "native")]})
     assert _thresholds.choose("topk", CUDA, F32, 5) == "native"
     assert set(_thresholds.read(_thresholds.path())["Test GPU"]["calls"]) == {"topk float32"}
@@ -191,6 +214,18 @@ def test_the_fastest_right_backend_wins():
     assert m.choice == "eager" and m.refused == {"native": "no kernel", "triton": "not built"}
 
 
+def test_a_tile_that_does_not_fit_is_skipped():
+    """Triton's errors are no RuntimeErrors: they ended the measurement of everything behind them."""
+    errors = pytest.importorskip("triton.runtime.errors")
+    x = torch.tensor([1.0, -2.0])
+    for error in (errors.OutOfResources(300, 227, "shared memory"), errors.PTXASError("ptxas: fatal")):
+        m = measure(case({"eager": x, "native": error, "triton": error}), CPU, clock(eager=1.0))
+        assert m.choice == "eager" and set(m.seconds) == {"eager"}, "all fail: plain PyTorch"
+        assert m.refused["triton"].startswith(f"{type(error).__name__}: ")
+        m = measure(case({"eager": x, "native": x, "triton": error}), CPU, clock(eager=3.0, native=1.0))
+        assert m.choice == "native" and set(m.refused) == {"triton"}
+
+
 def test_a_device_on_which_pytorch_fails_is_not_measured():
     with pytest.raises(RuntimeError, match="illegal memory access"):
         measure(case({"eager": RuntimeError("illegal memory access")}), CPU, clock())
@@ -223,11 +258,14 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path):
     every = calibration_cases.cases
     monkeypatch.setattr(calibration_cases, "cases", lambda device: every(CPU, sizes=(2,)))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    tuning = SimpleNamespace(skipped=["a_kernel: a tile was skipped, it does not fit"])
+    monkeypatch.setitem(sys.modules, "semobridge_ext.runtime.triton_tuning", tuning)
     out = tmp_path / "new" / "own.json"
     assert cli.main(["calibrate", "--out", str(out)]) == 0
     told = capsys.readouterr()
     assert f"written to {out}" in told.out and "topk float16" in told.out
     assert "topk, triton: " in told.err and told.err.count("topk, triton") == 1
+    assert told.err.count("a tile was skipped") == 1
     calls = _thresholds.read(out)["Test GPU"]["calls"]
     assert set(calls) == {
         f"{op} {str(dtype).removeprefix('torch.')}" for op, dtype in product(MEASURED, TOLERANCE)

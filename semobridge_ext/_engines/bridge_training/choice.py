@@ -14,6 +14,7 @@ from semobridge_ext._engines.bridge_training.torch import TorchTrainingPieces
 from semobridge_ext.runtime.backend import HAS_CUDA, requested
 from semobridge_ext.runtime.choice import resolve
 
+OP = "bridge_training"
 PiecesOf = Callable[[Batch], TorchTrainingPieces]
 
 
@@ -28,7 +29,7 @@ class Choice(NamedTuple):
 def choose(function: str, device: torch.device, dtype: torch.dtype) -> Choice:
     """By device, dtype and the backend asked for; ``function`` is named in messages."""
     single = dtype is torch.float32
-    name = resolve(function, device, cuda=single, triton=single or "float64")
+    name = resolve(function, device, cuda=single, triton=single or "float64", work=(OP, dtype, 1))
     if name == "native":
         return Choice(CpuTrainingPieces if device.type == "cpu" else CudaTrainingPieces)
     if name == "triton":

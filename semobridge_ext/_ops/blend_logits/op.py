@@ -15,6 +15,7 @@ from torch import Tensor
 from semobridge_ext._ops.blend_logits import cpu, cuda, eager
 from semobridge_ext._ops.blend_logits.spec import BlendParams, Similarities
 from semobridge_ext._ops.blend_logits.takes import KERNELS
+from semobridge_ext.runtime import self_check
 from semobridge_ext.runtime.choice import choose, resolve
 from semobridge_ext.runtime.rows import compute_dtype
 
@@ -95,3 +96,19 @@ class BlendOperand:
         labels = torch.empty(x.shape[0], dtype=torch.int64, device=x.device)
         (self._cuda if x.is_cuda else self._cpu)(x, params, labels=labels)
         return labels
+
+
+def _check_kernel(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    """What is compared before `auto` takes a kernel."""
+
+    def wide(rows: int, cols: int, seed: int) -> Tensor:
+        return self_check.fixed(rows, cols, device=torch.device("cpu"), dtype=torch.float64, seed=seed) / 8
+
+    exponents = torch.arange(7, dtype=torch.float64, device="cpu") / 8
+    operand = BlendOperand(wide(7, 48, 0), wide(7, 48, 1), wide(7, 48, 2), exponents, wide(48, 48, 3))
+    x = self_check.fixed(5, 48, device=device, dtype=dtype)
+    params = BlendParams()._replace(s=0.5)
+    return [operand.logits(x, params)]
+
+
+self_check.register(KERNELS.op, _check_kernel)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from semobridge_ext import _errors
 from semobridge_ext._ops.project_normalize import cpu, cuda, eager, takes
+from semobridge_ext.runtime import self_check
 from semobridge_ext.runtime.choice import choose, in_transform, see_through
 from semobridge_ext.runtime.rows import compute_dtype
 
@@ -163,3 +164,16 @@ def project_normalize(
     else:
         y, _ = _project_normalize(flat, matrix, bias, float(scale), normalize)
     return y.reshape(*lead, cols)
+
+
+def _check_kernel(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    """What is compared before `auto` takes a kernel."""
+    x, matrix = (self_check.fixed(n, m, device=device, dtype=dtype) for n, m in ((5, 48), (48, 40)))
+    bias = self_check.fixed(40, device=device)
+    return [
+        *_project_normalize(x, matrix, bias, 0.5, True),
+        _project_normalize(x, matrix, None, 1.0, False)[0],
+    ]
+
+
+self_check.register(_NAME, _check_kernel)

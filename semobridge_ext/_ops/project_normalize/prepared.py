@@ -12,6 +12,7 @@ from semobridge_ext._ops.project_normalize import cuda
 from semobridge_ext._ops.project_normalize.cpu import Projection
 from semobridge_ext._ops.project_normalize.op import project_normalize
 from semobridge_ext._ops.project_normalize.takes import PREPARED
+from semobridge_ext.runtime import self_check
 from semobridge_ext.runtime.choice import direct, direct_kernel
 from semobridge_ext.runtime.rows import compute_dtype
 
@@ -109,3 +110,13 @@ class PreparedProjection:
                 offset = None if self._offset is None else self._offset.to(device, compute)
                 self._operands[key] = self.matrix.to(device, compute), offset
         return self._operands[key]
+
+
+def _check_kernel(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    """What is compared before `auto` takes a kernel: few rows and many have their own."""
+    projection = PreparedProjection(self_check.fixed(48, 40, device=torch.device("cpu"), dtype=torch.float64))
+    rows = self_check.fixed(43, 48, device=device, dtype=dtype)
+    return [projection(rows[:3]), projection(rows)]
+
+
+self_check.register(PREPARED.op, _check_kernel)

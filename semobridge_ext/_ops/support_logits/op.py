@@ -19,6 +19,7 @@ from semobridge_ext._ops.support_logits import cpu, eager, takes
 from semobridge_ext._ops.support_logits.backward import support_logits_bwd
 from semobridge_ext._ops.support_logits.checks import check_beta, check_queries, check_support
 from semobridge_ext._ops.support_logits.class_order import ClassOrder, refuse_label, sort_by_class
+from semobridge_ext.runtime import self_check
 from semobridge_ext.runtime.backend import requested
 from semobridge_ext.runtime.choice import choose, direct, in_transform, plain, see_through
 from semobridge_ext.runtime.rows import compute_dtype
@@ -192,3 +193,14 @@ def support_logits(
     check_queries(_NAME, queries, keys.shape[1], keys.device)
     beta = check_beta(_NAME, beta)
     return run(queries, keys, labels, num_classes, beta, weights, None)
+
+
+def _check_kernel(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    """What is compared before `auto` takes a kernel: ragged classes, one of them empty."""
+    queries, keys = (self_check.fixed(n, 48, device=device, dtype=dtype, seed=n) / 8 for n in (5, 70))
+    labels = torch.arange(70, device=device) % 6
+    weights = self_check.fixed(70, device=device).abs()
+    return [_support_logits(queries, keys, labels, weights, None, None, 7, 2.0)]
+
+
+self_check.register(_NAME, _check_kernel)
