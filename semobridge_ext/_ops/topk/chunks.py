@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from semobridge_ext.runtime import half_products
+
 _SCORES = 6 << 20  # of one chunk, 24 MiB
 _QUERIES = 4096  # of one block: beyond, a chunk would be too narrow for a product
 
@@ -41,20 +43,10 @@ def chunks(queries: Tensor, gallery: Tensor) -> Iterator[Chunk]:  # [N, D], [G, 
     width = columns(n, g)
     stride = -(-width // 4) * 4
     memory = torch.empty(n, stride, dtype=torch.float32, device=queries.device)
-    as_they_are = _multiplies(queries, gallery)
-    wide = queries if as_they_are else queries.to(torch.float32)
+    if queries.dtype is not gallery.dtype:
+        queries = queries.to(torch.float32)  # once for all chunks
     for first in range(0, g, width):
         rows = gallery[first : first + width]
         scores = memory[:, : rows.shape[0]]
-        if as_they_are:
-            torch.mm(wide, rows.T, out_dtype=torch.float32, out=scores)
-        else:
-            torch.mm(wide, rows.to(torch.float32).T, out=scores)
+        half_products.product_into(scores, queries, rows.T)
         yield Chunk(scores, first)
-
-
-def _multiplies(queries: Tensor, gallery: Tensor) -> bool:
-    """Whether cuBLAS multiplies these half types as they are and returns float32 (PyTorch 2.8)."""
-    if queries.dtype is not gallery.dtype or queries.element_size() > 2 or not queries.is_cuda:
-        return False
-    return torch.version.hip is None and hasattr(torch.ops.aten.mm, "dtype_out")
