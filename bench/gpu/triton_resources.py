@@ -83,7 +83,14 @@ def _figures(cubin: bytes) -> tuple[int, int]:
     return int(registers[1]), int(stack[1]) + int(local[1])
 
 
-def compile_one(case: Case, tile: triton.Config, architecture: int, ones: bool = False) -> Any:
+def target(architecture: int | str) -> GPUTarget:
+    """NVIDIA's by number, AMD's by name (CDNA's, whose warps have 64 lanes)."""
+    if isinstance(architecture, str):
+        return GPUTarget("hip", architecture, 64)
+    return GPUTarget("cuda", architecture, 32)
+
+
+def compile_one(case: Case, tile: triton.Config, architecture: int | str, ones: bool = False) -> Any:
     """One instantiation; pointers and strides are known to be multiples of 16, as on real calls.
 
     With ``ones`` every number that a launch may replace by the constant 1, because it is 1, is replaced.
@@ -104,7 +111,7 @@ def compile_one(case: Case, tile: triton.Config, architecture: int, ones: bool =
     attributes = {(list(signature).index(n),): [["tt.divisibility", 16]] for n in aligned}
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
     options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
-    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    return triton.compile(source, target=target(architecture), options=options)
 
 
 def _support(dtype: str, width: int, queries: int = 1024) -> Case:
@@ -121,15 +128,17 @@ def _join() -> Case:
     return Case(support.JOIN, "128 queries", "fp32", types, {}, {})
 
 
-def _support_bwd(dtype: str, own_keys: bool) -> Case:
+def _support_bwd(dtype: str, own_keys: bool, width: int = 512) -> Case:
     types = {"a_ptr": f"*{dtype}", "b_ptr": f"*{dtype}", "labels_ptr": "*i64", "weights_ptr": "*fp32"}
     types |= {name: "*fp32" for name in ("grad_ptr", "out_ptr", "sums_ptr")}
+    first, second = support.row_parts(width)
     constants = {
         "WIDEN": False, "PRECISION": "ieee", "EXACT": dtype == "fp32", "OWN_KEYS": own_keys,
         "HAS_WEIGHTS": True, "GRADIENT": True, "SUMS": own_keys,
+        "D0": first, "D1": second, "EVEN": first + second == width,
     }  # fmt: skip
     shape = "of keys and weights" if own_keys else "of queries"
-    return Case(support_bwd.KERNEL, f"{shape}, D = 512", dtype, types, constants, {"d": 512})
+    return Case(support_bwd.KERNEL, f"{shape}, D = {width}", dtype, types, constants, {"d": width})
 
 
 def _topk(slots: int, fresh: bool) -> Case:
@@ -156,7 +165,7 @@ def cases() -> list[Case]:
     found = []
     for dtype in DTYPES:
         found += [_support(dtype, width) for width in (512, 768, 1024)] + [_support(dtype, 512, queries=1)]
-        found += [_support_bwd(dtype, own_keys) for own_keys in (False, True)]
+        found += [_support_bwd(dtype, own_keys, width) for own_keys in (False, True) for width in (512, 768)]
     found += [_topk(slots, fresh) for slots in (16, 128) for fresh in (True, False)]
     found += [
         _join(),

@@ -42,10 +42,10 @@ class Parts(NamedTuple):
 
 @lru_cache(maxsize=64)
 def _capable(device: torch.device, dtype: torch.dtype) -> bool:
-    if torch.version.hip is not None or "dtype" not in torch.ops.aten.mm.overloads():
+    if torch.version.hip is not None or not torch.cuda.is_available():
         return False
-    if not torch.cuda.is_available():
-        return True  # a trace over fake tensors: there is no device to ask
+    if "dtype" not in torch.ops.aten.mm.overloads():
+        return False
     return torch.cuda.get_device_capability(device)[0] >= (8 if dtype is torch.bfloat16 else 7)
 
 
@@ -54,8 +54,12 @@ def served(x: Tensor) -> bool:
     return x.dtype in HALVES and x.is_cuda and _capable(x.device, x.dtype)
 
 
-def _mm(x: Tensor, matrix: Tensor, out: Tensor | None) -> Tensor:  # [N, K], [K, M] of a half type -> [N, M]
-    return torch.mm(x, matrix, out_dtype=torch.float32, out=out)
+def _mm(x: Tensor, matrix: Tensor) -> Tensor:  # [N, K], [K, M] of one half type -> [N, M] float32
+    return torch.mm(x, matrix, out_dtype=torch.float32)
+
+
+def _mm_into(x: Tensor, matrix: Tensor, out: Tensor) -> None:
+    torch.mm(x, matrix, out_dtype=torch.float32, out=out)
 
 
 def _float16_scale(matrix: Tensor) -> Tensor | None:
@@ -97,32 +101,35 @@ def on(parts: Parts, device: torch.device) -> Parts:
     return parts._replace(matrix=parts.matrix.to(device), unscale=unscale)
 
 
-def multiply(
-    x: Tensor,  # [N, K]
-    parts: Parts,
-    *,
-    out: Tensor | None = None,  # [N, M] float32, written
-) -> Tensor:  # [N, M] float32; [N, number·M] with `beside`
+def multiply(x: Tensor, parts: Parts) -> Tensor:  # [N, K] -> [N, M] float32; [N, number·M] with `beside`
     """Rows that are `served` times a matrix that `split` made for them."""
     with torch.autocast(x.device.type, enabled=False):
         whole = parts.beside or parts.number == 1
-        z = _mm(x if whole else torch.cat([x] * parts.number, dim=1), parts.matrix, out)
+        z = _mm(x if whole else torch.cat([x] * parts.number, dim=1), parts.matrix)
         return z if parts.unscale is None else z.mul_(parts.unscale)
 
 
-def product(
-    x: Tensor,  # [N, K]
-    matrix: Tensor,  # [K, M]
-    *,
-    out: Tensor | None = None,  # [N, M] in the dtype of the sums, written
-) -> Tensor:  # [N, M] float32, float64 of float64 rows
+def product(x: Tensor, matrix: Tensor) -> Tensor:  # [N, K], [K, M] -> [N, M] float32, float64 of float64 rows
     """``x·matrix`` with wide sums, whatever autocast says; not differentiable where `served`.
 
     Rows of a half type with a matrix of their own dtype, and many of them with any matrix, are multiplied
     as they are; all others are widened to the dtype of the sums.
     """
     if served(x) and (matrix.dtype is x.dtype or x.shape[0] >= SPLIT_ROWS):
-        return multiply(x, split(matrix, x.dtype), out=out)
+        return multiply(x, split(matrix, x.dtype))
     compute = compute_dtype(x.dtype)
     with torch.autocast(x.device.type, enabled=False):
-        return torch.mm(x.to(compute), matrix.to(compute), out=out)
+        return x.to(compute) @ matrix.to(compute)
+
+
+def product_into(out: Tensor, x: Tensor, matrix: Tensor) -> None:  # [N, M] float32, [N, K], [K, M]
+    """``x·matrix`` into ready memory: two operands of one half type as they are, others widened.
+
+    A matrix of another dtype is never cut into parts: what they leave out would decide between near
+    neighbours.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        if served(x) and matrix.dtype is x.dtype:
+            _mm_into(x, matrix, out)
+        else:
+            torch.mm(x.to(torch.float32), matrix.to(torch.float32), out=out)

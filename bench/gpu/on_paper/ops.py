@@ -13,13 +13,14 @@ from on_paper.machine import RESIDENT, Launch, product
 from on_paper.row import Row
 from semobridge_ext._ops.blend_logits import cuda as blend_cuda
 from semobridge_ext._ops.project_normalize import cuda as projection
-from semobridge_ext._ops.support_logits import triton as support
+from semobridge_ext._ops.topk import chunks
 from semobridge_ext._ops.topk import cuda as topk_cuda
-from semobridge_ext._ops.topk.chunks import columns
+from semobridge_ext.runtime.multiprocessors import ASSUMED, parts_to_fill
 
 PARTS = 2  # of a float32 matrix that meets rows of a half type
 WARP, WARPS = 32, 4  # lanes; warps of a block
-MERGE_WARPS = 8  # of the block that merges a query's lists
+GROUP, MERGERS = topk_cuda.GROUP, 8  # scores that a warp of topk looks at at once; warps that merge lists
+ENTERING = 6  # what the first scores of a list cost, in loads: k·ln entries of about 50 cycles each
 
 
 def made(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -76,18 +77,20 @@ def bridge(n: int, width: int, dtype: torch.dtype) -> Row:
 
 
 def support_logits(n: int, s: int, classes: int, width: int) -> Row:
-    """Triton: 128 queries stay in a program, and its split of the keys streams past them once."""
-    down, block = math.ceil(n / 128), 128
-    splits = support.split_count(made(1, width, dtype=torch.float16), n, s)
-    key_bytes = 2.0 * width + 8  # and its place in class order
-    out = 4.0 * n * classes
-    memory = s * key_bytes + 2.0 * n * width + out
-    cache = down * s * key_bytes + splits * 2.0 * n * width + out
-    work = down * block * 2.0 * s * width
+    """Triton: a program owns 128 queries, which stay, and a range of keys; an A100's hold 64."""
+    down = math.ceil(n / 128)
+    splits = parts_to_fill(down, max(1, s // 256), ASSUMED)
+    # Keys come from memory once: the programs of one range, all blocks of queries, follow each other.
+    memory = 2.0 * s * width + 8.0 * s + 2.0 * n * width + 4.0 * n * classes
+    cache = down * (2.0 * width + 8) * s + splits * 2.0 * n * width + 32.0 * n * classes  # a sector a sum
+    trips = 4 + math.ceil(classes / 1024)  # the range, its first class, the queries, the first keys
+    edges = 8.0 * splits * n
     ours = [
-        # The splits fill whichever device it is.
-        Launch("support_logits_fwd_kernel (Triton)", memory, cache, work, rate=0.7),
-        Launch("support_logits_join_kernel (Triton)", 0.0, 16.0 * n * splits, trips=4),
+        Launch("fill", 4.0 * n * classes, 4.0 * n * classes),
+        Launch("support_logits_fwd_kernel (Triton)", memory, cache, 2.0 * n * s * width,
+               trips=trips, rate=0.7),
+        Launch("support_logits_join_kernel (Triton)", 0.0, edges + 32.0 * n * splits, 0.0, False,
+               down * (splits - 1), 8, trips=4),
     ]  # fmt: skip
 
     def plain() -> None:
@@ -100,21 +103,23 @@ def support_logits(n: int, s: int, classes: int, width: int) -> Row:
 
 
 def topk(n: int, gallery: int, width: int, k: int) -> Row:
-    """Products of chunks with float32 scores, and a filter with 2 KiB of a warp on their way at a time."""
-    chunk, cpu = columns(n, gallery), torch.device("cpu")  # as an H100
-    splits = topk_cuda.split_count(n, chunk, cpu)
+    """Products of chunks that stay in L2, and a filter with four loads of a lane on their way."""
     ours = []
-    for first in range(0, gallery, chunk):
-        g = min(chunk, gallery - first)
-        scores = 4.0 * n * g
-        ours += [
-            product("mm", n, width, g, out_size=4, memory=2.0 * g * width),
-            Launch("topk_filter_kernel", 0.0, scores, 0.0, False, n * splits / WARPS, 8,
-                   trips=g / splits / topk_cuda._GROUP + 2),
-        ]  # fmt: skip
-    entries = splits * k
-    trips = entries / WARP / MERGE_WARPS + math.log2(MERGE_WARPS)
-    ours.append(Launch("topk_merge_kernel", 0.0, 8.0 * n * entries, blocks=n, resident=4, trips=trips))
+    for block in chunks.blocks(n):
+        rows = block.stop - block.start
+        chunk = chunks.columns(rows, gallery)
+        splits = topk_cuda.split_count(rows, chunk, torch.device("cpu"))
+        for first in range(0, gallery, chunk):
+            g = min(chunk, gallery - first)
+            scores, read = 4.0 * rows * g, 2.0 * g * width
+            ours += [
+                product("mm", rows, width, g, out_size=4, memory=read + kept(scores)),
+                Launch("topk_filter_kernel", kept(scores), scores + 16.0 * rows * splits * k, 0.0, False,
+                       rows * splits / WARPS, 8, trips=math.ceil(g / splits / GROUP) + ENTERING),
+            ]  # fmt: skip
+        entries = 8.0 * rows * splits * k
+        trips = math.ceil(splits * k / (MERGERS * GROUP / 4)) + ENTERING
+        ours.append(Launch("topk_merge_kernel", 0.0, entries, 0.0, False, rows, 8, trips=trips))
 
     def plain() -> None:
         scores = made(n, width, dtype=torch.float16) @ made(gallery, width, dtype=torch.float16).T

@@ -43,8 +43,10 @@ def chunks(queries: Tensor, gallery: Tensor) -> Iterator[Chunk]:  # [N, D], [G, 
     width = columns(n, g)
     stride = -(-width // 4) * 4
     memory = torch.empty(n, stride, dtype=torch.float32, device=queries.device)
-    # A gallery of another type is never cut into parts: what they leave out would decide between neighbours.
-    wide = queries if queries.dtype is gallery.dtype else queries.to(torch.float32)
+    if queries.dtype is not gallery.dtype:
+        queries = queries.to(torch.float32)  # once for all chunks
     for first in range(0, g, width):
         rows = gallery[first : first + width]
-        yield Chunk(half_products.product(wide, rows.T, out=memory[:, : rows.shape[0]]), first)
+        scores = memory[:, : rows.shape[0]]
+        half_products.product_into(scores, queries, rows.T)
+        yield Chunk(scores, first)

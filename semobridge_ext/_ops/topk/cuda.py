@@ -10,13 +10,13 @@ from semobridge_ext.runtime.backend import _C
 from semobridge_ext.runtime.multiprocessors import multiprocessors
 from semobridge_ext.runtime.views import place, view
 
-_WARPS = 16  # of a multiprocessor: with 2 KiB of loads each they keep its path to the cache full
-_GROUP = 512  # scores that a warp looks at at once
+_WARPS = 8  # of a multiprocessor: with 2 KiB of loads each they keep its path to the cache full
+GROUP = 512  # scores that a warp looks at at once
 
 
 def split_count(n: int, cols: int, device: torch.device) -> int:
     """Ranges of a row of scores, one warp each, that fill the device."""
-    return max(1, min(_WARPS * multiprocessors(device) // max(n, 1), -(-cols // _GROUP)))
+    return max(1, min(_WARPS * multiprocessors(device) // max(n, 1), -(-cols // GROUP)))
 
 
 def topk(
@@ -27,7 +27,7 @@ def topk(
 ) -> tuple[Tensor, Tensor]:  # [N, k] float32, [N, k] int64
     """Scores are float32; equal scores stand in order of row, NaN with −infinity.
 
-    Memory: 24 MiB of scores, and 8·k bytes for each warp: 16 a multiprocessor, or one a query.
+    Memory: 24 MiB of scores, and 8·k bytes for each warp: 8 a multiprocessor, or one a query.
     """
     n, device = queries.shape[0], queries.device
     scores = torch.empty(n, k, dtype=torch.float32, device=device)
@@ -43,16 +43,9 @@ def topk(
         left = 0 if exclude is None else exclude[block].data_ptr()
         for part, first in chunks(some, gallery):
             _C.topk_filter_cuda(
-                view(part),
-                first,
-                first == 0,
-                k,
-                splits,
-                left,
-                best.data_ptr(),
-                rows.data_ptr(),
+                view(part), first, first == 0, k, splits, left, best.data_ptr(), rows.data_ptr(),
                 *place(scores),
-            )
+            )  # fmt: skip
         _C.topk_merge_cuda(
             size, k, splits, best.data_ptr(), rows.data_ptr(), scores[block].data_ptr(),
             indices[block].data_ptr(), *place(scores),

@@ -81,9 +81,12 @@ def check_support_logits_bwd() -> None:
     bwd = load("support_logits_bwd")
     for dtype in (*DTYPES, None):
         rounded = dtype in (torch.float16, torch.bfloat16)  # by TF32; with a float32 operand nothing is lost
-        for n, s, d, classes, beta in ((1, 5, 8, 3, 1.0), (35, 70, 40, 7, 5.5), (3, 520, 130, 2, 2.0)):
+        for n, s, d, classes, beta in ((35, 40, 320, 4, 2.0), (3, 70, 512, 3, 2.0), (1, 5, 8, 3, 1.0),
+                                     (35, 70, 40, 7, 5.5), (3, 520, 130, 2, 2.0)):  # fmt: skip
             if n == 3 and dtype is torch.bfloat16:
                 continue  # slow, and like float16
+            if d >= 320 and dtype not in (torch.float16, torch.bfloat16):
+                continue  # float32 rows do not stay
             q, k = unit(n, d, dtype or torch.float32, 3), unit(s, d, dtype or torch.float16)
             labels, grad = torch.randint(0, classes, (s,)), torch.randn(classes, n).T
             for w in (None, torch.rand(s) + 0.1):

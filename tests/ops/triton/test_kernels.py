@@ -93,6 +93,16 @@ MUTATIONS = {
     ),
     "the sharpness is forgotten": ("support_logits", "tl.exp(beta * (acc - 1.0))", "tl.exp(acc - 1.0)"),
     "the order is ignored": ("support_logits", "if HAS_ORDER else at", "* 0 + at if HAS_ORDER else at"),
+    "owned rows that stay lack a part": (
+        "support_logits_bwd",
+        "tl.dot(a1, tl.trans(b1)",
+        "tl.dot(a1, 0 * tl.trans(b1)",
+    ),
+    "streaming rows that stay are others": (
+        "support_logits_bwd",
+        "b = b0.to(tl.float32)  #",
+        "b = 2 * b0.to(tl.float32)  #",
+    ),
     "a gradient misses its sharpness": ("support_logits_bwd", "total *= beta", "total *= 1.0"),
     "the weight is forgotten in grad_q": ("support_logits_bwd", "HAS_WEIGHTS and not OWN_KEYS", "False"),
     "the weight is forgotten in grad_k": ("support_logits_bwd", "HAS_WEIGHTS and OWN_KEYS", "False"),
