@@ -1,8 +1,8 @@
 """Every kernel on a GPU for real, against float64: `python bench/gpu/kernels.py`, a part of `make gpu-check`.
 
-The cases are those of tests/cuda_emulation, unchanged: their arrays lie in pinned host memory, which a GPU
-reaches under the same address. The Triton programs are those of tests/ops/triton, compiled instead of
-interpreted. The last line is the worst errors as JSON.
+The cases are those of tests/cuda_emulation, unchanged: their arrays lie in device memory of the exact size
+(device_arrays.py), so that compute-sanitizer sees every access beside them. The Triton programs are those of
+tests/ops/triton, compiled instead of interpreted. The last line is the worst errors as JSON.
 """
 
 from __future__ import annotations
@@ -24,44 +24,35 @@ from semobridge_ext.runtime import backend as _backend
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from bench.gpu.device_arrays import CudaMemory, DeviceArrays, Memory  # noqa: E402
 from tests.cuda_emulation import all_cases, buffers, cases  # noqa: E402
 
 
-class Synchronized:
-    """The native module with every kernel awaited, so that the host sees what it wrote."""
+class OnDevice:
+    """The native module, its kernels run on the device's copies of the arrays and awaited."""
 
-    def __init__(self, module: Any, wait: Callable[[], None]) -> None:
-        self._module, self._wait = module, wait
+    def __init__(self, module: Any, wait: Callable[[], None], arrays: DeviceArrays) -> None:
+        self._module, self._wait, self._arrays = module, wait, arrays
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._module, name)
-        if not callable(found):
+        if not name.endswith("_cuda"):
             return found
-
-        def call(*args: Any) -> Any:
-            result = found(*args)
-            self._wait()
-            return result
-
-        return call
+        return lambda *args: self._arrays.call(found, args, self._wait)
 
 
-def pinned(size: int) -> np.ndarray:
-    return torch.empty(max(size, 1), dtype=torch.uint8, pin_memory=True).numpy()[:size]
-
-
-def run_cases(
-    module: Any, wait: Callable[[], None], allocate: Callable[[int], np.ndarray], *names: str
-) -> dict[str, float]:
+def run_cases(module: Any, wait: Callable[[], None], memory: Memory, *names: str) -> dict[str, float]:
     """The cases of tests/cuda_emulation on this module, all without names; the worst errors by name."""
-    before = buffers.allocate
-    buffers.allocate = allocate
+    before = buffers.allocate, buffers.GUARD
+    arrays = DeviceArrays(memory)
+    # Nothing beside the values: an allocation's end is what a sanitizer knows.
+    buffers.allocate, buffers.GUARD = arrays.allocate, 0
     try:
         for name in names or all_cases.CASES:
-            all_cases.CASES[name](Synchronized(module, wait), np.random.default_rng(17))
+            all_cases.CASES[name](OnDevice(module, wait, arrays), np.random.default_rng(17))
             print(f"{name}: right", flush=True)
     finally:
-        buffers.allocate = before
+        buffers.allocate, buffers.GUARD = before
     return cases.WORST
 
 
@@ -87,7 +78,7 @@ def main(argv: Sequence[str]) -> None:
         raise SystemExit(
             "gpu_kernels: the native module holds no CUDA kernels; SEMOBRIDGE_CUDA=on builds them"
         )
-    worst = run_cases(_backend._C, torch.cuda.synchronize, pinned)
+    worst = run_cases(_backend._C, torch.cuda.synchronize, CudaMemory(str(torch.version.cuda)))
     if not options.no_triton:
         worst = worst | run_triton()
     print(json.dumps(worst))

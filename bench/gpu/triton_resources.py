@@ -21,7 +21,6 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from semobridge_ext._engines.bridge_training import triton as entropy
-from semobridge_ext._ops.project_normalize import triton as project
 from semobridge_ext._ops.support_logits import triton as support
 from semobridge_ext._ops.support_logits import triton_backward as support_bwd
 from semobridge_ext._ops.topk import triton as topk
@@ -33,7 +32,14 @@ from tests.support.own_kernels import functions
 MARKS = ("<!-- triton: written by bench/gpu/triton_resources.py -->", "<!-- end of triton -->")
 SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes that a block may have
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-_ALIGNED = ("k", "d", "m", "split_rows", "z_split")  # multiples of 16 on real calls, like strides
+_ALIGNED = (
+    "k",
+    "d",
+    "m",
+    "split_rows",
+    "split_keys",
+    "z_split",
+)  # multiples of 16 on real calls, like strides
 
 
 class Case(NamedTuple):
@@ -77,7 +83,14 @@ def _figures(cubin: bytes) -> tuple[int, int]:
     return int(registers[1]), int(stack[1]) + int(local[1])
 
 
-def compile_one(case: Case, tile: triton.Config, architecture: int, ones: bool = False) -> Any:
+def target(architecture: int | str) -> GPUTarget:
+    """NVIDIA's by number, AMD's by name (CDNA's, whose warps have 64 lanes)."""
+    if isinstance(architecture, str):
+        return GPUTarget("hip", architecture, 64)
+    return GPUTarget("cuda", architecture, 32)
+
+
+def compile_one(case: Case, tile: triton.Config, architecture: int | str, ones: bool = False) -> Any:
     """One instantiation; pointers and strides are known to be multiples of 16, as on real calls.
 
     With ``ones`` every number that a launch may replace by the constant 1, because it is 1, is replaced.
@@ -98,44 +111,40 @@ def compile_one(case: Case, tile: triton.Config, architecture: int, ones: bool =
     attributes = {(list(signature).index(n),): [["tt.divisibility", 16]] for n in aligned}
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
     options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
-    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    return triton.compile(source, target=target(architecture), options=options)
 
 
-def _project(dtype: str, columns: int, parts: int = 1) -> Case:
-    matrix = "fp32" if parts == 2 and dtype == "fp16" else dtype
-    types = {"x_ptr": f"*{dtype}", "m_ptr": f"*{matrix}", "out_ptr": f"*{dtype}"}
-    types |= {"bias_ptr": "*fp32", "norms_ptr": "*fp32"}
-    constants = {
-        "WIDEN": matrix != dtype, "PRECISION": "tf32" if matrix != dtype else "ieee", "PARTS": parts,
-        "HAS_BIAS": False, "NORMALIZE": True, "BLOCK_M": max(16, triton.next_power_of_2(columns)),
-    }  # fmt: skip
-    shape = f"[N, {columns}] · [{columns}, {columns}]" + (" in two parts" if parts == 2 else "")
-    return Case(project.KERNEL, shape, dtype, types, constants, {"n": 65536})
-
-
-def _support(dtype: str, keys: int, classes: int) -> Case:
+def _support(dtype: str, width: int, queries: int = 1024) -> Case:
     types = {"q_ptr": f"*{dtype}", "k_ptr": f"*{dtype}", "order_ptr": "*i64", "offsets_ptr": "*i64"}
-    types |= {"weights_ptr": "*fp32", "out_ptr": "*fp32"}
+    types |= {name: "*fp32" for name in ("weights_ptr", "out_ptr", "edges_ptr")}
+    first, second = support.row_parts(width)
     constants = {"WIDEN": False, "PRECISION": "ieee", "HAS_ORDER": True, "HAS_WEIGHTS": True}
-    constants |= {"BLOCK_S": support.key_block(keys, classes)}
-    return Case(support.KERNEL, f"1024 × {keys}, C = {classes}", dtype, types, constants, {"n": 1024})
+    constants |= {"D0": first, "D1": second, "EVEN": first + second == width}
+    return Case(support.KERNEL, f"{queries} queries, D = {width}", dtype, types, constants, {"n": queries})
 
 
-def _support_bwd(dtype: str, own_keys: bool) -> Case:
+def _join() -> Case:
+    types = {"offsets_ptr": "*i64", "edges_ptr": "*fp32", "out_ptr": "*fp32"}
+    return Case(support.JOIN, "128 queries", "fp32", types, {}, {})
+
+
+def _support_bwd(dtype: str, own_keys: bool, width: int = 512) -> Case:
     types = {"a_ptr": f"*{dtype}", "b_ptr": f"*{dtype}", "labels_ptr": "*i64", "weights_ptr": "*fp32"}
     types |= {name: "*fp32" for name in ("grad_ptr", "out_ptr", "sums_ptr")}
+    first, second = support.row_parts(width)
     constants = {
         "WIDEN": False, "PRECISION": "ieee", "EXACT": dtype == "fp32", "OWN_KEYS": own_keys,
         "HAS_WEIGHTS": True, "GRADIENT": True, "SUMS": own_keys,
+        "D0": first, "D1": second, "EVEN": first + second == width,
     }  # fmt: skip
     shape = "of keys and weights" if own_keys else "of queries"
-    return Case(support_bwd.KERNEL, f"{shape}, D = 512", dtype, types, constants, {"d": 512})
+    return Case(support_bwd.KERNEL, f"{shape}, D = {width}", dtype, types, constants, {"d": width})
 
 
-def _topk(dtype: str, slots: int) -> Case:
-    types = {"q_ptr": f"*{dtype}", "g_ptr": f"*{dtype}", "exclude_ptr": "*i64", "lists_ptr": "*i64"}
-    constants = {"WIDEN": False, "PRECISION": "ieee", "HAS_EXCLUDE": True, "SLOTS": slots}
-    return Case(topk.KERNEL, f"k ≤ {slots}", dtype, types, constants, {})
+def _topk(slots: int, fresh: bool) -> Case:
+    types = {"scores_ptr": "*fp32", "exclude_ptr": "*i64", "lists_ptr": "*i64"}
+    constants = {"FRESH": fresh, "HAS_EXCLUDE": True, "SLOTS": slots}
+    return Case(topk.KERNEL, f"k ≤ {slots}", "fp32", types, constants, {})
 
 
 def _merge(slots: int, splits: int) -> Case:
@@ -155,13 +164,16 @@ def _entropy(kernel: Kernel) -> Case:
 def cases() -> list[Case]:
     found = []
     for dtype in DTYPES:
-        found += [_project(dtype, columns) for columns in (512, 768, 1024)]
-        found += [_project(dtype, 2048)] * (dtype != "fp32")
-        found += [_project(dtype, columns, parts=2) for columns in (512, 1024) if dtype != "fp32"]
-        found += [_support(dtype, 16_000, 1000), _support(dtype, 1_281_167, 1000)]
-        found += [_support_bwd(dtype, own_keys) for own_keys in (False, True)]
-        found += [_topk(dtype, slots) for slots in (16, 128)]
-    found += [_merge(16, 128), _merge(128, 16), _entropy(entropy.FORWARD), _entropy(entropy.BACKWARD)]
+        found += [_support(dtype, width) for width in (512, 768, 1024)] + [_support(dtype, 512, queries=1)]
+        found += [_support_bwd(dtype, own_keys, width) for own_keys in (False, True) for width in (512, 768)]
+    found += [_topk(slots, fresh) for slots in (16, 128) for fresh in (True, False)]
+    found += [
+        _join(),
+        _merge(16, 256),
+        _merge(128, 32),
+        _entropy(entropy.FORWARD),
+        _entropy(entropy.BACKWARD),
+    ]
     for own in functions("triton_cases").values():
         found += own(Case)
     return found

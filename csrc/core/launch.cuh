@@ -4,6 +4,8 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <mutex>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -17,11 +19,35 @@ namespace semobridge {
 
 inline void check_cuda(const char* op, const char* what, cudaError_t status) {
   if (status == cudaSuccess) return;
+  cudaGetLastError();  // forgets it: PyTorch's next check would report it as its own
   throw std::runtime_error(std::string(op) + ": " + what +
                            " failed: " + cudaGetErrorString(status));
 }
 
-// Makes `device` current and gives the caller's back.
+// Whether the process has a context on the device: the driver knows, and a build need not have it.
+inline bool has_context(int device) {
+  using State = int (*)(int, unsigned*, int*);
+  static const State state = [] {
+    void* found = nullptr;
+    cudaDriverEntryPointQueryResult result;
+    const char* const name = "cuDevicePrimaryCtxGetState";
+#if CUDART_VERSION >= 12050
+    const auto status =
+        cudaGetDriverEntryPointByVersion(name, &found, 7000, cudaEnableDefault, &result);
+#else
+    const auto status = cudaGetDriverEntryPoint(name, &found, cudaEnableDefault, &result);
+#endif
+    if (status != cudaSuccess || result != cudaDriverEntryPointSuccess) found = nullptr;
+    return reinterpret_cast<State>(found);
+  }();
+  unsigned flags = 0;
+  int active = 0;
+  return state == nullptr || state(device, &flags, &active) != 0 || active != 0;
+}
+
+// Makes `device` current where it is not, and gives the caller's back if that was ever used: since
+// CUDA 12 cudaSetDevice makes a context, hundreds of megabytes, on a device that has none. PyTorch
+// does the same, and remembers the caller's device itself (semobridge_ext/runtime/views.py).
 class DeviceGuard {
  public:
   DeviceGuard(const char* op, int device) {
@@ -31,7 +57,7 @@ class DeviceGuard {
     changed_ = true;
   }
   ~DeviceGuard() {
-    if (changed_) cudaSetDevice(before_);
+    if (changed_ && has_context(before_)) cudaSetDevice(before_);
   }
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
@@ -40,6 +66,23 @@ class DeviceGuard {
   int before_ = 0;
   bool changed_ = false;
 };
+
+// CUDA loads a kernel at its first launch, unless told otherwise. While a stream is captured that may
+// be refused, and end the capture: it is loaded before, once a device, in the mode in which this
+// thread's calls disturb no capture.
+inline void load_once(const char* op, const void* kernel, int device) {
+  static std::mutex mutex;
+  static std::set<std::pair<const void*, int>> loaded;
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (loaded.count({kernel, device}) != 0) return;
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  check_cuda(op, "cudaThreadExchangeStreamCaptureMode", cudaThreadExchangeStreamCaptureMode(&mode));
+  cudaFuncAttributes attributes;
+  const cudaError_t status = cudaFuncGetAttributes(&attributes, kernel);
+  cudaThreadExchangeStreamCaptureMode(&mode);
+  check_cuda(op, "load", status);
+  loaded.emplace(kernel, device);
+}
 
 template <class... P, size_t... I>
 cudaError_t launch_with(void (*kernel)(P...), dim3 grid, dim3 block, cudaStream_t stream,
@@ -52,6 +95,7 @@ template <class... P, class... A>
 void launch(const char* op, void (*kernel)(P...), dim3 grid, dim3 block, int device, void* stream,
             A&&... args) {
   const DeviceGuard guard(op, device);
+  load_once(op, reinterpret_cast<const void*>(kernel), device);
   std::tuple<P...> values(static_cast<P>(args)...);
   check_cuda(op, "launch",
              launch_with(kernel, grid, block, static_cast<cudaStream_t>(stream), values,

@@ -2,8 +2,9 @@
 // topk/topk.h.
 //
 // filter: a row's chunk is cut into `splits` ranges; one warp keeps the best k of each, sorted, in
-// registers, and lets a score in only if it beats the k-th. merge: one warp per row joins the
-// lists. The order is total, so neither the chunks nor the splits change the result.
+// registers, and lets a score in only if it beats the k-th. merge: the warps of one block join a
+// row's lists. The order is total, so neither the chunks nor the splits change the result. Rows of
+// scores on 16-byte borders are read in vectors.
 #pragma once
 #include "core/view.h"
 

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from semobridge_ext.runtime import backend as _backend
 from semobridge_ext.runtime.choice import Kernels
-from semobridge_ext.runtime.thresholds import Steps, key
+from semobridge_ext.runtime.rules import Steps
+from semobridge_ext.runtime.self_check import TOLERANCE
+from semobridge_ext.runtime.thresholds import key
 
-TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 6e-2}  # of the largest value
 GAIN = 0.95  # of the best time so far: a backend must be worth the change
 BACKENDS = ("eager", "native", "triton")
 
@@ -81,10 +82,12 @@ def measure(
         with _backend.backend(backend), torch.no_grad():
             try:
                 got = case.call().float()
-            except (NotImplementedError, RuntimeError) as error:
+            except Exception as error:  # Triton's OutOfResources and PTXASError are no RuntimeErrors
                 if want is None:
                     raise  # plain PyTorch itself fails: nothing can be compared
-                refused[backend] = " ".join(str(error).split())
+                known = isinstance(error, (NotImplementedError, RuntimeError))
+                told = " ".join(str(error).split())
+                refused[backend] = told if known else f"{type(error).__name__}: {told}"
                 continue
             if want is None:
                 want = got

@@ -1,7 +1,7 @@
 """The one place that decides which program runs a call; imports no Triton.
 
-An operator says in its own folder what its kernels take (`Kernels`); the backend asked for, the device and
-what was measured there do the rest.
+An operator says in its own folder what its kernels take (`Kernels`); the backend asked for, the device, what
+was measured there or the rule of its architecture, and the kernel's self-check do the rest.
 """
 
 from __future__ import annotations
@@ -15,21 +15,25 @@ import torch
 from torch import Tensor, nn
 
 from semobridge_ext.runtime import backend as _backend
+from semobridge_ext.runtime import rules as _rules
+from semobridge_ext.runtime import self_check as _self_check
 from semobridge_ext.runtime import thresholds as _thresholds
 from semobridge_ext.runtime.backend import DTYPE_CODES, _requested, requested
 
 Answer = bool | str  # True, or in words what has no kernel
-Work = tuple[str, torch.dtype, int]  # what was measured: its key, the dtype and the size of the call
+Work = tuple[
+    str, torch.dtype, int
+]  # what rules and measurements go by: the operator, dtype and size of a call
 
 
 class Kernels(NamedTuple):
     """What the kernels of one operator take, asked with the operator's own arguments.
 
     Args:
-        op: its name, under which its speed is measured.
+        op: its name, under which rules and measurements choose, and its self-check is registered.
         cuda: whether a CUDA kernel takes the call.
         triton: whether a Triton kernel does.
-        size: of the call, by which the measured choice goes.
+        size: of the call, by which the choice goes.
     """
 
     op: str
@@ -68,7 +72,7 @@ def resolve(
         device: of its tensors.
         cuda: a CUDA kernel of the native core takes this call.
         triton: a Triton kernel takes this call; or in words what it does not take.
-        work: where the choice on a GPU may have been measured.
+        work: what `auto` goes by on a GPU; None: it takes no kernel there.
     """
     name = requested()
     if name == "eager":
@@ -88,18 +92,24 @@ def resolve(
     if name == "native":
         _require_native(called, device, cuda)
         return "native"
-    return _measured(device, cuda, triton, work)
+    return _automatic(device, cuda, triton, work)
 
 
-def _measured(device: torch.device, cuda: bool, triton: Answer, work: Work | None) -> str:
-    """What `auto` takes off the CPU: the fastest as measured there, if it takes this call."""
+def _automatic(device: torch.device, cuda: bool, triton: Answer, work: Work | None) -> str:
+    """What `auto` takes off the CPU: as measured, else by rule, where it takes this call and is right."""
     if device.type != "cuda" or work is None:
         return "eager"
     op, dtype, size = work
     found = _thresholds.choose(op, device, dtype, size)
-    if found == "native":
-        return found if cuda and _backend.HAS_CUDA else "eager"
-    return found if found == "triton" and triton is True and _has_triton() else "eager"
+    ruled = found is None
+    if found is None:
+        found = _rules.at(_rules.steps(op, device, dtype), size)
+    if found == "eager" or not (cuda and _backend.HAS_CUDA if found == "native" else triton is True):
+        return "eager"
+    if found == "triton" and not has_triton():
+        return "eager"
+    # A measured kernel was compared when it was measured.
+    return found if not ruled or _self_check.passed(op, found, dtype, device) else "eager"
 
 
 def _require_native(called: str, device: torch.device, cuda: bool) -> None:
@@ -116,8 +126,9 @@ def _require_native(called: str, device: torch.device, cuda: bool) -> None:
     )
 
 
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def has_triton() -> bool:
+    """Triton itself, and a PyTorch whose operators can hold its launches."""
+    return importlib.util.find_spec("triton") is not None and hasattr(torch.library, "triton_op")
 
 
 def _require_triton(called: str, device: torch.device, kernel: Answer) -> None:
@@ -125,7 +136,7 @@ def _require_triton(called: str, device: torch.device, kernel: Answer) -> None:
         raise NotImplementedError(
             f"{called}: backend 'triton' has no kernel for {kernel or 'this call'}; use backend('auto')"
         )
-    if not _has_triton():
+    if importlib.util.find_spec("triton") is None:
         raise RuntimeError(f"{called}: backend 'triton' needs Triton; pip install triton")
     if not hasattr(torch.library, "triton_op"):
         raise RuntimeError(
@@ -211,7 +222,7 @@ def direct_kernel(asked: str, kernels: Kernels, *args: Any, called: str | None =
     x = args[0]
     if asked == "auto":
         work = (kernels.op, x.dtype, kernels.size(*args))
-        found = _measured(x.device, kernels.cuda(*args), kernels.triton(*args), work)
+        found = _automatic(x.device, kernels.cuda(*args), kernels.triton(*args), work)
         return "" if found == "eager" else found
     if asked == "triton":
         if x.is_cpu or x.is_cuda:

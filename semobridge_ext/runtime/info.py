@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from semobridge_ext.runtime import backend as _backend
+from semobridge_ext.runtime.explain import choices
 
 
 def _version(package: str) -> str | None:
@@ -45,7 +46,7 @@ def _cuda_state(config: dict[str, str]) -> str:
             f"kernels built with CUDA {built}, but not for {name} (sm_{major}{minor}); "
             f"SEMOBRIDGE_CUDA_ARCHITECTURES={major}{minor} pip install --force-reinstall ."
         )
-    return f"kernels built with CUDA {built}; {name}; on request: backend('native')"
+    return f"kernels built with CUDA {built}; {name}"
 
 
 def _runs_on(architectures: str, major: int, minor: int) -> bool:
@@ -62,14 +63,16 @@ def _triton_state() -> str:
         return f"{version}; its interpreter runs the kernels on CPU tensors; on request: backend('triton')"
     if not torch.cuda.is_available():
         return f"{version}; no usable GPU or driver here"
-    return f"{version}; on request: backend('triton')"
+    return version
 
 
 def build_info() -> dict[str, Any]:
-    """Versions, instruction set, threads, OpenMP, CUDA and Triton state as a plain dict.
+    """Versions, instruction set, threads, OpenMP, state of the GPU, and `auto`'s choices, as a plain dict.
 
     Returns:
-        Names to strings, lists or None; what is absent carries the reason as its value.
+        Names to strings, lists, a dict or None; what is absent carries the reason as its value. ``choices``
+        names what ``auto`` takes for each operator and loop with GPU kernels, and why: the rule of an
+        architecture, measured by `semobridge-ext calibrate`, not built, a failed self-check, the CPU.
 
     Example:
         >>> import semobridge_ext as sb
@@ -95,5 +98,6 @@ def build_info() -> dict[str, Any]:
         "cuda_architectures": config.get("cuda_architectures") or None,
         "triton": _triton_state(),
         "backend": _backend.requested(),
+        "choices": choices(),
     }
     return info

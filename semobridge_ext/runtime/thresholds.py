@@ -1,14 +1,17 @@
-"""From which size on `auto` takes which backend on a CUDA device: as measured there, else plain PyTorch.
+"""From which size on `auto` takes which backend on a CUDA device, where that was measured; else see rules.py.
 
-`semobridge-ext calibrate` measures and writes the file; nothing is measured behind a user's back.
+`semobridge-ext calibrate` measures and writes the file; nothing is measured behind a user's back. Choices
+hold for the versions that they were measured with, and are ignored with a warning under any other.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import torch
 
 from semobridge_ext import _files, _locks
 from semobridge_ext._version import __version__
+from semobridge_ext.runtime.rules import Steps, at
 
 FORMAT = "semobridge-ext thresholds 2"
 _OLDER = ("semobridge-ext thresholds 1",)  # its keys were the names of callers
@@ -23,7 +27,7 @@ _BACKENDS = ("eager", "native", "triton")
 VARIABLE = "SEMOBRIDGE_THRESHOLDS"
 _WAIT = 10.0  # seconds for others, of whom each takes milliseconds
 
-Steps = list[tuple[int, str]]  # from this size on, this backend; ascending
+_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def path() -> Path:
@@ -33,6 +37,27 @@ def path() -> Path:
         return Path(named)
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return Path(cache) / "semobridge-ext" / "thresholds.json"
+
+
+def versions() -> dict[str, str]:
+    """What a measurement depends on beside the device."""
+    try:
+        triton = metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        triton = "none"
+    return {"torch": torch.__version__, "triton": triton, "driver": _driver()}
+
+
+def _driver() -> str:
+    """The driver's version where Linux tells it, else that of the CUDA that it serves."""
+    try:
+        found = re.search(r"Module\s+([\d.]+)", _DRIVER.read_text(encoding="utf-8"))
+    except OSError:
+        found = None
+    if found is not None:
+        return found[1]
+    serves = getattr(torch._C, "_cuda_getDriverVersion", None)
+    return "none" if serves is None else f"CUDA {serves()}"
 
 
 def key(op: str, dtype: torch.dtype) -> str:
@@ -74,7 +99,7 @@ def write(file: Path, device: str, version: str, calls: dict[str, Steps]) -> Non
     # Minutes were measured: a file system without locks is no reason to lose them.
     with _locks.held("calibrate", "--out", file, lock, wait=_WAIT, needed=False):
         devices = read(file, remake=True) if file.exists() else {}
-        devices[device] = {"version": version, "torch": torch.__version__, "calls": calls}
+        devices[device] = {"version": version, **versions(), "calls": calls}
         text = json.dumps({"format": FORMAT, "devices": devices}, indent=1)
         _files.write_bytes(file, text.encode() + b"\n")
     measured.cache_clear()
@@ -82,7 +107,11 @@ def write(file: Path, device: str, version: str, calls: dict[str, Steps]) -> Non
 
 @lru_cache(maxsize=16)
 def measured(device: str) -> dict[str, Steps]:
-    """What was measured on the device with this version of the kernels; empty where nothing was."""
+    """What was measured on the device with these versions; empty where nothing was.
+
+    Warns:
+        RuntimeWarning: once, where the file is not readable or was measured with other versions.
+    """
     file = path()
     if not file.exists() and not os.environ.get(VARIABLE):
         return {}
@@ -93,17 +122,41 @@ def measured(device: str) -> dict[str, Steps]:
             raise
         warnings.warn(str(error), RuntimeWarning, stacklevel=2)
         return {}
-    if found.get("version") != __version__:
-        return {}  # other kernels
-    return {name: [(n, backend) for n, backend in steps] for name, steps in found["calls"].items()}
+    other = _other_versions(found)
+    if found and other:
+        warnings.warn(
+            f"the kernels of {device} were measured with {other}: these choices are ignored; measure again "
+            "with: semobridge-ext calibrate",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return {}
+    return {name: [(n, backend) for n, backend in steps] for name, steps in found.get("calls", {}).items()}
+
+
+def _other_versions(found: dict[str, Any]) -> str:
+    """Where a device's section differs from what runs here; "" where it does not."""
+    now = {"version": __version__, **versions()}
+    shown = {"version": "semobridge-ext"}
+    return ", ".join(
+        f"{shown.get(name, name)} {found.get(name, 'unknown')} (now {version})"
+        for name, version in now.items()
+        if found.get(name) != version
+    )
 
 
 @lru_cache(maxsize=16)
-def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device)
+def _name(device: torch.device) -> str | None:
+    return torch.cuda.get_device_name(device) if torch.cuda.is_available() else None
 
 
-def choose(op: str, device: torch.device, dtype: torch.dtype, size: int) -> str:
-    """The backend of `auto` for an operator's call of that size; "eager" where nothing was measured."""
-    steps = measured(_name(device)).get(key(op, dtype), [])
-    return next((backend for least, backend in reversed(steps) if least <= size), "eager")
+def steps(op: str, device: torch.device, dtype: torch.dtype) -> Steps | None:
+    """What was measured for an operator; None where nothing was, or with other versions."""
+    name = _name(device)
+    return None if name is None else measured(name).get(key(op, dtype))
+
+
+def choose(op: str, device: torch.device, dtype: torch.dtype, size: int) -> str | None:
+    """The measured backend for a call of that size; None where the operator was not measured."""
+    found = steps(op, device, dtype)
+    return None if found is None else at(found, size)

@@ -2,23 +2,27 @@
 
 Which tile a kernel runs with is measured once per device and shape where that can be done, else fixed.
 
-`triton.autotune` measures a short list at a kernel's first call with a shape bucket and dtypes, and keeps
-the choice in Triton's cache folder, so that the next process need not measure. It is not measured in the
-interpreter, in ahead-of-time compilation, with SEMOBRIDGE_TRITON_AUTOTUNE=0, and inside the capture of a
-CUDA graph, where nothing can be timed: there the fixed tile serves. Configurations that the device's
-shared memory or a thread's registers cannot hold are left out.
+`triton.autotune` measures a short list at a kernel's first call with a shape bucket, dtypes and compile-time
+constants, and keeps the choice in Triton's cache folder, so that the next process need not measure. It is not
+measured in the interpreter, in ahead-of-time compilation and with SEMOBRIDGE_TRITON_AUTOTUNE=0. While a CUDA
+graph is captured nothing can be timed, and the tuner is not asked: a tile that was tuned before serves, else
+the fixed one. (Triton 3.6's tuner times even a single tile, which breaks the capture, and 3.8's would keep
+that tile for good.) Configurations that the device's shared memory or a thread's registers cannot hold are
+left out. A self-check takes the fixed tile, as it is to cost less than a measurement.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 from torch.library import wrap_triton
+
+from semobridge_ext.runtime import self_check as _self_check
 
 Arguments = Mapping[str, Any]
 SMALLEST_SHARED = 99 << 10  # of a block on the smallest architecture that we compile for (sm_86, 89, 120)
@@ -53,6 +57,14 @@ def bucket(like: Tensor, *sizes: int) -> int:
 
 def _capturing() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+skipped: list[str] = []  # tiles of which the tuner found that they cannot run here, in words
+
+
+def _constants(function: Any) -> list[str]:
+    """The compile-time constants of a kernel, by name."""
+    return [p.name for p in getattr(function, "params", ()) if p.is_constexpr]
 
 
 def interpreted(tensor: Tensor) -> bool:
@@ -97,9 +109,13 @@ class Kernel:
         self.function, self.configs, self.fixed = function, list(configs), fixed
         self.fits, self.shared = fits, shared
         self.tuner = function
+        self.tuned: dict[Hashable, triton.Config] = {}  # what the tuner took, by `_key`
+        # What a program is compiled for decides its fastest tile too.
+        given = {name for c in self.configs for name in c.kwargs}
+        self.keys = ["bucket", *(name for name in _constants(function) if name not in given)]
         if self.configs:
             prune = {"early_config_prune": self.prune}
-            tune = triton.autotune(self.configs, ["bucket"], prune_configs_by=prune, cache_results=True)
+            tune = triton.autotune(self.configs, self.keys, prune_configs_by=prune, cache_results=True)
             self.tuner = tune(function)
 
     def usable(self, arguments: Arguments, limit: int) -> list[triton.Config]:
@@ -116,17 +132,35 @@ class Kernel:
     def prune(self, configs: Sequence[triton.Config], named: Arguments, **constants: Any) -> list:
         arguments, limit = {**named, **constants}, shared_limit()
         # One that is left alone is taken without a measurement.
-        usable = [] if _capturing() else self.usable(arguments, limit)
-        return usable or [self.unmeasured(arguments, limit)]
+        return self.usable(arguments, limit) or [self.unmeasured(arguments, limit)]
+
+    def _key(self, device: torch.device, arguments: Arguments) -> Hashable:
+        """What the tuner tells calls apart by."""
+        dtypes = (x.dtype for x in arguments.values() if isinstance(x, Tensor))
+        return device, *(arguments.get(name) for name in self.keys), *dtypes
+
+    def _note(self, key: Hashable) -> None:
+        """Keeps what the tuner took for a call, and what it had to skip."""
+        self.tuned[key] = self.tuner.best_config
+        timings = getattr(self.tuner, "configs_timings", None) or {}
+        for tile, seconds in timings.items():
+            least = seconds[0] if isinstance(seconds, (list, tuple)) else seconds
+            line = f"{self.function.__name__}: a tile was skipped, it does not compile or fit here: {tile}"
+            if least == float("inf") and line not in skipped:
+                skipped.append(line)
 
     def launch(self, like: Tensor, grid: Callable[[Arguments], tuple], *args: Any, **constants: Any) -> None:
         """Runs on the current stream of ``like``'s device; ``grid`` sees the tile."""
         if is_traced(like) and not like.is_cuda:
             return  # the interpreter leaves nothing in a graph: such an operator stays whole
-        measured = like.is_cuda and self.configs and os.environ.get("SEMOBRIDGE_TRITON_AUTOTUNE") != "0"
+        arguments = {**dict(zip(self.function.arg_names, args, strict=False)), **constants}
+        tunes = like.is_cuda and self.configs and os.environ.get("SEMOBRIDGE_TRITON_AUTOTUNE") != "0"
+        measured = tunes and not _capturing() and not _self_check.running.get()
+        key = self._key(like.device, arguments) if tunes and not is_traced(like) else None
         if not measured:
-            arguments = {**dict(zip(self.function.arg_names, args, strict=False)), **constants}
-            chosen = self.unmeasured(arguments, shared_limit() if like.is_cuda else 1 << 30)
+            chosen = self.tuned.get(key)
+            if chosen is None:
+                chosen = self.unmeasured(arguments, shared_limit() if like.is_cuda else 1 << 30)
             constants |= {**chosen.kwargs, "num_warps": chosen.num_warps, "num_stages": chosen.num_stages}
         kernel = self.tuner if measured else self.function
         if is_traced(like):
@@ -134,5 +168,7 @@ class Kernel:
         elif like.is_cuda:
             with torch.cuda.device(like.device):
                 kernel[grid](*args, **constants)
+            if measured and key not in self.tuned:
+                self._note(key)
         else:
             kernel[grid](*args, **constants)

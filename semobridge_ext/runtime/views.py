@@ -51,4 +51,9 @@ def place(tensor: Tensor) -> tuple[int, int]:
     """The device and its current stream."""
     if not tensor.is_cuda:
         return 0, 0  # the emulation of tests/cuda_emulation
+    if torch.cuda.current_device() != tensor.device.index:
+        # CUDA then stays on the tensor's device where the thread's own has no context, and PyTorch remembers
+        # the thread's own: the kernel's launcher need not leave a device of which it would make a context.
+        with torch.cuda.device(tensor.device):
+            pass
     return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream

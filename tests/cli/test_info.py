@@ -73,9 +73,9 @@ BUILT = {"cuda": "13.0.88", "cuda_request": "auto", "cuda_architectures": "80,86
         ({"cuda": "", "cuda_request": "off"}, False, None, "switched off at installation"),
         (BUILT, False, None, "the module holds no CUDA kernels; reinstall"),
         (BUILT, True, None, "built with CUDA 13.0.88; no usable GPU or driver here"),
-        (BUILT, True, (8, 0), "built with CUDA 13.0.88; Test GPU; on request"),
-        (BUILT, True, (8, 9), "; Test GPU; on request"),  # runs what was built for 8.6
-        (BUILT, True, (12, 0), "; Test GPU; on request"),  # from the PTX of 9.0
+        (BUILT, True, (8, 0), "built with CUDA 13.0.88; Test GPU"),
+        (BUILT, True, (8, 9), "; Test GPU"),  # runs what was built for 8.6
+        (BUILT, True, (12, 0), "; Test GPU"),  # from the PTX of 9.0
         (BUILT, True, (7, 5), "not for Test GPU (sm_75); SEMOBRIDGE_CUDA_ARCHITECTURES=75 pip install"),
     ],
 )

@@ -13,12 +13,15 @@ import numpy as np
 FLOAT, HALF, BFLOAT = 0, 2, 3  # DType of csrc/core/view.h
 NAMES = {FLOAT: "float32", HALF: "float16", BFLOAT: "bfloat16"}
 SANITIZED = bool(os.environ.get("CUDA_EMULATION_SANITIZED"))
-_GUARD = 0 if SANITIZED else 64  # bytes on both sides
+GUARD = 0 if SANITIZED else 64  # bytes on both sides; bench/gpu/kernels.py takes none
 _CANARY = 0xA5
 
 
-def allocate(size: int) -> np.ndarray:
-    """Bytes that the kernels can reach; bench/gpu/check.py puts memory of a GPU's host in its place."""
+def allocate(size: int, dense: bool = True) -> np.ndarray:
+    """Bytes that the kernels can reach; bench/gpu/device_arrays.py puts a device's memory in its place.
+
+    Not `dense`: there are bytes between the values, which `check_guards` looks at.
+    """
     return np.empty(size, np.uint8)
 
 
@@ -51,14 +54,15 @@ class Matrix:
         size = 4 if dtype == FLOAT else 2
         word = np.uint32 if dtype == FLOAT else np.uint16
         length = (max(rows, 1) - 1) * self.stride + cols  # no gap behind the last row
-        total = 2 * _GUARD + (shift + length) * size
-        self._block = allocate(total)
+        total = 2 * GUARD + (shift + length) * size
+        dense = rows > 0 and shift == gap == 0
+        self._block = allocate(total, dense)
         if self._block.ctypes.data % 16 and total:
-            wider = allocate(total + 16)
+            wider = allocate(total + 16, dense)
             begin = -wider.ctypes.data % 16
             self._block = wider[begin : begin + total]
         self._block[...] = _CANARY
-        self._begin = _GUARD + shift * size
+        self._begin = GUARD + shift * size
         inner = self._block[self._begin : self._begin + length * size].view(word)
         self._words = np.lib.stride_tricks.as_strided(
             inner, (rows, cols), (self.stride * size, size), writeable=True

@@ -65,7 +65,7 @@ def best_of(scores: np.ndarray, k: int, exclude: int) -> tuple[np.ndarray, np.nd
 def case_topk(m, rng: np.random.Generator) -> None:
     # rows, gallery, k, splits, chunk
     shapes = ((1, 1, 1, 1, 1), (3, 100, 10, 1, 100), (5, 333, 33, 3, 100), (2, 700, 128, 2, 250),
-              (4, 65, 64, 5, 33), (7, 40, 39, 2, 40))  # fmt: skip
+              (4, 65, 64, 5, 33), (7, 40, 39, 2, 40), (1, 6000, 10, 11, 5200))  # fmt: skip
     for n, g, k, splits, chunk in shapes:
         for kind in ("normal", "ties", "special", "ascending"):
             scores = rng.standard_normal((n, g)).astype(np.float32)
@@ -82,7 +82,8 @@ def case_topk(m, rng: np.random.Generator) -> None:
             rows = Matrix(n, splits * k)  # raw words
             for first in range(0, g, chunk):
                 part = scores[:, first : first + chunk]
-                view = Matrix(n, part.shape[1], gap=first % 3, values=part)
+                gap = -part.shape[1] % 4 if first == 0 else first % 3  # rows on 16-byte borders, or not
+                view = Matrix(n, part.shape[1], gap=gap, values=part)
                 view._words[...] = np.ascontiguousarray(part).view(np.uint32)
                 m.topk_filter_cuda(
                     view.view, first, first == 0, k, splits, exclude.ctypes.data, best.address,

@@ -26,6 +26,16 @@ namespace cuda_emulation {
 long launches = 0, barriers = 0, exchanges = 0;
 cudaError_t last_error = cudaSuccess;
 int device = 0;
+std::set<int> contexts;
+std::set<std::pair<const void*, int>> loaded;
+bool capturing = false;
+cudaStreamCaptureMode capture_mode = cudaStreamCaptureModeGlobal;
+
+int primary_context_state(int of, unsigned* flags, int* active) {
+  *flags = 0;
+  *active = static_cast<int>(contexts.count(of));
+  return 0;
+}
 
 namespace {
 

@@ -1,6 +1,9 @@
 // The module of the emulation: the package's own CUDA bindings over kernels compiled for the host,
 // and the emulation's controls.
 #include <cuda_runtime.h>
+#include <pybind11/stl.h>
+
+#include <vector>
 
 #include "bindings.h"
 
@@ -12,6 +15,17 @@ PYBIND11_MODULE(cuda_emulated, m) {
   m.def("set_order", [](int order, uint64_t seed) {
     cuda_emulation::set_order(static_cast<cuda_emulation::Order>(order), seed);
   });
+  m.def("set_device", [](int device) { cuda_emulation::device = device; });  // no context yet
+  m.def("device", [] { return cuda_emulation::device; });
+  m.def("set_contexts", [](const std::vector<int>& devices) {
+    cuda_emulation::contexts = {devices.begin(), devices.end()};
+  });
+  m.def("contexts", [] {
+    return std::vector<int>(cuda_emulation::contexts.begin(), cuda_emulation::contexts.end());
+  });
+  m.def("set_capturing", [](bool capturing) { cuda_emulation::capturing = capturing; });
+  m.def("capture_mode", [] { return static_cast<int>(cuda_emulation::capture_mode); });
+  m.def("last_error", [] { return static_cast<int>(cudaGetLastError()); });
   m.def("counts", [] {
     return py::make_tuple(cuda_emulation::launches, cuda_emulation::barriers,
                           cuda_emulation::exchanges);

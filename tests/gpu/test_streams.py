@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -12,6 +14,7 @@ from semobridge_ext.runtime import backend as _backend
 from tests.support.assertions import assert_close
 from tests.support.places import W, rows
 from tests.support.projections import chain
+from tests.support.source_tree import ROOT, environment
 
 pytestmark = pytest.mark.gpu
 
@@ -81,3 +84,31 @@ def test_nothing_waits_for_the_device():
             sb.topk(f, f, 5)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+FIRST = """
+import sys
+import torch
+import semobridge_ext as sb
+a, b = (torch.randn(5, 300, device="cuda", dtype=torch.float16) for _ in range(2))
+torch.randn(4, 4, device="cuda").softmax(1)
+graph = torch.cuda.CUDAGraph()
+with sb.backend(sys.argv[1]), torch.no_grad():
+    with torch.cuda.graph(graph):
+        got = sb.ops.symmetric_kl(a, b)
+graph.replay()
+with sb.backend("eager"):
+    want = sb.ops.symmetric_kl(a, b)
+assert abs(float(got) / float(want) - 1) < 1e-3, (got, want)
+"""
+
+
+@pytest.mark.parametrize("backend", ["native", "triton", "auto"])
+def test_a_capture_may_hold_the_first_call(backend: str):
+    """Nothing is loaded, tuned or compared there in a way that a capture refuses."""
+    if backend == "triton":
+        pytest.importorskip("triton")
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST, backend], env=environment(), cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

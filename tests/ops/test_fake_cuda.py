@@ -12,7 +12,6 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import semobridge_ext as sb
-from semobridge_ext._ops.project_normalize.takes import triton as takes_projection
 from semobridge_ext._ops.support_logits.backward import support_logits_bwd
 from semobridge_ext._ops.support_logits.class_order import class_order, sort_by_class
 from semobridge_ext._ops.support_logits.takes import triton as takes_support
@@ -93,11 +92,6 @@ def test_mixed_devices_are_refused(backend: str, fake: FakeTensorMode):
 
 def test_what_triton_takes():
     half, single = torch.empty(3, 8, dtype=torch.float16), torch.empty(3, 8)
-    assert takes_projection(single, torch.empty(8, 1024)) is True
-    assert takes_projection(half, torch.empty(8, 2048, dtype=torch.float16)) is True
-    assert takes_projection(half.bfloat16(), torch.empty(8, 2048)) is True
-    assert takes_projection(half, torch.empty(8, 1025)) == "more than 1024 columns of float32"
-    assert takes_projection(single.double(), torch.empty(8, 8)) == "float64"
     assert takes_support(half, single) is True and takes_support(half, single.double()) == "float64"
     assert takes_topk(half, single, 128) is True and takes_topk(half, single, 129) == "k > 128"
     device = torch.device("cuda")
@@ -205,15 +199,10 @@ def operators(graph: torch.fx.Graph) -> list[str]:
 
 
 CALLS: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...], list[list[str]]]] = {
-    "project_normalize": (
-        lambda x, m, y: project_normalize(x, m),
-        ((70, 16), (16, 24)),
-        [["norms_ptr", "out_ptr"]],
-    ),
     "support_logits": (
         lambda q, k, y: sb.support_logits(q, k, y, 5, beta=2.0),
         ((70, 16), (50, 16)),
-        [["out_ptr"]],
+        [["edges_ptr", "out_ptr"]],  # one split: nothing to join
     ),
     "topk": (
         lambda q, g, y: sb.topk(q, g, 3),

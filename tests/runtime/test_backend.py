@@ -78,9 +78,19 @@ def test_unknown_backend(name):
 def test_triton_is_refused_with_a_reason(monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    x, labels = torch.eye(3), torch.arange(3)
+    for call in (lambda: sb.topk(x, x, 1), lambda: sb.support_logits(x, x, labels, 3)):
+        with sb.backend("triton"), pytest.raises(NotImplementedError, match=r"needs CUDA tensors.*; move "):
+            call()
+
+
+def test_no_triton_kernel_multiplies_by_a_matrix():
     b = sb.Bridge(torch.eye(4))
     for call in (lambda: project_normalize(torch.eye(3), torch.eye(3)), lambda: b(torch.eye(4))):
-        with sb.backend("triton"), pytest.raises(NotImplementedError, match=r"needs CUDA tensors.*; move "):
+        with (
+            sb.backend("triton"),
+            pytest.raises(NotImplementedError, match=r"has no kernel for this call; use "),
+        ):
             call()
 
 

@@ -7,8 +7,10 @@ import json
 import re
 import subprocess
 import sys
+from functools import partial
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,8 +18,9 @@ import torch
 import semobridge_ext as sb
 from semobridge_ext import cli
 from semobridge_ext._ops.topk.takes import KERNELS as TOPK
-from semobridge_ext.cli import calibration_cases
+from semobridge_ext.cli import calibration_cases, calibration_loops
 from semobridge_ext.runtime import backend as _backend
+from semobridge_ext.runtime import calibration
 from semobridge_ext.runtime import thresholds as _thresholds
 from semobridge_ext.runtime.calibration import TOLERANCE, Case, Measured, measure, thresholds
 from semobridge_ext.runtime.choice import Kernels, resolve
@@ -33,6 +36,9 @@ MEASURED = {
     ).values()
     if isinstance(kernels, Kernels)
 }
+MEASURED_BY_DTYPE = {
+    *product(MEASURED, TOLERANCE), *product(["tower_descent"], TOLERANCE), ("bridge_training", torch.float32),
+}  # fmt: skip
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 F32, F16 = torch.float32, torch.float16
 
@@ -82,23 +88,45 @@ def test_processes_that_write_at_once_lose_nothing(tmp_path: Path):
     assert [p.name for p in (tmp_path / "here").iterdir()] == ["thresholds.json"]
 
 
-def test_nothing_measured_means_plain_pytorch():
-    assert _thresholds.choose("topk", CUDA, F32, 10**9) == "eager"
+def test_nothing_measured_leaves_the_choice_to_the_rules():
+    assert _thresholds.choose("topk", CUDA, F32, 10**9) is None
 
 
 def test_a_size_takes_the_choice_of_the_next_smaller_measured_one():
     stored({"topk float32": [(10, "native"), (1000, "triton"), (5000, "eager")]})
     for size, want in ((1, "eager"), (10, "native"), (999, "native"), (1000, "triton"), (10**9, "eager")):
         assert _thresholds.choose("topk", CUDA, F32, size) == want
-    assert _thresholds.choose("topk", CUDA, F16, 50) == "eager"
+    assert _thresholds.choose("topk", CUDA, F16, 50) is None
     stored({"blend_logits float32": [(1, "native")]})
     assert _thresholds.choose("blend_logits", CUDA, F32, 5) == "native"
-    assert _thresholds.choose("topk", CUDA, F32, 50) == "eager", "a device's section is replaced as a whole"
+    assert _thresholds.choose("topk", CUDA, F32, 50) is None, "a device's section is replaced as a whole"
 
 
-def test_other_kernels_were_not_measured():
-    stored({"topk float32": [(1, "native")]}, version="0.0.0")
-    assert _thresholds.choose("topk", CUDA, F32, 5) == "eager"
+@pytest.mark.parametrize("what", ["semobridge-ext", "torch", "triton", "driver"])
+def test_choices_of_other_versions_are_ignored_and_said(what: str, monkeypatch: pytest.MonkeyPatch):
+    """They were taken for this one's, although the file said with what they were measured."""
+    now = _thresholds.versions()
+    assert set(now) == {"torch", "triton", "driver"} and now["torch"] == torch.__version__
+    with monkeypatch.context() as patch:
+        if what != "semobridge-ext":
+            patch.setattr(_thresholds, "versions", lambda: {**now, what: "0.0.0"})
+        stored({"topk float32": [(1, "native")]}, "0.0.0" if what == "semobridge-ext" else sb.__version__)
+    said = rf"Test GPU were measured with {what} 0\.0\.0 \(now .*semobridge-ext calibrate"
+    with pytest.warns(RuntimeWarning, match=said) as told:
+        assert [_thresholds.choose("topk", CUDA, F32, n) for n in (5, 6)] == [None, None]
+    assert len(told) == 1
+    stored({"topk float32": [(1, "native")]})
+    assert _thresholds.choose("topk", CUDA, F32, 5) == "native", "measured again"
+
+
+def test_the_driver_s_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    told = tmp_path / "version"
+    told.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul 27 UTC 2025\nGCC\n")
+    monkeypatch.setattr(_thresholds, "_DRIVER", told)
+    assert _thresholds.versions()["driver"] == "580.65.06"
+    monkeypatch.setattr(_thresholds, "_DRIVER", tmp_path / "none")
+    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: 13000, raising=False)
+    assert _thresholds.versions()["driver"] == "CUDA 13000"
 
 
 def test_other_devices_are_kept(monkeypatch: pytest.MonkeyPatch):
@@ -106,7 +134,7 @@ def test_other_devices_are_kept(monkeypatch: pytest.MonkeyPatch):
     _thresholds.write(_thresholds.path(), "Other GPU", sb.__version__, {})
     assert _thresholds.choose("topk", CUDA, F32, 5) == "native"
     monkeypatch.setattr(_thresholds, "_name", lambda device: "Other GPU")
-    assert _thresholds.choose("topk", CUDA, F32, 5) == "eager"
+    assert _thresholds.choose("topk", CUDA, F32, 5) is None
 
 
 @pytest.mark.parametrize(
@@ -117,7 +145,7 @@ def test_a_foreign_file(text: str, monkeypatch: pytest.MonkeyPatch):
     _thresholds.path().parent.mkdir(parents=True)
     _thresholds.path().write_text(text)
     with pytest.warns(RuntimeWarning, match=r"must be a .* file, got .*; remove it, or write it again"):
-        assert _thresholds.choose("topk", CUDA, F32, 5) == "eager"
+        assert _thresholds.choose("topk", CUDA, F32, 5) is None
     monkeypatch.setenv("SEMOBRIDGE_THRESHOLDS", str(_thresholds.path()))
     _thresholds.measured.cache_clear()
     with pytest.raises(ValueError, match="must be a 'semobridge-ext thresholds 2' file"):
@@ -132,7 +160,7 @@ def test_a_file_of_the_first_format_is_remade():
     }
     _thresholds.path().write_text(json.dumps(old))
     with pytest.warns(RuntimeWarning, match="write it again with: semobridge-ext calibrate"):
-        assert _thresholds.choose("topk", CUDA, F32, 5) == "eager"
+        assert _thresholds.choose("topk", CUDA, F32, 5) is None
     stored({"topk float32": [(1, "native")]})
     assert _thresholds.choose("topk", CUDA, F32, 5) == "native"
     assert set(_thresholds.read(_thresholds.path())["Test GPU"]["calls"]) == {"topk float32"}
@@ -191,6 +219,23 @@ def test_the_fastest_right_backend_wins():
     assert m.choice == "eager" and m.refused == {"native": "no kernel", "triton": "not built"}
 
 
+def test_a_tile_that_does_not_fit_is_skipped():
+    """Triton's errors are no RuntimeErrors: they ended the measurement of everything behind them."""
+    errors = pytest.importorskip("triton.runtime.errors")
+    x = torch.tensor([1.0, -2.0])
+    for error in (errors.OutOfResources(300, 227, "shared memory"), errors.PTXASError("ptxas: fatal")):
+        m = measure(case({"eager": x, "native": error, "triton": error}), CPU, clock(eager=1.0))
+        assert m.choice == "eager" and set(m.seconds) == {"eager"}, "all fail: plain PyTorch"
+        assert m.refused["triton"].startswith(f"{type(error).__name__}: ")
+        m = measure(case({"eager": x, "native": x, "triton": error}), CPU, clock(eager=3.0, native=1.0))
+        assert m.choice == "native" and set(m.refused) == {"triton"}
+
+
+def test_the_clock_warms_up_and_takes_the_median():
+    calls: list[int] = []
+    assert 0 <= calibration.seconds(lambda: calls.append(1), CPU, rounds=5) < 1 and len(calls) == 3 + 5
+
+
 def test_a_device_on_which_pytorch_fails_is_not_measured():
     with pytest.raises(RuntimeError, match="illegal memory access"):
         measure(case({"eager": RuntimeError("illegal memory access")}), CPU, clock())
@@ -205,34 +250,47 @@ def test_choices_are_joined_by_size():
     assert thresholds(found) == {"topk float32": [(1, "eager"), (100, "native"), (10**4, "triton")]}
 
 
+def small(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    for module, sizes in (
+        (calibration_cases, {"WIDTH": width}),
+        (calibration_loops, {"WIDTH": width, "LAYERS": 2, "SAMPLES": 3, "CLASSES": 5, "SHOTS": 2}),
+    ):
+        for name, size in sizes.items():
+            monkeypatch.setattr(module, name, size)
+
+
 def test_every_case_runs_and_agrees(monkeypatch: pytest.MonkeyPatch):
     """On the CPU, where native kernels exist for all of them; nothing is timed."""
-    monkeypatch.setattr(calibration_cases, "WIDTH", 64)
+    small(monkeypatch, 64)
     seen = set()
     for c in calibration_cases.cases(CPU, sizes=(1, 40)):
         m = measure(c, CPU, lambda call, device: 1.0)
         assert {"eager", "native"} == set(m.seconds), (c, m.refused)
         seen.add((c.op, c.dtype))
-    assert seen == set(product(MEASURED, TOLERANCE))
+    assert seen == MEASURED_BY_DTYPE
 
 
 def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path):
-    monkeypatch.setattr(calibration_cases, "WIDTH", 32)
+    small(monkeypatch, 32)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Test GPU")
     every = calibration_cases.cases
     monkeypatch.setattr(calibration_cases, "cases", lambda device: every(CPU, sizes=(2,)))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    tuning = SimpleNamespace(skipped=["a_kernel: a tile was skipped, it does not fit"])
+    monkeypatch.setitem(sys.modules, "semobridge_ext.runtime.triton_tuning", tuning)
+    monkeypatch.setattr(calibration, "measure", partial(measure, clock=lambda call, device: 1.0))
     out = tmp_path / "new" / "own.json"
     assert cli.main(["calibrate", "--out", str(out)]) == 0
     told = capsys.readouterr()
     assert f"written to {out}" in told.out and "topk float16" in told.out
     assert "topk, triton: " in told.err and told.err.count("topk, triton") == 1
+    assert told.err.count("a tile was skipped") == 1
     calls = _thresholds.read(out)["Test GPU"]["calls"]
-    assert set(calls) == {
-        f"{op} {str(dtype).removeprefix('torch.')}" for op, dtype in product(MEASURED, TOLERANCE)
-    }
-    assert all(steps[0][0] >= 2 for steps in calls.values())
+    assert set(calls) == {f"{op} {str(dtype).removeprefix('torch.')}" for op, dtype in MEASURED_BY_DTYPE}
+    loops = ("tower_descent", "bridge_training")
+    assert all(steps[0][0] >= 2 for name, steps in calls.items() if not name.startswith(loops))
+    assert all(calls[f"{name} float32"][0][0] == 1 for name in loops), "a loop is chosen once"
     out.write_text("{}")
     assert cli.main(["calibrate", "--out", str(out)]) == 2
     assert "remove it, or write it again" in capsys.readouterr().err

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
 
-from semobridge_ext.runtime import step_graph as _step_graph
 from semobridge_ext.runtime.step_graph import WARM_UP, repeatable
 from tests.support.graph_recorder import Recorder
 
@@ -78,19 +78,22 @@ def test_a_failed_capture_is_said_and_the_steps_go_on():
     assert x == 3
 
 
-class FakeCuda:
-    """PyTorch's streams and captures as far as the order of calls goes."""
+POOL = 32
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
-        self.current, self.log, self.fails = "user's", [], fails
+
+class FakeCuda:
+    """PyTorch's streams and captures as far as the order of calls goes; streams come from a pool in turn."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fails: bool = False) -> None:
+        self.current, self.log, self.fails, self.made = "user's", [], fails, 0
         names = ("Stream", "current_stream", "stream", "graph", "CUDAGraph", "is_current_stream_capturing")
         for name in names:
             monkeypatch.setattr(torch.cuda, name, getattr(self, name))
         monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-        monkeypatch.setattr(_step_graph, "_side_stream", self.Stream)
 
     def Stream(self, device: torch.device) -> FakeStream:
-        return FakeStream(f"side of {device}", self)
+        self.made += 1
+        return FakeStream(f"stream {self.made % POOL} of {device}", self)
 
     def current_stream(self) -> FakeStream:
         return FakeStream(self.current, self)
@@ -98,11 +101,8 @@ class FakeCuda:
     def is_current_stream_capturing(self) -> bool:
         return False
 
-    def CUDAGraph(self) -> FakeCuda:
-        return self
-
-    def replay(self) -> None:
-        self.log.append("replayed")
+    def CUDAGraph(self) -> FakeGraph:
+        return FakeGraph(self)
 
     @contextmanager
     def stream(self, stream: FakeStream):
@@ -113,17 +113,29 @@ class FakeCuda:
             self.current = before
 
     @contextmanager
-    def graph(self, graph: FakeCuda, *, stream: FakeStream, capture_error_mode: str):
+    def graph(self, graph: FakeGraph, *, stream: FakeStream, capture_error_mode: str):
         self.current = stream.name
         yield
         if self.fails:  # as PyTorch: the stream stays where it is
             raise RuntimeError("operation failed due to a previous error during capture")
-        self.log.append(f"captured on the {self.current}")
+        self.log.append(f"captured on {self.current}")
+
+
+class FakeGraph:
+    def __init__(self, cuda: FakeCuda) -> None:
+        self.cuda = cuda
+
+    def replay(self) -> None:
+        self.cuda.log.append("replayed")
 
 
 class FakeStream:
     def __init__(self, name: str, cuda: FakeCuda) -> None:
         self.name, self.cuda = name, cuda
+
+    @property
+    def cuda_stream(self) -> int:
+        return int(self.name.split()[1])
 
     def wait_stream(self, other: FakeStream) -> None:
         self.cuda.log.append(f"{self.name} waits for {other.name}")
@@ -142,10 +154,34 @@ def test_the_users_stream_comes_back(fails: bool, monkeypatch: pytest.MonkeyPatc
     with expected:
         once = repeatable(step, [x], torch.device("cuda", 1))
     assert fake.current == "user's" and x == 1
-    assert places == ["side of cuda:1"] * (WARM_UP + 1), "warm-up and capture share a stream of the device"
-    assert "side of cuda:1 waits for user's" in fake.log and "user's waits for side of cuda:1" in fake.log
+    own = "stream 1 of cuda:1"
+    assert places == [own] * (WARM_UP + 1), "warm-up and capture share a stream"
+    assert f"{own} waits for user's" in fake.log and f"user's waits for {own}" in fake.log
     once()
     if fails:
         assert x == 3 and places[-1] == "user's"
     else:
-        assert fake.log[-1] == "replayed" and "captured on the side of cuda:1" in fake.log
+        assert fake.log[-1] == "replayed" and f"captured on {own}" in fake.log
+
+
+def test_living_graphs_share_no_stream(monkeypatch: pytest.MonkeyPatch):
+    """cuBLAS's workspace belongs to a stream: two graphs of one stream would write into the same."""
+    fake, device = FakeCuda(monkeypatch), torch.device("cuda", 1)
+
+    def captured() -> tuple[str, object]:
+        replay = repeatable(lambda: None, [], device)
+        return fake.log[-2 if fake.log[-1].startswith("user's") else -1], replay
+
+    living = [captured() for _ in range(POOL - 1)]
+    names = [name for name, _ in living]
+    assert len(set(names)) == POOL - 1 and all(name.startswith("captured on") for name in names)
+    other = repeatable(lambda: None, [], torch.device("cuda", 0))
+    last = captured()
+    assert last[0] not in names, "a stream of another device is another stream"
+    with pytest.warns(RuntimeWarning, match="without a CUDA graph.* all 32 streams of cuda:1"):
+        assert repeatable(captured, [], device) is captured
+    name = living[5][0]
+    living[5] = ("", None)
+    gc.collect()
+    assert captured()[0] == name, "the stream of a graph that is gone is free again"
+    del other

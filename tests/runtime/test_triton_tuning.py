@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 triton = pytest.importorskip("triton")
-from semobridge_ext._ops.project_normalize.triton import KERNEL, project_normalize_fwd_kernel  # noqa: E402
+from semobridge_ext._ops.support_logits.triton import KERNEL  # noqa: E402
 from semobridge_ext.runtime import triton_tuning as tuning  # noqa: E402
 
 HALF = torch.empty(0, dtype=torch.float16)
-CALL = {"x_ptr": HALF, "WIDEN": False, "PARTS": 1, "BLOCK_M": 512}
+SHAPE = {"n": 1024, "D0": 512, "D1": 0, "EVEN": True, "WIDEN": False}
+CALL = {"q_ptr": HALF, "k_ptr": HALF, **SHAPE}
 
 
 def test_pruning_follows_the_device(monkeypatch: pytest.MonkeyPatch):
@@ -20,22 +22,92 @@ def test_pruning_follows_the_device(monkeypatch: pytest.MonkeyPatch):
     assert small and len(small) < len(large)
     assert all(KERNEL.shared(c, CALL) <= 48 << 10 for c in small)
     monkeypatch.setattr(tuning, "shared_limit", lambda: 48 << 10)
-    assert KERNEL.prune(KERNEL.configs, {"x_ptr": HALF}, WIDEN=False, PARTS=1, BLOCK_M=512) == small
+    assert KERNEL.prune(KERNEL.configs, {"q_ptr": HALF, "k_ptr": HALF}, **SHAPE) == small
     assert KERNEL.unmeasured(CALL, 48 << 10) in small
     assert KERNEL.unmeasured(CALL, 227 << 10) == KERNEL.fixed(CALL)
 
 
-def test_nothing_is_measured_in_a_capture(monkeypatch: pytest.MonkeyPatch):
-    """Triton takes a configuration that is left alone without timing it (Autotuner.run)."""
-    monkeypatch.setattr(tuning, "_capturing", lambda: True)
+class Launcher:
+    """Either way of launching; `taken` gets its name and what it was called with."""
+
+    best_config = KERNEL.configs[3]
+
+    def __init__(self, name: str, taken: list[tuple[str, dict]]) -> None:
+        self.name, self.taken, self.arg_names = name, taken, ["q_ptr", "k_ptr", "bucket"]
+        self.__name__, self.configs_timings = name, {}
+
+    def __getitem__(self, grid):
+        return lambda *args, **constants: self.taken.append((self.name, constants))
+
+
+def replaced(taken: list[tuple[str, dict]]) -> tuning.Kernel:
+    """The kernel with both ways of launching replaced."""
+    kernel = tuning.Kernel(Launcher("fixed", taken), (), KERNEL.fixed, KERNEL.fits, KERNEL.shared)
+    kernel.configs, kernel.tuner, kernel.keys = KERNEL.configs, Launcher("tuner", taken), KERNEL.keys
+    return kernel
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
+    """Launches of fake CUDA tensors as if they held values; whether a stream is being captured."""
+    state = {"capturing": False}
+    monkeypatch.delenv("SEMOBRIDGE_TRITON_AUTOTUNE", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: state["capturing"])
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(tuning, "shared_limit", lambda: 227 << 10)
-    kept = KERNEL.prune(KERNEL.configs, {"x_ptr": HALF}, WIDEN=False, PARTS=1, BLOCK_M=512)
-    assert kept == [KERNEL.fixed(CALL)]
+    monkeypatch.setattr(tuning, "is_traced", lambda tensor: False)
+    return state
+
+
+def tile(constants: dict) -> dict:
+    return {name: constants[name] for name in ("BLOCK_N", "BLOCK_S", "BLOCK_D") if name in constants}
+
+
+def test_the_tuner_is_not_asked_in_a_capture(on_a_gpu: dict[str, bool]):
+    """Triton 3.6's tuner times even a single tile, and waits for the device: the capture would break."""
+    taken: list[tuple[str, dict]] = []
+    kernel = replaced(taken)
+
+    def launch(capturing: bool, bucket: int) -> tuple[str, dict]:
+        on_a_gpu["capturing"] = capturing
+        with torch._subclasses.fake_tensor.FakeTensorMode():
+            x = torch.empty(3, 4, device="cuda", dtype=torch.float16)
+            kernel.launch(x, lambda meta: (1,), x, x, bucket, **SHAPE)
+        return taken[-1][0], tile(taken[-1][1])
+
+    fixed = {k: v for k, v in KERNEL.fixed(CALL).kwargs.items()}
+    assert launch(True, 7) == ("fixed", fixed), "never tuned: the fixed tile, launched without the tuner"
+    assert launch(False, 7) == ("tuner", {}), "what a capture took is not what the tuner found"
+    assert launch(True, 7) == ("fixed", Launcher.best_config.kwargs) and fixed != Launcher.best_config.kwargs
+    assert launch(True, 8) == ("fixed", fixed), "another size was not tuned"
+
+
+def test_the_tuner_tells_compiled_programs_apart():
+    """The key held the sizes and dtypes alone: rows of one width took the tile of another in its bucket."""
+    if not KERNEL.function.__class__.__name__.startswith("Interpreted"):
+        assert {"bucket", "D0", "EVEN", "HAS_ORDER"} <= set(KERNEL.keys) and KERNEL.tuner.keys == KERNEL.keys
+        assert not {"BLOCK_N", "BLOCK_S"} & set(KERNEL.keys), "a tile is not told apart by itself"
+    x = torch.empty(1)
+    one, two = (KERNEL._key(x.device, {"x": x, "bucket": 5, "D0": n}) for n in (1, 2))
+    assert ("D0" not in KERNEL.keys) or one != two
+
+
+def test_tiles_that_cannot_run_are_told(on_a_gpu: dict[str, bool], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tuning, "skipped", [])
+    kernel = replaced([])
+    kernel.tuner.configs_timings = {KERNEL.configs[0]: [float("inf")] * 3, KERNEL.configs[1]: [1.0, 1.0, 1.0]}
+    with torch._subclasses.fake_tensor.FakeTensorMode():
+        x = torch.empty(3, 4, device="cuda", dtype=torch.float16)
+        for bucket in (1, 2):
+            kernel.launch(x, lambda meta: (1,), x, x, bucket, **SHAPE)
+    (line,) = tuning.skipped
+    assert line.startswith("fixed: a tile was skipped") and "BLOCK_N: 128" in line
 
 
 def test_the_choice_is_kept_on_disk_by_bucket_and_dtype():
     tuner = KERNEL.tuner
-    assert tuner.keys == ["bucket"] and "bucket" in project_normalize_fwd_kernel.arg_names
+    assert tuner.keys[0] == "bucket" and "bucket" in KERNEL.function.arg_names
     assert tuner.cache_results or os.environ.get("TRITON_INTERPRET") == "1"
     x = torch.empty(1)
     assert tuning.bucket(x, 65, 512) == tuning.bucket(x, 128, 500)
@@ -46,25 +118,16 @@ def test_the_choice_is_kept_on_disk_by_bucket_and_dtype():
 @pytest.mark.parametrize("word,measured", [(None, True), ("0", False)])
 def test_measuring_can_be_switched_off(word, measured: bool, monkeypatch: pytest.MonkeyPatch):
     """A CUDA tensor's launch, with both ways of launching replaced."""
-    taken = []
-
-    class Launcher:
-        def __init__(self, name: str, arg_names: list[str]) -> None:
-            self.name, self.arg_names = name, arg_names
-
-        def __getitem__(self, grid):
-            return lambda *args, **constants: taken.append((self.name, constants))
-
+    taken: list[tuple[str, dict]] = []
     if word is None:
         monkeypatch.delenv("SEMOBRIDGE_TRITON_AUTOTUNE", raising=False)
     else:
         monkeypatch.setenv("SEMOBRIDGE_TRITON_AUTOTUNE", word)
     monkeypatch.setattr(tuning, "wrap_triton", lambda kernel: kernel)
-    kernel = tuning.Kernel(Launcher("fixed", ["x_ptr"]), (), KERNEL.fixed, KERNEL.fits, KERNEL.shared)
-    kernel.configs, kernel.tuner = KERNEL.configs, Launcher("tuner", ["x_ptr"])
+    kernel = replaced(taken)
     with torch._subclasses.fake_tensor.FakeTensorMode():
         x = torch.empty(3, 4, device="cuda", dtype=torch.float16)
-        kernel.launch(x, lambda meta: (1,), x, WIDEN=False, PARTS=1, BLOCK_M=512)
+        kernel.launch(x, lambda meta: (1,), x, x, **SHAPE)
     ((name, constants),) = taken
     assert name == ("tuner" if measured else "fixed")
-    assert ("BLOCK_N" in constants and constants["num_warps"] == 8) is not measured
+    assert ("BLOCK_N" in constants and "num_warps" in constants) is not measured

@@ -19,8 +19,7 @@ from semobridge_ext.runtime import backend as _backend
 SERVED = {
     "native": ("bridge", "project_normalize", "project_normalize_grad", "topk", "predict", "oti", "ovi",
                "SeMoBridgeT"),
-    "triton": ("bridge", "project_normalize", "project_normalize_grad", "support_logits",
-               "support_logits_grad", "topk", "SeMoBridgeT"),
+    "triton": ("support_logits", "support_logits_grad", "topk", "SeMoBridgeT"),
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from semobridge_ext._engines.bridge_training.torch import TorchTrainingPieces
 from semobridge_ext.runtime.backend import HAS_CUDA, requested
 from semobridge_ext.runtime.choice import resolve
 
+OP = "bridge_training"
 PiecesOf = Callable[[Batch], TorchTrainingPieces]
 
 
@@ -21,14 +22,17 @@ class Choice(NamedTuple):
     """What a trainer is made of."""
 
     pieces: PiecesOf  # what runs between the products
-    streamed: bool = False  # Triton makes the losses over N×C logits, which are never stored
+    # Triton makes the losses over N×C logits, which are never stored: slower, so on request alone.
+    streamed: bool = False
     graph: bool = True  # on a CUDA device the step is captured and replayed
 
 
 def choose(function: str, device: torch.device, dtype: torch.dtype) -> Choice:
     """By device, dtype and the backend asked for; ``function`` is named in messages."""
     single = dtype is torch.float32
-    name = resolve(function, device, cuda=single, triton=single or "float64")
+    # It saves memory and costs time: neither a rule nor a measurement may choose it.
+    streams = (single or "float64") if requested() == "triton" else False
+    name = resolve(function, device, cuda=single, triton=streams, work=(OP, dtype, 1))
     if name == "native":
         return Choice(CpuTrainingPieces if device.type == "cpu" else CudaTrainingPieces)
     if name == "triton":

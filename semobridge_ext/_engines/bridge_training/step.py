@@ -23,9 +23,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from semobridge_ext._engines.bridge_training.choice import Choice, PiecesOf, choose
+from semobridge_ext._engines.bridge_training.choice import OP, Choice, PiecesOf, choose
+from semobridge_ext._engines.bridge_training.cuda import CudaTrainingPieces
 from semobridge_ext._engines.bridge_training.spec import LossWeights
+from semobridge_ext._engines.bridge_training.torch import TorchTrainingPieces
 from semobridge_ext._engines.bridge_training.workspace import Workspace
+from semobridge_ext.runtime import self_check
+from semobridge_ext.runtime.backend import requested
 from semobridge_ext.runtime.step_graph import WARM_UP, Step, repeatable
 
 
@@ -232,3 +236,33 @@ class BridgeTrainer(Workspace):
         """One step as a sequence of launches that a graph can repeat."""
         self.loss_and_gradients()
         self.pieces.adamw(*self._flat, self._now, self._count)
+
+
+def _check_kernels(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    """What is compared before `auto` takes the kernels: the loss, its gradients, and what a step changes.
+
+    The moments are not zero: AdamW's first step would be the gradient's sign, which rounding may turn.
+    """
+    labels = torch.tensor([0, 0, 0, 1, 2, 2, 2, 2], device="cpu").to(device)
+    inverse, w, shots, text, hidden = (
+        self_check.fixed(*shape, device=device, dtype=dtype, seed=i) / 8
+        for i, shape in enumerate(((24, 20), (20, 24), (8, 24), (3, 24), (3, 20)))
+    )
+    unit = torch.nn.functional.normalize
+    pieces = CudaTrainingPieces if requested() == "native" else TorchTrainingPieces
+    trainer = BridgeTrainer(
+        inverse, w, shots, labels, unit(text, dim=1), unit(hidden, dim=1), logit_scale=4.0, pieces=pieces
+    )
+    rate = 1 / 16
+    trainer.plan([rate], 0.01)
+    values, _, first, second = trainer._flat
+    values[inverse.numel() :].copy_(self_check.fixed(values.numel(), device=device)[inverse.numel() :] / 8)
+    first.copy_(values.roll(1))
+    second.copy_(1 + values.abs())
+    found = [trainer.loss_and_gradients().clone(), *(g.clone() for g in trainer.gradients.values())]
+    before = values.clone()
+    trainer.launch()
+    return [*found, first, second, (values - before) / rate]
+
+
+self_check.register(OP, _check_kernels)

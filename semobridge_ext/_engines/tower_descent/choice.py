@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _errors
+from semobridge_ext._engines.tower_descent import check
 from semobridge_ext._engines.tower_descent.cpu import FrozenTower, PackedTower
 from semobridge_ext._engines.tower_descent.cuda import CudaTowerPieces
 from semobridge_ext._engines.tower_descent.eager import EagerTower
@@ -27,14 +28,15 @@ Weights = PackedTower | LaunchedWeights
 _shared: weakref.WeakKeyDictionary[Any, dict[str, tuple[Any, Weights]]] = weakref.WeakKeyDictionary()
 
 
-def choose(function: str, device: torch.device, dtype: torch.dtype) -> str:
+def choose(function: str, device: torch.device, dtype: torch.dtype, stored: torch.dtype | None = None) -> str:
     """The engine by the file that holds it.
 
     ``cpu``: the loop in the core. ``torch`` and ``cuda``: the step as launches on a device, between its
     products PyTorch or csrc's kernels. ``eager``: autograd over the whole context. ``function`` is named in
-    messages.
+    messages, ``stored`` the dtype of products and activations, by which a GPU's kernels are chosen.
     """
-    name = resolve(function, device, cuda=dtype != torch.float64)
+    work = check.OP, stored or dtype, 1
+    name = resolve(function, device, cuda=dtype != torch.float64, work=work)
     if device.type == "cpu":
         return "cpu" if name == "native" else "eager"
     if name == "native":
@@ -109,7 +111,7 @@ def make_engine(
     compute: torch.dtype | None = None,
 ) -> TowerEngine:
     """The engine for the tower's device; its weights are kept for as long as the model lives."""
-    chosen = choose(function, tower.device, tower.dtype)
+    chosen = choose(function, tower.device, tower.dtype, weights or tower.compute)
     check_compute(function, compute, chosen, tower.compute)
     if chosen == "eager":
         return EagerTower(tower, rows)

@@ -15,6 +15,7 @@ from torch import Tensor
 from semobridge_ext._ops.blend_logits import cpu, cuda, eager
 from semobridge_ext._ops.blend_logits.spec import BlendParams, Similarities
 from semobridge_ext._ops.blend_logits.takes import KERNELS
+from semobridge_ext.runtime import half_products, self_check
 from semobridge_ext.runtime.choice import choose, resolve
 from semobridge_ext.runtime.rows import compute_dtype
 
@@ -29,7 +30,8 @@ class BlendOperand:
         factor: [D, r] with ‖f·factor‖ = ‖f M‖; default M itself.
         All float64 on one device.
 
-    Memory: 3·C·D + D·r packed, columns rounded up to 32; O(block) beside the outputs.
+    Memory: 3·C·D + D·r packed, columns rounded up to 32, on a GPU once for each dtype of rows; O(block)
+        beside the outputs.
     """
 
     def __init__(
@@ -45,7 +47,7 @@ class BlendOperand:
         self.projector = projector
         self.factor = projector if factor is None else factor
         self._packed: dict[torch.dtype, tuple[Tensor, int]] = {}
-        self._joined: dict[torch.device, Tensor] = {}
+        self._joined: dict[tuple[torch.device, torch.dtype], cuda.Right] = {}
 
     @property
     def classes(self) -> int:
@@ -64,11 +66,19 @@ class BlendOperand:
         cpu.blend_logits(x, self._packed[compute], self.exponents, params, bridged=bridged, **outputs)  # type: ignore[arg-type]
 
     def _cuda(self, x: Tensor, params: BlendParams, **outputs: Tensor) -> None:
-        if x.device not in self._joined:
-            self._joined[x.device] = cuda.join_operand(self._blocks(), self.factor, x.device)
-        cuda.blend_logits(x, self._joined[x.device], self.exponents, params, **outputs)
+        cuda.blend_logits(x, self._right(x), self.exponents, params, **outputs)
+
+    def _right(self, x: Tensor) -> cuda.Right:
+        """All right operands side by side on a GPU, in the type in which rows like these meet them."""
+        key = x.device, x.dtype if half_products.served(x) else torch.float32
+        if key not in self._joined:
+            self._joined[key] = cuda.join_operand(self._blocks(), self.factor, *key)
+        return self._joined[key]
 
     def _eager(self, x: Tensor) -> Similarities:
+        if half_products.served(x):
+            z = cuda.products(x, self._right(x))
+            return eager.similarities_of(z, x, self.classes)
         return eager.similarities(x, self.text, self.bridged, self.raw, self.projector)
 
     def similarities(self, x: Tensor, *, called: str = "blend_logits") -> Similarities:
@@ -95,3 +105,19 @@ class BlendOperand:
         labels = torch.empty(x.shape[0], dtype=torch.int64, device=x.device)
         (self._cuda if x.is_cuda else self._cpu)(x, params, labels=labels)
         return labels
+
+
+def _check_kernel(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    """What is compared before `auto` takes a kernel."""
+
+    def wide(rows: int, cols: int, seed: int) -> Tensor:
+        return self_check.fixed(rows, cols, device=torch.device("cpu"), dtype=torch.float64, seed=seed) / 8
+
+    exponents = torch.arange(7, dtype=torch.float64, device="cpu") / 8
+    operand = BlendOperand(wide(7, 48, 0), wide(7, 48, 1), wide(7, 48, 2), exponents, wide(48, 48, 3))
+    x = self_check.fixed(5, 48, device=device, dtype=dtype)
+    params = BlendParams()._replace(s=0.5)
+    return [operand.logits(x, params)]
+
+
+self_check.register(KERNELS.op, _check_kernel)

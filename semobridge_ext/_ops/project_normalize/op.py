@@ -16,7 +16,8 @@ from torch import Tensor
 
 from semobridge_ext import _errors, _numbers
 from semobridge_ext._ops.project_normalize import cpu, cuda, eager, takes
-from semobridge_ext.runtime.choice import choose, in_transform, see_through
+from semobridge_ext.runtime import self_check
+from semobridge_ext.runtime.choice import choose, in_transform
 from semobridge_ext.runtime.rows import compute_dtype
 
 _NAME = "project_normalize"
@@ -33,20 +34,10 @@ def _project_normalize(
     if bias is not None:
         bias = bias.to(compute_dtype(x.dtype))
     name = choose(takes.KERNELS, x, matrix)
-    if name == "triton":
-        return _triton(x, matrix, bias, scale, normalize)
     if name == "eager":
         return eager.project_normalize(x, matrix, bias, scale, normalize)
     native = cuda.project_normalize if x.is_cuda else cpu.project_normalize
     return native(x, matrix, bias, scale, normalize)
-
-
-def _triton(
-    x: Tensor, matrix: Tensor, bias: Tensor | None, scale: float, normalize: bool
-) -> tuple[Tensor, Tensor]:
-    from semobridge_ext._ops.project_normalize import triton
-
-    return triton.project_normalize(x, matrix, bias, scale, normalize)
 
 
 @_project_normalize.register_fake
@@ -88,7 +79,6 @@ def _backward(ctx, grad_y: Tensor | None, grad_norms: Tensor | None):
 
 
 _project_normalize.register_autograd(_backward, setup_context=_setup_context)
-see_through(_project_normalize, takes.triton, _triton)
 
 
 def _check(x: Tensor, matrix: Tensor, bias: Tensor | None) -> None:
@@ -163,3 +153,16 @@ def project_normalize(
     else:
         y, _ = _project_normalize(flat, matrix, bias, float(scale), normalize)
     return y.reshape(*lead, cols)
+
+
+def _check_kernel(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    """What is compared before `auto` takes a kernel."""
+    x, matrix = (self_check.fixed(n, m, device=device, dtype=dtype) for n, m in ((5, 48), (48, 40)))
+    bias = self_check.fixed(40, device=device)
+    return [
+        *_project_normalize(x, matrix, bias, 0.5, True),
+        _project_normalize(x, matrix, None, 1.0, False)[0],
+    ]
+
+
+self_check.register(_NAME, _check_kernel)

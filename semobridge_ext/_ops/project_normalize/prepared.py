@@ -8,10 +8,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from semobridge_ext._ops.project_normalize import cuda
+from semobridge_ext._ops.project_normalize import cuda, eager
 from semobridge_ext._ops.project_normalize.cpu import Projection
 from semobridge_ext._ops.project_normalize.op import project_normalize
 from semobridge_ext._ops.project_normalize.takes import PREPARED
+from semobridge_ext.runtime import self_check
 from semobridge_ext.runtime.choice import direct, direct_kernel
 from semobridge_ext.runtime.rows import compute_dtype
 
@@ -53,12 +54,18 @@ class PreparedProjection:
         self._operands: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor | None]] = {}
 
     def program(self, where: str, x: Tensor) -> Program | None:
-        """What runs a call that `choice.direct` answered with `where`; None: the operator has to."""
+        """What runs a call that `choice.direct` answered with `where`; None: the operator has to.
+
+        Under ``auto`` a GPU without a kernel for the call gets the prepared operands by PyTorch: the
+        operators would widen the matrix anew, and a bridge multiply twice.
+        """
         if where == "cpu":
             return self._packed.get(x.dtype) or self._packed_for(x.dtype)
         if self.matrix is None:
             return None
         kernel = direct_kernel(where, PREPARED, x, self.matrix, called=self._called)
+        if not kernel and where == "auto":
+            kernel = "eager"
         if not kernel:
             return None
         key = kernel, x.device
@@ -82,12 +89,7 @@ class PreparedProjection:
         return run if self._offset is None else partial(run, bias=self._offset.to(compute))
 
     def _launch(self, kernel: str, device: torch.device) -> Program:
-        if kernel == "triton":
-            from semobridge_ext._ops.project_normalize import triton
-
-            make: Callable[..., Program] = triton.Projection
-        else:
-            make = cuda.Projection
+        make: Callable[..., Program] = cuda.Projection if kernel == "native" else eager.Projection
         return make(self.matrix, self._offset, device, normalize=self._normalize, scale=self._scale)
 
     def __call__(self, x: Tensor) -> Tensor:  # [.., K] -> [.., M]
@@ -109,3 +111,13 @@ class PreparedProjection:
                 offset = None if self._offset is None else self._offset.to(device, compute)
                 self._operands[key] = self.matrix.to(device, compute), offset
         return self._operands[key]
+
+
+def _check_kernel(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    """What is compared before `auto` takes a kernel: few rows and many have their own."""
+    projection = PreparedProjection(self_check.fixed(48, 40, device=torch.device("cpu"), dtype=torch.float64))
+    rows = self_check.fixed(43, 48, device=device, dtype=dtype)
+    return [projection(rows[:3]), projection(rows)]
+
+
+self_check.register(PREPARED.op, _check_kernel)

@@ -26,6 +26,7 @@ from semobridge_ext._ops.support_logits.checks import (
     support_tensors,
 )
 from semobridge_ext._ops.support_logits.class_order import ClassOrder, refuse_label, sort_by_class
+from semobridge_ext.runtime import self_check
 from semobridge_ext.runtime.backend import requested
 from semobridge_ext.runtime.choice import choose, direct, in_transform, plain, see_through
 from semobridge_ext.runtime.rows import compute_dtype
@@ -177,10 +178,10 @@ def support_logits(
             its position); a sum that overflows although every input is finite.
 
     Numerics: float32 (float64 if queries or keys are); a class's sum depends neither on the threads
-        nor on the other queries. In float32 a term is 0 where β(⟨q,k⟩ − 1) < −87.68 and overflows
-        from 88.37 on, which unit rows never reach. The relative error of a term is about
-        β·2⁻²⁴·√D. NaN or infinity in a query stays in its row, in a key in its class.
-        Differentiable in queries, keys and weights; the gradient's products are torch.mm's, with
+        nor on the other queries; on a GPU equal calls give equal bits. In float32 a term is 0 where
+        β(⟨q,k⟩ − 1) < −87.68 and overflows from 88.37 on, which unit rows never reach. The relative
+        error of a term is about β·2⁻²⁴·√D. NaN or infinity in a query stays in its row, in a key in its
+        class. Differentiable in queries, keys and weights; the gradient's products are torch.mm's, with
         ``backend("triton")`` the kernel's own (for half rows 2⁻¹¹ of a term).
 
     Synchronisation: on a GPU the check of the labels waits for the device at every call; a SupportSet
@@ -208,3 +209,14 @@ def support_logits(
     beta = check_beta(_NAME, beta)
     found: Any = run(rows, keys, labels, num_classes, beta, weights, None)
     return found
+
+
+def _check_kernel(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    """What is compared before `auto` takes a kernel: ragged classes, one of them empty."""
+    queries, keys = (self_check.fixed(n, 48, device=device, dtype=dtype, seed=n) / 8 for n in (5, 70))
+    labels = torch.arange(70, device=device) % 6
+    weights = self_check.fixed(70, device=device).abs()
+    return [_support_logits(queries, keys, labels, weights, None, None, 7, 2.0)]
+
+
+self_check.register(_NAME, _check_kernel)

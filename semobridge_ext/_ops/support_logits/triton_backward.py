@@ -6,8 +6,8 @@
 All three have one shape: rows are owned, other rows stream past, the tile P of the two is made again from
 their products, and it weights the sum of the streaming rows (or is summed itself). A program owns BLOCK_A
 rows and BLOCK_O columns of the gradient, and the streaming rows of one split; the splits' sums are added
-in order afterwards. Labels say which gradient a pair has, so that the keys may lie in any order; a label
-out of range has none.
+in order afterwards. Owned rows of a half type stay on the chip, where D allows it. Labels say which gradient
+a pair has, so that the keys may lie in any order; a label out of range has none.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op
 
+from semobridge_ext._ops.support_logits.triton import _columns, row_parts
 from semobridge_ext.runtime.triton_tuning import Arguments, Kernel, bucket, config, product_of
 
 _PROGRAMS = 256  # that fill a large GPU
@@ -60,6 +61,9 @@ def support_logits_bwd_kernel(
     HAS_WEIGHTS: tl.constexpr,
     GRADIENT: tl.constexpr,
     SUMS: tl.constexpr,
+    D0: tl.constexpr,
+    D1: tl.constexpr,
+    EVEN: tl.constexpr,
     BLOCK_A: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -68,25 +72,45 @@ def support_logits_bwd_kernel(
     rows = tl.program_id(0) * BLOCK_A + tl.arange(0, BLOCK_A)
     cols = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
     split = tl.program_id(2)
-    a_at = a_ptr + rows.to(tl.int64)[:, None] * a_stride
+    a_at = a_ptr + rows.to(tl.int64) * a_stride
     owned = rows < a_rows
     total = tl.zeros((BLOCK_A, BLOCK_O), dtype=tl.float32)
     sums = tl.zeros((BLOCK_A,), dtype=tl.float32)
     if OWN_KEYS:
         own_labels = tl.load(labels_ptr + rows, mask=owned, other=-1)
         owned = owned & (own_labels >= 0) & (own_labels < classes)
+    if BLOCK_D == 0:
+        a0 = _columns(a_at, owned, d, 0, D0, EVEN)
+        if WIDEN:
+            a0 = a0.to(tl.float32)
+        if D1 > 0:
+            a1 = _columns(a_at, owned, d, D0, D1, EVEN)
+            if WIDEN:
+                a1 = a1.to(tl.float32)
     for first in range(split * split_rows, tl.minimum((split + 1) * split_rows, b_rows), BLOCK_B):
         other = first + tl.arange(0, BLOCK_B)
         valid = other < b_rows
-        b_at = b_ptr + other.to(tl.int64)[:, None] * b_stride
+        b_at = b_ptr + other.to(tl.int64) * b_stride
         acc = tl.zeros((BLOCK_A, BLOCK_B), dtype=tl.float32)
-        for start in range(0, d, BLOCK_D):
-            inner = start + tl.arange(0, BLOCK_D)
-            a = tl.load(a_at + inner[None, :], mask=owned[:, None] & (inner < d)[None, :], other=0.0)
-            b = tl.load(b_at + inner[None, :], mask=valid[:, None] & (inner < d)[None, :], other=0.0)
+        if BLOCK_D == 0:
+            b0 = _columns(b_at, valid, d, 0, D0, EVEN)
             if WIDEN:
-                a, b = a.to(tl.float32), b.to(tl.float32)
-            acc = tl.dot(a, tl.trans(b), acc, input_precision=PRECISION)
+                b0 = b0.to(tl.float32)
+            acc = tl.dot(a0, tl.trans(b0), acc, input_precision=PRECISION)
+            if D1 > 0:
+                b1 = _columns(b_at, valid, d, D0, D1, EVEN)
+                if WIDEN:
+                    b1 = b1.to(tl.float32)
+                acc = tl.dot(a1, tl.trans(b1), acc, input_precision=PRECISION)
+        else:
+            for start in range(0, d, BLOCK_D):
+                inner = start + tl.arange(0, BLOCK_D)
+                inside = (inner < d)[None, :]
+                a = tl.load(a_at[:, None] + inner[None, :], mask=owned[:, None] & inside, other=0.0)
+                b = tl.load(b_at[:, None] + inner[None, :], mask=valid[:, None] & inside, other=0.0)
+                if WIDEN:
+                    a, b = a.to(tl.float32), b.to(tl.float32)
+                acc = tl.dot(a, tl.trans(b), acc, input_precision=PRECISION)
         if OWN_KEYS:
             pairs = own_labels[:, None] * grad_stride + other[None, :]
             live = owned[:, None] & valid[None, :]
@@ -101,8 +125,11 @@ def support_logits_bwd_kernel(
         if GRADIENT:
             if HAS_WEIGHTS and not OWN_KEYS:
                 p *= tl.load(weights_ptr + other, mask=valid, other=0.0)[None, :]
-            b = tl.load(b_at + cols[None, :], mask=valid[:, None] & (cols < d)[None, :], other=0.0)
-            b = b.to(tl.float32)
+            if BLOCK_D == 0 and BLOCK_O == D0 and D1 == 0:
+                b = b0.to(tl.float32)  # all of its columns, already here
+            else:
+                mask = valid[:, None] & (cols < d)[None, :]
+                b = tl.load(b_at[:, None] + cols[None, :], mask=mask, other=0.0).to(tl.float32)
             if EXACT:
                 total = tl.dot(p, b, total, input_precision="ieee")
             else:
@@ -120,6 +147,8 @@ def support_logits_bwd_kernel(
 
 
 # Every slice of D makes the tile of P again: wide slices first.
+# BLOCK_D = 0: the owned rows stay, and a streaming row is read once for both products.
+RESIDENT = [config(8, 2, BLOCK_A=32, BLOCK_B=32, BLOCK_D=0, BLOCK_O=512)]
 HALF = [
     config(8, 1, BLOCK_A=32, BLOCK_B=32, BLOCK_D=64, BLOCK_O=512),
     config(8, 1, BLOCK_A=32, BLOCK_B=32, BLOCK_D=64, BLOCK_O=256),
@@ -133,17 +162,33 @@ SINGLE = [
 ]
 
 
+def _list(a: Arguments) -> list[triton.Config]:
+    if a["EXACT"]:
+        return SINGLE
+    width = a["D0"] + a["D1"]
+    stays = a["a_ptr"].dtype is a["b_ptr"].dtype and a["EVEN"] and 256 < width <= 768
+    return RESIDENT + HALF if stays else HALF
+
+
 def _fits(c: triton.Config, a: Arguments) -> bool:
     # Columns past D would be made for nothing.
     most = max(128, triton.next_power_of_2(a["d"]))
-    return c in (SINGLE if a["EXACT"] else HALF) and c.kwargs["BLOCK_O"] <= most
+    return c in _list(a) and c.kwargs["BLOCK_O"] <= most
 
 
 def _fixed(a: Arguments) -> triton.Config:
-    return next(c for c in (SINGLE if a["EXACT"] else HALF) if _fits(c, a))
+    return next(c for c in _list(a) if _fits(c, a))
 
 
-KERNEL = Kernel(support_logits_bwd_kernel, HALF + SINGLE, _fixed, _fits)
+def _shared(c: triton.Config, a: Arguments) -> int:
+    """The owned rows, and the blocks of streaming ones on their way."""
+    if c.kwargs["BLOCK_D"] > 0:
+        return 0
+    rows = c.kwargs["BLOCK_A"] + c.num_stages * c.kwargs["BLOCK_B"]
+    return 2 * (a["D0"] + a["D1"]) * rows + 1024
+
+
+KERNEL = Kernel(support_logits_bwd_kernel, RESIDENT + HALF + SINGLE, _fixed, _fits, _shared)
 
 
 def _splits(owned: int, streaming: int, width: int) -> int:
@@ -173,6 +218,7 @@ def _launch(
     out = grad.new_empty((splits, a, d) if gradient else (1,))
     totals = grad.new_empty((splits, a) if sums else (1,))
     widen, precision = product_of(own, stream)
+    first, second = row_parts(d)
     KERNEL.launch(
         own,
         lambda meta: (
@@ -183,6 +229,7 @@ def _launch(
         bucket(own, a, b, d),
         WIDEN=widen, PRECISION=precision, EXACT=torch.float32 in (own.dtype, stream.dtype),
         OWN_KEYS=own_keys, HAS_WEIGHTS=weights is not None, GRADIENT=gradient, SUMS=sums,
+        D0=first, D1=second, EVEN=first + second == d,
     )  # fmt: skip
     return (
         (out.sum(0) if splits > 1 else out[0]) if gradient else new(0),

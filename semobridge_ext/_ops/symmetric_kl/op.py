@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _errors, _numbers
-from semobridge_ext.runtime.backend import _C
+from semobridge_ext.runtime import self_check
+from semobridge_ext.runtime.backend import _C, requested
 from semobridge_ext.runtime.choice import Answer, Kernels, choose, direct, in_transform, plain, see_through
 from semobridge_ext.runtime.rows import compute_dtype, unit_columns
 from semobridge_ext.runtime.threads import thread_count
@@ -246,3 +247,14 @@ def symmetric_kl(
     else:
         rows, _ = _symmetric_kl(logits_a, logits_b, temperature)
     return rows.mean() if rows.shape[0] else rows.sum()
+
+
+def _check_kernel(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    """What is compared before `auto` takes a kernel, both passes."""
+    a, b = (self_check.fixed(5, 41, device=device, dtype=dtype, seed=i) for i in range(2))
+    rows, stats = _symmetric_kl(a, b, 0.5)
+    grad = torch.ones_like(rows)
+    return [rows, *_symmetric_kl_bwd(grad, a, b, stats, 0.5, True, True, requested() == "triton")]
+
+
+self_check.register(_NAME, _check_kernel)

@@ -15,6 +15,7 @@ from torch import Tensor
 from semobridge_ext import _arrays
 from semobridge_ext._ops.topk import cpu, cuda, eager, takes
 from semobridge_ext._ops.topk.checks import SearchableGallery, check, excluded
+from semobridge_ext.runtime import self_check
 from semobridge_ext.runtime.choice import choose, direct, in_transform, plain, see_through
 from semobridge_ext.runtime.rows import compute_dtype
 
@@ -150,3 +151,13 @@ def topk(
     if not torch.compiler.is_compiling() and direct(queries, gallery) == "cpu" and plain(gallery, exclude):
         return TopK(*cpu.topk(queries, gallery, k, excluded(_NAME, exclude, gallery.shape[0])))
     return TopK(*_topk(queries, gallery, k, exclude))
+
+
+def _check_kernel(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    """What is compared before `auto` takes a kernel: the scores, and those of the rows that it names."""
+    queries, gallery = (self_check.fixed(n, 48, device=device, dtype=dtype, seed=n) for n in (4, 300))
+    scores, indices = _topk(queries, gallery, 10, torch.arange(4, device=device))
+    return [scores, (queries.float() @ gallery.float().T).gather(1, indices.clamp(0, 299))]
+
+
+self_check.register(_NAME, _check_kernel)

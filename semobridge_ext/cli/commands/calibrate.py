@@ -9,9 +9,10 @@ from typing import Any
 
 _EPILOG = """\
 Each call is timed at several sizes and dtypes with plain PyTorch, the CUDA kernels and the Triton
-kernels. A kernel whose result differs from plain PyTorch's is never chosen, and said. The choices are
-written to a file of yours, one section a GPU; `auto` reads it from then on. Remove the file to go back to
-plain PyTorch.
+kernels. A kernel that does not fit or whose result differs from plain PyTorch's is never chosen, and said,
+as is a tile of Triton's that cannot run here. The choices are
+written to a file of yours, one section a GPU; `auto` reads it from then on, until another PyTorch, Triton,
+driver or version of this package runs. Remove the file to go back to the rules of the architecture.
 
 examples:
   semobridge-ext calibrate
@@ -60,6 +61,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def skipped_tiles() -> list[str]:
+    """What Triton's tuner had to leave out so far, if it ran."""
+    tuning = sys.modules.get("semobridge_ext.runtime.triton_tuning")
+    return [] if tuning is None else tuning.skipped
+
+
 def measure_all(device: Any, name: str, **options: Any) -> list[Any]:
     """All cases, a line each."""
     from semobridge_ext.cli import calibration_cases
@@ -67,7 +74,8 @@ def measure_all(device: Any, name: str, **options: Any) -> list[Any]:
 
     print(f"{name}, microseconds\n")
     print(f"{'call':<28}{'size':>10}" + "".join(f"{b:>10}" for b in calibration.BACKENDS) + "  choice")
-    found, told = [], set()
+    found: list[Any] = []
+    told: set[object] = set()
     for case in calibration_cases.cases(device, **options):
         m = calibration.measure(case, device)
         found.append(m)
@@ -78,4 +86,8 @@ def measure_all(device: Any, name: str, **options: Any) -> list[Any]:
             if (case.op, backend, why) not in told:
                 told.add((case.op, backend, why))
                 print(f"  {case.op}, {backend}: {why}", file=sys.stderr)
+        for line in skipped_tiles():
+            if line not in told:
+                told.add(line)
+                print(f"  {line}", file=sys.stderr)
     return found

@@ -16,6 +16,7 @@ reading it:
   threads       from torch.set_num_threads, or OMP_NUM_THREADS in the environment
   openmp        runtimes in this process; two of them would start twice the threads
   backend       what SEMOBRIDGE_BACKEND asks for; auto picks by device, dtype and shape
+  choices       what auto takes here, call by call: by the rule of a GPU's architecture, or as calibrated
 
 examples:
   semobridge-ext info
@@ -27,7 +28,7 @@ _GROUPS = {
     "versions": ("semobridge_ext", "python", "torch", "open_clip", "numpy", "platform"),
     "native core": ("native", "compiler", "isa", "isa_available", "threads", "openmp"),
     "gpu": ("cuda", "cuda_architectures", "triton"),
-    "choice": ("backend",),
+    "choice": ("backend", "choices"),
 }
 _ABSENT = {
     "semobridge_ext": "not installed, running from a source tree (pip install -e .)",
@@ -66,6 +67,9 @@ def _text(key: str, value: Any) -> list[str]:
     if key == "openmp":
         extra = ["more than one: threads may double"] if len(value) > 1 else []
         return [*value, *extra]
+    if isinstance(value, dict):
+        width = max(map(len, value))
+        return [f"{name:<{width}}  {words}" for name, words in value.items()]
     return [", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)]
 
 

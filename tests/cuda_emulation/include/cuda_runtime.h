@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <set>
 #include <type_traits>
 #include <utility>
 
@@ -32,7 +33,16 @@ struct dim3 {
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 typedef struct CUstream_st* cudaStream_t;
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorStreamCaptureUnsupported = 900
+};
+enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal = 0, cudaStreamCaptureModeRelaxed = 2 };
+enum cudaDriverEntryPointQueryResult { cudaDriverEntryPointSuccess = 0 };
+struct cudaFuncAttributes {};
+constexpr unsigned long long cudaEnableDefault = 0;
+#define CUDART_VERSION 13000
 
 namespace cuda_emulation {
 
@@ -60,6 +70,13 @@ void reads_of_others();
 extern long launches, barriers, exchanges;
 extern cudaError_t last_error;
 extern int device;
+// Devices with a context; kernels by device that were loaded; whether the current stream is captured,
+// and how the thread's own calls stand to that.
+extern std::set<int> contexts;
+extern std::set<std::pair<const void*, int>> loaded;
+extern bool capturing;
+extern cudaStreamCaptureMode capture_mode;
+int primary_context_state(int device, unsigned* flags, int* active);
 
 template <class T>
 T from_lane(const unsigned char* slots, unsigned from) {
@@ -83,6 +100,11 @@ cudaError_t cudaLaunchKernel(void (*kernel)(P...), dim3 grid, dim3 block, void**
       grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) {
     return cuda_emulation::last_error = cudaErrorInvalidConfiguration;
   }
+  const auto one = std::make_pair(reinterpret_cast<const void*>(kernel), cuda_emulation::device);
+  if (cuda_emulation::capturing && cuda_emulation::loaded.count(one) == 0) {
+    return cuda_emulation::last_error = cudaErrorStreamCaptureUnsupported;
+  }
+  cuda_emulation::loaded.insert(one);
   cuda_emulation::run(grid, block,
                       [&] { cuda_emulation::call(kernel, args, std::index_sequence_for<P...>{}); });
   return cudaSuccess;
@@ -92,6 +114,7 @@ inline cudaError_t cudaGetLastError() {
   return std::exchange(cuda_emulation::last_error, cudaSuccess);
 }
 inline const char* cudaGetErrorString(cudaError_t e) {
+  if (e == cudaErrorStreamCaptureUnsupported) return "operation not permitted when stream is capturing";
   return e == cudaSuccess ? "no error" : "invalid configuration argument";
 }
 inline cudaError_t cudaGetDevice(int* device) {
@@ -100,6 +123,27 @@ inline cudaError_t cudaGetDevice(int* device) {
 }
 inline cudaError_t cudaSetDevice(int device) {
   cuda_emulation::device = device;
+  cuda_emulation::contexts.insert(device);  // since CUDA 12
+  return cudaSuccess;
+}
+inline cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
+  std::swap(*mode, cuda_emulation::capture_mode);
+  return cudaSuccess;
+}
+inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void* kernel) {
+  if (cuda_emulation::capturing && cuda_emulation::capture_mode != cudaStreamCaptureModeRelaxed) {
+    return cuda_emulation::last_error = cudaErrorStreamCaptureUnsupported;
+  }
+  cuda_emulation::loaded.emplace(kernel, cuda_emulation::device);
+  return cudaSuccess;
+}
+inline cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned,
+                                                    unsigned long long,
+                                                    cudaDriverEntryPointQueryResult* result) {
+  const bool known = std::strcmp(name, "cuDevicePrimaryCtxGetState") == 0;
+  *function =
+      known ? reinterpret_cast<void*>(&cuda_emulation::primary_context_state) : nullptr;
+  *result = cudaDriverEntryPointSuccess;
   return cudaSuccess;
 }
 

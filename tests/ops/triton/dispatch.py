@@ -33,49 +33,6 @@ def unit(*shape: int) -> Tensor:
     return torch.nn.functional.normalize(torch.randn(*shape, dtype=torch.float64), dim=-1)
 
 
-def check_projection() -> None:
-    for dtype in DTYPES:
-        x, matrix = torch.randn(2, 9, 20).to(dtype).requires_grad_(), torch.randn(20, 12, requires_grad=True)
-        bias = torch.randn(2, 9, 12, requires_grad=True)
-        leaves = (x, matrix, bias)
-        wide = [t.detach().double().requires_grad_() for t in leaves]
-        want = 0.5 * torch.nn.functional.normalize(wide[0] @ wide[1] + wide[2], dim=-1)
-        grad = torch.randn(2, 9, 12)
-        with sb.backend("triton"):
-            got = project_normalize(x, matrix, bias=bias, scale=0.5)
-        near("project_normalize", got.detach(), want.detach())
-        found = torch.autograd.grad(got, leaves, grad.to(dtype))
-        expected = torch.autograd.grad(want, wide, grad.to(dtype).double())
-        for a, b in zip(found, expected, strict=True):
-            near("project_normalize gradients", a, b, "op_grad", dtype)
-
-
-def check_bridge() -> None:
-    bridge = sb.Bridge(torch.randn(16, 12), text_length=2.0)
-    for dtype in DTYPES:
-        f = torch.randn(3, 7, 12).to(dtype)
-        want = torch.nn.functional.normalize(f.double() @ bridge._fold().projector, dim=-1)
-        with sb.backend("triton"):
-            near("bridge", bridge(f), want)
-            near("bridge", bridge(f.transpose(0, 1)), want.transpose(0, 1))
-            assert bridge(f[:0]).shape == (0, 7, 12) and bridge(f[0, 0]).shape == (12,)
-            launched = dict(bridge._projection(True, True)._launched)
-            bridge(f)
-            assert bridge._projection(True, True)._launched == launched, "the folded operand is made once"
-        assert [(kernel, type(p).__module__) for (kernel, _), p in launched.items()] == [
-            ("triton", "semobridge_ext._ops.project_normalize.triton")
-        ]
-    f = torch.randn(5, 12, requires_grad=True)
-    wide = f.detach().double().requires_grad_()
-    e = torch.nn.functional.normalize(wide @ bridge.inverse.double(), dim=-1) * 2.0
-    want = e @ bridge.text_projection.double()
-    with sb.backend("triton"):
-        got = bridge(f, normalize=False)
-    near("bridge as operators", got.detach(), want.detach())
-    (found,) = torch.autograd.grad(got.sum(), f)
-    near("bridge gradient", found, torch.autograd.grad(want.sum(), wide)[0])
-
-
 def check_support() -> None:
     labels = torch.randint(0, 5, (60,))
     for dtype in DTYPES:
@@ -164,7 +121,6 @@ def check_training() -> None:
 
 def check_operators() -> None:
     """opcheck: schema, fake tensors, gradients' registration; tests/ops/test_fake_cuda.py compiles."""
-    from semobridge_ext._ops.project_normalize import triton as project_triton
     from semobridge_ext._ops.support_logits import triton as support_triton
     from semobridge_ext._ops.support_logits import triton_backward as support_bwd_triton
     from semobridge_ext._ops.topk import triton as topk_triton
@@ -173,9 +129,6 @@ def check_operators() -> None:
     order, offsets = torch.argsort(labels), torch.tensor([0, 7, 15, 22, 30])
     w, grad = torch.rand(30), torch.randn(6, 4)
     plain = ("test_schema", "test_faketensor")
-    torch.library.opcheck(
-        project_triton.project_normalize, (q, torch.randn(10, 7), torch.randn(7), 2.0, True), test_utils=plain
-    )
     torch.library.opcheck(support_triton.support_logits_fwd, (q, k, order, offsets, 2.0, w), test_utils=plain)
     needs = (True, False, True)
     torch.library.opcheck(
@@ -186,9 +139,6 @@ def check_operators() -> None:
     with sb.backend("triton"):
         ops = torch.ops.semobridge
         x = q.clone().requires_grad_()
-        torch.library.opcheck(
-            ops.project_normalize, (x, torch.randn(10, 7), None, 1.0, True), test_utils=checked
-        )
         arguments = (x, k, labels, w, None, None, 4, 2.0)
         torch.library.opcheck(ops.support_logits, arguments, test_utils=checked)
         arguments = (grad, q, k, labels, w, 2.0, *needs, True)
@@ -208,13 +158,10 @@ def refused(call, error: type[Exception], text: str) -> None:
 
 def check_refusals() -> None:
     x = torch.randn(3, 8)
-    refused(lambda: project_normalize(x.double(), x.T), NotImplementedError, "float64; use backend('auto')")
-    refused(lambda: sb.Bridge(torch.eye(8).double())(x.double()), NotImplementedError, "bridge: ")
-    wide = torch.randn(8, 1025)
-    refused(lambda: project_normalize(x, wide), NotImplementedError, "more than 1024 columns of float32")
-    refused(lambda: project_normalize(x.half(), wide), NotImplementedError, "more than 1024 columns")
-    half = torch.randn(8, 2049, dtype=torch.bfloat16)
-    refused(lambda: project_normalize(x.bfloat16(), half), NotImplementedError, "2048 columns of a half type")
+    # Multiplied by cuBLAS: a program that holds whole rows reads all of the matrix anew.
+    unserved = "backend 'triton' has no kernel for this call; use backend('auto')"
+    refused(lambda: project_normalize(x, x.T), NotImplementedError, f"project_normalize: {unserved}")
+    refused(lambda: sb.Bridge(torch.eye(8))(x), NotImplementedError, f"bridge: {unserved}")
     refused(lambda: sb.topk(x, torch.randn(200, 8), 129), NotImplementedError, "k > 128; use backend('auto')")
     labels = torch.tensor([0, 1, 4])
     refused(lambda: sb.support_logits(x, x.double(), labels, 5), NotImplementedError, "float64")
@@ -226,7 +173,7 @@ def check_refusals() -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     checks = (
-        check_projection, check_bridge, check_support, check_topk, check_training, check_operators,
+        check_support, check_topk, check_training, check_operators,
         check_refusals,
     )  # fmt: skip
     for check in checks:

@@ -41,7 +41,7 @@ def report_of(done: subprocess.CompletedProcess[str]) -> dict[str, float]:
 
 # File: how many results its check compares, one for each kind of output and dtype.
 RESULTS = {
-    "project_normalize": 4, "support_logits": 4, "support_logits_bwd": 12, "topk": 1,
+    "support_logits": 4, "support_logits_bwd": 12, "topk": 1,
     "bridge_training": 4, **tables("TRITON_RESULTS"),
 }  # fmt: skip
 KERNELS = {
@@ -50,7 +50,7 @@ KERNELS = {
 
 
 def test_every_kernel_is_interpreted():
-    assert len(FILES) == len(all_files()) >= 5 and set(RESULTS) == set(FILES) and len(KERNELS) >= 7
+    assert len(FILES) == len(all_files()) >= 4 and set(RESULTS) == set(FILES) and len(KERNELS) >= 7
 
 
 @pytest.mark.parametrize("name", RESULTS)
@@ -61,35 +61,48 @@ def test_interpreted_kernel_meets_the_oracle(name: str):
 def test_public_functions_reach_the_kernels():
     done = run(sys.executable, HERE / "dispatch.py", env=environment(TRITON_INTERPRET="1"))
     worst = report_of(done)
-    assert {"bridge/bfloat16", "topk/float32", "support_logits gradient of keys/float16"} <= set(worst)
+    assert {"topk/float32", "support_logits gradient of keys/float16"} <= set(worst)
 
 
 # name: file, text, what stands there instead
 MUTATIONS = {
-    "rows past the end are stored": (
-        "project_normalize",
-        "mask=(rows < n)[:, None] & (cols < m)[None, :],\n    )\n\n\ndef",
-        "mask=(rows + 1 < n)[:, None] & (cols < m)[None, :],\n    )\n\n\ndef",
+    "keys of later classes are counted": ("support_logits", "(at >= start) & (at < stop)", "at >= start"),
+    "keys of earlier classes are counted": ("support_logits", "valid & (at >= start)", "valid"),
+    "keys past a split are counted": (
+        "support_logits",
+        "tl.minimum((split + 1) * split_keys",
+        "tl.minimum((split + 2) * split_keys",
     ),
-    "the product's tail is skipped": (
-        "project_normalize",
-        "(inner < k)[:, None]",
-        "(inner < k - 1)[:, None]",
+    "columns past the row are counted": (
+        "support_logits",
+        "live[:, None] & (cols < d)",
+        "live[:, None] & (cols <= d)",
     ),
-    "no guard for overflowing squares": (
-        "project_normalize",
-        "tl.where(largest > 0, largest, 1.0)",
-        "tl.where(largest > 0, 1.0, 1.0)",
+    "half of the row is left out": ("support_logits", "tl.dot(q1, tl.trans(k)", "tl.dot(0 * q1, tl.trans(k)"),
+    "a cut class forgets where it began": (
+        "support_logits",
+        "tl.where(continued, split * 0, ",
+        "tl.where(start < 0, split * 0, ",
     ),
-    "the matrix's second part is the first": (
-        "project_normalize",
-        "part * k * m_stride",
-        "part * 0 * m_stride",
+    "a cut class lacks its last split": ("support_logits", "tl.cdiv(stop, split_keys)", "stop // split_keys"),
+    "a cut class ends at its first border": ("support_logits", "range(split + 1,", "range(split + 2,"),
+    "a class's sum goes on in the next": (
+        "support_logits",
+        "total = tl.zeros((BLOCK_N,), dtype=tl.float32)\n                continued",
+        "continued",
     ),
-    "one bias row serves all": ("project_normalize", "[:, None] * bias_stride", "[:, None] * 0"),
-    "keys of later classes are counted": ("support_logits", "offsets_ptr + c + 1", "offsets_ptr + classes"),
     "the sharpness is forgotten": ("support_logits", "tl.exp(beta * (acc - 1.0))", "tl.exp(acc - 1.0)"),
     "the order is ignored": ("support_logits", "if HAS_ORDER else at", "* 0 + at if HAS_ORDER else at"),
+    "owned rows that stay lack a part": (
+        "support_logits_bwd",
+        "tl.dot(a1, tl.trans(b1)",
+        "tl.dot(a1, 0 * tl.trans(b1)",
+    ),
+    "streaming rows that stay are others": (
+        "support_logits_bwd",
+        "b = b0.to(tl.float32)  #",
+        "b = 2 * b0.to(tl.float32)  #",
+    ),
     "a gradient misses its sharpness": ("support_logits_bwd", "total *= beta", "total *= 1.0"),
     "the weight is forgotten in grad_q": ("support_logits_bwd", "HAS_WEIGHTS and not OWN_KEYS", "False"),
     "the weight is forgotten in grad_k": ("support_logits_bwd", "HAS_WEIGHTS and OWN_KEYS", "False"),
@@ -98,9 +111,15 @@ MUTATIONS = {
     "NaN rounds to a number": ("support_logits_bwd", "tl.where(x == x, bits", "tl.where(x != 7e30, 0 * bits"),
     "ties go to the higher row": ("topk", "(0x7FFFFFFF - rows)", "rows"),
     "NaN ranks first": ("topk", 'float("-inf"), scores', 'float("inf"), scores'),
-    "the excluded row is found": ("topk", "rows[None, :] != excluded[:, None]", "rows[None, :] >= 0"),
-    "a tile gives one candidate": ("topk", "while tl.max((high", "if tl.max((high"),
-    "a row past the gallery is found": ("topk", "live = (rows < end)", "live = (rows <= end)"),
+    "the excluded row is found": ("topk", "rows != excluded", "rows >= 0"),
+    "a tile gives one candidate": ("topk", "while high > worst:", "if high > worst:"),
+    "a row past the gallery is found": ("topk", "(at < end) & (rows", "(at <= end) & (rows"),
+    "earlier chunks are forgotten": (
+        "topk",
+        "best = tl.load(list_at)",
+        "best = _NONE + 1 + slots.to(tl.int64)",
+    ),
+    "a chunk's rows begin at 0": ("topk", "rows = first + at", "rows = at"),
     "lists are merged past k": ("topk", "places % SLOTS < k", "places % SLOTS < k + 1"),
     "the running maximum is kept": ("bridge_training", "total * factor", "total"),
     "the moment is not rescaled": ("bridge_training", "first_moment * factor", "first_moment"),
@@ -167,7 +186,7 @@ def test_kernels_compile_ahead_of_time(tmp_path: Path, monkeypatch: pytest.Monke
                     (case, resources.tiles(case, architecture)[0], architecture)
                     for case in resources.cases()
                     for architecture in resources.SHARED
-                    if case.dtype != "fp16" and not re.search(r"\b(768|16000)\b", case.shape)
+                    if case.dtype != "fp16" and not re.search(r"\b768\b", case.shape)
                 ],
             )
         ]
@@ -196,8 +215,8 @@ def test_every_tile_serves_somewhere():
     cases = resources.cases()
     for kernel in {id(case.kernel): case.kernel for case in cases}.values():
         mine = [resources.arguments(case) for case in cases if case.kernel is kernel]
-        mine += [m | {"BLOCK_M": 128} for m in mine if "BLOCK_M" in m]
-        used = [c for a in mine for c in kernel.usable(a, SMALLEST_SHARED)]
+        limits = (SMALLEST_SHARED, *resources.SHARED.values())
+        used = [c for a in mine for limit in limits for c in kernel.usable(a, limit)]
         assert all(c in used for c in kernel.configs), kernel.function.fn.__name__
         for a in mine:
             assert kernel.shared(kernel.unmeasured(a, SMALLEST_SHARED), a) <= SMALLEST_SHARED, a

@@ -1,0 +1,157 @@
+"""What `auto` takes on a GPU where nothing was measured: the table, and the way from it to a call."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import semobridge_ext as sb
+from semobridge_ext._engines.bridge_training.choice import choose as choose_training
+from semobridge_ext._engines.bridge_training.cuda import CudaTrainingPieces
+from semobridge_ext._engines.bridge_training.torch import TorchTrainingPieces
+from semobridge_ext._engines.tower_descent.choice import choose as choose_tower
+from semobridge_ext._version import __version__
+from semobridge_ext.runtime import rules, self_check
+from semobridge_ext.runtime import thresholds as _thresholds
+from semobridge_ext.runtime.choice import Kernels, resolve
+from semobridge_ext.runtime.explain import choices
+from tests.support.fake_gpu import CUDA, FakeGpu
+
+F32, F64, F16, BF16 = torch.float32, torch.float64, torch.float16, torch.bfloat16
+OPS = {
+    kernels.op
+    for path in sorted(Path(sb.__file__).parent.glob("_ops/*/*.py"))
+    if re.search(r"\bKernels\(", path.read_text())
+    for kernels in vars(
+        importlib.import_module(f"semobridge_ext._ops.{path.parent.name}.{path.stem}")
+    ).values()
+    if isinstance(kernels, Kernels)
+}
+LOOPS = {"tower_descent", "bridge_training"}
+
+
+@pytest.fixture(autouse=True)
+def nothing_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.delenv("SEMOBRIDGE_THRESHOLDS", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    yield
+    _thresholds.measured.cache_clear()
+
+
+def automatic(op: str, dtype: torch.dtype = F32, size: int = 100) -> str:
+    return resolve(op, CUDA, cuda=True, triton=True, work=(op, dtype, size))
+
+
+def test_the_table_is_whole():
+    for rule in rules.RULES.values():
+        assert set(rule) == OPS | LOOPS
+        for pair in rule.values():
+            for steps in pair:
+                assert steps == sorted(steps) and steps[0][0] == 0, "every size has a choice"
+                assert {backend for _, backend in steps} <= {"eager", "native", "triton"}
+    assert set(self_check._checks) == OPS | LOOPS, "what a rule takes can be checked"
+
+
+def test_newer_architectures_take_the_nearest_older_rule(monkeypatch: pytest.MonkeyPatch):
+    assert rules.rule_for((8, 0)) == rules.rule_for((8, 9)) == rules.rule_for((12, 1)) == (8, 0)
+    assert rules.rule_for((7, 5)) is None and rules.rule_for(None) is None
+    monkeypatch.setattr(rules, "RULES", {(8, 0): {"a": ([(0, "native")],) * 2}, (9, 0): {}})
+    assert rules.rule_for((8, 9)) == (8, 0) and rules.rule_for((10, 0)) == (9, 0)
+    monkeypatch.setattr(rules, "capability", lambda device: (8, 6))
+    assert rules.steps("a", CUDA, F32) == [(0, "native")] and rules.steps("b", CUDA, F32) == [(0, "eager")]
+    monkeypatch.setattr(rules, "capability", lambda device: (9, 0))
+    assert rules.steps("a", CUDA, F32) == [(0, "eager")]
+
+
+def test_the_capability_of_a_device(monkeypatch: pytest.MonkeyPatch):
+    ask = rules.capability.__wrapped__
+    assert ask(torch.device("cpu")) is None
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 4))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert ask(CUDA) is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert ask(CUDA) == (9, 4)
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert ask(CUDA) is None, "gfx942 is not sm_94"
+
+
+@pytest.mark.parametrize("dtype", [F32, F16, BF16])
+def test_what_an_unmeasured_gpu_takes(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    FakeGpu(monkeypatch).passes(*OPS, *LOOPS)
+    for op in OPS - {"support_logits"}:
+        assert automatic(op, dtype, 1) == automatic(op, dtype, 10**9) == "native", op
+    many = "eager" if dtype is F32 else "triton"
+    assert automatic("support_logits", dtype, 10**9) == many and automatic("support_logits", dtype) == "eager"
+    assert choose_tower("oti", CUDA, F32, dtype) == "cuda"
+    with sb.backend("eager"):
+        assert automatic("topk", dtype) == "eager" and choose_tower("oti", CUDA, F32, dtype) == "eager"
+
+
+def test_training_takes_its_kernels(monkeypatch: pytest.MonkeyPatch):
+    FakeGpu(monkeypatch).passes(*LOOPS)
+    assert choose_training("SeMoBridgeT", CUDA, F32) == (CudaTrainingPieces, False, True)
+    assert choose_training("SeMoBridgeT", CUDA, F64).pieces is TorchTrainingPieces
+    assert choose_tower("oti", CUDA, F64) == "torch"
+
+
+def test_what_is_absent_leaves_plain_pytorch(monkeypatch: pytest.MonkeyPatch):
+    gpu = FakeGpu(monkeypatch, built=False)
+    gpu.passes(*OPS, *LOOPS)
+    assert automatic("topk") == "eager" and choose_tower("oti", CUDA, F32) == "torch"
+    assert automatic("support_logits", F16, 10**9) == "triton", "Triton needs no nvcc"
+    FakeGpu(monkeypatch, triton=False).passes(*OPS)
+    assert automatic("support_logits", F16, 10**9) == "eager" and automatic("topk") == "native"
+    assert resolve("topk", CUDA, triton=True, work=("topk", F32, 5)) == "eager", "no kernel for this call"
+    FakeGpu(monkeypatch, (7, 5)).passes(*OPS)
+    assert automatic("topk") == "eager" and automatic("topk", F64) == "eager"
+
+
+def test_a_measurement_goes_before_the_rule(monkeypatch: pytest.MonkeyPatch):
+    FakeGpu(monkeypatch).passes(*OPS, *LOOPS)
+    calls = {"topk float32": [(10, "eager"), (1000, "native")], "tower_descent float32": [(1, "eager")]}
+    _thresholds.write(_thresholds.path(), "Test GPU", __version__, calls)
+    assert [automatic("topk", F32, n) for n in (1, 10, 1000)] == ["eager", "eager", "native"]
+    assert automatic("topk", F16, 10) == "native", "not measured"
+    assert choose_tower("oti", CUDA, F32) == "torch" and choose_tower("oti", CUDA, F32, F16) == "cuda"
+
+
+def test_loops_are_chosen_as_they_were_measured(monkeypatch: pytest.MonkeyPatch):
+    """They asked without the size and dtype that a measured choice goes by."""
+    FakeGpu(monkeypatch, (7, 5))
+    calls = {"tower_descent bfloat16": [(1, "native")], "bridge_training float32": [(1, "native")]}
+    _thresholds.write(_thresholds.path(), "Test GPU", __version__, calls)
+    assert choose_tower("oti", CUDA, F32, BF16) == "cuda" and choose_tower("oti", CUDA, F32) == "torch"
+    assert choose_training("SeMoBridgeT", CUDA, F32).pieces is CudaTrainingPieces
+
+
+def test_the_choices_are_told(monkeypatch: pytest.MonkeyPatch):
+    assert set(choices().values()) == {"native (CPU; no usable GPU)"} and set(choices()) == OPS | LOOPS
+    gpu = FakeGpu(monkeypatch)
+    gpu.passes(*OPS)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    found = choices()
+    assert found["topk"] == "native (rule of sm_80)"
+    assert found["support_logits"] == (
+        "float32: PyTorch (rule of sm_80); float16, bfloat16: PyTorch, triton from 1048576 (rule of sm_80)"
+    )
+    self_check.register("topk", lambda device, dtype: [torch.ones(2) * len(sb.runtime.backend.requested())])
+    with pytest.warns(RuntimeWarning, match="topk"):
+        automatic("topk")
+    assert choices()["topk"].startswith(
+        "float32: PyTorch (native failed its self-check: differs from plain PyTorch by 2.0e-01 of"
+    )
+    calls = {"topk float32": [(1, "eager"), (1000, "native")]}
+    _thresholds.write(_thresholds.path(), "Test GPU", __version__, calls)
+    self_check._found.clear()
+    assert choices()["topk"].startswith("float32: PyTorch, native from 1000 (calibrated); float16, bf")
+    monkeypatch.setattr(sb.runtime.backend, "HAS_CUDA", False)
+    assert choices()["blend_logits"] == "PyTorch (native was not built with CUDA) (rule of sm_80)"
+    gpu.capability = (7, 0)
+    assert choices()["blend_logits"] == "PyTorch (no rule for this architecture)"
+    with sb.backend("eager"):
+        assert choices()["topk"] == "eager (asked for)"
