@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from semobridge_ext._engines.tower_descent.buffers import TABLE, Buffers, Pass
+from semobridge_ext._engines.tower_descent.chunk import chunk_samples, free_memory, sample_bytes
 from semobridge_ext._engines.tower_descent.engine import TowerEngine
 from semobridge_ext._engines.tower_descent.rows import slot_rows
 from semobridge_ext._engines.tower_descent.spec import LearnedRows
@@ -166,6 +167,7 @@ class LaunchedTower(TowerEngine):
         self.device = tower.device
         with self._plainly():
             self.rows = slot_rows(tower, rows, self.compute, self.stored)
+        self._sample = sample_bytes(tower, rows, self.stored, kernels=pieces is not TorchTowerPieces)
         self.constants = self.rows.base.shape[1]  # 1, or the number of samples
         self._pieces, self._capture = pieces, capture
         self._plans: OrderedDict[int, tuple[Plan, dict[Hyper, Step]]] = OrderedDict()
@@ -196,6 +198,11 @@ class LaunchedTower(TowerEngine):
                 self._plans.popitem(last=False)
             self._plans[size] = Plan(self.weights, self.rows, size, self._pieces), {}
         return self._plans[size]
+
+    def chunk(self) -> int | None:
+        if self.device.type != "cuda":
+            return None
+        return chunk_samples(self._sample, len(self.rows.source), free_memory(self.device))
 
     def features(
         self,
