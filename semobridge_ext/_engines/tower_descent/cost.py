@@ -18,12 +18,12 @@ from semobridge_ext.runtime.launches import Note, bytes_of
 
 
 def _attention_cost(state: CudaAttention) -> tuple[int, int]:
-    """Bytes of queries, keys, values and probabilities; operations of both products."""
+    """Bytes of queries, keys, values and the softmax's sums; operations of both products."""
     h = state.heads
     queries, size = len(h.visible) * h.samples, h.qkv.element_size()
     seen = h.prefix_rows * len(h.visible) + sum(map(len, h.visible))
     rows = (queries + 2 * h.slots * h.samples + 2 * h.prefix_rows) * h.model * size
-    return rows + bytes_of(state.p), 4 * seen * h.samples * h.model
+    return rows + bytes_of(state.lse), 4 * seen * h.samples * h.model
 
 
 def tower_of_shape(
@@ -62,7 +62,10 @@ class _NotedPieces(CudaTowerPieces):
         self._note("layer_norm_grad", bytes_of(grad, residual, x, out, *state))
 
     def activate(self, h: Tensor, y: Tensor) -> None:
-        self._note("activate", bytes_of(h, y, h))
+        self._note("activate", bytes_of(h, y))
+
+    def activate_grad(self, grad: Tensor, h: Tensor) -> None:
+        self._note("activate_grad", bytes_of(grad, h, grad))
 
     def attention(self, state: Any, o: Tensor) -> None:
         if isinstance(state, TorchAttention):
@@ -74,7 +77,7 @@ class _NotedPieces(CudaTowerPieces):
         if isinstance(state, TorchAttention):
             return super().attention_grad(state, grad_o, grad_qkv)
         moved, work = _attention_cost(state)
-        self._note("attention_grad", moved + bytes_of(grad_o, grad_qkv), 5 * work // 2)
+        self._note("attention_grad", moved + bytes_of(grad_o, grad_qkv), 4 * work)
 
     def cosine_loss(self, e: Ends) -> None:
         self._note("cosine_loss", bytes_of(e.features, e.targets, e.grad_features, e.unit, e.live))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import accumulate, chain
 from typing import Any
 
 import torch
@@ -15,31 +14,29 @@ from semobridge_ext.runtime.adamw import BETAS, EPS
 from semobridge_ext.runtime.backend import _C
 from semobridge_ext.runtime.views import address, place, row_view, view
 
-# One warp takes a query through all keys. With more keys than this the batched products of PyTorch, on
-# tensor cores, fit better.
+# Eight lanes take a query through all keys, which a mask of 64 bits names. With more slots than this the
+# batched products of PyTorch, on tensor cores, fit better.
 FEW_SLOTS = 64
 WIDEST_HEAD = 128
 _NOTHING = row_view(None)
 
 
 class CudaAttention:
-    """One layer's probabilities and lists for the few-query kernels."""
+    """What one layer's attention keeps between forward and backward, and who sees whom."""
 
     def __init__(self, heads: Heads, pieces: TorchTowerPieces) -> None:
         self.heads, device = heads, pieces.scratch.device
-        lengths = [len(own) for own in heads.visible]
-        self.visible = torch.tensor(list(chain(*heads.visible)), dtype=torch.int32).to(device)
-        self.begin = torch.tensor(list(accumulate(lengths, initial=0)), dtype=torch.int32).to(device)
-        self.keys = heads.prefix_rows + max(lengths)
-        shape = (heads.samples * heads.heads, len(lengths), self.keys)
-        self.p = torch.zeros(shape, dtype=torch.float32, device=device)
-        self.ds = pieces.scratch.take("ds", shape, torch.float32)
+        masks = [sum(1 << slot for slot in own) for own in heads.visible]
+        signed = [mask - (1 << 64) if mask >> 63 else mask for mask in masks]  # the same bits
+        self.visible = torch.tensor(signed, dtype=torch.int64).to(device)
+        # [S·heads, queries] log Σ exp of a query's scores, from which p is made anew.
+        self.lse = torch.zeros(heads.samples * heads.heads, len(masks), dtype=torch.float32, device=device)
 
     def arguments(self) -> tuple[Any, ...]:
         h = self.heads
         return (
             view(h.qkv), h.samples, h.heads, h.slots, len(h.visible), h.prefix_rows, address(h.prefix),
-            self.visible.data_ptr(), self.begin.data_ptr(), self.keys, self.p.data_ptr(),
+            self.visible.data_ptr(), self.lse.data_ptr(),
         )  # fmt: skip
 
 
@@ -71,12 +68,11 @@ class CudaTowerPieces(TorchTowerPieces):
         )  # fmt: skip
 
     def activate(self, h: Tensor, y: Tensor) -> None:
-        """h becomes the slope."""
-        kind = ACTIVATIONS.index(self.activation)
-        _C.activate_cuda(kind, view(h), 0, view(y), view(h), *place(h))
+        """h stays: the slope is made of it where it is needed."""
+        _C.activate_cuda(ACTIVATIONS.index(self.activation), view(h), view(y), *place(h))
 
     def activate_grad(self, grad: Tensor, h: Tensor) -> None:
-        grad.mul_(h)
+        _C.activate_grad_cuda(ACTIVATIONS.index(self.activation), view(h), view(grad), *place(h))
 
     def attention_state(self, heads: Heads) -> Any:
         if heads.slots > FEW_SLOTS or heads.model // heads.heads > WIDEST_HEAD:
@@ -92,8 +88,7 @@ class CudaTowerPieces(TorchTowerPieces):
         if isinstance(state, TorchAttention):
             return super().attention_grad(state, grad_o, grad_qkv)
         _C.attention_grad_cuda(
-            *state.arguments(), view(grad_o), state.ds.data_ptr(),
-            grad_qkv.data_ptr(), *place(grad_o),
+            *state.arguments(), view(grad_o), grad_qkv.data_ptr(), *place(grad_o),
         )  # fmt: skip
 
     def cosine_loss(self, e: Ends) -> None:
