@@ -15,6 +15,7 @@ from semobridge_ext._engines.tower_descent.cpu import FrozenTower, PackedTower
 from semobridge_ext._engines.tower_descent.cuda import CudaTowerPieces
 from semobridge_ext._engines.tower_descent.eager import EagerTower
 from semobridge_ext._engines.tower_descent.engine import TowerEngine
+from semobridge_ext._engines.tower_descent.few_rows import plan_of
 from semobridge_ext._engines.tower_descent.spec import LearnedRows, Tower
 from semobridge_ext._engines.tower_descent.step import LaunchedTower
 from semobridge_ext._engines.tower_descent.torch import TorchTowerPieces
@@ -126,4 +127,6 @@ def make_engine(
     found = kept[kind][1]
     if isinstance(found, PackedTower):
         return FrozenTower(found, rows)
-    return LaunchedTower(found, rows, pieces=CudaTowerPieces if chosen == "cuda" else TorchTowerPieces)
+    if chosen == "cuda":
+        return LaunchedTower(found, rows, pieces=CudaTowerPieces, plans=plan_of)
+    return LaunchedTower(found, rows, pieces=TorchTowerPieces)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from semobridge_ext._engines.tower_descent.cuda import CudaAttention, CudaTowerPieces
+from semobridge_ext._engines.tower_descent.few_rows import plan_of
+from semobridge_ext._engines.tower_descent.products import Before, Behind
 from semobridge_ext._engines.tower_descent.spec import Block, LearnedRows, Linear, Norm, Tower
 from semobridge_ext._engines.tower_descent.step import LaunchedTower
 from semobridge_ext._engines.tower_descent.tensors import Ends
@@ -61,6 +63,12 @@ class _NotedPieces(CudaTowerPieces):
     ) -> None:
         self._note("layer_norm_grad", bytes_of(grad, residual, x, out, *state))
 
+    def multiply(self, before: Before, weight: Tensor, bias: Tensor | None, behind: Behind) -> None:
+        rows = before.x.shape[0]
+        moved = bytes_of(before.x, before.normed, before.residual, before.grad, weight, bias)
+        moved += bytes_of(behind.y, behind.other, behind.second)
+        self._note("few_rows", moved, 2 * rows * weight.numel())
+
     def activate(self, h: Tensor, y: Tensor) -> None:
         self._note("activate", bytes_of(h, y))
 
@@ -106,7 +114,7 @@ def counted_step(
         weights: dtype of products and activations, as in ``oti``.
     """
     pieces = _NotedPieces if kernels else TorchTowerPieces
-    engine = LaunchedTower(LaunchedWeights(tower, weights), rows, pieces=pieces)
+    engine = LaunchedTower(LaunchedWeights(tower, weights), rows, pieces=pieces, plans=plan_of)
     plan = engine.plan(samples)[0]
 
     def step() -> None:

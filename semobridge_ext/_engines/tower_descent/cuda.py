@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from semobridge_ext._engines.tower_descent.products import BEHIND, Before, Behind
 from semobridge_ext._engines.tower_descent.spec import ACTIVATIONS, Norm
 from semobridge_ext._engines.tower_descent.tensors import Ends, Heads
 from semobridge_ext._engines.tower_descent.torch import TorchAttention, TorchTowerPieces
@@ -65,6 +66,50 @@ class CudaTowerPieces(TorchTowerPieces):
         _C.layer_norm_grad_cuda(
             view(x), view(grad), norm.weight.data_ptr(), mean.data_ptr(), rstd.data_ptr(),
             _NOTHING if residual is None else view(residual), view(out), *place(x),
+        )  # fmt: skip
+
+    def _side(self, norm: Norm | None, state: Any, rows: int, cols: int = 0) -> tuple[Any, ...]:
+        """A norm before or behind a product: weight, bias, eps, mean, rstd, and statistics of its tiles.
+
+        No launch both reads and writes these, so there is one buffer; it is as long as its writer needs it.
+        """
+        width = cols if norm is None else norm.weight.shape[0]
+        length = _C.few_rows_cuda_tiles(width) * rows * 2
+        pairs = self.scratch.take("stats", (length,), torch.float32).data_ptr() if length else 0
+        if norm is None:
+            return 0, 0, 0.0, 0, 0, pairs
+        mean, rstd = state
+        return (
+            norm.weight.data_ptr(), norm.bias.data_ptr(), norm.eps, mean.data_ptr(), rstd.data_ptr(), pairs,
+        )  # fmt: skip
+
+    def multiply(
+        self,
+        before: Before,
+        weight: Tensor,  # [K, M], either way round in memory
+        bias: Tensor | None,  # [M]
+        behind: Behind,
+    ) -> None:
+        """behind(before(x)·W), one launch.
+
+        The statistics that a "sum" or "norm_grad" leaves are for the next product with such a norm before it.
+        """
+        (rows, k), cols = before.x.shape, weight.shape[1]
+        transposed = weight.stride(1) != 1
+        sums = self.scratch.take("sums", (_C.few_rows_cuda_sums(rows, k, cols),), torch.float32)
+        tickets = self.scratch.take("tickets", (_C.few_rows_cuda_tickets(rows, cols),), torch.int32)
+        left = (
+            before.kind, self._side(before.norm, before.state, rows), row_view(before.normed),
+            row_view(before.residual), row_view(before.grad),
+        )  # fmt: skip
+        right = (
+            BEHIND.index(behind.kind),
+            self._side(behind.norm, behind.state, rows, cols if behind.kind == "sum" else 0), address(bias),
+            row_view(behind.other), ACTIVATIONS.index(self.activation), row_view(behind.second),
+        )  # fmt: skip
+        _C.few_rows_cuda(
+            view(before.x), view(weight.t() if transposed else weight), transposed, left, right,
+            view(behind.y), sums.data_ptr(), tickets.data_ptr(), *place(before.x),
         )  # fmt: skip
 
     def activate(self, h: Tensor, y: Tensor) -> None:

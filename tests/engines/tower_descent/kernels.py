@@ -353,6 +353,10 @@ def case_few_rows(m, rng: np.random.Generator) -> None:
     assert np.isnan(bad.values[65]).all()
     others = np.arange(70) != 65
     assert (bad.values[others] == whole.values[others]).all()
+    # So many columns that a block takes several steps along K.
+    wide, y = normal(rng, 264, 1400), Matrix(3, 1400)
+    run_few_rows(m, Matrix(3, 264, values=values[:3]), wide, False, *none, y)
+    close(y.values, Matrix(3, 264, values=values[:3]).values @ wide.values, FLOAT, "few_rows y")
     nothing = Matrix(0, 264)
     m.few_rows_cuda(nothing.view, matrix.view, False, *none, Matrix(0, 40).view, 0, 0, *PLACE)
     try:
@@ -407,7 +411,7 @@ CUDA_MUTATIONS |= {
          "ascending"),
         ("gradient without the mean of u·x̂", _FEW_PARTS, "- mean_u - hat * mean_ux", "- mean_u",
          "ascending"),
-        ("gradient written by nobody", _FEW_PARTS, "if (writes) store(value, p.grad", "if (false) store(value, p.grad",
+        ("gradient written by nobody", _FEW_PARTS, "if (writes) store(value,", "if (p.k < 0) store(value,",
          "ascending"),
         ("residual left out", _FEW_PARTS, "if (p.behind == Behind::kSum) sum += other;", "", "ascending"),
         ("slope left out", _FEW_PARTS, "if (p.behind == Behind::kActivateGrad) sum *=",
