@@ -63,20 +63,20 @@ def check(tower, rows, stored: torch.dtype, recorder: Recorder, context: str, sa
     check_passes(tower, rows, plain, samples, context)
     check_descent(tower, rows, graph, samples, context)
     assert recorder.replays == 20
-    for got, want in zip(descend(graph, samples, 4), descend(plain, samples, 4), strict=True):
+    for got, want in zip(descend(graph, samples, 6), descend(plain, samples, 6), strict=True):
         assert_same_bits(got, want, f"{context}: a replay is not the step")
 
 
-@pytest.mark.parametrize("stored", STORED)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("shape", "stored"), [*((s, F32) for s in SHAPES), *(("apart", t) for t in STORED[1:])]
+)
 def test_causal(shape: str, stored: torch.dtype, recorder: Recorder):
     kinds = {"apart": "quick_gelu", "first position": "gelu_tanh"}
     tower = tower_of(activation=kinds.get(shape, "gelu"))
     check(tower, some_rows(tower, *SHAPES[shape]), stored, recorder, shape)
 
 
-@pytest.mark.parametrize("stored", STORED)
-@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize(("layers", "stored"), [(1, F32), (3, F32), (3, BF16)])
 @pytest.mark.parametrize("pooling", [False, True])
 def test_bidirectional(pooling: bool, layers: int, stored: torch.dtype, recorder: Recorder):
     tower = tower_of(causal=False, layers=layers, pooling=pooling, pre=not pooling)
