@@ -501,21 +501,6 @@ def project_normalize_cuda(
     stream: int,
 ) -> None: ...
 def project_normalize_cuda_tickets(n: int) -> int: ...
-def project_tile_cuda(
-    x: View,
-    matrix: View,
-    matrix_scale: float,
-    bias: View,
-    normalize: bool,
-    scale: float,
-    out: View,
-    norms: int,
-    raw: int,
-    tickets: int,
-    device: int,
-    stream: int,
-) -> None: ...
-def project_tile_cuda_tickets(n: int) -> int: ...
 def row_dots_cuda(
     rows: int, width: int, a: int, b: int, q: int, inverse: int, device: int, stream: int
 ) -> None: ...

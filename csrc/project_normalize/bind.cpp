@@ -1,7 +1,6 @@
 #include "bindings.h"
 #include "project_normalize/cuda.h"
 #include "project_normalize/cuda_normalize_rows.h"
-#include "project_normalize/cuda_project_tile.h"
 #include "project_normalize/project_normalize.h"
 
 namespace {
@@ -90,19 +89,4 @@ SB_BIND_CUDA(m) {
       py::arg("x"), py::arg("matrix"), py::arg("bias"), py::arg("normalize"), py::arg("scale"),
       py::arg("out"), py::arg("norms"), py::arg("raw"), py::arg("tickets"), py::arg("device"),
       py::arg("stream"));
-  m.def("project_tile_cuda_tickets", &sb::project_tile_cuda_tickets, py::arg("n"));
-  m.def(
-      "project_tile_cuda",
-      [](const sb::ConstMatrix& x, const sb::ConstMatrix& matrix, double matrix_scale,
-         const sb::ConstMatrix& bias, bool normalize, double scale, const sb::Matrix& out,
-         uintptr_t norms, uintptr_t raw, uintptr_t tickets, int device, uintptr_t stream) {
-        const sb::ProjectTileCudaArgs a{
-            x,     matrix, matrix_scale,     bias,           normalize,
-            scale, out,    at<float>(norms), at<float>(raw), at<int>(tickets)};
-        py::gil_scoped_release release;
-        sb::project_tile_cuda(a, device, at<void>(stream));
-      },
-      py::arg("x"), py::arg("matrix"), py::arg("matrix_scale"), py::arg("bias"),
-      py::arg("normalize"), py::arg("scale"), py::arg("out"), py::arg("norms"), py::arg("raw"),
-      py::arg("tickets"), py::arg("device"), py::arg("stream"));
 }

@@ -2,7 +2,7 @@
 //
 //   y = x + b      out = s·y/‖y‖  (normalize)  or  s·y
 //
-// Sums are float32 (float64 for float64 rows); a zero row stays zero; a row with NaN keeps it to
+// A product that was made in two parts comes with them side by side, x = [hi | lo]. Sums are float32 (float64 for float64 rows); a zero row stays zero; a row with NaN keeps it to
 // itself.
 #pragma once
 #include "core/view.h"
@@ -10,7 +10,7 @@
 namespace semobridge {
 
 struct NormalizeRowsArgs {
-  ConstMatrix x;     // [N, M] float32 or float64
+  ConstMatrix x;     // [N, M] float32 or float64, or [N, 2·M] float32: two parts, added
   ConstMatrix bias;  // [N, M] or one row with row_stride 0, dtype of x; data == nullptr: none
   bool normalize = true;
   double scale = 1.0;

@@ -37,8 +37,8 @@ def test_occupancy(architecture: str, threads: int, registers: int, shared: int,
     assert resources.occupancy(architecture, threads, registers, shared) == want
 
 
-# Registers, shared bytes, occupancy. A tile of sums lives in registers, and its operands in shared memory.
-LIMITS = {"project_tile_fwd_kernel": (168, 28 << 10, 0.18)}
+# Registers, shared bytes, occupancy; of kernels that need more than usual, by name.
+LIMITS: dict[str, tuple[int, int, float]] = {}
 USUAL = (80, 1 << 10, 0.35)
 
 

@@ -68,6 +68,7 @@ def case_normalize_rows(m, rng: np.random.Generator) -> None:
                 close(norms.values[0], length, FLOAT, "normalize_rows norms")
                 out.check_guards()
                 norms.check_guards()
+    normalize_parts(m, rng)
     big = Matrix(2, 40, values=np.full((2, 40), 1e25))
     out = Matrix(2, 40)
     m.normalize_rows_cuda(big.view, NOTHING, True, 1.0, out.view, 0, *PLACE)
@@ -82,6 +83,30 @@ def case_normalize_rows(m, rng: np.random.Generator) -> None:
         assert "must be float32 or float64" in str(error)
     else:
         raise AssertionError("a product of float16 was accepted")
+
+
+def normalize_parts(m, rng: np.random.Generator) -> None:
+    """A product whose two parts lie side by side."""
+    for rows, cols in ((3, 33), (9, 64), (10, 264), (2, 1)):
+        for dtype in STORAGES:
+            for layout in layouts():
+                x = Matrix(rows, 2 * cols, values=rng.standard_normal((rows, 2 * cols)), **layout)
+                bias = Matrix(1, cols, values=rng.standard_normal(cols), shift=layout["shift"])
+                out, norms = Matrix(rows, cols, dtype, **layout), Matrix(1, rows)
+                whole = x.values[:, :cols] + x.values[:, cols:]
+                for b, offset in ((NOTHING, 0), ((*bias.view[:4], 0), bias.values)):
+                    m.normalize_rows_cuda(x.view, b, True, 0.5, out.view, norms.address, *PLACE)
+                    unit, length = norm_rows(whole + offset)
+                    close(out.values, 0.5 * unit, dtype, "normalize_rows of parts")
+                    close(norms.values[0], length, FLOAT, "normalize_rows norms of parts")
+                out.check_guards()
+    odd, out = Matrix(2, 7, values=np.ones((2, 7))), Matrix(2, 5)
+    try:
+        m.normalize_rows_cuda(odd.view, NOTHING, True, 1.0, out.view, 0, *PLACE)
+    except ValueError as error:
+        assert "or of float32 twice as many" in str(error)
+    else:
+        raise AssertionError("a product of one and a half parts was accepted")
 
 
 def project(m, x: Matrix, matrix: Matrix, out: Matrix, *, bias=None, normalize=True, scale=1.0) -> np.ndarray:

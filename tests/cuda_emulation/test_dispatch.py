@@ -10,17 +10,23 @@ import torch
 
 import semobridge_ext as sb
 from semobridge_ext._ops.blend_logits import cuda as blend_cuda
+from semobridge_ext._ops.blend_logits.eager import blend_logits as eager_blend
 from semobridge_ext._ops.blend_logits.op import BlendOperand
 from semobridge_ext._ops.blend_logits.spec import BlendParams
 from semobridge_ext._ops.project_normalize import cuda as cuda_projection
 from semobridge_ext._ops.topk import cuda as topk_cuda
+from semobridge_ext._ops.topk import eager
 from semobridge_ext._ops.topk import takes as topk_takes
 from semobridge_ext.runtime import backend as _backend
+from semobridge_ext.runtime import half_products
 from semobridge_ext.runtime.choice import resolve
 from tests.cuda_emulation.build import Emulation
 from tests.cuda_emulation.run_cases import load
 from tests.support.assertions import assert_close
 from tests.support.projections import chain
+from tests.support.tensor_cores import TensorCores, tensor_cores
+
+__all__ = ["tensor_cores"]
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 CPU = torch.device("cpu")
@@ -56,13 +62,44 @@ def test_projection(shape: tuple[int, ...], dtype: torch.dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_many_rows_go_in_parts(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(cuda_projection, "TILED", 64)
-    x, matrix = torch.randn(150, 20).to(dtype), 1e-9 * torch.randn(20, 12, dtype=torch.float64)
+@pytest.mark.parametrize("size", [1e-9, 1.0])
+def test_many_rows_go_in_blocks(
+    size: float, dtype: torch.dtype, tensor_cores: TensorCores, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(cuda_projection, "block_rows", lambda cols, bytes_: 64)
+    x, matrix = torch.randn(150, 20).to(dtype), size * torch.randn(20, 12, dtype=torch.float64)
     want = torch.nn.functional.normalize(x.double() @ matrix.float().double(), dim=-1)
-    assert_near(cuda_projection.Projection(matrix, None, CPU)(x), want, dtype)
+    plan = cuda_projection.Projection(matrix, None, CPU)
+    for rows in (x, x.repeat(1, 2)[:, :20]):
+        assert_near(plan(rows), want, dtype)
+    half = dtype is not torch.float32
+    assert tensor_cores.shapes == [(n, 20, 24) for n in (64, 64, 22)] * 2 * half, "both parts, side by side"
+    assert len({matrix.data_ptr() for _, matrix in tensor_cores.products}) == half, "the matrix is cut once"
     zero = cuda_projection.Projection(torch.zeros(20, 12), None, CPU)
     assert (zero(x) == 0).all() and zero(x).dtype is dtype
+
+
+def test_blocks_leave_their_sums_in_l2():
+    for cols, size, parts in ((512, 2, 2), (512, 4, 1), (768, 2, 2), (2048, 4, 1)):
+        rows = cuda_projection.block_rows(cols, size)
+        assert rows % 128 == 0 and 4 * rows * cols * parts <= 32 << 20 < 4 * (rows + 128) * cols * parts
+    assert cuda_projection.block_rows(1 << 20, 4) == 1024, "never a handful of rows"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("single", [True, False])
+def test_the_operator_multiplies_half_types(
+    single: bool, dtype: torch.dtype, tensor_cores: TensorCores, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(half_products, "SPLIT_ROWS", 30)
+    x, bias = torch.randn(40, 20).to(dtype), torch.randn(12)
+    matrix = torch.randn(20, 12).to(torch.float32 if single else dtype)
+    exact = x.double() @ matrix.double() + bias.double()
+    y, norms = cuda_projection.project_normalize(x, matrix, bias, 0.7, True)
+    assert_near(y, 0.7 * torch.nn.functional.normalize(exact, dim=1), dtype)
+    cut = torch.bfloat16 if single and dtype is torch.bfloat16 else torch.float16
+    assert_close(norms, exact.norm(dim=1), "half_product", dtype=cut)
+    assert tensor_cores.shapes == [(40, 40 if single else 20, 12)] * (dtype is not torch.float32)
 
 
 def test_bridge_takes_its_folded_projector():
@@ -85,9 +122,9 @@ def test_bridge_takes_its_folded_projector():
 @pytest.mark.parametrize("rows", [1, 40, 150])
 @pytest.mark.parametrize("normalize", [True, False])
 def test_linear_map_takes_the_same_kernels(
-    normalize: bool, rows: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    normalize: bool, rows: int, dtype: torch.dtype, tensor_cores: TensorCores, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(cuda_projection, "TILED", 64)
+    monkeypatch.setattr(cuda_projection, "block_rows", lambda cols, bytes_: 64)
     matrix, offset = torch.randn(20, 12, dtype=torch.float64), torch.randn(12, dtype=torch.float64)
     x = torch.randn(rows, 20).to(dtype)
     want = x.double() @ matrix.float().double() + offset.float().double()
@@ -109,7 +146,7 @@ def test_epilogue_behind_a_product(rows: str):
 
 @pytest.mark.parametrize("k", [1, 33, 128])
 @pytest.mark.parametrize("chunk", [1 << 26, 200])
-def test_topk(k: int, chunk: int, monkeypatch: pytest.MonkeyPatch):
+def test_topk(k: int, chunk: int, tensor_cores: TensorCores, monkeypatch: pytest.MonkeyPatch):
     # Small whole numbers: products are exact in any order, and tie.
     q = torch.randint(-3, 4, (9, 6)).to(torch.float16)
     gallery = torch.randint(-3, 4, (2500, 6)).to(torch.bfloat16)
@@ -120,12 +157,20 @@ def test_topk(k: int, chunk: int, monkeypatch: pytest.MonkeyPatch):
         want = sb.topk(q, gallery, k, exclude=excluded)
         assert torch.equal(scores, want.scores) and torch.equal(indices, want.indices)
     assert topk_cuda.topk(q[:0], gallery, k, None)[0].shape == (0, k)
+    assert tensor_cores.shapes == [], "two types: widened, no part of a gallery is left out"
+    for dtype in DTYPES:
+        rows = gallery.to(dtype)
+        for search in (topk_cuda.topk, eager.topk):
+            scores, indices = search(q.to(dtype), rows, k, exclude)
+            assert scores.dtype is torch.float32
+            assert torch.equal(scores, want.scores) and torch.equal(indices, want.indices)
+    assert {x.dtype for x, _ in tensor_cores.products} == {torch.float16, torch.bfloat16}
     assert not topk_takes.cuda(q, gallery, 129) and not topk_takes.cuda(q.double(), gallery, 3)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bridged", [True, False])
-def test_blend(bridged: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+def test_blend(bridged: bool, dtype: torch.dtype, tensor_cores: TensorCores, monkeypatch: pytest.MonkeyPatch):
     def unit(*shape: int) -> torch.Tensor:
         return torch.nn.functional.normalize(torch.randn(*shape, dtype=torch.float64), dim=1)
 
@@ -149,8 +194,18 @@ def test_blend(bridged: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatc
     logits, labels = torch.empty(11, 5), torch.empty(11, dtype=torch.int64)
     operand._cuda(x, params, logits=logits)
     operand._cuda(x, params, labels=labels)
-    assert_close(logits, want, "cuda_op")
-    assert torch.equal(labels, want.argmax(1))
+    plain = eager_blend(operand._eager(x), params, operand.exponents)
+    for got in (logits, plain):
+        assert_close(got, want, "half_blend", dtype=dtype)
+    assert torch.equal(labels, want.argmax(1)) and torch.equal(plain.argmax(1), labels)
+    cols, half = 15 + 10 * bridged, dtype is not torch.float32
+    step = 100 // cols
+    blocks = [min(step, 11 - first) for first in range(0, 11, step)]
+    assert tensor_cores.shapes == [(n, 28, cols) for n in [*blocks, *blocks, 11]] * half
+    assert len({matrix.data_ptr() for _, matrix in tensor_cores.products}) == half, "cut once"
+    zero = torch.zeros(1, 14, dtype=dtype)
+    operand._cuda(zero, params, logits=logits[:1])
+    assert_close(logits[:1], eager_blend(operand._eager(zero), params, operand.exponents).double(), "cuda_op")
 
 
 def test_choice(monkeypatch: pytest.MonkeyPatch):

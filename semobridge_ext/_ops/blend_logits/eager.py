@@ -47,6 +47,22 @@ def similarities(
         return Similarities(unit @ t.T, unit @ f.T, query @ r.T)
 
 
+def similarities_of(
+    z: Tensor,  # [N, 3·C + r] rows times all right operands side by side; r = 0: queries are not bridged
+    x: Tensor,  # [N, D] the rows
+    classes: int,
+) -> Similarities:
+    """The same from one product of the rows as they are: their lengths are divided out behind it."""
+
+    def inverse(rows: Tensor) -> Tensor:  # [N, ..] -> [N, 1]
+        norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=z.dtype)
+        return torch.where(norms == 0, torch.zeros_like(norms), 1 / norms)
+
+    text, bridged, raw, factor = z.split([classes] * 3 + [z.shape[1] - 3 * classes], dim=1)
+    unit = inverse(x)
+    return Similarities(text * unit, bridged * unit, raw * (inverse(factor) if factor.shape[1] else unit))
+
+
 def blend_logits(
     z: Similarities,
     params: BlendParams,

@@ -15,6 +15,7 @@ from torch import Tensor
 from semobridge_ext._ops.blend_logits import cpu, cuda, eager
 from semobridge_ext._ops.blend_logits.spec import BlendParams, Similarities
 from semobridge_ext._ops.blend_logits.takes import KERNELS
+from semobridge_ext.runtime import half_products
 from semobridge_ext.runtime.choice import choose, resolve
 from semobridge_ext.runtime.rows import compute_dtype
 
@@ -29,7 +30,8 @@ class BlendOperand:
         factor: [D, r] with ‖f·factor‖ = ‖f M‖; default M itself.
         All float64 on one device.
 
-    Memory: 3·C·D + D·r packed, columns rounded up to 32; O(block) beside the outputs.
+    Memory: 3·C·D + D·r packed, columns rounded up to 32, on a GPU once for each dtype of rows; O(block)
+        beside the outputs.
     """
 
     def __init__(
@@ -45,7 +47,7 @@ class BlendOperand:
         self.projector = projector
         self.factor = projector if factor is None else factor
         self._packed: dict[torch.dtype, tuple[Tensor, int]] = {}
-        self._joined: dict[torch.device, Tensor] = {}
+        self._joined: dict[tuple[torch.device, torch.dtype], cuda.Right] = {}
 
     @property
     def classes(self) -> int:
@@ -64,11 +66,19 @@ class BlendOperand:
         cpu.blend_logits(x, self._packed[compute], self.exponents, params, bridged=bridged, **outputs)  # type: ignore[arg-type]
 
     def _cuda(self, x: Tensor, params: BlendParams, **outputs: Tensor) -> None:
-        if x.device not in self._joined:
-            self._joined[x.device] = cuda.join_operand(self._blocks(), self.factor, x.device)
-        cuda.blend_logits(x, self._joined[x.device], self.exponents, params, **outputs)
+        cuda.blend_logits(x, self._right(x), self.exponents, params, **outputs)
+
+    def _right(self, x: Tensor) -> cuda.Right:
+        """All right operands side by side on a GPU, in the type in which rows like these meet them."""
+        key = x.device, x.dtype if half_products.served(x) else torch.float32
+        if key not in self._joined:
+            self._joined[key] = cuda.join_operand(self._blocks(), self.factor, *key)
+        return self._joined[key]
 
     def _eager(self, x: Tensor) -> Similarities:
+        if half_products.served(x):
+            z = cuda.products(x, self._right(x))
+            return eager.similarities_of(z, x, self.classes)
         return eager.similarities(x, self.text, self.bridged, self.raw, self.projector)
 
     def similarities(self, x: Tensor, *, called: str = "blend_logits") -> Similarities:

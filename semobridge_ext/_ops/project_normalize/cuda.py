@@ -1,34 +1,41 @@
-"""project_normalize on a CUDA device: a product by cuBLAS and its epilogue; and, prepared, one launch."""
+"""project_normalize on a CUDA device: a product by cuBLAS and its epilogue; few prepared rows: one launch."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
 
+from semobridge_ext.runtime import half_products
 from semobridge_ext.runtime.backend import _C
+from semobridge_ext.runtime.half_products import Parts
 from semobridge_ext.runtime.rows import compute_dtype
 from semobridge_ext.runtime.views import place, row_view, view
 
 FEW = 32  # rows: up to here M is read by warps; beyond, a tiled product is due
-TILED = 16384  # rows of one tiled launch, 32 MiB of raw sums at 512 columns: they stay in an L2 of 40
+BLOCK = 32 << 20  # bytes of a block's sums, which the next launch finds in an L2 of 40 MB
+
+
+def block_rows(cols: int, size: int) -> int:
+    """Rows of a block whose result has `cols` columns and whose values take `size` bytes."""
+    return max(1024, BLOCK // (4 * (2 if size == 2 else 1) * cols) // 128 * 128)
 
 
 class Projection:
-    """``scale·norm(x·matrix + bias)`` in one launch: by warps for a few rows, on tensor cores for more.
+    """``scale·norm(x·matrix + bias)``: one launch by warps for a few rows, cuBLAS and an epilogue for more.
 
     Args:
-        matrix: [K, M] on any device; kept in float32 on `device`. bias: [M] or None, likewise.
+        matrix: [K, M] on any device. bias: [M] or None, likewise.
         device: of the rows.
         normalize: False skips the norm.
         scale: length of the rows that come out, or a plain factor.
 
-    Numerics: float32 sums. The matrix keeps 16 (bfloat16 rows) or 22 bits on tensor cores, below the rounding
-        of the result (csrc/project_normalize/cuda_project_tile.h); many float32 rows are left to
-        `torch.mm`, which follows torch's own setting of TF32. The result is in the dtype of the rows.
+    Numerics: float32 sums. Many rows of a half type meet the matrix in two parts
+        (runtime/half_products.py), which keep 16 (bfloat16) or 22 bits, below the rounding of the result;
+        products of float32 rows are `torch.mm`'s, which follows torch's own setting of TF32. The result is in
+        the dtype of the rows.
 
-    Memory: two copies of the matrix; 4 bytes per output value while a call runs.
+    Memory: two copies of the matrix, and one for each half type that many rows had; beside the result 32 MiB
+        while a call runs.
     """
 
     def __init__(
@@ -40,15 +47,13 @@ class Projection:
         normalize: bool = True,
         scale: float = 1.0,
     ) -> None:
-        self._matrix = matrix.detach().to(device, torch.float32).contiguous()
+        self._given, self._device = matrix.detach(), device
+        self._matrix = self._given.to(device, torch.float32).contiguous()
         self._bias = None if bias is None else bias.detach().to(device, torch.float32).contiguous()
         self._finish = row_view(self._bias), normalize, scale  # what follows the product
         self._transposed = self._matrix.T.contiguous()
-        # float16 parts hold 2⁻²⁴ to 65504: the largest entry is brought to about 2⁸.
-        largest = float(self._matrix.abs().amax()) if self._matrix.numel() else 0.0
-        usable = 0.0 < largest < float("inf")
-        self._half_scale = 2.0 ** (8 - math.frexp(largest)[1]) if usable else 1.0
-        self._tickets: dict[tuple[str, int], Tensor] = {}  # by stream: its launches follow each other
+        self._parts: dict[torch.dtype, Parts] = {}
+        self._tickets: dict[int, Tensor] = {}  # by stream: its launches follow each other
 
     def __call__(self, x: Tensor) -> Tensor:  # [.., K] -> [.., M]
         rows = x.detach().reshape(-1, x.shape[-1])
@@ -58,42 +63,43 @@ class Projection:
         out = rows.new_empty(n, cols)
         if 0 < n <= FEW:
             self._few(rows, out)
-        elif n > TILED and rows.dtype is torch.float32:
-            with torch.autocast(rows.device.type, enabled=False):  # the kernel reads float32
-                product = rows @ self._matrix
-            _C.normalize_rows_cuda(view(product), *self._finish, view(out), 0, *place(rows))
         else:
-            for first in range(0, n, TILED):
-                self._tiled(rows[first : first + TILED], out[first : first + TILED])
+            step = block_rows(cols, rows.element_size())
+            for first in range(0, n, step):
+                self._many(rows[first : first + step], out[first : first + step])
         return out.reshape(*x.shape[:-1], cols)
 
     def _few(self, rows: Tensor, out: Tensor) -> None:
         raw = torch.empty_like(out, dtype=torch.float32)
         device, stream = place(rows)
-        tickets = self._ticket("few", _C.project_normalize_cuda_tickets(FEW), rows, stream)
+        tickets = self._ticket(rows, stream)
         _C.project_normalize_cuda(
             view(rows), view(self._transposed), *self._finish, view(out), 0, raw.data_ptr(),
             tickets.data_ptr(), device, stream,
         )  # fmt: skip
 
-    def _tiled(self, rows: Tensor, out: Tensor) -> None:
-        raw = torch.empty_like(out, dtype=torch.float32)
-        device, stream = place(rows)
-        by = self._half_scale if rows.dtype is torch.float16 else 1.0
-        tickets = self._ticket("tiled", _C.project_tile_cuda_tickets(TILED), rows, stream)
-        _C.project_tile_cuda(
-            view(rows), view(self._matrix), by, *self._finish, view(out), 0, raw.data_ptr(),
-            tickets.data_ptr(), device, stream,
-        )  # fmt: skip
+    def _many(self, rows: Tensor, out: Tensor) -> None:
+        """A block; its sums are freed here, so that the next block's lie in the same place of L2."""
+        product = self._product(rows)
+        _C.normalize_rows_cuda(view(product), *self._finish, view(out), 0, *place(rows))
 
-    def _ticket(self, kind: str, count: int, rows: Tensor, stream: int) -> Tensor:
+    def _product(self, rows: Tensor) -> Tensor:  # [N, K] -> [N, M] float32, or both parts [N, 2·M]
+        if not half_products.served(rows):
+            return half_products.product(rows, self._matrix)
+        if rows.dtype not in self._parts:
+            made = half_products.split(self._given, rows.dtype, beside=True)
+            self._parts[rows.dtype] = half_products.on(made, self._device)
+        return half_products.multiply(rows, self._parts[rows.dtype])
+
+    def _ticket(self, rows: Tensor, stream: int) -> Tensor:
         """Counters that are zero between launches."""
+        count = _C.project_normalize_cuda_tickets(FEW)
         if rows.is_cuda and torch.cuda.is_current_stream_capturing():
             # A graph's own, zeroed by the graph itself: another one may be replayed first, or beside it.
             return torch.zeros(count, dtype=torch.int32, device=rows.device)
-        kept = self._tickets.get((kind, stream))
+        kept = self._tickets.get(stream)
         if kept is None:
-            kept = self._tickets[kind, stream] = torch.zeros(count, dtype=torch.int32, device=rows.device)
+            kept = self._tickets[stream] = torch.zeros(count, dtype=torch.int32, device=rows.device)
         return kept
 
 
@@ -123,6 +129,4 @@ def project_normalize(
     """One call: the product by cuBLAS, then its epilogue."""
     compute = compute_dtype(x.dtype)
     norms = (torch.empty if normalize else torch.zeros)(x.shape[0], dtype=compute, device=x.device)
-    with torch.autocast(x.device.type, enabled=False):  # the kernel reads the product as it is declared
-        product = x.to(compute) @ matrix.to(compute)
-    return normalize_rows(x, product, bias, scale, normalize, norms), norms
+    return normalize_rows(x, half_products.product(x, matrix), bias, scale, normalize, norms), norms

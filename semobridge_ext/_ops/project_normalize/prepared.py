@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from semobridge_ext._ops.project_normalize import cuda
+from semobridge_ext._ops.project_normalize import cuda, eager
 from semobridge_ext._ops.project_normalize.cpu import Projection
 from semobridge_ext._ops.project_normalize.op import project_normalize
 from semobridge_ext._ops.project_normalize.takes import PREPARED
@@ -53,12 +53,18 @@ class PreparedProjection:
         self._operands: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor | None]] = {}
 
     def program(self, where: str, x: Tensor) -> Program | None:
-        """What runs a call that `choice.direct` answered with `where`; None: the operator has to."""
+        """What runs a call that `choice.direct` answered with `where`; None: the operator has to.
+
+        Under ``auto`` a GPU without a kernel for the call gets the prepared operands by PyTorch: the
+        operators would widen the matrix anew, and a bridge multiply twice.
+        """
         if where == "cpu":
             return self._packed.get(x.dtype) or self._packed_for(x.dtype)
         if self.matrix is None:
             return None
         kernel = direct_kernel(where, PREPARED, x, self.matrix, called=self._called)
+        if not kernel and where == "auto":
+            kernel = "eager"
         if not kernel:
             return None
         key = kernel, x.device
@@ -87,7 +93,7 @@ class PreparedProjection:
 
             make: Callable[..., Program] = triton.Projection
         else:
-            make = cuda.Projection
+            make = cuda.Projection if kernel == "native" else eager.Projection
         return make(self.matrix, self._offset, device, normalize=self._normalize, scale=self._scale)
 
     def __call__(self, x: Tensor) -> Tensor:  # [.., K] -> [.., M]

@@ -1,0 +1,137 @@
+"""Two machines, and the time of a launch on them: by memory, L2, rate, waves and what nothing hides."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+NODE = 2.5e-6  # seconds that a launch costs behind the one that it waits for: 2 to 5 µs are usual
+TRIP = 0.35e-6  # seconds of a load that nothing hides, from L2 or memory
+RESIDENT = 32 << 20  # bytes that stay in an L2 of 40 or 50 MB from one launch to the next
+
+
+class Device(NamedTuple):
+    """What programs reach, not what is published."""
+
+    name: str
+    memory: float  # bytes/s
+    cache: float  # bytes/s from L2
+    half: float  # operations/s of bfloat16 and float16 products, float32 accumulation
+    single: float  # ... of float32 outside tensor cores
+    processors: int
+
+
+# H100: copies and bfloat16 products as seen on one, the others assumed. A100: the same shares of what is
+# published, and L2 as assumed.
+DEVICES = (
+    Device("A100 80GB SXM", 1.82e12, 4.0e12, 252e12, 14.6e12, 108),
+    Device("H100 SXM", 3.0e12, 5.5e12, 798e12, 50e12, 132),
+)
+
+
+def spread(blocks: float, processors: int) -> float:
+    """The share of the machine that works until the busiest multiprocessor is done."""
+    if math.isinf(blocks):
+        return 1.0
+    each = blocks / processors
+    return each / math.ceil(each)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel.
+
+    Args:
+        name: of the kernel or of PyTorch's operator.
+        memory: bytes from and to memory.
+        cache: bytes through L2, repeated reads of a tile and those of `memory` included.
+        operations: of its products.
+        half: they run on tensor cores.
+        blocks: of the grid; infinite: enough to fill any machine evenly.
+        resident: blocks that a multiprocessor holds at once.
+        trips: loads of one block that wait for each other and that nothing hides.
+        rate: share of the device's rate that its tile reaches.
+    """
+
+    name: str
+    memory: float
+    cache: float = 0.0
+    operations: float = 0.0
+    half: bool = True
+    blocks: float = math.inf
+    resident: int = 1
+    trips: float = 0.0
+    rate: float = 1.0
+
+    def seconds(self, device: Device) -> float:
+        share = spread(self.blocks, device.processors)
+        peak = (device.half if self.half else device.single) * self.rate
+        work = max(
+            self.memory / device.memory,
+            max(self.cache, self.memory) / (device.cache * share),
+            self.operations / (peak * share),
+        )
+        waves = 1 if math.isinf(self.blocks) else math.ceil(self.blocks / (device.processors * self.resident))
+        return NODE + max(work, waves * self.trips * TRIP)
+
+
+class Tile(NamedTuple):
+    """Of a library's product; two multiprocessors may share one, and read its operands once."""
+
+    rows: int
+    cols: int
+    rate: float  # share of the device's that it reaches: small tiles read more for each product
+    blocks: int = 1
+
+
+TILES = (Tile(256, 256, 1.0, 2), Tile(128, 256, 1.0), Tile(128, 128, 0.9), Tile(64, 128, 0.7),
+         Tile(64, 64, 0.5), Tile(32, 64, 0.35), Tile(16, 64, 0.2))  # fmt: skip
+SPLITS = (1, 2, 4, 8)  # of the depth; more than one take a launch that adds them up
+
+
+@dataclass(frozen=True)
+class Product(Launch):
+    """A library's x [rows, depth] · [depth, cols]: it is granted the best tile and split of a list."""
+
+    rows: float = 0.0
+    depth: float = 0.0
+    cols: float = 0.0
+    size: int = 2  # bytes of an operand's value
+    out_size: int = 2
+
+    def seconds(self, device: Device) -> float:
+        if min(self.rows, self.cols) == 1:  # a matrix and a vector: read once, outside of tensor cores
+            return Launch(self.name, self.memory, self.cache, self.operations, False).seconds(device)
+        return min(
+            self._tiled(tile, split).seconds(device) + (NODE if split > 1 else 0.0)
+            for tile in TILES
+            for split in SPLITS
+            if split == 1 or self.depth / split >= 64
+        )
+
+    def _tiled(self, tile: Tile, split: int) -> Launch:
+        down, across = math.ceil(self.rows / tile.rows), math.ceil(self.cols / tile.cols)
+        operands = down * across * (tile.rows + tile.cols) * self.depth * self.size
+        written = self.rows * self.cols * (self.out_size + (8.0 * split if split > 1 else 0.0))
+        work = 2.0 * down * tile.rows * across * tile.cols * self.depth
+        blocks = down * across * split * tile.blocks
+        return Launch(self.name, self.memory, operands + written, work, self.half, blocks, rate=tile.rate)
+
+
+def product(
+    name: str, rows: float, depth: float, cols: float, *, size: int = 2, out_size: int | None = None,
+    memory: float | None = None,
+) -> Product:  # fmt: skip
+    """A dense product; `memory` defaults to each operand once."""
+    wide = size if out_size is None else out_size
+    moved = size * depth * (rows + cols) + wide * rows * cols
+    return Product(
+        name, moved if memory is None else memory, moved, 2.0 * rows * depth * cols, size == 2,
+        rows=rows, depth=depth, cols=cols, size=size, out_size=wide,
+    )  # fmt: skip
+
+
+def streamed(name: str, moved: float, operations: float = 0.0, *, half: bool = False) -> Launch:
+    """An elementwise kernel: what is small was just written and comes from L2."""
+    return Launch(name, moved if moved > RESIDENT else 0.0, moved, operations, half)
