@@ -1,7 +1,7 @@
 // A block multiplies 64 rows by 32 columns over its part of K, on tensor cores by way of shared
 // memory, where the left operand arrives as the norm before it makes it. With so few rows the time
 // is that of reading the matrix: 32 columns and the split of K spread it over the whole device, and
-// a step of the loop has all its loads (six of 16 bytes a thread) on their way at once.
+// a step of the loop has all its loads (five to fourteen of 16 bytes a thread) on their way at once.
 #include <mma.h>
 
 #include "core/launch.cuh"
@@ -15,6 +15,7 @@ namespace wmma = nvcuda::wmma;
 constexpr char kOp[] = "few_rows";
 constexpr int kBlocks = 128;  // tiles of columns times parts of K: one a multiprocessor
 constexpr int kSmallest = 32;  // of K in the smallest step of the loop
+constexpr int kResident = 3;    // per multiprocessor: room for 168 registers, so that none spill
 
 // How operands lie in shared memory.
 template <class T>
@@ -43,8 +44,13 @@ struct alignas(128) Stage {
   static constexpr int kRightRows = kTransposed ? kFewCols : M::kDepth;
   static constexpr int kRightCols = kTransposed ? M::kDepth : kFewCols;
 
-  typename M::Stored left[M::kParts][kFewRows][M::kDepth + M::kPad];
-  typename M::Stored right[M::kParts][kRightRows][kRightCols + M::kPad];
+  union {
+    struct alignas(128) {
+      typename M::Stored left[M::kParts][kFewRows][M::kDepth + M::kPad];
+      typename M::Stored right[M::kParts][kRightRows][kRightCols + M::kPad];
+    };
+    float ends[2][kFewRows][kFewCols];  // sums, and what stands beside them
+  };
   FewRowsStats stats;
   int is_last;
 };
@@ -101,8 +107,47 @@ __device__ __forceinline__ void fill_stage(const FewRowsParams<T>& p, int row0, 
   }
 }
 
+// The parts of a tile's sums, added up in their order, and the second operand, into stage->ends; the
+// statistics of the norm behind. A thread's loads of a part, sixteen rows, are on their way at once.
+template <class T, class S>
+__device__ __forceinline__ void add_parts(const FewRowsParams<T>& p, const float* sums,
+                                          int64_t part_stride, int splits, int row0, int rows,
+                                          int tile, S* stage) {
+  constexpr int kWarps = kFewThreads / kWarp, kOwn = kFewRows / kWarps;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = threadIdx.x % kWarp;
+  const int col = tile * kFewCols + lane;
+  if (p.behind == Behind::kNormGradStats && static_cast<int>(threadIdx.x) < rows) {
+    stage->stats.mean[threadIdx.x] = p.norm_behind.mean[row0 + threadIdx.x];
+    stage->stats.rstd[threadIdx.x] = p.norm_behind.rstd[row0 + threadIdx.x];
+  }
+  float total[kOwn] = {}, other[kOwn] = {};
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) {
+    const int r = warp + i * kWarps;
+    if (r < rows && col < p.cols && p.other != nullptr) {
+      other[i] = widen(p.other[(row0 + r) * p.other_stride + col]);
+    }
+  }
+#pragma unroll 2
+  for (int part = 0; part < splits; ++part) {
+    const float* from = sums + part * part_stride + lane;
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      const int r = warp + i * kWarps;
+      // Past L1: other multiprocessors have written these.
+      if (r < rows) total[i] += __ldcg(from + r * kFewCols);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) {
+    stage->ends[0][warp + i * kWarps][lane] = total[i];
+    stage->ends[1][warp + i * kWarps][lane] = other[i];
+  }
+  __syncthreads();  // the norm's statistics are there
+}
+
 template <class T, Before kBefore, bool kTransposed>
-__global__ void __launch_bounds__(kFewThreads)
+__global__ void __launch_bounds__(kFewThreads, kResident)
     few_rows_fwd_kernel(const FewRowsParams<T> p) {
   using S = Stage<T, kTransposed>;
   using M = Multiply<T>;
@@ -165,14 +210,11 @@ __global__ void __launch_bounds__(kFewThreads)
   __syncthreads();
   if (stage->is_last != 1) return;
   __threadfence();
+  add_parts(p, tile_sums, tiles * kTile, splits, row0, rows, tile, stage);
   for (int r = static_cast<int>(threadIdx.x) / kWarp; r < rows; r += kFewThreads / kWarp) {
-    const float* from = tile_sums + r * kFewCols + threadIdx.x % kWarp;
-    float total = 0;
-#pragma unroll 4
-    for (int part = 0; part < splits; ++part) {
-      total += __ldcg(from + part * tiles * kTile);  // past L1: other multiprocessors wrote it
-    }
-    finish_row(p, row0 + r, tile, total);
+    const int lane = threadIdx.x % kWarp;  // each thread reads what it has put there
+    finish_row(p, row0 + r, tile, stage->ends[0][r][lane], stage->ends[1][r][lane],
+               stage->stats.mean[r], stage->stats.rstd[r]);
   }
   if (threadIdx.x == 0) *ticket = 0;  // ready for the next launch of this stream
 }

@@ -127,15 +127,15 @@ __device__ __forceinline__ float slope_by(Activation kind, float h) {
   return activation_slope<Activation::kQuickGelu>(h);
 }
 
-// What becomes of a row's sum in this lane's column; a warp has the row's part of the tile.
+// What becomes of a row's sum in this lane's column; a warp has the row's part of the tile. `other`
+// is the second operand there, 0 past its end, `mean` and `rstd` those of the norm behind.
 template <class T>
-__device__ __forceinline__ void finish_row(const FewRowsParams<T>& p, int row, int tile, float sum) {
+__device__ __forceinline__ void finish_row(const FewRowsParams<T>& p, int row, int tile, float sum,
+                                           float other, float mean, float rstd) {
   const int lane = threadIdx.x % kWarp;
   const int left = p.cols - tile * kFewCols, col = tile * kFewCols + lane;
   const bool live = lane < left;
   const float count = static_cast<float>(left < kFewCols ? left : kFewCols);
-  const float other =
-      live && p.other != nullptr ? widen(p.other[row * p.other_stride + col]) : 0.0f;
   if (live && p.bias != nullptr) sum += widen(p.bias[col]);
   if (p.behind == Behind::kSum) sum += other;
   if (p.behind == Behind::kActivateGrad) sum *= slope_by(p.kind, other);
@@ -152,11 +152,9 @@ __device__ __forceinline__ void finish_row(const FewRowsParams<T>& p, int row, i
     first = warp_sum(y) / count;
     second = warp_sum(live ? (y - first) * (y - first) : 0.0f);
   } else {
-    const FewRowsNorm& norm = p.norm_behind;
-    const float u = live ? y * norm.weight[col] : 0.0f;
-    const float hat = live ? (other - norm.mean[row]) * norm.rstd[row] : 0.0f;
+    const float u = live ? y * p.norm_behind.weight[col] : 0.0f;
     first = warp_sum(u);
-    second = warp_sum(u * hat);
+    second = warp_sum(u * (other - mean) * rstd);
   }
   if (lane == 0) {
     reinterpret_cast<float2*>(p.norm_behind.stats)[static_cast<int64_t>(tile) * p.rows + row] = {

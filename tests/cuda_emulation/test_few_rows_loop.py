@@ -16,6 +16,7 @@ from semobridge_ext._engines.tower_descent.cost import counted_step, tower_of_sh
 from semobridge_ext._engines.tower_descent.cuda import CudaTowerPieces
 from semobridge_ext._engines.tower_descent.eager import EagerTower
 from semobridge_ext._engines.tower_descent.few_rows import FEW_ROWS, FewRowsPlan, plan_of
+from semobridge_ext._engines.tower_descent.products import TILE_COLS, TILE_ROWS, Before, Behind, tiles_of
 from semobridge_ext._engines.tower_descent.spec import LearnedRows, Linear
 from semobridge_ext._engines.tower_descent.step import Plan
 from semobridge_ext.ops import LaunchedTower, LaunchedWeights
@@ -184,6 +185,13 @@ def test_launches_of_twelve_layers(samples: int, recorder: Recorder):
     if samples == 70:  # random_tower's projection has a bias, CLIP's has none
         foretold["mm"], foretold["addmm"] = foretold["mm"] - 1, foretold["addmm"] + 1
     assert foretold == seen
+
+
+def test_tiles_on_paper_are_the_kernel_s(emulated):
+    for rows, k, cols in ((2, 64, 192), (70, 512, 1536), (128, 2048, 512), (5, 40, 4096)):
+        x, weight, y = (torch.empty(*s, device="meta") for s in ((rows, k), (k, cols), (rows, cols)))
+        tiles = tiles_of(Before(x), weight, Behind("store", y))
+        assert tiles.blocks * TILE_ROWS * TILE_COLS == emulated.few_rows_cuda_sums(rows, k, cols)
 
 
 class Unnormed(CudaTowerPieces):

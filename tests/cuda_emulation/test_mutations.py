@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cuda_emulation.build import Emulation, kernel_sources, run_cases
+from tests.cuda_emulation.mutations_few_rows import FEW_ROWS_MUTATIONS
 from tests.cuda_emulation.mutations_train import TRAIN_MUTATIONS
 from tests.support.own_kernels import tables
 from tests.support.source_tree import ROOT
@@ -340,7 +341,7 @@ MUTATIONS = {
         "ascending",
     ),
 }
-MUTATIONS |= TRAIN_MUTATIONS | tables("CUDA_MUTATIONS")
+MUTATIONS |= TRAIN_MUTATIONS | FEW_ROWS_MUTATIONS | tables("CUDA_MUTATIONS")
 
 CSRC = ROOT / "csrc"
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from semobridge_ext._engines.tower_descent.cuda import CudaAttention, CudaTowerPieces
 from semobridge_ext._engines.tower_descent.few_rows import plan_of
-from semobridge_ext._engines.tower_descent.products import Before, Behind
+from semobridge_ext._engines.tower_descent.products import Before, Behind, tiles_of
 from semobridge_ext._engines.tower_descent.spec import Block, LearnedRows, Linear, Norm, Tower
 from semobridge_ext._engines.tower_descent.step import LaunchedTower
 from semobridge_ext._engines.tower_descent.tensors import Ends
@@ -67,7 +67,8 @@ class _NotedPieces(CudaTowerPieces):
         rows = before.x.shape[0]
         moved = bytes_of(before.x, before.normed, before.residual, before.grad, weight, bias)
         moved += bytes_of(behind.y, behind.other, behind.second)
-        self._note("few_rows", moved, 2 * rows * weight.numel())
+        if self.note is not None:
+            self.note("few_rows", moved, 2 * rows * weight.numel(), tiles_of(before, weight, behind))
 
     def activate(self, h: Tensor, y: Tensor) -> None:
         self._note("activate", bytes_of(h, y))
@@ -109,7 +110,8 @@ def counted_step(
     Args:
         tower, rows: on any device; on ``meta`` nothing is computed.
         samples: S.
-        note: is called in place of each kernel of csrc/tower_descent. What PyTorch launches (the products,
+        note: is called in place of each kernel of csrc/tower_descent; a product of few rows also tells its
+            tiles. What PyTorch launches (the products,
             and with ``kernels=False`` everything) is left to the caller's dispatch mode.
         weights: dtype of products and activations, as in ``oti``.
     """

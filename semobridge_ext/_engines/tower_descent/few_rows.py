@@ -25,15 +25,17 @@ from semobridge_ext._engines.tower_descent.step import Plan
 from semobridge_ext._engines.tower_descent.torch import TorchTowerPieces
 from semobridge_ext._engines.tower_descent.weights import LaunchedWeights
 
-# Two tiles of 64. With more, each matrix is read from L2 more often than cuBLAS's larger tiles read it.
-FEW_ROWS = 128
+# Two tiles of 64. With more, each matrix is read from L2 more often than cuBLAS's larger tiles read it; in
+# wider towers, whose products are long, that costs more than the launches that are saved.
+FEW_ROWS, WIDE = 128, 640
 
 
 def takes_few(weights: LaunchedWeights, rows: SlotRows, samples: int) -> bool:
     """Whether the launches of this file fit: few rows, and matrices whose rows are whole 16 bytes."""
+    most = FEW_ROWS if weights.tower.width <= WIDE else FEW_ROWS // 2
     linears = [linear for layer in weights.layers for linear in (layer.qkv, layer.out, layer.fc, layer.proj)]
     linears += [] if weights.projection is None else [weights.projection]
-    return len(rows.source) * samples <= FEW_ROWS and all(_aligned(linear.weight) for linear in linears)
+    return len(rows.source) * samples <= most and all(_aligned(linear.weight) for linear in linears)
 
 
 def _aligned(weight: Tensor) -> bool:  # [K, M], either way round
