@@ -8,7 +8,6 @@ View = tuple[int, int, int, int, int]
 # A right operand in panels: address, dtype code, rows and columns before packing.
 Packed = tuple[int, int, int, int]
 
-CACHE_GRID_PAD: int
 CANDIDATE_PAD: int
 CODE_BOUNDS: int
 MAX_CODE_WIDTH: int
@@ -54,21 +53,6 @@ def blend_logits(
 ) -> None: ...
 def build_config() -> dict[str, str]: ...
 def code_panel_bytes(cols: int) -> int: ...
-def count_cache_grid(
-    cosines: View,
-    text: View,
-    labels: int,
-    lower: int,
-    layers: int,
-    layer_count: int,
-    weights: View,
-    betas: int,
-    beta_count: int,
-    alphas: int,
-    alpha_count: int,
-    correct: int,
-    threads: int,
-) -> None: ...
 def count_correct(
     dtype: int,
     rows: int,
