@@ -337,7 +337,8 @@ class Projection:
 # Only in builds with CUDA.
 TOPK_CUDA_MAX: int
 
-def activate_cuda(kind: int, x: View, bias: int, y: View, slope: View, device: int, stream: int) -> None: ...
+def activate_cuda(kind: int, x: View, y: View, device: int, stream: int) -> None: ...
+def activate_grad_cuda(kind: int, x: View, grad: View, device: int, stream: int) -> None: ...
 def adamw_cuda(
     samples: int,
     vectors: int,
@@ -388,9 +389,7 @@ def attention_cuda(
     prefix: int,
     prefix_kv: int,
     visible: int,
-    visible_begin: int,
-    keys: int,
-    p: int,
+    lse: int,
     o: View,
     device: int,
     stream: int,
@@ -404,11 +403,8 @@ def attention_grad_cuda(
     prefix: int,
     prefix_kv: int,
     visible: int,
-    visible_begin: int,
-    keys: int,
-    p: int,
+    lse: int,
     grad_o: View,
-    ds: int,
     grad_qkv: int,
     device: int,
     stream: int,
@@ -465,6 +461,21 @@ def cosine_loss_cuda(
     device: int,
     stream: int,
 ) -> None: ...
+def few_rows_cuda(
+    x: View,
+    weight: View,
+    transposed: bool,
+    before: tuple[int, tuple[int, int, float, int, int, int], View, View, View],
+    behind: tuple[int, tuple[int, int, float, int, int, int], int, View, int, View],
+    y: View,
+    sums: int,
+    tickets: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def few_rows_cuda_sums(rows: int, k: int, cols: int) -> int: ...
+def few_rows_cuda_tickets(rows: int, cols: int) -> int: ...
+def few_rows_cuda_tiles(cols: int) -> int: ...
 def layer_norm_cuda(
     x: View,
     delta: View,

@@ -7,6 +7,7 @@
 #include "tower_descent/cuda_activation.h"
 #include "tower_descent/cuda_attention.h"
 #include "tower_descent/cuda_descend.h"
+#include "tower_descent/cuda_few_rows.h"
 #include "tower_descent/cuda_layer_norm.h"
 #include "tower_descent/tower_descent.h"
 
@@ -16,6 +17,11 @@ namespace {
 using Linear = std::tuple<uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t>;
 // (weight or 0, bias, eps)
 using Norm = std::tuple<uintptr_t, uintptr_t, double>;
+
+sb::Activation activation_of(int kind) {
+  if (kind < 0 || kind > 2) throw std::invalid_argument("_C: activation must be 0..2");
+  return static_cast<sb::Activation>(kind);
+}
 
 // The tower's addresses, gathered once; the op file keeps the tensors alive.
 class FrozenTower {
@@ -32,9 +38,7 @@ class FrozenTower {
     tower_.heads = heads;
     tower_.features = features;
     tower_.vectors = vectors;
-    if (activation < 0 || activation > 2)
-      throw std::invalid_argument("_C: activation must be 0..2");
-    tower_.activation = static_cast<sb::Activation>(activation);
+    tower_.activation = activation_of(activation);
     tower_.norm_pre = norm(pre);
     tower_.norm_final = norm(final);
     if (std::get<0>(projection) != 0) tower_.projection = linear(projection);
@@ -144,10 +148,47 @@ class FrozenTower {
   std::vector<int32_t> source_, visible_, begin_;
 };
 
+// (weight, bias, eps, mean, rstd, stats), addresses or 0
+using FewRowsNorm =
+    std::tuple<uintptr_t, uintptr_t, double, uintptr_t, uintptr_t, uintptr_t>;
+// (kind, norm, normed, residual, grad)
+using Before = std::tuple<int, FewRowsNorm, sb::ConstMatrix, sb::ConstMatrix, sb::Matrix>;
+// (kind, norm, bias, other, activation, second)
+using Behind = std::tuple<int, FewRowsNorm, uintptr_t, sb::ConstMatrix, int, sb::Matrix>;
+
+sb::FewRowsNorm few_rows_norm(const FewRowsNorm& n) {
+  return {at<float>(std::get<0>(n)), at<float>(std::get<1>(n)), std::get<2>(n),
+          at<float>(std::get<3>(n)), at<float>(std::get<4>(n)), at<float>(std::get<5>(n))};
+}
+
+sb::FewRowsCudaArgs few_rows_args(const sb::ConstMatrix& x, const sb::ConstMatrix& weight,
+                                  bool transposed, const Before& before, const Behind& behind,
+                                  const sb::Matrix& y) {
+  if (std::get<0>(before) < 0 || std::get<0>(before) > 2 || std::get<0>(behind) < 0 ||
+      std::get<0>(behind) > 4)
+    throw std::invalid_argument("_C: few_rows has three kinds before a product and five behind");
+  sb::FewRowsCudaArgs a;
+  a.x = x;
+  a.weight = weight;
+  a.transposed = transposed;
+  a.before = static_cast<sb::Before>(std::get<0>(before));
+  a.norm = few_rows_norm(std::get<1>(before));
+  a.normed = std::get<2>(before);
+  a.residual = std::get<3>(before);
+  a.grad = std::get<4>(before);
+  a.behind = static_cast<sb::Behind>(std::get<0>(behind));
+  a.norm_behind = few_rows_norm(std::get<1>(behind));
+  a.bias = at<const void>(std::get<2>(behind));
+  a.other = std::get<3>(behind);
+  a.kind = activation_of(std::get<4>(behind));
+  a.second = std::get<5>(behind);
+  a.y = y;
+  return a;
+}
+
 sb::AttentionCudaArgs attention_args(const sb::ConstMatrix& qkv, int64_t samples, int64_t heads,
                                      int64_t slots, int64_t queries, int64_t prefix,
-                                     uintptr_t prefix_kv, uintptr_t visible,
-                                     uintptr_t visible_begin, int64_t keys, uintptr_t p,
+                                     uintptr_t prefix_kv, uintptr_t visible, uintptr_t lse,
                                      int64_t o_stride) {
   sb::AttentionCudaArgs a;
   a.dtype = qkv.dtype;
@@ -160,10 +201,8 @@ sb::AttentionCudaArgs attention_args(const sb::ConstMatrix& qkv, int64_t samples
   a.qkv = qkv.data;
   a.qkv_stride = qkv.row_stride;
   a.prefix_kv = at<void>(prefix_kv);
-  a.visible = at<int32_t>(visible);
-  a.visible_begin = at<int32_t>(visible_begin);
-  a.keys = keys;
-  a.p = at<float>(p);
+  a.visible = at<uint64_t>(visible);
+  a.lse = at<float>(lse);
   a.o_stride = o_stride;
   return a;
 }
@@ -221,48 +260,65 @@ SB_BIND_CUDA(m) {
       py::arg("residual"), py::arg("grad_x"), py::arg("device"), py::arg("stream"));
   m.def(
       "activate_cuda",
-      [](int kind, const sb::ConstMatrix& x, uintptr_t bias, const sb::Matrix& y,
-         const sb::Matrix& slope, int device, uintptr_t stream) {
-        if (kind < 0 || kind > 2) throw std::invalid_argument("_C: activation must be 0..2");
-        const sb::ActivateCudaArgs a{static_cast<sb::Activation>(kind), x, at<float>(bias), y,
-                                     slope};
+      [](int kind, const sb::ConstMatrix& x, const sb::Matrix& y, int device, uintptr_t stream) {
+        const sb::ActivateCudaArgs a{activation_of(kind), x, y};
         py::gil_scoped_release release;
         sb::activate_cuda(a, device, at<void>(stream));
       },
-      py::arg("kind"), py::arg("x"), py::arg("bias"), py::arg("y"), py::arg("slope"),
-      py::arg("device"), py::arg("stream"));
+      py::arg("kind"), py::arg("x"), py::arg("y"), py::arg("device"), py::arg("stream"));
+  m.def(
+      "activate_grad_cuda",
+      [](int kind, const sb::ConstMatrix& x, const sb::Matrix& grad, int device, uintptr_t stream) {
+        const sb::ActivateGradCudaArgs a{activation_of(kind), x, grad};
+        py::gil_scoped_release release;
+        sb::activate_grad_cuda(a, device, at<void>(stream));
+      },
+      py::arg("kind"), py::arg("x"), py::arg("grad"), py::arg("device"), py::arg("stream"));
   m.def(
       "attention_cuda",
       [](const sb::ConstMatrix& qkv, int64_t samples, int64_t heads, int64_t slots, int64_t queries,
-         int64_t prefix, uintptr_t prefix_kv, uintptr_t visible, uintptr_t visible_begin,
-         int64_t keys, uintptr_t p, const sb::Matrix& o, int device, uintptr_t stream) {
-        sb::AttentionCudaArgs a =
-            attention_args(qkv, samples, heads, slots, queries, prefix, prefix_kv, visible,
-                           visible_begin, keys, p, o.row_stride);
+         int64_t prefix, uintptr_t prefix_kv, uintptr_t visible, uintptr_t lse, const sb::Matrix& o,
+         int device, uintptr_t stream) {
+        sb::AttentionCudaArgs a = attention_args(qkv, samples, heads, slots, queries, prefix,
+                                                 prefix_kv, visible, lse, o.row_stride);
         a.o = o.data;
         py::gil_scoped_release release;
         sb::attention_cuda(a, device, at<void>(stream));
       },
       py::arg("qkv"), py::arg("samples"), py::arg("heads"), py::arg("slots"), py::arg("queries"),
-      py::arg("prefix"), py::arg("prefix_kv"), py::arg("visible"), py::arg("visible_begin"),
-      py::arg("keys"), py::arg("p"), py::arg("o"), py::arg("device"), py::arg("stream"));
+      py::arg("prefix"), py::arg("prefix_kv"), py::arg("visible"), py::arg("lse"),
+      py::arg("o"), py::arg("device"), py::arg("stream"));
   m.def(
       "attention_grad_cuda",
       [](const sb::ConstMatrix& qkv, int64_t samples, int64_t heads, int64_t slots, int64_t queries,
-         int64_t prefix, uintptr_t prefix_kv, uintptr_t visible, uintptr_t visible_begin,
-         int64_t keys, uintptr_t p, const sb::ConstMatrix& grad_o, uintptr_t ds, uintptr_t grad_qkv,
-         int device, uintptr_t stream) {
+         int64_t prefix, uintptr_t prefix_kv, uintptr_t visible, uintptr_t lse,
+         const sb::ConstMatrix& grad_o, uintptr_t grad_qkv, int device, uintptr_t stream) {
         const sb::AttentionGradCudaArgs a{
-            attention_args(qkv, samples, heads, slots, queries, prefix, prefix_kv, visible,
-                           visible_begin, keys, p, grad_o.row_stride),
-            grad_o.data, at<float>(ds), at<void>(grad_qkv)};
+            attention_args(qkv, samples, heads, slots, queries, prefix, prefix_kv, visible, lse,
+                           grad_o.row_stride),
+            grad_o.data, at<void>(grad_qkv)};
         py::gil_scoped_release release;
         sb::attention_grad_cuda(a, device, at<void>(stream));
       },
       py::arg("qkv"), py::arg("samples"), py::arg("heads"), py::arg("slots"), py::arg("queries"),
-      py::arg("prefix"), py::arg("prefix_kv"), py::arg("visible"), py::arg("visible_begin"),
-      py::arg("keys"), py::arg("p"), py::arg("grad_o"), py::arg("ds"), py::arg("grad_qkv"),
-      py::arg("device"), py::arg("stream"));
+      py::arg("prefix"), py::arg("prefix_kv"), py::arg("visible"), py::arg("lse"),
+      py::arg("grad_o"), py::arg("grad_qkv"), py::arg("device"), py::arg("stream"));
+  m.def(
+      "few_rows_cuda",
+      [](const sb::ConstMatrix& x, const sb::ConstMatrix& weight, bool transposed,
+         const Before& before, const Behind& behind, const sb::Matrix& y, uintptr_t sums,
+         uintptr_t tickets, int device, uintptr_t stream) {
+        sb::FewRowsCudaArgs a = few_rows_args(x, weight, transposed, before, behind, y);
+        a.sums = at<float>(sums);
+        a.tickets = at<int>(tickets);
+        py::gil_scoped_release release;
+        sb::few_rows_cuda(a, device, at<void>(stream));
+      },
+      py::arg("x"), py::arg("weight"), py::arg("transposed"), py::arg("before"), py::arg("behind"),
+      py::arg("y"), py::arg("sums"), py::arg("tickets"), py::arg("device"), py::arg("stream"));
+  m.def("few_rows_cuda_sums", &sb::few_rows_sums, py::arg("rows"), py::arg("k"), py::arg("cols"));
+  m.def("few_rows_cuda_tickets", &sb::few_rows_tickets, py::arg("rows"), py::arg("cols"));
+  m.def("few_rows_cuda_tiles", &sb::few_rows_tiles, py::arg("cols"));
   m.def(
       "cosine_loss_cuda",
       [](const sb::ConstMatrix& features, const sb::ConstMatrix& targets, double grad_scale,

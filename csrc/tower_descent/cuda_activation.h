@@ -1,9 +1,8 @@
-// activate (CUDA): the bias, the activation and its derivative behind a product made elsewhere.
+// activate (CUDA): the activation behind a product made elsewhere, and its gradient.
 //
-//   h = x + b       y = act(h)       slope = act′(h)        (kinds: see
-//   core/activation.h)
+//   y = act(x)        grad ← grad·act′(x)        (kinds: see core/activation.h)
 //
-// and the backward pass's  x ← x·slope. float32 arithmetic; storage float32, float16 or bfloat16.
+// float32 arithmetic; storage float32, float16 or bfloat16.
 #pragma once
 #include "core/activation.h"
 #include "core/view.h"
@@ -12,11 +11,16 @@ namespace semobridge {
 
 struct ActivateCudaArgs {
   Activation kind = Activation::kGelu;
-  ConstMatrix x;                // [N, M]
-  const float* bias = nullptr;  // [M] or null
-  Matrix y;                     // [N, M], dtype of x; may be x itself
-  Matrix slope;                 // [N, M], dtype of x; may be x itself; data == nullptr: not wanted
+  ConstMatrix x;  // [N, M]
+  Matrix y;       // [N, M], dtype of x; may be x itself
 };
 void activate_cuda(const ActivateCudaArgs& args, int device, void* stream);
+
+struct ActivateGradCudaArgs {
+  Activation kind = Activation::kGelu;
+  ConstMatrix x;  // [N, M]
+  Matrix grad;    // [N, M], dtype of x; in place
+};
+void activate_grad_cuda(const ActivateGradCudaArgs& args, int device, void* stream);
 
 }  // namespace semobridge

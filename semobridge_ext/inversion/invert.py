@@ -27,12 +27,13 @@ from semobridge_ext.inversion.descent import Chunk, catch_interrupt, run_chunk
 from semobridge_ext.inversion.settings import Settings, check_count, check_generator, check_settings
 from semobridge_ext.inversion.spec import Inversion
 from semobridge_ext.inversion.start import Start, identity_of
-from semobridge_ext.inversion.store import Store
+from semobridge_ext.inversion.store import Store, kept_batch_size
 from semobridge_ext.inversion.targets import unit_targets
 
 __all__ = ["Inversion", "oti", "ovi"]
 
-_CHUNK = 256  # samples a chunk: Ctrl-C or a kill loses at most this much
+_CHUNK = 256  # samples a chunk where the engine does not say: Ctrl-C or a kill loses at most this much
+_PATCH_CHUNK = 32  # ... of patches, fifty rows a sample: the same work as 800 texts
 
 
 def _initial(
@@ -72,6 +73,17 @@ def _gather(chunks: list[Chunk], settings: Settings, interrupted: bool, device: 
     )
 
 
+def _chunk(function: str, engine: TowerEngine, batch_size: int | None, out: str | Path | None) -> int:
+    """Samples a chunk."""
+    if batch_size is not None:
+        return check_count(function, "batch_size", batch_size, 1)
+    by_memory = engine.chunk()
+    if by_memory is None:
+        return _PATCH_CHUNK if function == "ovi" else _CHUNK
+    # Free memory differs from run to run: a run that was killed goes on with the chunks that it began.
+    return (None if out is None else kept_batch_size(function, out)) or by_memory
+
+
 def invert_rows(
     function: str,
     engine: TowerEngine,
@@ -91,7 +103,7 @@ def invert_rows(
     tokens = _initial(function, init, generator, targets, engine, description)
     if isinstance(init, Start):
         description = {**description, "start": init._mark}
-    size = _CHUNK if batch_size is None else check_count(function, "batch_size", batch_size, 1)
+    size = _chunk(function, engine, batch_size, out)
     store = None if out is None else Store(function, out, settings, description, targets, tokens, size)
     chunks, interrupted = [] if store is None else store.finished(), False
     if chunks and store is not None:
@@ -194,8 +206,9 @@ def oti(
             predicts them: a fraction of the steps does. Default N(0, 0.02²) from ``generator``.
         generator: of the start values; None takes torch's global one.
         record_steps: also keep the features after these many steps (the best step comes early).
-        batch_size: samples a chunk (256). It does not change the result: samples are independent, and
-            the 1/B of the mean is that of the whole batch. A GPU needs some thousands to be busy.
+        batch_size: samples a chunk: 256 (:func:`ovi`: 32) on a CPU; on a CUDA device 4096, less where rows
+            are many or free memory is short (docs/engines/tower_descent.md). It does not change the result:
+            samples are independent, and the 1/B of the mean is that of the whole batch.
         progress: a bar on stderr, counting sample-steps.
         patience, min_delta: a sample stops, and leaves the batch, once its loss has not fallen by
             ``min_delta`` for ``patience`` steps. This is checked every 10 steps.
@@ -205,8 +218,9 @@ def oti(
             type of activations and products (None: float32); the learned rows, the statistics of norms and
             the loss stay float32.
         compute: torch.bfloat16 rounds weights and rows to bfloat16 before every product, whose sums stay
-            float32: about 0.6 of the time on a CPU with AVX-512-BF16, refused elsewhere. None is exact. What
-            it changes after 150 steps stands in docs/engines/tower_descent.md.
+            float32. Recommended on a CUDA device, where it is ``weights=torch.bfloat16`` and runs on tensor
+            cores; about 0.6 of the time on a CPU with AVX-512-BF16, refused on other CPUs. None is exact.
+            What it changes after 150 steps stands in docs/engines/tower_descent.md.
         out: a file. Each finished chunk is written to ``<out>.parts`` at once and atomically. The same
             call after a kill continues; a call with another tower, features, start values, setting or
             version of the package is refused, and so is one while another run holds ``<out>.lock``.
@@ -314,8 +328,7 @@ def ovi(
     num_patches = check_count(name, "num_patches", num_patches, 1)
     tower, rows = vision_tower(model, num_patches=num_patches)
     engine = make_engine(name, model, tower, rows, weights, compute)
-    size = batch_size if batch_size is not None else 32  # fifty rows a sample: the same work as 800
     return invert_rows(
-        name, engine, txt_feats, "txt_feats", settings, init, generator, size, progress, out,
+        name, engine, txt_feats, "txt_feats", settings, init, generator, batch_size, progress, out,
         {"vectors": num_patches, **_numerics(weights, compute), "tower": tower, "rows": rows},
     )  # fmt: skip

@@ -22,6 +22,7 @@ from semobridge_ext.inversion.settings import Settings
 
 FORMAT = "semobridge-ext inversion 2"
 _NAMES = ("tokens", "features", "losses", "recorded", "steps_done")
+_AGAIN = "delete it, and the same call makes it again"  # of a damaged file
 _FILE = {
     "tokens": _schema.Field(("B", "R", "T"), finite=False),
     "features": _schema.Field(("B", "D"), finite=False),
@@ -41,6 +42,29 @@ def _parsed(text: bytes) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def _parts_of(path: Path) -> Path:
+    return path.with_name(path.name + ".parts")
+
+
+def _part_of(path: Path, index: int) -> Path:
+    return _parts_of(path) / f"chunk-{index:06d}.safetensors"
+
+
+def _tensors_of(function: str, path: Path, out: Path) -> dict[str, Tensor]:
+    remedy = f"choose another name, or delete {out} and {_parts_of(out)}"
+    return _schema.load(function, path, FORMAT, _FILE, remedy=remedy, damaged=_AGAIN)[0]
+
+
+def kept_batch_size(function: str, out: str | Path) -> int | None:
+    """The samples a chunk of the run that began or finished this file; None where there is none."""
+    for path in (Path(out), _part_of(Path(out), 0)):
+        if path.exists():
+            found = _parsed(bytes(_tensors_of(function, path, Path(out))["settings"].tolist()))
+            size = found.get("batch_size")
+            return size if isinstance(size, int) and size > 0 else None
+    return None
+
+
 class Store:
     """One inversion on disk."""
 
@@ -55,7 +79,7 @@ class Store:
         size: int,
     ) -> None:
         self.function, self.path = function, Path(_files.place(out, function))
-        self.parts = self.path.with_name(self.path.name + ".parts")
+        self.parts = _parts_of(self.path)
         self._lock = self.path.with_name(self.path.name + ".lock")
         self.facts = _digest.stamp({
             "function": function,
@@ -78,12 +102,10 @@ class Store:
 
     def _read(self, path: Path) -> Chunk:
         delete = f"delete {self.path} and {self.parts}"
-        remedy = f"choose another name, or {delete}"
-        again = "delete it, and the same call makes it again"
-        tensors, _ = _schema.load(self.function, path, FORMAT, _FILE, remedy=remedy, damaged=again)
+        tensors = _tensors_of(self.function, path, self.path)
         found = _parsed(bytes(tensors.pop("settings").tolist()))
         if found.pop("content", None) != _digest.digest(tensors):
-            raise ValueError(f"{self.function}: {path} must hold what was written, got other bytes; {again}")
+            raise ValueError(f"{self.function}: {path} must hold what was written, got other bytes; {_AGAIN}")
         if changed := _digest.changes(found, self.facts):
             raise ValueError(
                 f"{self.function}: out must be new or of the same run, got {path} with other {changed}; "
@@ -102,7 +124,7 @@ class Store:
                 self._remove_parts()
 
     def _part(self, index: int) -> Path:
-        return self.parts / f"chunk-{index:06d}.safetensors"
+        return _part_of(self.path, index)
 
     def load(self, index: int) -> Chunk | None:
         path = self._part(index)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-Note = Callable[[str, int, int], None]  # kernel, bytes read and written, operations
+Note = Callable[..., None]  # kernel, bytes read and written, operations, and what an engine adds
 
 
 def bytes_of(*tensors: Tensor | None) -> int:

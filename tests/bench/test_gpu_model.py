@@ -83,12 +83,21 @@ def test_the_best_are_selected_in_passes():
 
 
 def test_steps_are_counted_from_the_engines(monkeypatch: pytest.MonkeyPatch):
-    found = loops.oti_step(8, "small", 64, 2, 3, 32)
+    found = loops.oti_step(72, "small", 64, 2, 3, 32)
     assert len(found.ours) == 16 * 3 + 6
     names = [launch.name for launch in found.ours]
     assert names.count("attention") == 3 and names.count("adamw") == 1 and names.count("mm") == 4 * 3 + 2
-    monkeypatch.setattr(loops.invert, "_CHUNK", 3)
-    assert loops.chunks_of(8) == [3, 3, 2] and len(loops.oti_step(8, "s", 64, 2, 3, 32).ours) == 3 * 54
+    few = loops.oti_step(8, "small", 64, 2, 3, 32).ours
+    assert len(few) == 10 * 3 + 6
+    # The projection's columns fit one tile, and so do its 8 rows; K is one step.
+    last = [launch for launch in few if launch.name == "few_rows"][8 * 3 // 2]
+    assert (
+        last.half and last.blocks == 1 and last.memory == 2 * 64 * 32 and last.operations == 2 * 8 * 64 * 32
+    )
+    assert last.trips == 1 + 3 + 1
+    assert last.cache == 2 * (8 * 64 + 64 * 32 + 8 * 32) + 2 * 4 * 64 * 32
+    monkeypatch.setattr(loops, "chunk_samples", lambda *_: 3)
+    assert [len(loops.oti_step(n, "s", 64, 2, 3, 32).ours) for n in (3, 8)] == [36, 3 * 36]
     found = loops.semobridge_t_step(5, 3, 16)
     assert 30 < len(found.ours) < 50 and {"row_loss", "adamw_flat", "mm"} <= {x.name for x in found.ours}
 

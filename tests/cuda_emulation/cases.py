@@ -260,105 +260,31 @@ def case_activation(m, rng: np.random.Generator) -> None:
         for dtype in STORAGES:
             for layout in layouts():
                 x = Matrix(rows, cols, dtype, values=3 * rng.standard_normal((rows, cols)), **layout)
-                bias = Matrix(1, cols, values=rng.standard_normal(cols))
-                for biased in (False, True):
-                    h = x.values + (bias.values if biased else 0)
-                    if biased and dtype == FLOAT:  # the sum is rounded before the function sees it
-                        h = h.astype(np.float32).astype(np.float64)
-                    for kind, (y, slope) in enumerate(activations(h)):
-                        got, got_slope = (
-                            Matrix(rows, cols, dtype, **layout),
-                            Matrix(rows, cols, dtype, **layout),
-                        )
-                        m.activate_cuda(
-                            kind, x.view, bias.address if biased else 0, got.view, got_slope.view, *PLACE
-                        )
-                        close(got.values, y, dtype, "activate")
-                        close(got_slope.values, slope, dtype, "activate slope")
-                        got.check_guards()
-                        got_slope.check_guards()
+                before = x.values
+                for kind, (y, slope) in enumerate(activations(before)):
+                    got = Matrix(rows, cols, dtype, **layout)
+                    grad = Matrix(rows, cols, dtype, values=rng.standard_normal((rows, cols)), **layout)
+                    upstream = grad.values
+                    m.activate_cuda(kind, x.view, got.view, *PLACE)
+                    m.activate_grad_cuda(kind, x.view, grad.view, *PLACE)
+                    close(got.values, y, dtype, "activate")
+                    close(grad.values, upstream * slope, dtype, "activate grad")
+                    assert np.array_equal(x.values, before), "the argument is not as it was"
+                    for buffer in (x, got, grad):
+                        buffer.check_guards()
     far = Matrix(1, 6, values=[-1e30, -100, -12, 12, 100, 1e30])
-    y, slope = Matrix(1, 6), Matrix(1, 6)
+    y = Matrix(1, 6)
     for kind in range(3):
-        m.activate_cuda(kind, far.view, 0, y.view, slope.view, *PLACE)
+        slope = Matrix(1, 6, values=np.ones(6))
+        m.activate_cuda(kind, far.view, y.view, *PLACE)
+        m.activate_grad_cuda(kind, far.view, slope.view, *PLACE)
         assert (y.values[0, [0, 1]] == 0).all() and (slope.values[0, [4, 5]] == 1).all(), (kind, y.values)
         for i in (3, 4, 5):
             close(y.values[0, i : i + 1], far.values[0, i : i + 1], FLOAT, "activate far out")
         assert (slope.values[0, :2] == 0).all(), (kind, slope.values)
     none = Matrix(0, 6)
-    m.activate_cuda(0, none.view, 0, none.view, NOTHING, *PLACE)
-
-
-def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    score = k @ q / math.sqrt(q.size)
-    e = np.exp(score - np.max(score.real))
-    p = e / e.sum()
-    return p, p @ v
-
-
-def case_attention(m, rng: np.random.Generator) -> None:
-    # samples, heads, width, slots, queries, prefix, causal
-    shapes = (
-        (1, 1, 8, 1, 1, 0, True), (2, 3, 64, 2, 2, 4, True), (3, 2, 20, 2, 1, 5, True),
-        (1, 2, 72, 6, 6, 0, False), (2, 1, 33, 5, 5, 34, True), (1, 1, 128, 40, 1, 0, False),
-    )  # fmt: skip
-    for samples, heads, width, slots, queries, prefix, causal in shapes:
-        for dtype in STORAGES:
-            model, gap = heads * width, 5
-            qkv = Matrix(slots * samples, 3 * model, dtype, gap=gap, values=rng.standard_normal(
-                (slots * samples, 3 * model)))  # fmt: skip
-            kv = Matrix(2 * prefix, model, dtype, values=rng.standard_normal((2 * prefix, model)))
-            # Causal: a slot sees itself and the later-numbered ones, which lie before it in the text.
-            lists = [list(range(i, slots) if causal else range(slots)) for i in range(queries)]
-            visible = plain([slot for own in lists for slot in own], np.int32)
-            begin = plain(np.cumsum([0, *map(len, lists)]), np.int32)
-            keys = prefix + max(map(len, lists))
-            p, ds = Matrix(samples * heads * queries, keys), Matrix(samples * heads * queries, keys)
-            o = Matrix(queries * samples, model, dtype, gap=gap)
-            grad_o = Matrix(queries * samples, model, dtype, gap=gap, values=rng.standard_normal(
-                (queries * samples, model)))  # fmt: skip
-            grad = Matrix(slots * samples, 3 * model, dtype, gap=gap)
-            shape = (
-                qkv.view, samples, heads, slots, queries, prefix, kv.address if prefix else 0,
-                visible.ctypes.data, begin.ctypes.data, keys, p.address,
-            )  # fmt: skip
-            m.attention_cuda(*shape, o.view, *PLACE)
-            want_o, want_grad = np.zeros(o.values.shape), np.zeros(grad.values.shape)
-            rows = qkv.values.reshape(slots, samples, 3, heads, width)
-            fixed = kv.values.reshape(2, prefix, heads, width)
-            want_p = np.zeros((samples, heads, queries, keys))
-            upstream = grad_o.values.reshape(queries, samples, heads, width)
-            out = want_o.reshape(queries, samples, heads, width)
-            back = want_grad.reshape(slots, samples, 3, heads, width)
-            for s in range(samples):
-                for h in range(heads):
-                    for i, own in enumerate(lists):
-                        k = np.concatenate([fixed[0, :, h], rows[own, s, 1, h]])
-                        v = np.concatenate([fixed[1, :, h], rows[own, s, 2, h]])
-                        q, g = rows[i, s, 0, h], upstream[i, s, h]
-                        weights, out[i, s, h] = attend(q, k, v)
-                        want_p[s, h, i, : len(weights)] = weights
-                        jacobian = np.diag(weights) - np.outer(weights, weights)
-                        score_grad = jacobian @ (v @ g) / math.sqrt(width)
-                        back[i, s, 0, h] = score_grad @ k
-                        for at, slot in enumerate(own):
-                            back[slot, s, 1, h] += score_grad[prefix + at] * q
-                            back[slot, s, 2, h] += weights[prefix + at] * g
-            close(o.values, want_o, dtype, "attention")
-            got_p = p.values.reshape(want_p.shape)
-            for i, own in enumerate(lists):
-                used = prefix + len(own)
-                close(got_p[:, :, i, :used], want_p[:, :, i, :used], FLOAT, "attention p")
-            m.attention_grad_cuda(*shape, grad_o.view, ds.address, grad.address, *PLACE)
-            if slots * samples > 1 or prefix:  # one key alone: probabilities do not move
-                close(grad.values, want_grad, dtype, "attention_grad")
-            for buffer in (o, grad, p, ds):
-                buffer.check_guards()
-    # The oracle's own gradient, by complex steps.
-    k, v, q, g = (rng.standard_normal(s) for s in ((5, 8), (5, 8), 8, 8))
-    w = attend(q, k, v)[0]
-    by_hand = (np.diag(w) - np.outer(w, w)) @ (v @ g) / math.sqrt(8) @ k
-    compare(by_hand, g @ complex_step(lambda c: attend(c, k, v)[1], q), "reference", "float64")
+    m.activate_cuda(0, none.view, none.view, *PLACE)
+    m.activate_grad_cuda(0, none.view, none.view, *PLACE)
 
 
 # -- descent -----------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cuda_emulation.build import Emulation, kernel_sources, run_cases
+from tests.cuda_emulation.mutations_few_rows import FEW_ROWS_MUTATIONS
 from tests.cuda_emulation.mutations_train import TRAIN_MUTATIONS
 from tests.support.own_kernels import tables
 from tests.support.source_tree import ROOT
@@ -204,58 +205,34 @@ MUTATIONS = {
     ),
     "activate: last pack skipped": (
         "tower_descent/cuda_activation.cu",
-        "if (i >= rows * packs) return;",
-        "if (i + 1 >= rows * packs) return;",
+        "if (i >= rows * packs) return;\n  const int64_t row = i / packs, col = i % packs * kStep;\n"
+        "  float h[kStep];",
+        "if (i + 1 >= rows * packs) return;\n  const int64_t row = i / packs, col = i % packs * kStep;\n"
+        "  float h[kStep];",
+        "activation",
+        "ascending",
+    ),
+    "activate: last pack of the gradient skipped": (
+        "tower_descent/cuda_activation.cu",
+        "if (i >= rows * packs) return;\n  const int64_t row = i / packs, col = i % packs * kStep;\n"
+        "  float h[kStep], g[kStep];",
+        "if (i + 1 >= rows * packs) return;\n  const int64_t row = i / packs, col = i % packs * kStep;\n"
+        "  float h[kStep], g[kStep];",
         "activation",
         "ascending",
     ),
     "activate: sign of the slope's bend": (
-        "tower_descent/cuda_activation.cu",
-        "cdf + h * 0.398942280f",
-        "cdf - h * 0.398942280f",
+        "tower_descent/cuda_activation.cuh",
+        "+ h * kInverseSqrt2Pi",
+        "- h * kInverseSqrt2Pi",
         "activation",
         "ascending",
     ),
-    "attention: no barrier between queries and slots": (
-        "tower_descent/cuda_attention.cu",
-        "__syncthreads();  // the slots' sums run over the queries of all warps",
-        ";",
-        "attention",
-        "ascending",
-    ),
-    "attention: scores read before they are written": (
-        "tower_descent/cuda_attention.cu",
-        "__syncwarp();  // lane 0 has written what all read",
-        ";",
-        "attention",
-        "descending",
-    ),
-    "attention: probabilities scaled while others read them": (
-        "tower_descent/cuda_attention.cu",
-        "__syncwarp();  // all have read the unscaled values",
-        ";",
-        "attention",
-        "ascending",
-    ),
-    "attention: last key skipped": (
-        "tower_descent/cuda_attention.cu",
-        "const float dp = dot_row(upstream, head.entry(2, list, j), a.width);",
-        "const float dp = j + 1 < keys ? dot_row(upstream, head.entry(2, list, j), a.width) : 0;",
-        "attention",
-        "ascending",
-    ),
-    "attention: elements past the first 32 skipped": (
-        "tower_descent/cuda_attention.cu",
-        "own[e] = e * kWarp + lane < width ?",
-        "own[e] = e * kWarp + lane < (width < 32 ? width : 32) ?",
-        "attention",
-        "ascending",
-    ),
-    "attention: a slot of a full list skipped": (
-        "tower_descent/cuda_attention.cu",
-        "(full ? first + s + 1 : last)",
-        "(full ? first + s : last)",
-        "attention",
+    "activate: slope of the value instead of the argument": (
+        "tower_descent/cuda_activation.cu",
+        "g[j] *= activation_slope<kKind>(h[j]);",
+        "g[j] *= activation_slope<kKind>(activated<kKind>(h[j]));",
+        "activation",
         "ascending",
     ),
     "cosine_loss: gradient not scaled by the norm": (
@@ -427,7 +404,7 @@ MUTATIONS = {
         "ascending",
     ),
 }
-MUTATIONS |= TRAIN_MUTATIONS | tables("CUDA_MUTATIONS")
+MUTATIONS |= TRAIN_MUTATIONS | FEW_ROWS_MUTATIONS | tables("CUDA_MUTATIONS")
 
 CSRC = ROOT / "csrc"
 

@@ -11,35 +11,43 @@ from on_paper.counting import Count, counted
 from on_paper.machine import Launch, streamed
 from on_paper.row import Row
 from semobridge_ext._engines.bridge_training import reference as reference_training
-from semobridge_ext.inversion import invert
+from semobridge_ext._engines.tower_descent.chunk import chunk_samples, sample_bytes
+from semobridge_ext._engines.tower_descent.cost import counted_step, tower_of_shape
+from semobridge_ext._engines.tower_descent.products import Tiles
+from semobridge_ext._engines.tower_descent.spec import LearnedRows, Tower
 from semobridge_ext.inversion import reference as reference_inversion
 
+FREE = 70 << 30  # bytes of an idle device of 80 GB
+FEW_ROWS_RATE = 0.35  # as tiles of a library that are as small (machine.TILES)
+RESIDENT_TILES = 3  # blocks of few_rows that a multiprocessor holds, by their registers
 TOWERS = {"ViT-B/32": (512, 8, 12, 512), "ViT-L/14": (768, 12, 12, 768)}  # width, heads, layers, features
 
 
 def noted(launches: list[Launch]) -> Callable[..., None]:
-    """What a kernel's stand-in calls: its name, bytes and operations, which run outside of tensor cores."""
+    """What a kernel's stand-in calls: its name, bytes and operations, which run outside of tensor cores.
 
-    def note(name: str, moved: float, operations: float = 0.0) -> None:
-        launches.append(streamed(name, moved, operations))
+    A product of few rows also tells its tiles; its matrix comes from memory, since a step's do not fit L2.
+    """
+
+    def note(name: str, moved: float, operations: float = 0.0, tiles: Tiles | None = None) -> None:
+        if tiles is None:
+            launches.append(streamed(name, moved, operations))
+            return
+        launches.append(
+            Launch(name, tiles.weight, tiles.cache, operations, True, tiles.blocks, RESIDENT_TILES,
+                   tiles.trips, FEW_ROWS_RATE)
+        )  # fmt: skip
 
     return note
 
 
-def chunks_of(batch: int) -> list[int]:
-    """Samples of each chunk, as `oti` takes them on a GPU."""
-    size = invert._CHUNK
+def chunks_of(batch: int, tower: Tower, rows: LearnedRows) -> list[int]:
+    """Samples of each chunk, as `oti` takes them on a GPU that is otherwise idle."""
+    size = chunk_samples(sample_bytes(tower, rows, torch.bfloat16, kernels=True), 2, FREE)
     return [min(size, batch - first) for first in range(0, batch, size)]
 
 
-def engine_step(batch: int, width: int, heads: int, layers: int, features: int) -> list[Launch]:
-    from semobridge_ext._engines.tower_descent.cost import counted_step, tower_of_shape
-    from semobridge_ext._engines.tower_descent.spec import LearnedRows
-
-    # "a photo of £": the start and three words before the pseudo-token, the end behind it
-    base = torch.empty(77, width, device="meta")
-    rows = LearnedRows(base, tuple(0 if i == 4 else -1 for i in range(77)), pool=5)
-    tower = tower_of_shape(width, heads, layers, features)
+def engine_step(batch: int, tower: Tower, rows: LearnedRows) -> list[Launch]:
     count = Count()
     step = counted_step(tower, rows, batch, noted(count.launches), weights=torch.bfloat16)
     with count:
@@ -48,11 +56,15 @@ def engine_step(batch: int, width: int, heads: int, layers: int, features: int) 
 
 
 def oti_step(batch: int, name: str, width: int, heads: int, layers: int, features: int) -> Row:
+    # "a photo of £": the start and three words before the pseudo-token, the end behind it
+    base = torch.empty(77, width, device="meta")
+    rows = LearnedRows(base, tuple(0 if i == 4 else -1 for i in range(77)), pool=5)
+    tower = tower_of_shape(width, heads, layers, features)
     found: dict[int, list[Launch]] = {}
     ours: list[Launch] = []
-    for size in chunks_of(batch):
+    for size in chunks_of(batch, tower, rows):
         if size not in found:
-            found[size] = engine_step(size, width, heads, layers, features)
+            found[size] = engine_step(size, tower, rows)
         ours += found[size]
 
     from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
@@ -76,7 +88,7 @@ def oti_step(batch: int, name: str, width: int, heads: int, layers: int, feature
 
 
 def semobridge_t_step(classes: int, shots: int, width: int) -> Row:
-    from semobridge_ext._engines.bridge_training.cost import counted_step
+    from semobridge_ext._engines.bridge_training.cost import counted_step as counted_training_step
 
     generator = torch.Generator().manual_seed(0)
 
@@ -86,7 +98,7 @@ def semobridge_t_step(classes: int, shots: int, width: int) -> Row:
     x, t, s, w = rows(classes * shots), rows(classes), rows(classes), torch.eye(width)
     labels = torch.arange(classes).repeat_interleave(shots)
     count = Count()
-    step = counted_step(w.clone(), w, x, labels, t, s, note=noted(count.launches))
+    step = counted_training_step(w.clone(), w, x, labels, t, s, note=noted(count.launches))
     with count:
         step()
     inverse, tau = w.clone().requires_grad_(), torch.zeros(classes, width, requires_grad=True)

@@ -16,6 +16,7 @@ from semobridge_ext._engines.tower_descent.cpu import FrozenTower, PackedTower
 from semobridge_ext._engines.tower_descent.cuda import CudaTowerPieces
 from semobridge_ext._engines.tower_descent.eager import EagerTower
 from semobridge_ext._engines.tower_descent.engine import TowerEngine
+from semobridge_ext._engines.tower_descent.few_rows import plan_of
 from semobridge_ext._engines.tower_descent.spec import LearnedRows, Tower
 from semobridge_ext._engines.tower_descent.step import LaunchedTower
 from semobridge_ext._engines.tower_descent.torch import TorchTowerPieces
@@ -84,17 +85,17 @@ def _words(t: Tensor) -> Tensor:  # -> [n, 2048] int64
 
 
 def check_compute(function: str, compute: torch.dtype | None, chosen: str, dtype: torch.dtype) -> None:
-    """bfloat16 products are the CPU core's, where the processor has them, in a tower of float32 sums."""
+    """bfloat16 products are a device's, or the CPU core's where it has them; sums are float32."""
     if compute is None:
         return
     if compute is not torch.bfloat16:
         remedy = "leave it out for products in the tower's own precision"
         raise TypeError(_errors.message(function, "compute", "be torch.bfloat16 or None", compute, remedy))
-    if chosen != "cpu":
-        got, remedy = f"an engine of {chosen!r}", "leave it out; on a CUDA device pass weights=torch.bfloat16"
+    if chosen == "eager":
+        got, remedy = "an engine of 'eager'", "leave it out"
     elif dtype is torch.float64:
         got, remedy = "a float64 tower", "leave it out, or convert the model with .float()"
-    elif not _C.active_bf16():
+    elif chosen == "cpu" and not _C.active_bf16():
         got, remedy = f"the instruction set {_C.active_isa()}", "leave it out: this needs AVX-512-BF16"
     else:
         return
@@ -120,9 +121,14 @@ def make_engine(
     kept = _shared.setdefault(model, {})
     if kind not in kept or kept[kind][0] != digest:
         kept.clear()  # one set of weights a model: they are as large as the model, so none is copied either
-        packed = make(tower, weights) if compute is None else PackedTower(tower, bf16_products=True)
+        if compute is not None and chosen == "cpu":
+            packed: Weights = PackedTower(tower, bf16_products=True)
+        else:  # a device's products of bfloat16 are those of bfloat16 weights
+            packed = make(tower, weights if compute is None else compute)
         kept[kind] = (digest, packed)
     found = kept[kind][1]
     if isinstance(found, PackedTower):
         return FrozenTower(found, rows)
-    return LaunchedTower(found, rows, pieces=CudaTowerPieces if chosen == "cuda" else TorchTowerPieces)
+    if chosen == "cuda":
+        return LaunchedTower(found, rows, pieces=CudaTowerPieces, plans=plan_of)
+    return LaunchedTower(found, rows, pieces=TorchTowerPieces)

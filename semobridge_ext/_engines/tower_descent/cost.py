@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from semobridge_ext._engines.tower_descent.cuda import CudaAttention, CudaTowerPieces
+from semobridge_ext._engines.tower_descent.few_rows import plan_of
+from semobridge_ext._engines.tower_descent.products import Before, Behind, tiles_of
 from semobridge_ext._engines.tower_descent.spec import Block, LearnedRows, Linear, Norm, Tower
 from semobridge_ext._engines.tower_descent.step import LaunchedTower
 from semobridge_ext._engines.tower_descent.tensors import Ends
@@ -18,12 +20,12 @@ from semobridge_ext.runtime.launches import Note, bytes_of
 
 
 def _attention_cost(state: CudaAttention) -> tuple[int, int]:
-    """Bytes of queries, keys, values and probabilities; operations of both products."""
+    """Bytes of queries, keys, values and the softmax's sums; operations of both products."""
     h = state.heads
     queries, size = len(h.visible) * h.samples, h.qkv.element_size()
     seen = h.prefix_rows * len(h.visible) + sum(map(len, h.visible))
     rows = (queries + 2 * h.slots * h.samples + 2 * h.prefix_rows) * h.model * size
-    return rows + bytes_of(state.p), 4 * seen * h.samples * h.model
+    return rows + bytes_of(state.lse), 4 * seen * h.samples * h.model
 
 
 def tower_of_shape(
@@ -61,8 +63,18 @@ class _NotedPieces(CudaTowerPieces):
     ) -> None:
         self._note("layer_norm_grad", bytes_of(grad, residual, x, out, *state))
 
+    def multiply(self, before: Before, weight: Tensor, bias: Tensor | None, behind: Behind) -> None:
+        rows = before.x.shape[0]
+        moved = bytes_of(before.x, before.normed, before.residual, before.grad, weight, bias)
+        moved += bytes_of(behind.y, behind.other, behind.second)
+        if self.note is not None:
+            self.note("few_rows", moved, 2 * rows * weight.numel(), tiles_of(before, weight, behind))
+
     def activate(self, h: Tensor, y: Tensor) -> None:
-        self._note("activate", bytes_of(h, y, h))
+        self._note("activate", bytes_of(h, y))
+
+    def activate_grad(self, grad: Tensor, h: Tensor) -> None:
+        self._note("activate_grad", bytes_of(grad, h, grad))
 
     def attention(self, state: Any, o: Tensor) -> None:
         if isinstance(state, TorchAttention):
@@ -74,7 +86,7 @@ class _NotedPieces(CudaTowerPieces):
         if isinstance(state, TorchAttention):
             return super().attention_grad(state, grad_o, grad_qkv)
         moved, work = _attention_cost(state)
-        self._note("attention_grad", moved + bytes_of(grad_o, grad_qkv), 5 * work // 2)
+        self._note("attention_grad", moved + bytes_of(grad_o, grad_qkv), 4 * work)
 
     def cosine_loss(self, e: Ends) -> None:
         self._note("cosine_loss", bytes_of(e.features, e.targets, e.grad_features, e.unit, e.live))
@@ -98,12 +110,13 @@ def counted_step(
     Args:
         tower, rows: on any device; on ``meta`` nothing is computed.
         samples: S.
-        note: is called in place of each kernel of csrc/tower_descent. What PyTorch launches (the products,
+        note: is called in place of each kernel of csrc/tower_descent; a product of few rows also tells its
+            tiles. What PyTorch launches (the products,
             and with ``kernels=False`` everything) is left to the caller's dispatch mode.
         weights: dtype of products and activations, as in ``oti``.
     """
     pieces = _NotedPieces if kernels else TorchTowerPieces
-    engine = LaunchedTower(LaunchedWeights(tower, weights), rows, pieces=pieces)
+    engine = LaunchedTower(LaunchedWeights(tower, weights), rows, pieces=pieces, plans=plan_of)
     plan = engine.plan(samples)[0]
 
     def step() -> None:

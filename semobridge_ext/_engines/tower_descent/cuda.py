@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import accumulate, chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from semobridge_ext._engines.tower_descent.products import BEHIND, Before, Behind
 from semobridge_ext._engines.tower_descent.spec import ACTIVATIONS, Norm
 from semobridge_ext._engines.tower_descent.tensors import Ends, Heads
 from semobridge_ext._engines.tower_descent.torch import TorchAttention, TorchTowerPieces
@@ -15,31 +15,29 @@ from semobridge_ext.runtime.adamw import BETAS, EPS
 from semobridge_ext.runtime.backend import _C
 from semobridge_ext.runtime.views import address, place, row_view, view
 
-# One warp takes a query through all keys. With more keys than this the batched products of PyTorch, on
-# tensor cores, fit better.
+# Eight lanes take a query through all keys, which a mask of 64 bits names. With more slots than this the
+# batched products of PyTorch, on tensor cores, fit better.
 FEW_SLOTS = 64
 WIDEST_HEAD = 128
 _NOTHING = row_view(None)
 
 
 class CudaAttention:
-    """One layer's probabilities and lists for the few-query kernels."""
+    """What one layer's attention keeps between forward and backward, and who sees whom."""
 
     def __init__(self, heads: Heads, pieces: TorchTowerPieces) -> None:
         self.heads, device = heads, pieces.scratch.device
-        lengths = [len(own) for own in heads.visible]
-        self.visible = torch.tensor(list(chain(*heads.visible)), dtype=torch.int32).to(device)
-        self.begin = torch.tensor(list(accumulate(lengths, initial=0)), dtype=torch.int32).to(device)
-        self.keys = heads.prefix_rows + max(lengths)
-        shape = (heads.samples * heads.heads, len(lengths), self.keys)
-        self.p = torch.zeros(shape, dtype=torch.float32, device=device)
-        self.ds = pieces.scratch.take("ds", shape, torch.float32)
+        masks = [sum(1 << slot for slot in own) for own in heads.visible]
+        signed = [mask - (1 << 64) if mask >> 63 else mask for mask in masks]  # the same bits
+        self.visible = torch.tensor(signed, dtype=torch.int64).to(device)
+        # [S·heads, queries] log Σ exp of a query's scores, from which p is made anew.
+        self.lse = torch.zeros(heads.samples * heads.heads, len(masks), dtype=torch.float32, device=device)
 
     def arguments(self) -> tuple[Any, ...]:
         h = self.heads
         return (
             view(h.qkv), h.samples, h.heads, h.slots, len(h.visible), h.prefix_rows, address(h.prefix),
-            self.visible.data_ptr(), self.begin.data_ptr(), self.keys, self.p.data_ptr(),
+            self.visible.data_ptr(), self.lse.data_ptr(),
         )  # fmt: skip
 
 
@@ -70,13 +68,56 @@ class CudaTowerPieces(TorchTowerPieces):
             _NOTHING if residual is None else view(residual), view(out), *place(x),
         )  # fmt: skip
 
+    def _side(self, norm: Norm | None, state: Any, rows: int, cols: int = 0) -> tuple[Any, ...]:
+        """A norm before or behind a product: weight, bias, eps, mean, rstd, and statistics of its tiles.
+
+        No launch both reads and writes these, so there is one buffer; it is as long as its writer needs it.
+        """
+        width = cols if norm is None else norm.weight.shape[0]
+        length = _C.few_rows_cuda_tiles(width) * rows * 2
+        pairs = self.scratch.take("stats", (length,), torch.float32).data_ptr() if length else 0
+        if norm is None:
+            return 0, 0, 0.0, 0, 0, pairs
+        mean, rstd = state
+        return (
+            norm.weight.data_ptr(), norm.bias.data_ptr(), norm.eps, mean.data_ptr(), rstd.data_ptr(), pairs,
+        )  # fmt: skip
+
+    def multiply(
+        self,
+        before: Before,
+        weight: Tensor,  # [K, M], either way round in memory
+        bias: Tensor | None,  # [M]
+        behind: Behind,
+    ) -> None:
+        """behind(before(x)·W), one launch.
+
+        The statistics that a "sum" or "norm_grad" leaves are for the next product with such a norm before it.
+        """
+        (rows, k), cols = before.x.shape, weight.shape[1]
+        transposed = weight.stride(1) != 1
+        sums = self.scratch.take("sums", (_C.few_rows_cuda_sums(rows, k, cols),), torch.float32)
+        tickets = self.scratch.take("tickets", (_C.few_rows_cuda_tickets(rows, cols),), torch.int32)
+        left = (
+            before.kind, self._side(before.norm, before.state, rows), row_view(before.normed),
+            row_view(before.residual), row_view(before.grad),
+        )  # fmt: skip
+        right = (
+            BEHIND.index(behind.kind),
+            self._side(behind.norm, behind.state, rows, cols if behind.kind == "sum" else 0), address(bias),
+            row_view(behind.other), ACTIVATIONS.index(self.activation), row_view(behind.second),
+        )  # fmt: skip
+        _C.few_rows_cuda(
+            view(before.x), view(weight.t() if transposed else weight), transposed, left, right,
+            view(behind.y), sums.data_ptr(), tickets.data_ptr(), *place(before.x),
+        )  # fmt: skip
+
     def activate(self, h: Tensor, y: Tensor) -> None:
-        """h becomes the slope."""
-        kind = ACTIVATIONS.index(self.activation)
-        _C.activate_cuda(kind, view(h), 0, view(y), view(h), *place(h))
+        """h stays: the slope is made of it where it is needed."""
+        _C.activate_cuda(ACTIVATIONS.index(self.activation), view(h), view(y), *place(h))
 
     def activate_grad(self, grad: Tensor, h: Tensor) -> None:
-        grad.mul_(h)
+        _C.activate_grad_cuda(ACTIVATIONS.index(self.activation), view(h), view(grad), *place(h))
 
     def attention_state(self, heads: Heads) -> Any:
         if heads.slots > FEW_SLOTS or heads.model // heads.heads > WIDEST_HEAD:
@@ -92,8 +133,7 @@ class CudaTowerPieces(TorchTowerPieces):
         if isinstance(state, TorchAttention):
             return super().attention_grad(state, grad_o, grad_qkv)
         _C.attention_grad_cuda(
-            *state.arguments(), view(grad_o), state.ds.data_ptr(),
-            grad_qkv.data_ptr(), *place(grad_o),
+            *state.arguments(), view(grad_o), grad_qkv.data_ptr(), *place(grad_o),
         )  # fmt: skip
 
     def cosine_loss(self, e: Ends) -> None:

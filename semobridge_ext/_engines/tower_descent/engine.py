@@ -23,6 +23,10 @@ class TowerEngine(Protocol):
     width: int
     dim: int
 
+    def chunk(self) -> int | None:
+        """Samples that a descent best takes at once, by the device's memory; None: no matter."""
+        return None
+
     def features(
         self,
         tokens: Tensor,  # [S, R, T]

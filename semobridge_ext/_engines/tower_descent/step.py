@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from semobridge_ext._engines.tower_descent.buffers import TABLE, Buffers, Pass
+from semobridge_ext._engines.tower_descent.chunk import chunk_samples, free_memory, sample_bytes
 from semobridge_ext._engines.tower_descent.engine import TowerEngine
 from semobridge_ext._engines.tower_descent.rows import slot_rows
 from semobridge_ext._engines.tower_descent.spec import LearnedRows
@@ -131,6 +132,7 @@ class LaunchedTower(TowerEngine):
         weights: several templates may share them.
         rows: what is learned and what stands around it.
         pieces: TorchTowerPieces, or CudaTowerPieces for the kernels of a build with CUDA.
+        plans: makes the step of a number of samples: `Plan`, or few_rows.py's choice of launches.
         capture: stands in for the CUDA graph (see runtime/step_graph.py).
 
     Raises:
@@ -158,6 +160,7 @@ class LaunchedTower(TowerEngine):
         rows: LearnedRows,
         *,
         pieces: type[TorchTowerPieces] = TorchTowerPieces,
+        plans: Callable[..., Plan] = Plan,
         capture: Callable[[Step, torch.device], Step] | None = None,
     ) -> None:
         tower = weights.tower
@@ -166,8 +169,9 @@ class LaunchedTower(TowerEngine):
         self.device = tower.device
         with self._plainly():
             self.rows = slot_rows(tower, rows, self.compute, self.stored)
+        self._sample = sample_bytes(tower, rows, self.stored, kernels=pieces is not TorchTowerPieces)
         self.constants = self.rows.base.shape[1]  # 1, or the number of samples
-        self._pieces, self._capture = pieces, capture
+        self._pieces, self._plan_of, self._capture = pieces, plans, capture
         self._plans: OrderedDict[int, tuple[Plan, dict[Hyper, Step]]] = OrderedDict()
 
     @contextmanager
@@ -194,8 +198,13 @@ class LaunchedTower(TowerEngine):
         else:
             while len(self._plans) >= _PLANS:
                 self._plans.popitem(last=False)
-            self._plans[size] = Plan(self.weights, self.rows, size, self._pieces), {}
+            self._plans[size] = self._plan_of(self.weights, self.rows, size, self._pieces), {}
         return self._plans[size]
+
+    def chunk(self) -> int | None:
+        if self.device.type != "cuda":
+            return None
+        return chunk_samples(self._sample, len(self.rows.source), free_memory(self.device))
 
     def features(
         self,

@@ -30,6 +30,10 @@ struct dim3 {
   constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
 
+struct alignas(8) float2 {
+  float x, y;
+};
+
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 typedef struct CUstream_st* cudaStream_t;

@@ -1,4 +1,5 @@
-// nvcuda::wmma of the emulation: fragments of 16×16 sums, row-major operands, float32 accumulation.
+// nvcuda::wmma of the emulation: fragments of 16×16 sums, operands of either order, float32
+// accumulation.
 //
 // Which lane holds which element is unspecified on a GPU, so a fragment has no elements to touch:
 // every lane keeps the whole operand as it found it, and stores its own eight of the 256 sums. All
@@ -16,6 +17,7 @@ struct matrix_a;
 struct matrix_b;
 struct accumulator;
 struct row_major;
+struct col_major;
 enum layout_t { mem_row_major };
 
 namespace precision {
@@ -82,15 +84,16 @@ void fill_fragment(fragment<Use, kM, kN, kK, T, Layout>& f, float value) {
   }
 }
 
-template <class Use, int kM, int kN, int kK, class T>
-void load_matrix_sync(fragment<Use, kM, kN, kK, T, row_major>& f,
+template <class Use, int kM, int kN, int kK, class T, class Layout>
+void load_matrix_sync(fragment<Use, kM, kN, kK, T, Layout>& f,
                       const typename StoredAs<T>::type* from, unsigned stride,
                       int line = __builtin_LINE()) {
   together(from, stride, sizeof(*from), line);
-  using F = fragment<Use, kM, kN, kK, T, row_major>;
+  using F = fragment<Use, kM, kN, kK, T, Layout>;
   for (int r = 0; r < F::kRows; ++r) {
     for (int c = 0; c < F::kCols; ++c) {
-      f.value[r][c] = widened(from[r * stride + c]);
+      const bool by_rows = std::is_same_v<Layout, row_major>;
+      f.value[r][c] = widened(by_rows ? from[r * stride + c] : from[c * stride + r]);
       if (std::is_same_v<T, precision::tf32> && f.value[r][c] == f.value[r][c] &&
           __float_to_tf32(f.value[r][c]) != f.value[r][c]) {
         cuda_emulation::refuse("an operand was not rounded to TF32");
@@ -99,18 +102,18 @@ void load_matrix_sync(fragment<Use, kM, kN, kK, T, row_major>& f,
   }
 }
 
-template <int kM, int kN, int kK, class T>
+// Each lane adds up the sums that it will store.
+template <int kM, int kN, int kK, class T, class Layout>
 void mma_sync(fragment<accumulator, kM, kN, kK, float>& d,
               const fragment<matrix_a, kM, kN, kK, T, row_major>& a,
-              const fragment<matrix_b, kM, kN, kK, T, row_major>& b,
+              const fragment<matrix_b, kM, kN, kK, T, Layout>& b,
               const fragment<accumulator, kM, kN, kK, float>& c, int line = __builtin_LINE()) {
   together(nullptr, 0, 1, line);
-  for (int i = 0; i < kM; ++i) {
-    for (int j = 0; j < kN; ++j) {
-      float sum = c.value[i][j];
-      for (int k = 0; k < kK; ++k) sum += a.value[i][k] * b.value[k][j];
-      d.value[i][j] = sum;
-    }
+  for (unsigned at = cuda_emulation::lane(); at < kM * kN; at += 32) {
+    const unsigned i = at / kN, j = at % kN;
+    float sum = c.value[i][j];
+    for (int k = 0; k < kK; ++k) sum += a.value[i][k] * b.value[k][j];
+    d.value[i][j] = sum;
   }
 }
 

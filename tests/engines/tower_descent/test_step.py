@@ -264,22 +264,29 @@ def test_a_mask_or_a_prefix_forgotten_is_noticed() -> None:
 
 @pytest.mark.parametrize("layers", [2, 12])
 def test_launches_of_a_step(layers: int) -> None:
-    """16 a layer and 6 with kernels; the count on meta tensors is what a recorder sees."""
+    """With kernels 16 a layer and 6, of few rows 10 and 6; on meta tensors what a recorder sees."""
     meta = tower_of_shape(64, 2, layers, 32)
     rows = LearnedRows(torch.empty(9, 64, device="meta"), (-1, -1, 0) + (-1,) * 6, 3)
-    for kernels in (True, False):
+    for samples, kernels in ((64, True), (72, True), (4, False)):
         names: list[str] = []
         recorder = Recorder()
         step = counted_step(
-            meta, rows, 4, lambda *n, to=names: to.append(n[0]), weights=BF16, kernels=kernels
+            meta, rows, samples, lambda *n, to=names: to.append(n[0]), weights=BF16, kernels=kernels
         )
         recorder.capture(step, torch.device("meta"))
         noted = Counter(names)
         total = len(names) + len(recorder.launches)
-        if kernels:
+        if samples == 64:  # 128 rows
+            assert total == 10 * layers + 6
+            assert (
+                noted["few_rows"] == 8 * layers + 2 and noted["layer_norm"] == noted["layer_norm_grad"] == 1
+            )
+            assert not recorder.launches
+        elif kernels:
             assert total == 16 * layers + 6
             assert noted["layer_norm"] == noted["layer_norm_grad"] == 2 * layers + 1
-            assert Counter(recorder.launches) == {"addmm": 4 * layers, "mm": 4 * layers + 2, "mul_": layers}
+            assert noted["activate"] == noted["activate_grad"] == layers
+            assert Counter(recorder.launches) == {"addmm": 4 * layers, "mm": 4 * layers + 2}
         else:
             tower = random_tower(F32, width=64, hidden=256, layers=layers, activation="quick_gelu")
             assert tower.projection is not None
