@@ -81,6 +81,16 @@ struct alignas(16) Four {
 
 __global__ void wide_kernel(const Four* x, Four* y) { y[threadIdx.x] = x[threadIdx.x]; }
 
+// 16 bytes a lane into shared memory, `step` packs apart; then all read the first.
+__global__ void wide_shared_kernel(const Four* x, float* y, int step) {
+  SB_SHARED(Four, held, 64);
+  const unsigned t = threadIdx.x;
+  if (t >= 32) return;
+  held[t * static_cast<unsigned>(step)] = x[t];
+  const Four first = held[0];
+  y[t] = first.at[t % 4];
+}
+
 // Columns of a tile of 32 rows: without padding all of them lie in one bank.
 template <int kPad>
 __global__ void column_kernel(float* y) {
@@ -115,6 +125,9 @@ void bind_selftest_order(py::module_& m) {
     if (name == "strided") return go(1, strided_kernel, x, y, argument);
     if (name == "wide") {
       return go(1, wide_kernel, reinterpret_cast<const Four*>(x), reinterpret_cast<Four*>(y));
+    }
+    if (name == "wide shared") {
+      return go(1, wide_shared_kernel, reinterpret_cast<const Four*>(x), y, argument);
     }
     if (name == "column" && argument == 0) return go(1, column_kernel<0>, y);
     if (name == "column") return go(1, column_kernel<1>, y);

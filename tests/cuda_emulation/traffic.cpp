@@ -181,7 +181,10 @@ Traffic& one() {
 
 }  // namespace
 
-Watcher* traffic() { return &one(); }
+Watcher* traffic() {
+  one().found.clear();
+  return &one();
+}
 
 std::vector<Row> traffic_rows() {
   std::vector<Row> rows;

@@ -38,6 +38,23 @@ class Site(NamedTuple):
     worst_needed: int
 
 
+class Line(NamedTuple):
+    """All that one line of a kernel loads or stores, in every instantiation."""
+
+    kernel: str
+    shared: bool
+    place: str
+    store: bool
+    requests: int
+    moved: int
+    needed: int
+    worst: float  # moved over needed, of one request
+
+    @property
+    def ratio(self) -> float:
+        return self.moved / self.needed
+
+
 def watched(*folders: str) -> Emulation:
     """Every kernel, or those of these folders of csrc alone."""
     need("addr2line", "name the line of an access")
@@ -60,6 +77,7 @@ def race_in(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def traffic(module: Path, *names: str) -> list[Site]:
+    """Of the named cases, or of all."""
     return sites(module, report_of(run_watched("traffic", module, *names))["traffic"])
 
 
@@ -70,6 +88,19 @@ def sites(module: Path, rows: list[list]) -> list[Site]:
         Site(kernels[row[0]], line, bool(row[2]), bool(row[3]), *row[4:])
         for row, line in zip(rows, lines, strict=True)
     ]
+
+
+def by_line(found: Iterable[Site]) -> list[Line]:
+    grouped: dict[tuple[str, bool, str, bool], list[Site]] = {}
+    for site in found:
+        grouped.setdefault((site.kernel, site.shared, site.place, site.store), []).append(site)
+    return [
+        Line(
+            *key, sum(s.requests for s in mine), sum(s.moved for s in mine), sum(s.needed for s in mine),
+            max(s.worst_moved / s.worst_needed for s in mine),
+        )
+        for key, mine in sorted(grouped.items())
+    ]  # fmt: skip
 
 
 def kernel_names(module: Path, addresses: Iterable[int]) -> dict[int, str]:
