@@ -16,6 +16,8 @@
 
 #include "watch.h"
 
+#pragma GCC optimize("O2")  // the rest of the emulation is compiled for speed of compiling
+
 namespace cuda_emulation {
 namespace {
 
@@ -214,7 +216,7 @@ class Races final : public Watcher {
     }
   }
 
-  bool ordered(const Thread& me, const Record& r) const {
+  static bool ordered(const Thread& me, const Record& r) {
     if (r.block == me.block && (r.point.rank == me.now.rank || r.before(me.now))) return true;
     return holds(me.known, r);
   }

@@ -61,7 +61,7 @@ def watched(*folders: str) -> Emulation:
     return Emulation(*FLAGS, plain=PLAIN, linked=False, folders=folders)
 
 
-def run_watched(what: str, module: Path, *names: str, timeout: int = 300) -> subprocess.CompletedProcess[str]:
+def run_watched(what: str, module: Path, *names: str, timeout: int = 900) -> subprocess.CompletedProcess[str]:
     """`what`: races or traffic. Addresses in the words of a race are turned into lines."""
     # The same sizes and layouts as under AddressSanitizer: halves and bfloat16 share their addresses.
     env = environment(CUDA_EMULATION_WATCH=what, CUDA_EMULATION_SANITIZED="1", OMP_NUM_THREADS="1")
