@@ -80,9 +80,16 @@ struct Thread {
   Shared seen;    // what its atomics found published, not yet fenced
 };
 
+// Reads of one byte by lanes of one warp between the same two meetings.
+struct Reads {
+  uint32_t block, warp, lanes;
+  Point point;  // of any of them, but for its rank
+  uintptr_t code;
+};
+
 struct Cell {  // one byte
   Record write, atomic;
-  std::vector<Record> reads;  // a thread's latest, though older ones are only dropped now and then
+  std::vector<Reads> reads;  // the latest: what is ordered before one of them is dropped
 };
 
 struct Page {
@@ -141,7 +148,7 @@ class Races final : public Watcher {
     for (size_t i = 0; i < a.size; ++i) {
       Cell& cell = cell_of(a.at + i);
       check(me, a, cell.write, "the write");
-      for (const Record& read : cell.reads) check(me, a, read, "the read");
+      for (const Reads& reads : cell.reads) check_reads(me, a, reads);
       cell.atomic = record;  // those before are ordered among themselves, and seen by this one
     }
     Shared& published = published_[a.at];
@@ -160,7 +167,7 @@ class Races final : public Watcher {
         remember(cell.reads, record);
         continue;
       }
-      for (const Record& read : cell.reads) check(me, a, read, "the read");
+      for (const Reads& reads : cell.reads) check_reads(me, a, reads);
       cell.reads.clear();
       cell.atomic.set = false;
       cell.write = record;
@@ -172,22 +179,33 @@ class Races final : public Watcher {
     return {me.block, me.now, a.code, true};
   }
 
-  static bool same(const Record& a, const Record& b) {
-    return a.block == b.block && a.point.rank == b.point.rank;
+  static void remember(std::vector<Reads>& reads, const Record& record) {
+    const Point& now = record.point;
+    const uint32_t warp = now.rank / kWarp, lane = 1u << now.rank % kWarp;
+    for (auto at = reads.rbegin(); at != reads.rend(); ++at) {
+      if (at->block != record.block) continue;
+      const Point& then = at->point;
+      const bool mine = at->warp == warp;
+      if (mine && then.barrier == now.barrier && then.warp == now.warp && then.fence == now.fence) {
+        at->lanes |= lane;
+        return;
+      }
+      if (then.barrier < now.barrier || (mine && then.warp < now.warp)) {
+        *at = {record.block, warp, lane, now, record.code};
+        return;
+      }
+    }
+    reads.push_back({record.block, warp, lane, now, record.code});
   }
 
-  static void remember(std::vector<Record>& reads, const Record& record) {
-    if (!reads.empty() && same(reads.back(), record)) {
-      reads.back() = record;
-      return;
+  void check_reads(const Thread& me, const Access& a, const Reads& reads) const {
+    Record one{reads.block, reads.point, reads.code, true};
+    one.point.rank = reads.warp * kWarp;
+    if (one.block == me.block && one.before(me.now)) return;
+    for (uint32_t lane = 0; lane < static_cast<uint32_t>(kWarp); ++lane) {
+      one.point.rank = reads.warp * kWarp + lane;
+      if ((reads.lanes >> lane & 1) != 0) check(me, a, one, "the read");
     }
-    if (reads.size() >= 64 && reads.size() == reads.capacity()) {
-      std::map<std::pair<uint32_t, uint32_t>, Record> latest;
-      for (const Record& r : reads) latest[{r.block, r.point.rank}] = r;
-      reads.clear();
-      for (const auto& entry : latest) reads.push_back(entry.second);
-    }
-    reads.push_back(record);
   }
 
   Cell& cell_of(uintptr_t at) {

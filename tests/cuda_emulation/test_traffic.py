@@ -29,7 +29,7 @@ class Bound(NamedTuple):
 USUAL = Bound()
 BOUNDS = {
     # By kernel, global memory and shared memory, with the reason.
-    # Heads of odd width and rows off a 16-byte boundary go by single values, a lane where its packs would lie.
+    # Heads of odd width and rows off a 16-byte boundary go by single values, where the packs would lie.
     "attention_bwd_kernel": (Bound(1.25, 5.0), Bound(2.0, 4.0)),
     "attention_fwd_kernel": (Bound(1.25, 4.0), Bound(2.0, 4.0)),
     "topk_filter_kernel": (Bound(3.5, 4.0), USUAL),
