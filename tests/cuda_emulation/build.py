@@ -38,25 +38,33 @@ def kernel_sources() -> dict[str, Path]:
 
 
 class Emulation:
-    """Objects and module of one set of flags, which the sources named in `plain` do without."""
+    """Objects and module of one set of flags, which the sources named in `plain` do without.
 
-    def __init__(self, *flags: str, plain: tuple[str, ...] = ()) -> None:
+    `linked`: the linker gets the flags too, and with them the compiler's own runtime. `folders`: of csrc,
+    where not all kernels are wanted.
+    """
+
+    def __init__(
+        self, *flags: str, plain: tuple[str, ...] = (), linked: bool = True, folders: tuple[str, ...] = ()
+    ) -> None:
         need_source()
         self.compiler = need("g++", "compile the CUDA kernels for the host")
         pybind11 = pytest.importorskip("pybind11", reason="pybind11 is needed for the emulated module")
-        self.flags, self.plain = flags, plain
+        self.flags, self.plain, self._linked = flags, plain, flags if linked else ()
+        self._folders = folders
         folders = [ROOT / "csrc", ROOT / "python", HERE / "include"]
         self._include = [*folders, pybind11.get_include(), sysconfig.get_path("include")]
-        headers = files_below(*folders, ending=(".h", ".cuh"))
+        headers = [*files_below(*folders, ending=(".h", ".cuh")), HERE / "watch.h"]
         names = [str(path.relative_to(ROOT)) for path in headers]
         self._seen = digest(version_of(self.compiler), pybind11.__version__, sys.version, *names, *headers)
 
     def sources(self) -> list[Path]:
         kernels = list(kernel_sources().values())
         assert len(kernels) >= 8
-        own = [HERE / "emulation.cpp", HERE / "module.cpp", HERE / "selftest.cu"]
+        own = sorted([*HERE.glob("*.cpp"), *HERE.glob("*selftest.cu")])
         bindings = [p for p in sorted((ROOT / "csrc").glob("*/bind.cpp")) if "SB_BIND_CUDA" in p.read_text()]
-        return [*kernels, *own, *bindings]
+        wanted = [p for p in (*kernels, *bindings) if not self._folders or p.parent.name in self._folders]
+        return [*wanted, *own]
 
     def compile(self, source: Path, first: Path | None = None, strict: bool = True) -> Path:
         """The object, kept by content. `first`: a folder of headers that go before the tree's."""
@@ -75,7 +83,7 @@ class Emulation:
 
     def link(self, objects: Sequence[Path], folder: Path) -> Path:
         module = folder / f"cuda_emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
-        done = run(self.compiler, "-shared", *self.flags, *objects, "-o", module)
+        done = run(self.compiler, "-shared", *self._linked, *objects, "-o", module)
         assert done.returncode == 0, done.stdout + done.stderr
         return module
 

@@ -17,6 +17,8 @@
 #include <string>
 #include <vector>
 
+#include "watch.h"
+
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
 #endif
@@ -71,6 +73,7 @@ struct Warp {
 
 struct Block {
   dim3 index;
+  uint32_t number = 0;  // of the grid
   Fiber* fibers = nullptr;
   std::vector<Warp> warps;
   std::map<const void*, std::unique_ptr<unsigned char, decltype(&std::free)>> shared;
@@ -125,6 +128,8 @@ void to_scheduler() {
   after_switch(me->fake_stack, &scheduler_stack, &scheduler_stack_size);
 }
 
+size_t slot_of(const Fiber* fiber) { return static_cast<size_t>(fiber - fibers.data()); }
+
 void fiber_main() {
   after_switch(nullptr, &scheduler_stack, &scheduler_stack_size);
   (*body)();
@@ -134,6 +139,7 @@ void fiber_main() {
 
 void resume(Fiber& fiber) {
   current = &fiber;
+  enters(slot_of(&fiber), fiber.stack, kStack);
   threadIdx = fiber.thread;
   blockIdx = fiber.block->index;
   const bool fresh = !fiber.started;
@@ -194,6 +200,7 @@ void prepare(Block& block, Fiber* first, dim3 shape) {
     f.wait = Wait::kNone;
     f.fake_stack = nullptr;
   }
+  if (watcher != nullptr) watcher->block(slot_of(first), block.number);
 }
 
 void run_resident(std::vector<Block>& blocks) {
@@ -209,6 +216,7 @@ void run_resident(std::vector<Block>& blocks) {
       ready = true;
       if (f->block->warps[f->rank / kWarp].slow && shuffle_engine() % kSlow != 0) continue;
       resume(*f);
+      leaves();
       if (!failure.empty()) throw std::runtime_error("emulation: " + std::exchange(failure, {}));
     }
   }
@@ -224,6 +232,8 @@ void run_resident(std::vector<Block>& blocks) {
     throw std::runtime_error("emulation: divergent synchronisation: " + place(*f) + ", " +
                              place(group[other]));
   }
+  if (watcher == nullptr) return;
+  for (const Block& block : blocks) watcher->block_ends(slot_of(block.fibers));
 }
 
 }  // namespace
@@ -237,9 +247,13 @@ unsigned lane() { return current->rank % kWarp; }
 
 void refuse(const char* what) { fail(what); }
 
-void fence() { (current->block->counted ? current->acquired : current->released) = true; }
+void fence() {
+  if (watcher != nullptr) watcher->fence(slot_of(current));
+  (current->block->counted ? current->acquired : current->released) = true;
+}
 
 void raises_counter() {
+  if (watcher != nullptr) return;  // who follows the memory knows more
   Block& block = *current->block;
   for (unsigned i = 0; i < threads; ++i) {
     if (!block.fibers[i].released) fail("a counter rises before all of the block have fenced");
@@ -248,10 +262,11 @@ void raises_counter() {
 }
 
 void reads_of_others() {
+  if (watcher != nullptr) return;
   if (!current->acquired) fail("what other blocks wrote is read without a fence");
 }
 
-void run(dim3 grid, dim3 block, const std::function<void()>& thread) {
+void run(dim3 grid, dim3 block, const std::function<void()>& thread, const void* kernel) {
   ++launches;
   threads = block.x * block.y * block.z;
   if (threads % kWarp != 0) throw std::runtime_error("emulation: a block must hold whole warps");
@@ -265,6 +280,8 @@ void run(dim3 grid, dim3 block, const std::function<void()>& thread) {
   body = &thread;
   blockDim = block;
   gridDim = grid;
+  launches_from(__builtin_frame_address(0));
+  if (watcher != nullptr) watcher->launch(kernel, threads, threads * kResident);
   std::vector<dim3> indices;
   for (unsigned z = 0; z < grid.z; ++z) {
     for (unsigned y = 0; y < grid.y; ++y) {
@@ -275,7 +292,8 @@ void run(dim3 grid, dim3 block, const std::function<void()>& thread) {
   for (size_t first = 0; first < indices.size(); first += kResident) {
     std::vector<Block> blocks(std::min(kResident, indices.size() - first));
     for (size_t i = 0; i < blocks.size(); ++i) {
-      blocks[i].index = indices[first + i];
+      const dim3 at = blocks[i].index = indices[first + i];
+      blocks[i].number = (at.z * grid.y + at.y) * grid.x + at.x;
       prepare(blocks[i], fibers.data() + i * threads, block);
     }
     run_resident(blocks);
@@ -293,6 +311,9 @@ void* shared_memory(const void* site, size_t bytes) {
                 .emplace(site, std::unique_ptr<unsigned char, decltype(&std::free)>(
                                    static_cast<unsigned char*>(memory), &std::free))
                 .first;
+    if (watcher != nullptr) {
+      watcher->shared(slot_of(current->block->fibers), reinterpret_cast<uintptr_t>(memory), bytes);
+    }
   }
   return found->second.get();
 }
@@ -311,6 +332,7 @@ void sync_block(int line) {
     return;
   }
   ++barriers;
+  if (watcher != nullptr) watcher->barrier(slot_of(block.fibers));
   block.waiting = 0;
   for (unsigned i = 0; i < threads; ++i) block.fibers[i].wait = Wait::kNone;
   to_scheduler();  // the last to arrive is not the first to go on
@@ -337,6 +359,7 @@ const unsigned char* exchange(Wait kind, int line, const void* value, size_t byt
     w.arrived = 0;
     ++w.generation;
     const unsigned first = me->rank / kWarp * kWarp;
+    if (watcher != nullptr) watcher->exchange(slot_of(me->block->fibers) + first, kind);
     for (unsigned i = 0; i < kWarp; ++i) me->block->fibers[first + i].wait = Wait::kNone;
     to_scheduler();
   }

@@ -2,12 +2,16 @@
 
 ORDER is the order in which the emulation lets threads and blocks run: ascending, descending or
 shuffled. An unsynchronised access is right in some orders only.
+
+CUDA_EMULATION_WATCH=races or traffic, over a module whose kernels are watched (see watched.py): the first
+access that nothing orders after an earlier one ends the run, or what the warps' requests move is printed too.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -32,13 +36,14 @@ def load(path: str):
 
 def main(path: str, order: str, *names: str) -> None:
     module = load(path)
+    module.watch(os.environ.get("CUDA_EMULATION_WATCH", ""))
     for name in names or CASES:
         module.set_order(ORDERS.index(order), 17)
         CASES[name](module, np.random.default_rng(17))
     launches, barriers, exchanges = module.counts()
     families = [(family, dtype, worst) for (family, dtype), worst in comparer.WORST.items()]
     counts = {"launches": launches, "barriers": barriers, "exchanges": exchanges}
-    print(json.dumps({"worst": WORST, "families": families, **counts}))
+    print(json.dumps({"worst": WORST, "families": families, **counts, "traffic": module.traffic()}))
 
 
 if __name__ == "__main__":

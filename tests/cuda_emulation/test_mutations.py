@@ -12,10 +12,8 @@ import pytest
 from tests.cuda_emulation.build import Emulation, kernel_sources, run_cases
 from tests.cuda_emulation.mutations_few_rows import FEW_ROWS_MUTATIONS
 from tests.cuda_emulation.mutations_train import TRAIN_MUTATIONS
+from tests.cuda_emulation.order_sites import CSRC, bare, compiled, count_of, sites, stem_of
 from tests.support.own_kernels import tables
-from tests.support.source_tree import ROOT
-
-pytestmark = pytest.mark.slow
 
 # name: file, text, what stands there instead, cases, order
 MUTATIONS = {
@@ -406,12 +404,6 @@ MUTATIONS = {
 }
 MUTATIONS |= TRAIN_MUTATIONS | FEW_ROWS_MUTATIONS | tables("CUDA_MUTATIONS")
 
-CSRC = ROOT / "csrc"
-
-
-def stem_of(case: str) -> str:
-    return {"cosine_loss": "descend", "adamw": "descend"}.get(case, case)
-
 
 def broken(name: str, emulation: Emulation, folder: Path) -> Path:
     """The object of the one kernel whose case must notice, compiled with this piece of source broken."""
@@ -420,18 +412,10 @@ def broken(name: str, emulation: Emulation, folder: Path) -> Path:
     assert original.count(text) == 1, f"{file} holds {original.count(text)} times: {text!r}"
     # A header is compiled with the kernel whose case runs; a file finds headers beside it first.
     kernel = kernel_sources()[stem_of(case)]
-    mutant = folder / file
-    for parent in (mutant.parent, folder / kernel.parent.name):
-        parent.mkdir(parents=True, exist_ok=True)
-    for header in (CSRC / "core").glob("*.cuh"):  # a header finds others beside it first
-        (folder / "core").mkdir(exist_ok=True)
-        (folder / "core" / header.name).write_text(header.read_text())
-    source = folder / kernel.relative_to(CSRC)
-    source.write_text(kernel.read_text())
-    mutant.write_text(original.replace(text, replacement))
-    return emulation.compile(source, first=folder, strict=False)
+    return compiled(emulation, kernel, file, original.replace(text, replacement), folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_mutation_is_caught(name: str, emulation: Emulation, tmp_path: Path):
     *_, case, order = MUTATIONS[name]
@@ -441,3 +425,15 @@ def test_mutation_is_caught(name: str, emulation: Emulation, tmp_path: Path):
     assert done.returncode != 0, "the kernel is broken and the run is green"
     told = (done.stderr.strip().splitlines() or ["crash"])[-1]
     print(f"  {name}: {told[:120]}")
+
+
+def test_what_removes_order_is_held_against_the_detector_too():
+    """test_races.py removes every barrier and fence; each mutation that does so is one of those."""
+    known = {(site.file, bare(site.without())) for site in sites()}
+    removals = [name for name, (_, text, new, *_) in MUTATIONS.items() if count_of(new) < count_of(text)]
+    assert len(removals) >= 10
+    for name in removals:
+        file, text, new, *_ = MUTATIONS[name]
+        assert (file, bare((CSRC / file).read_text().replace(text, new))) in known, (
+            f"{name}: it removes more than one statement of order; write one mutation for each"
+        )

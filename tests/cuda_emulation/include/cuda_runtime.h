@@ -18,7 +18,13 @@
 #define __global__
 #define __device__
 #define __host__
+#if defined(__SANITIZE_THREAD__)  // every access is watched: one instruction, one place, as on a
+                                  // GPU
+#define __forceinline__ inline __attribute__((always_inline))
+#else
 #define __forceinline__ inline
+#endif
+#define SB_UNWATCHED __attribute__((no_sanitize("thread")))  // what a GPU would keep in registers
 #define __launch_bounds__(...)
 #define SB_SHARED(type, name, count) \
   static const char name##_site = 0; \
@@ -57,7 +63,7 @@ enum class Wait { kNone, kBlock, kShuffle, kVote, kSyncWarp, kMatrix };
 enum class Order { kAscending = 0, kDescending = 1, kShuffled = 2 };
 
 void set_order(Order order, uint64_t seed);
-void run(dim3 grid, dim3 block, const std::function<void()>& thread);
+void run(dim3 grid, dim3 block, const std::function<void()>& thread, const void* kernel = nullptr);
 void* shared_memory(const void* site, size_t bytes);
 void sync_block(int line);
 // Leaves `value` for the other lanes, waits for all 32, returns theirs in slots of kSlot bytes.
@@ -69,6 +75,7 @@ unsigned lane();
 void fence();
 void raises_counter();
 void reads_of_others();
+void touches_atomically(const void* at, size_t size, void* code);
 // Ends the launch with an error.
 [[noreturn]] void refuse(const char* what);
 extern long launches, barriers, exchanges;
@@ -83,14 +90,14 @@ extern cudaStreamCaptureMode capture_mode;
 int primary_context_state(int device, unsigned* flags, int* active);
 
 template <class T>
-T from_lane(const unsigned char* slots, unsigned from) {
+SB_UNWATCHED T from_lane(const unsigned char* slots, unsigned from) {
   T value;
   std::memcpy(&value, slots + from * kSlot, sizeof(T));
   return value;
 }
 
 template <class... P, size_t... I>
-void call(void (*kernel)(P...), void** args, std::index_sequence<I...>) {
+SB_UNWATCHED void call(void (*kernel)(P...), void** args, std::index_sequence<I...>) {
   kernel(*static_cast<std::remove_reference_t<P>*>(args[I])...);
 }
 
@@ -109,8 +116,9 @@ cudaError_t cudaLaunchKernel(void (*kernel)(P...), dim3 grid, dim3 block, void**
     return cuda_emulation::last_error = cudaErrorStreamCaptureUnsupported;
   }
   cuda_emulation::loaded.insert(one);
-  cuda_emulation::run(grid, block,
-                      [&] { cuda_emulation::call(kernel, args, std::index_sequence_for<P...>{}); });
+  cuda_emulation::run(
+      grid, block, [&] { cuda_emulation::call(kernel, args, std::index_sequence_for<P...>{}); },
+      reinterpret_cast<const void*>(kernel));
   return cudaSuccess;
 }
 
@@ -198,8 +206,9 @@ inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 
 // Fibers change only at barriers and exchanges, so these are atomic as they stand.
 template <class T>
-T atomicAdd(T* at, T value) {
+SB_UNWATCHED T atomicAdd(T* at, T value) {
   cuda_emulation::raises_counter();
+  cuda_emulation::touches_atomically(at, sizeof(T), __builtin_return_address(0));
   const T before = *at;
   *at = before + value;
   return before;
