@@ -172,7 +172,8 @@ def support_logits(
     Numerics: float32 (float64 if queries or keys are); a class's sum depends neither on the threads
         nor on the other queries; on a GPU equal calls give equal bits. In float32 a term is 0 where
         β(⟨q,k⟩ − 1) < −87.68 and overflows from 88.37 on, which unit rows never reach. The relative
-        error of a term is about β·2⁻²⁴·√D. NaN or infinity in a query stays in its row, in a key in its class.
+        error of a term is about β·2⁻²⁴·√D. NaN or infinity in a query stays in its row, in a key in its
+        class.
         Differentiable in queries, keys and weights; the gradient's products are torch.mm's, with
         ``backend("triton")`` the kernel's own (for half rows 2⁻¹¹ of a term).
 
