@@ -21,13 +21,14 @@ from semobridge_ext._ops.symmetric_kl.op import KERNELS as SYMMETRIC_KL
 from semobridge_ext._ops.symmetric_kl.op import symmetric_kl
 from semobridge_ext._ops.topk.op import topk
 from semobridge_ext._ops.topk.takes import KERNELS as TOPK
+from semobridge_ext.cli import calibration_loops
 from semobridge_ext.runtime.calibration import TOLERANCE, Case
 
 WIDTH, CLASSES = 512, 100
 
 
 def cases(device: torch.device, sizes: Sequence[int] = (1, 32, 256, 4096, 65536)) -> Iterator[Case]:
-    """Every operator whose choice may be measured, at several sizes and dtypes; made one after another."""
+    """Every operator and loop whose choice may be measured, by size and dtype; made one after another."""
     generator = torch.Generator().manual_seed(0)
 
     def unit(rows: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -55,6 +56,7 @@ def cases(device: torch.device, sizes: Sequence[int] = (1, 32, 256, 4096, 65536)
             logits = partial(support_logits, queries, gallery, own, CLASSES, beta=5.5)
             yield Case(TOPK, (queries, gallery, 10), partial(_best_scores, queries, gallery))
             yield Case(SUPPORT, (queries, gallery), logits)
+    yield from calibration_loops.cases(device)
 
 
 def _best_scores(queries: Tensor, gallery: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import partial
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,8 +18,9 @@ import torch
 import semobridge_ext as sb
 from semobridge_ext import cli
 from semobridge_ext._ops.topk.takes import KERNELS as TOPK
-from semobridge_ext.cli import calibration_cases
+from semobridge_ext.cli import calibration_cases, calibration_loops
 from semobridge_ext.runtime import backend as _backend
+from semobridge_ext.runtime import calibration
 from semobridge_ext.runtime import thresholds as _thresholds
 from semobridge_ext.runtime.calibration import TOLERANCE, Case, Measured, measure, thresholds
 from semobridge_ext.runtime.choice import Kernels, resolve
@@ -34,6 +36,9 @@ MEASURED = {
     ).values()
     if isinstance(kernels, Kernels)
 }
+MEASURED_BY_DTYPE = {
+    *product(MEASURED, TOLERANCE), *product(["tower_descent"], TOLERANCE), ("bridge_training", torch.float32),
+}  # fmt: skip
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 F32, F16 = torch.float32, torch.float16
 
@@ -226,6 +231,11 @@ def test_a_tile_that_does_not_fit_is_skipped():
         assert m.choice == "native" and set(m.refused) == {"triton"}
 
 
+def test_the_clock_warms_up_and_takes_the_median():
+    calls: list[int] = []
+    assert 0 <= calibration.seconds(lambda: calls.append(1), CPU, rounds=5) < 1 and len(calls) == 3 + 5
+
+
 def test_a_device_on_which_pytorch_fails_is_not_measured():
     with pytest.raises(RuntimeError, match="illegal memory access"):
         measure(case({"eager": RuntimeError("illegal memory access")}), CPU, clock())
@@ -240,19 +250,28 @@ def test_choices_are_joined_by_size():
     assert thresholds(found) == {"topk float32": [(1, "eager"), (100, "native"), (10**4, "triton")]}
 
 
+def small(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    for module, sizes in (
+        (calibration_cases, {"WIDTH": width}),
+        (calibration_loops, {"WIDTH": width, "LAYERS": 2, "SAMPLES": 3, "CLASSES": 5, "SHOTS": 2}),
+    ):
+        for name, size in sizes.items():
+            monkeypatch.setattr(module, name, size)
+
+
 def test_every_case_runs_and_agrees(monkeypatch: pytest.MonkeyPatch):
     """On the CPU, where native kernels exist for all of them; nothing is timed."""
-    monkeypatch.setattr(calibration_cases, "WIDTH", 64)
+    small(monkeypatch, 64)
     seen = set()
     for c in calibration_cases.cases(CPU, sizes=(1, 40)):
         m = measure(c, CPU, lambda call, device: 1.0)
         assert {"eager", "native"} == set(m.seconds), (c, m.refused)
         seen.add((c.op, c.dtype))
-    assert seen == set(product(MEASURED, TOLERANCE))
+    assert seen == MEASURED_BY_DTYPE
 
 
 def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path):
-    monkeypatch.setattr(calibration_cases, "WIDTH", 32)
+    small(monkeypatch, 32)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Test GPU")
     every = calibration_cases.cases
@@ -260,6 +279,7 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     tuning = SimpleNamespace(skipped=["a_kernel: a tile was skipped, it does not fit"])
     monkeypatch.setitem(sys.modules, "semobridge_ext.runtime.triton_tuning", tuning)
+    monkeypatch.setattr(calibration, "measure", partial(measure, clock=lambda call, device: 1.0))
     out = tmp_path / "new" / "own.json"
     assert cli.main(["calibrate", "--out", str(out)]) == 0
     told = capsys.readouterr()
@@ -267,10 +287,10 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path):
     assert "topk, triton: " in told.err and told.err.count("topk, triton") == 1
     assert told.err.count("a tile was skipped") == 1
     calls = _thresholds.read(out)["Test GPU"]["calls"]
-    assert set(calls) == {
-        f"{op} {str(dtype).removeprefix('torch.')}" for op, dtype in product(MEASURED, TOLERANCE)
-    }
-    assert all(steps[0][0] >= 2 for steps in calls.values())
+    assert set(calls) == {f"{op} {str(dtype).removeprefix('torch.')}" for op, dtype in MEASURED_BY_DTYPE}
+    loops = ("tower_descent", "bridge_training")
+    assert all(steps[0][0] >= 2 for name, steps in calls.items() if not name.startswith(loops))
+    assert all(calls[f"{name} float32"][0][0] == 1 for name in loops), "a loop is chosen once"
     out.write_text("{}")
     assert cli.main(["calibrate", "--out", str(out)]) == 2
     assert "remove it, or write it again" in capsys.readouterr().err

@@ -16,25 +16,28 @@ from semobridge_ext.runtime import self_check
 from semobridge_ext.runtime.backend import requested
 
 OP = "tower_descent"
-_WIDTH, _HIDDEN, _DIM, _SAMPLES = 32, 64, 24, 3
+_WIDTH, _DIM, _SAMPLES = 32, 24, 3
 _RATE = 1.0  # of AdamW: large enough that the second step feels the first
 
 
-def _tower(device: torch.device) -> Tower:
+def fixed_tower(
+    device: torch.device, width: int = _WIDTH, *, dim: int = _DIM, heads: int = 2, layers: int = 2
+) -> Tower:
+    """A causal tower of fixed weights, the same everywhere."""
     draw = partial(self_check.fixed, device=device)
 
     def norm(seed: int) -> Norm:
-        return Norm(1 + draw(_WIDTH, seed=seed) / 8, draw(_WIDTH, seed=seed + 1) / 8, 1e-5)
+        return Norm(1 + draw(width, seed=seed) / 8, draw(width, seed=seed + 1) / 8, 1e-5)
 
     def linear(rows: int, cols: int, seed: int) -> Linear:
-        return Linear(draw(rows, cols, seed=seed) / 8, draw(cols, seed=seed + 1) / 8)
+        return Linear(draw(rows, cols, seed=seed) * (0.7 / rows**0.5), draw(cols, seed=seed + 1) / 8)
 
     blocks = tuple(
-        Block(norm(i + 1), linear(_WIDTH, 3 * _WIDTH, i + 3), linear(_WIDTH, _WIDTH, i + 5), norm(i + 7),
-              linear(_WIDTH, _HIDDEN, i + 9), linear(_HIDDEN, _WIDTH, i + 11))
-        for i in (0, 20)
+        Block(norm(i + 1), linear(width, 3 * width, i + 3), linear(width, width, i + 5), norm(i + 7),
+              linear(width, 4 * width, i + 9), linear(4 * width, width, i + 11))
+        for i in range(0, 20 * layers, 20)
     )  # fmt: skip
-    return Tower("check", 2, "quick_gelu", True, blocks, None, norm(13), linear(_WIDTH, _DIM, 15))
+    return Tower("check", heads, "quick_gelu", True, blocks, None, norm(13), linear(width, dim, 15))
 
 
 def results(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
@@ -45,7 +48,7 @@ def results(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
     rows = LearnedRows(self_check.fixed(5, _WIDTH, device=device, seed=17), (-1, 0, 1, -1, -1), 4)
     pieces = CudaTowerPieces if requested() == "native" else TorchTowerPieces
     engine = LaunchedTower(
-        LaunchedWeights(_tower(device), dtype), rows, pieces=pieces, capture=lambda step, device: step
+        LaunchedWeights(fixed_tower(device), dtype), rows, pieces=pieces, capture=lambda step, device: step
     )
     tokens = self_check.fixed(_SAMPLES, 2, _WIDTH, device=device, seed=18)
     grad = self_check.fixed(_SAMPLES, _DIM, device=device, seed=19)

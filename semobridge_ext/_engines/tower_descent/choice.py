@@ -111,7 +111,7 @@ def make_engine(
     compute: torch.dtype | None = None,
 ) -> TowerEngine:
     """The engine for the tower's device; its weights are kept for as long as the model lives."""
-    chosen = choose(function, tower.device, tower.dtype, weights)
+    chosen = choose(function, tower.device, tower.dtype, weights or tower.compute)
     check_compute(function, compute, chosen, tower.compute)
     if chosen == "eager":
         return EagerTower(tower, rows)

@@ -74,7 +74,8 @@ def measure_all(device: Any, name: str, **options: Any) -> list[Any]:
 
     print(f"{name}, microseconds\n")
     print(f"{'call':<28}{'size':>10}" + "".join(f"{b:>10}" for b in calibration.BACKENDS) + "  choice")
-    found, told = [], set()
+    found: list[Any] = []
+    told: set[object] = set()
     for case in calibration_cases.cases(device, **options):
         m = calibration.measure(case, device)
         found.append(m)
