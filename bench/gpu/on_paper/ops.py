@@ -83,7 +83,8 @@ def support_logits(n: int, s: int, classes: int, width: int) -> Row:
     # Keys come from memory once: the programs of one range, all blocks of queries, follow each other.
     memory = 2.0 * s * width + 8.0 * s + 2.0 * n * width + 4.0 * n * classes
     cache = down * (2.0 * width + 8) * s + splits * 2.0 * n * width + 32.0 * n * classes  # a sector a sum
-    trips = 4 + math.ceil(classes / 1024)  # the range, its first class, the queries, the first keys
+    # The range, its first class, the queries, the first keys; and where a class ends, the end of the next.
+    trips = 4 + math.ceil(classes / 1024) + classes / splits
     edges = 8.0 * splits * n
     ours = [
         Launch("fill", 4.0 * n * classes, 4.0 * n * classes),

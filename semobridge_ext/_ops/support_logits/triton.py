@@ -78,7 +78,6 @@ def support_logits_fwd_kernel(
         c += tl.sum((ends <= begin).to(tl.int32), axis=0)
     start = tl.load(offsets_ptr + c)
     stop = tl.load(offsets_ptr + c + 1, mask=c < classes, other=_FAR)
-    after = tl.load(offsets_ptr + c + 2, mask=c + 1 < classes, other=_FAR)
     continued = start < begin
     q_at = q_ptr + rows.to(tl.int64) * q_stride
     out_at = out_ptr + rows.to(tl.int64) * classes
@@ -135,8 +134,7 @@ def support_logits_fwd_kernel(
                 continued = stop < stop
                 start = stop
                 c += 1
-                stop = after  # was on its way since the class before
-                after = tl.load(offsets_ptr + c + 2, mask=c + 1 < classes, other=_FAR)
+                stop = tl.load(offsets_ptr + c + 1, mask=c < classes, other=_FAR)
         total += tl.sum(tl.where((valid & (at >= start))[None, :], term, 0.0), axis=1)
     if start < end:  # class c goes on in the next split
         tail = tl.where(continued, split * 0, split * 0 + 1)
