@@ -11,6 +11,7 @@ import torch
 
 triton = pytest.importorskip("triton")
 from semobridge_ext._ops.project_normalize.triton import KERNEL, project_normalize_fwd_kernel  # noqa: E402
+
 from semobridge_ext._ops.support_logits.triton import KERNEL as SUPPORT  # noqa: E402
 from semobridge_ext.runtime import triton_tuning as tuning  # noqa: E402
 
