@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -48,9 +49,11 @@ def replaced(taken: list[tuple[str, dict]]) -> tuning.Kernel:
 
 
 @pytest.fixture
-def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
-    """Launches of fake CUDA tensors as if they held values; whether a stream is being captured."""
-    state = {"capturing": False}
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Launches of a fake CUDA tensor, `x`, as if it held values; whether a stream is being captured."""
+    with torch._subclasses.fake_tensor.FakeTensorMode():  # before PyTorch hears of a GPU that is not there
+        x = torch.empty(3, 4, device="cuda", dtype=torch.float16)
+    state = {"capturing": False, "x": x}
     monkeypatch.delenv("SEMOBRIDGE_TRITON_AUTOTUNE", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: state["capturing"])
@@ -64,19 +67,18 @@ def tile(constants: dict) -> dict:
     return {name: constants[name] for name in ("BLOCK_N", "BLOCK_S", "BLOCK_D") if name in constants}
 
 
-def test_the_tuner_is_not_asked_in_a_capture(on_a_gpu: dict[str, bool]):
+def test_the_tuner_is_not_asked_in_a_capture(on_a_gpu: dict[str, Any]):
     """Triton 3.6's tuner times even a single tile, and waits for the device: the capture would break."""
     taken: list[tuple[str, dict]] = []
     kernel = replaced(taken)
 
     def launch(capturing: bool, bucket: int) -> tuple[str, dict]:
         on_a_gpu["capturing"] = capturing
-        with torch._subclasses.fake_tensor.FakeTensorMode():
-            x = torch.empty(3, 4, device="cuda", dtype=torch.float16)
-            kernel.launch(x, lambda meta: (1,), x, x, bucket, **SHAPE)
+        x = on_a_gpu["x"]
+        kernel.launch(x, lambda meta: (1,), x, x, bucket, **SHAPE)
         return taken[-1][0], tile(taken[-1][1])
 
-    fixed = {k: v for k, v in KERNEL.fixed(CALL).kwargs.items()}
+    fixed = KERNEL.fixed(CALL).kwargs
     assert launch(True, 7) == ("fixed", fixed), "never tuned: the fixed tile, launched without the tuner"
     assert launch(False, 7) == ("tuner", {}), "what a capture took is not what the tuner found"
     assert launch(True, 7) == ("fixed", Launcher.best_config.kwargs) and fixed != Launcher.best_config.kwargs
@@ -93,14 +95,13 @@ def test_the_tuner_tells_compiled_programs_apart():
     assert ("D0" not in KERNEL.keys) or one != two
 
 
-def test_tiles_that_cannot_run_are_told(on_a_gpu: dict[str, bool], monkeypatch: pytest.MonkeyPatch):
+def test_tiles_that_cannot_run_are_told(on_a_gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tuning, "skipped", [])
     kernel = replaced([])
     kernel.tuner.configs_timings = {KERNEL.configs[0]: [float("inf")] * 3, KERNEL.configs[1]: [1.0, 1.0, 1.0]}
-    with torch._subclasses.fake_tensor.FakeTensorMode():
-        x = torch.empty(3, 4, device="cuda", dtype=torch.float16)
-        for bucket in (1, 2):
-            kernel.launch(x, lambda meta: (1,), x, x, bucket, **SHAPE)
+    x = on_a_gpu["x"]
+    for bucket in (1, 2):
+        kernel.launch(x, lambda meta: (1,), x, x, bucket, **SHAPE)
     (line,) = tuning.skipped
     assert line.startswith("fixed: a tile was skipped") and "BLOCK_N: 128" in line
 
