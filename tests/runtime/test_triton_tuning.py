@@ -10,13 +10,12 @@ import pytest
 import torch
 
 triton = pytest.importorskip("triton")
-from semobridge_ext._ops.project_normalize.triton import KERNEL, project_normalize_fwd_kernel  # noqa: E402
-
-from semobridge_ext._ops.support_logits.triton import KERNEL as SUPPORT  # noqa: E402
+from semobridge_ext._ops.support_logits.triton import KERNEL  # noqa: E402
 from semobridge_ext.runtime import triton_tuning as tuning  # noqa: E402
 
 HALF = torch.empty(0, dtype=torch.float16)
-CALL = {"x_ptr": HALF, "WIDEN": False, "PARTS": 1, "BLOCK_M": 512}
+SHAPE = {"n": 1024, "D0": 512, "D1": 0, "EVEN": True, "WIDEN": False}
+CALL = {"q_ptr": HALF, "k_ptr": HALF, **SHAPE}
 
 
 def test_pruning_follows_the_device(monkeypatch: pytest.MonkeyPatch):
@@ -24,7 +23,7 @@ def test_pruning_follows_the_device(monkeypatch: pytest.MonkeyPatch):
     assert small and len(small) < len(large)
     assert all(KERNEL.shared(c, CALL) <= 48 << 10 for c in small)
     monkeypatch.setattr(tuning, "shared_limit", lambda: 48 << 10)
-    assert KERNEL.prune(KERNEL.configs, {"x_ptr": HALF}, WIDEN=False, PARTS=1, BLOCK_M=512) == small
+    assert KERNEL.prune(KERNEL.configs, {"q_ptr": HALF, "k_ptr": HALF}, **SHAPE) == small
     assert KERNEL.unmeasured(CALL, 48 << 10) in small
     assert KERNEL.unmeasured(CALL, 227 << 10) == KERNEL.fixed(CALL)
 
@@ -35,7 +34,7 @@ class Launcher:
     best_config = KERNEL.configs[3]
 
     def __init__(self, name: str, taken: list[tuple[str, dict]]) -> None:
-        self.name, self.taken, self.arg_names = name, taken, ["x_ptr", "bucket"]
+        self.name, self.taken, self.arg_names = name, taken, ["q_ptr", "k_ptr", "bucket"]
         self.__name__, self.configs_timings = name, {}
 
     def __getitem__(self, grid):
@@ -65,7 +64,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def tile(constants: dict) -> dict:
-    return {name: constants[name] for name in ("BLOCK_N", "BLOCK_K") if name in constants}
+    return {name: constants[name] for name in ("BLOCK_N", "BLOCK_S", "BLOCK_D") if name in constants}
 
 
 def test_the_tuner_is_not_asked_in_a_capture(on_a_gpu: dict[str, Any]):
@@ -76,7 +75,7 @@ def test_the_tuner_is_not_asked_in_a_capture(on_a_gpu: dict[str, Any]):
     def launch(capturing: bool, bucket: int) -> tuple[str, dict]:
         on_a_gpu["capturing"] = capturing
         x = on_a_gpu["x"]
-        kernel.launch(x, lambda meta: (1,), x, bucket, WIDEN=False, PARTS=1, BLOCK_M=512)
+        kernel.launch(x, lambda meta: (1,), x, x, bucket, **SHAPE)
         return taken[-1][0], tile(taken[-1][1])
 
     fixed = KERNEL.fixed(CALL).kwargs
@@ -87,14 +86,13 @@ def test_the_tuner_is_not_asked_in_a_capture(on_a_gpu: dict[str, Any]):
 
 
 def test_the_tuner_tells_compiled_programs_apart():
-    """The key held the sizes and dtypes alone: two parts of a matrix took the tile that one had."""
-    for kernel, names in ((KERNEL, ("PARTS", "BLOCK_M", "NORMALIZE")), (SUPPORT, ("BLOCK_S", "HAS_ORDER"))):
-        if not kernel.function.__class__.__name__.startswith("Interpreted"):
-            assert {"bucket", *names} <= set(kernel.keys) and kernel.tuner.keys == kernel.keys
-            assert not {"BLOCK_N", "BLOCK_K"} & set(kernel.keys), "a tile is not told apart by itself"
+    """The key held the sizes and dtypes alone: rows of one width took the tile of another in its bucket."""
+    if not KERNEL.function.__class__.__name__.startswith("Interpreted"):
+        assert {"bucket", "D0", "EVEN", "HAS_ORDER"} <= set(KERNEL.keys) and KERNEL.tuner.keys == KERNEL.keys
+        assert not {"BLOCK_N", "BLOCK_S"} & set(KERNEL.keys), "a tile is not told apart by itself"
     x = torch.empty(1)
-    one, two = (KERNEL._key(x.device, {"x": x, "bucket": 5, "PARTS": n}) for n in (1, 2))
-    assert ("PARTS" not in KERNEL.keys) or one != two
+    one, two = (KERNEL._key(x.device, {"x": x, "bucket": 5, "D0": n}) for n in (1, 2))
+    assert ("D0" not in KERNEL.keys) or one != two
 
 
 def test_tiles_that_cannot_run_are_told(on_a_gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
@@ -103,14 +101,14 @@ def test_tiles_that_cannot_run_are_told(on_a_gpu: dict[str, Any], monkeypatch: p
     kernel.tuner.configs_timings = {KERNEL.configs[0]: [float("inf")] * 3, KERNEL.configs[1]: [1.0, 1.0, 1.0]}
     x = on_a_gpu["x"]
     for bucket in (1, 2):
-        kernel.launch(x, lambda meta: (1,), x, bucket, WIDEN=False, PARTS=1, BLOCK_M=512)
+        kernel.launch(x, lambda meta: (1,), x, x, bucket, **SHAPE)
     (line,) = tuning.skipped
     assert line.startswith("fixed: a tile was skipped") and "BLOCK_N: 128" in line
 
 
 def test_the_choice_is_kept_on_disk_by_bucket_and_dtype():
     tuner = KERNEL.tuner
-    assert tuner.keys[0] == "bucket" and "bucket" in project_normalize_fwd_kernel.arg_names
+    assert tuner.keys[0] == "bucket" and "bucket" in KERNEL.function.arg_names
     assert tuner.cache_results or os.environ.get("TRITON_INTERPRET") == "1"
     x = torch.empty(1)
     assert tuning.bucket(x, 65, 512) == tuning.bucket(x, 128, 500)
@@ -130,7 +128,7 @@ def test_measuring_can_be_switched_off(word, measured: bool, monkeypatch: pytest
     kernel = replaced(taken)
     with torch._subclasses.fake_tensor.FakeTensorMode():
         x = torch.empty(3, 4, device="cuda", dtype=torch.float16)
-        kernel.launch(x, lambda meta: (1,), x, WIDEN=False, PARTS=1, BLOCK_M=512)
+        kernel.launch(x, lambda meta: (1,), x, x, **SHAPE)
     ((name, constants),) = taken
     assert name == ("tuner" if measured else "fixed")
-    assert ("BLOCK_N" in constants and constants["num_warps"] == 8) is not measured
+    assert ("BLOCK_N" in constants and "num_warps" in constants) is not measured
