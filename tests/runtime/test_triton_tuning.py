@@ -87,7 +87,7 @@ def test_the_tuner_is_not_asked_in_a_capture(on_a_gpu: dict[str, Any]):
 
 def test_the_tuner_tells_compiled_programs_apart():
     """The key held the sizes and dtypes alone: two parts of a matrix took the tile that one had."""
-    for kernel, names in ((KERNEL, ("PARTS", "BLOCK_M", "NORMALIZE")), (SUPPORT, ("BLOCK_S", "HAS_ORDER"))):
+    for kernel, names in ((KERNEL, ("PARTS", "BLOCK_M", "NORMALIZE")), (SUPPORT, ("D0", "D1", "HAS_ORDER"))):
         if not kernel.function.__class__.__name__.startswith("Interpreted"):
             assert {"bucket", *names} <= set(kernel.keys) and kernel.tuner.keys == kernel.keys
             assert not {"BLOCK_N", "BLOCK_K"} & set(kernel.keys), "a tile is not told apart by itself"
