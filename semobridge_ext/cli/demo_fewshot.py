@@ -58,6 +58,7 @@ def set_figures(
     reached = study.reachable(problem.train[1], shots)
     methods = EstimatorMethods(problem, OPTIONS, METHODS)
     right = study.run_episodes(problem, methods, shots=reached, seeds=seeds, progress=progress)
+    sizes = problem.train[1].bincount()
     parts = {"train": problem.train, "validation": problem.val, "test": problem.test}
     accuracy = {
         method: {
@@ -75,6 +76,7 @@ def set_figures(
         "classes": int(problem.train[1].max()) + 1,
         **{f"{name}_images": 0 if part is None else len(part[1]) for name, part in parts.items()},
         "shots": reached,
+        "short_classes": {str(k): int((sizes < k).sum()) for k in reached},
         "accuracy": accuracy,
         "differences": differences,
     }

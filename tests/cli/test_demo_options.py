@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from semobridge_ext import cli
 from semobridge_ext.cli.commands import demo
@@ -51,6 +52,14 @@ def test_shots_that_no_class_has_are_left_out(small, tmp_path, capsys):
     record = json.loads(figures.read_text())
     assert record["mean"]["shots"] == [8] and record["sets"]["things"]["shots_left_out"] == [16]
     assert "with at most 8 shots a class" in " ".join(capsys.readouterr().out.split())
+
+
+def test_small_classes_are_mentioned(small, capsys):
+    _, dataset = small
+    dataset.train &= ~((dataset.labels == 3) & (torch.arange(len(dataset.labels)) % 2 == 0))
+    assert cli.main(["demo", "--set", "things", "--no-plot", "--shots", "8", "--seeds", "1"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "1 of the classes have fewer than 8 shots and give all they have" in out
 
 
 def test_without_matplotlib_and_optuna(small, tmp_path, capsys, monkeypatch):

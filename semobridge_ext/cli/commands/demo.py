@@ -129,12 +129,14 @@ def _datasets(words: list[str] | None, shots: list[int]) -> dict[str, tuple[Any,
 
 def _header(name: str, figures: dict[str, Any]) -> str:
     part = f"; one class in {figures['step']}" if figures["step"] > 1 else ""
-    left_out = figures["shots_left_out"]
-    short = f"; with at most {demo_text.plural(figures['shots'][-1])} a class" if left_out else ""
+    most = figures["shots"][-1]
+    told = f"; with at most {demo_text.plural(most)} a class" if figures["shots_left_out"] else ""
+    if short := figures["short_classes"][str(most)]:
+        told += f"; {short} of the classes have fewer than {demo_text.plural(most)} and give all they have"
     return (
         f"{name} ({figures['description'].rstrip('.')}{part}): {figures['classes']} classes, "
         f"{figures['train_images']} drawings to take shots from, {figures['validation_images']} to tune on, "
-        f"{figures['test_images']} to test{short}."
+        f"{figures['test_images']} to test{told}."
     )
 
 
