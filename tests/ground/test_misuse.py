@@ -1,6 +1,7 @@
 """What people pass by mistake: each is refused in the grammar of errors, by type and by name.
 
-Every case here once ended in a raw error from below, or in a wrong result without a word.
+Most cases here once ended in a raw error from below, or in a wrong result without a word; the others
+stand beside them.
 """
 
 from __future__ import annotations
