@@ -77,8 +77,9 @@ def replaced(path: Any) -> Iterator[BinaryIO]:
 
 def make_folder(target: Path) -> None:
     """Makes the folder of a file that is to be written, and those above it."""
-    with naming(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+    if not target.parent.is_dir():
+        with naming(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
 
 
 def is_written_into(path: Any) -> bool:

@@ -188,7 +188,7 @@ class SeMoBridgeT(SeMoBridgeClassifier):
         Warns:
             UserWarning: the loss diverged after the step that the validation data chose.
         """
-        self._check_numbers("fit")
+        self._check_real("fit")
         schedule, weights = self._schedule(), self._loss_weights()
         with unchanged_on_error(self):
             return self._fit(X, y, schedule, weights, validation, checkpoint)

@@ -133,9 +133,11 @@ def test_permissions_follow_the_umask(tmp_path: Path):
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
 
 
-def test_a_missing_folder_is_named(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="gone"):
-        _files.write_bytes(tmp_path / "gone" / "file", b"data")
+def test_a_missing_folder_is_made_and_one_that_cannot_be_is_named(tmp_path: Path):
+    _files.write_bytes(tmp_path / "new" / "folder" / "file", b"data")
+    assert (tmp_path / "new" / "folder" / "file").read_bytes() == b"data"
+    with pytest.raises(NotADirectoryError, match="folder/file/below/x"):
+        _files.write_bytes(tmp_path / "new" / "folder" / "file" / "below" / "x", b"data")
 
 
 def test_lines_are_added_and_one_cut_short_stands_alone(tmp_path: Path):

@@ -1,6 +1,7 @@
 """What people pass by mistake: each is refused in the grammar of errors, by type and by name.
 
-Every case here once ended in a raw error from below, or in a wrong result without a word.
+Most cases here once ended in a raw error from below, or in a wrong result without a word; the others
+stand beside them.
 """
 
 from __future__ import annotations
@@ -292,3 +293,22 @@ def test_a_home_folder_in_a_path_is_resolved(tmp_path: Any, monkeypatch: Any) ->
     assert (tmp_path / "b" / "inversion.safetensors").is_file()
     sb.SeMoBridgeT(bridge(), TEXT, TEXT, steps=2).fit(ROWS, LABELS, checkpoint="~/c/run")
     assert not (tmp_path / "~").exists()
+
+
+def test_the_command_line_resolves_a_home_folder_in_paths_alone(monkeypatch: Any) -> None:
+    from argparse import Namespace
+    from pathlib import Path
+
+    from semobridge_ext.cli import _expand_home
+
+    monkeypatch.setenv("HOME", "/home/her")
+    args = Namespace(
+        out=Path("~/out"), shards=[Path("~/a"), Path("b~")], image=["~/c.png", "~d"], text=["~/word"],
+        input="~/e", count=3, csv=None,
+    )  # fmt: skip
+    _expand_home(args)
+    assert vars(args) == {
+        "out": Path("/home/her/out"), "shards": [Path("/home/her/a"), Path("b~")],
+        "image": ["/home/her/c.png", "~d"], "text": ["~/word"], "input": "/home/her/e",
+        "count": 3, "csv": None,
+    }  # fmt: skip
