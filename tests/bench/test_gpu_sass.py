@@ -16,14 +16,10 @@ WIDE = 16  # bytes that a lane can move at a time
 NARROW = {
     "adamw_flat_kernel": "one value a thread: a step's few megabytes",
     "adamw_kernel": "one value a thread, gathered from its slots",
-    "attention_bwd_kernel": "a lane owns every 32nd element of a head",
-    "attention_fwd_kernel": "a lane owns every 32nd element of a head",
     "bias_loss_kernel": "a few rows of odd width",
     "blend_logits_fwd_kernel": "three columns of a row of any width",
     "class_sums_kernel": "a thread owns a column and sums rows in order",
     "cosine_loss_kernel": "one row a sample",
-    "normalize_rows_fwd_kernel": "an epilogue that takes any stride",
-    "topk_filter_kernel": "a lane's score is the group's column",
     "topk_merge_kernel": "a few entries a row",
     "total_loss_kernel": "one block for a few values",
 }

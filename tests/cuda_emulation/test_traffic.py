@@ -34,10 +34,6 @@ BOUNDS = {
     "attention_fwd_kernel": (Bound(1.25, 4.0), Bound(2.0, 4.0)),
     "topk_filter_kernel": (Bound(3.5, 4.0), USUAL),
     "few_rows_fwd_kernel": (Bound(1.5, 2.0), USUAL),  # a norm's float32 weights beside halves
-    "project_tile_fwd_kernel": (
-        Bound(4.2, 8.0),
-        Bound(4.2, 4.2),
-    ),  # four values a thread, one after the other
 }
 
 
