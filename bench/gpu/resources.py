@@ -68,6 +68,9 @@ def block_sizes() -> dict[str, int]:
     found = {}
     for path in sources():
         text = path.read_text(encoding="utf-8")
+        beside = path.with_suffix(".cuh")  # what a kernel shares out to a header of its own
+        if beside.is_file():
+            text += beside.read_text(encoding="utf-8")
         constants = {"kWarp": 32}
         for name, value in re.findall(r"constexpr int (k\w+) = (\d+);", text):
             constants[name] = int(value)
