@@ -94,4 +94,12 @@ void __tsan_vptr_read(void**) {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
 void __tsan_init() {}
+// Atomics of the host's code alone, the guards of its static variables: kernels have none of their
+// own.
+uint8_t __tsan_atomic8_load(const volatile uint8_t* at, int) {
+  return __atomic_load_n(at, __ATOMIC_SEQ_CST);
+}
+uint32_t __tsan_atomic32_fetch_add(volatile uint32_t* at, uint32_t value, int) {
+  return __atomic_fetch_add(at, value, __ATOMIC_SEQ_CST);
+}
 }
