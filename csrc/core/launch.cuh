@@ -67,9 +67,9 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
-// CUDA loads a kernel at its first launch, unless told otherwise. While a stream is captured that may
-// be refused, and end the capture: it is loaded before, once a device, in the mode in which this
-// thread's calls disturb no capture.
+// CUDA loads a kernel at its first launch, unless told otherwise. While a stream is captured that
+// may be refused, and end the capture: it is loaded before, once a device, in the mode in which
+// this thread's calls disturb no capture.
 inline void load_once(const char* op, const void* kernel, int device) {
   static std::mutex mutex;
   static std::set<std::pair<const void*, int>> loaded;

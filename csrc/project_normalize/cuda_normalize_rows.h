@@ -2,8 +2,8 @@
 //
 //   y = x + b      out = s·y/‖y‖  (normalize)  or  s·y
 //
-// A product that was made in two parts comes with them side by side, x = [hi | lo]. Sums are float32 (float64 for float64 rows); a zero row stays zero; a row with NaN keeps it to
-// itself.
+// A product that was made in two parts comes with them side by side, x = [hi | lo]. Sums are
+// float32 (float64 for float64 rows); a zero row stays zero; a row with NaN keeps it to itself.
 #pragma once
 #include "core/view.h"
 

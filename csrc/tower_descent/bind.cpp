@@ -149,8 +149,7 @@ class FrozenTower {
 };
 
 // (weight, bias, eps, mean, rstd, stats), addresses or 0
-using FewRowsNorm =
-    std::tuple<uintptr_t, uintptr_t, double, uintptr_t, uintptr_t, uintptr_t>;
+using FewRowsNorm = std::tuple<uintptr_t, uintptr_t, double, uintptr_t, uintptr_t, uintptr_t>;
 // (kind, norm, normed, residual, grad)
 using Before = std::tuple<int, FewRowsNorm, sb::ConstMatrix, sb::ConstMatrix, sb::Matrix>;
 // (kind, norm, bias, other, activation, second)
@@ -286,8 +285,8 @@ SB_BIND_CUDA(m) {
         sb::attention_cuda(a, device, at<void>(stream));
       },
       py::arg("qkv"), py::arg("samples"), py::arg("heads"), py::arg("slots"), py::arg("queries"),
-      py::arg("prefix"), py::arg("prefix_kv"), py::arg("visible"), py::arg("lse"),
-      py::arg("o"), py::arg("device"), py::arg("stream"));
+      py::arg("prefix"), py::arg("prefix_kv"), py::arg("visible"), py::arg("lse"), py::arg("o"),
+      py::arg("device"), py::arg("stream"));
   m.def(
       "attention_grad_cuda",
       [](const sb::ConstMatrix& qkv, int64_t samples, int64_t heads, int64_t slots, int64_t queries,

@@ -21,7 +21,7 @@ constexpr int kTile = 16;                   // prefix rows in shared memory
 template <int kOwn, int kStep>
 constexpr int kBlocks = (kOwn == 8 ? 6 : 4) - (kStep == 1);
 template <int kOwn, int kStep>
-constexpr int kGradBlocks = (kOwn == 8 ? 5 : 3) - (kStep == 1);
+constexpr int kGradBlocks = kOwn == 8 ? (kStep == 8 ? 5 : 4) : 3 - (kStep == 1);
 
 // What a lane holds of a row: kOwn elements in runs of kStep, the runs of the eight lanes in turn.
 // kStep is 16 bytes where everything is aligned, else 1.
@@ -101,7 +101,8 @@ struct Item {
   template <class T>
   __device__ __forceinline__ Item(const AttentionParams<T>& a, int at, int slots) {
     const int64_t first = static_cast<int64_t>(blockIdx.x) / a.heads * a.block_samples;
-    const int64_t last = (first + a.block_samples < a.samples ? first + a.block_samples : a.samples) - 1;
+    const int64_t last =
+        (first + a.block_samples < a.samples ? first + a.block_samples : a.samples) - 1;
     sample = first + at / slots;
     live = sample <= last;
     sample = live ? sample : last;

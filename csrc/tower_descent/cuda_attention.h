@@ -23,10 +23,10 @@ struct AttentionCudaArgs {
   int64_t slots = 0, queries = 0, prefix = 0;  // n <= kAttentionSlots, slots with a query, P
   const void* qkv = nullptr;                   // [n·S, 3·heads·d], row stride qkv_stride
   int64_t qkv_stride = 0;
-  const void* prefix_kv = nullptr;     // [2, P, heads·d], keys then values
-  const uint64_t* visible = nullptr;   // [queries] bit j: the query sees slot j
-  float* lse = nullptr;                // [S·heads, queries] log Σ exp(q·k/√d)
-  void* o = nullptr;                   // [queries·S, heads·d], row stride o_stride
+  const void* prefix_kv = nullptr;    // [2, P, heads·d], keys then values
+  const uint64_t* visible = nullptr;  // [queries] bit j: the query sees slot j
+  float* lse = nullptr;               // [S·heads, queries] log Σ exp(q·k/√d)
+  void* o = nullptr;                  // [queries·S, heads·d], row stride o_stride
   int64_t o_stride = 0;
 };
 // Writes lse and o.

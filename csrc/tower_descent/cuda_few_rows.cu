@@ -1,7 +1,8 @@
 // A block multiplies 64 rows by 32 columns over its part of K, on tensor cores by way of shared
 // memory, where the left operand arrives as the norm before it makes it. With so few rows the time
 // is that of reading the matrix: 32 columns and the split of K spread it over the whole device, and
-// a step of the loop has all its loads (five to fourteen of 16 bytes a thread) on their way at once.
+// a step of the loop has all its loads (five to fourteen of 16 bytes a thread) on their way at
+// once.
 #include <mma.h>
 
 #include "core/launch.cuh"
@@ -13,9 +14,9 @@ namespace {
 namespace wmma = nvcuda::wmma;
 
 constexpr char kOp[] = "few_rows";
-constexpr int kBlocks = 128;  // tiles of columns times parts of K: one a multiprocessor
+constexpr int kBlocks = 128;   // tiles of columns times parts of K: one a multiprocessor
 constexpr int kSmallest = 32;  // of K in the smallest step of the loop
-constexpr int kResident = 3;    // per multiprocessor: room for 168 registers, so that none spill
+constexpr int kResident = 3;   // per multiprocessor: room for 168 registers, so that none spill
 
 // How operands lie in shared memory.
 template <class T>
@@ -107,8 +108,9 @@ __device__ __forceinline__ void fill_stage(const FewRowsParams<T>& p, int row0, 
   }
 }
 
-// The parts of a tile's sums, added up in their order, and the second operand, into stage->ends; the
-// statistics of the norm behind. A thread's loads of a part, sixteen rows, are on their way at once.
+// The parts of a tile's sums, added up in their order, and the second operand, into stage->ends;
+// the statistics of the norm behind. A thread's loads of a part, sixteen rows, are on their way at
+// once.
 template <class T, class S>
 __device__ __forceinline__ void add_parts(const FewRowsParams<T>& p, const float* sums,
                                           int64_t part_stride, int splits, int row0, int rows,
@@ -184,9 +186,11 @@ __global__ void __launch_bounds__(kFewThreads, kResident)
         wmma::fragment<wmma::matrix_b, 16, 16, M::kK, typename M::Operand, Layout> right;
 #pragma unroll
         for (int part = M::kParts - 1; part >= 0; --part) {  // the small products first
-          const auto* from = kTransposed ? &stage->right[part][16 * c][k] : &stage->right[part][k][16 * c];
+          const auto* from =
+              kTransposed ? &stage->right[part][16 * c][k] : &stage->right[part][k][16 * c];
           wmma::load_matrix_sync(right, from, S::kRightCols + M::kPad);
-          if (part == 0 && M::kParts == 2) wmma::mma_sync(sum[c], left[M::kParts - 1], right, sum[c]);
+          if (part == 0 && M::kParts == 2)
+            wmma::mma_sync(sum[c], left[M::kParts - 1], right, sum[c]);
           wmma::mma_sync(sum[c], left[0], right, sum[c]);
         }
       }
@@ -289,7 +293,9 @@ void check(const FewRowsCudaArgs& a) {
 
 int64_t few_rows_tiles(int64_t cols) { return (cols + kFewCols - 1) / kFewCols; }
 
-int64_t few_rows_tickets(int64_t rows, int64_t cols) { return row_tiles(rows) * few_rows_tiles(cols); }
+int64_t few_rows_tickets(int64_t rows, int64_t cols) {
+  return row_tiles(rows) * few_rows_tiles(cols);
+}
 
 int64_t few_rows_sums(int64_t rows, int64_t k, int64_t cols) {
   return splits_of(k, cols, kSmallest) * few_rows_tickets(rows, cols) * kFewRows * kFewCols;

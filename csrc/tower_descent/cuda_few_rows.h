@@ -17,9 +17,9 @@
 // rounded rows. Products of float16 and bfloat16 run on tensor cores; those of float32 too, each
 // operand in two parts of TF32, which keeps 21 bits of it.
 //
-// The sum over K is split among blocks so that a matrix is read by the whole device. Each leaves its
-// part in `sums`; the last one of a tile adds them up in their order. So the bits of a row depend
-// on K and M alone, neither on the rows beside it nor on the device.
+// The sum over K is split among blocks so that a matrix is read by the whole device. Each leaves
+// its part in `sums`; the last one of a tile adds them up in their order. So the bits of a row
+// depend on K and M alone, neither on the rows beside it nor on the device.
 #pragma once
 #include "core/activation.h"
 #include "core/view.h"
@@ -48,14 +48,14 @@ struct FewRowsNorm {
 };
 
 struct FewRowsCudaArgs {
-  ConstMatrix x;            // [N, K], as every matrix here of one dtype, rows aligned to 16 bytes
-  ConstMatrix weight;       // [K, M]; with `transposed` [M, K], of which Wᵀ is meant
+  ConstMatrix x;       // [N, K], as every matrix here of one dtype, rows aligned to 16 bytes
+  ConstMatrix weight;  // [K, M]; with `transposed` [M, K], of which Wᵀ is meant
   bool transposed = false;
   Before before = Before::kPlain;
-  FewRowsNorm norm;         // of `before`
-  ConstMatrix normed;       // [N, K] kNormGrad
-  ConstMatrix residual;     // [N, K] kNormGrad; data == nullptr: none
-  Matrix grad;              // [N, K] kNormGrad, written; no other operand
+  FewRowsNorm norm;      // of `before`
+  ConstMatrix normed;    // [N, K] kNormGrad
+  ConstMatrix residual;  // [N, K] kNormGrad; data == nullptr: none
+  Matrix grad;           // [N, K] kNormGrad, written; no other operand
   Behind behind = Behind::kStore;
   const void* bias = nullptr;  // [M], dtype of x, or null
   ConstMatrix other;           // [N, M]

@@ -147,7 +147,8 @@ class Adapter(ABC):
 
     def tokenize(self, tokenizer: Callable[..., Any], texts: Sequence[str]) -> Any:
         """What ``encode_text`` takes, [B, L] ids or a mapping of such tensors."""
-        return fitting_ids(self.function, tokenizer, list(texts), self.context_length)
+        # A model that does not tell its positions takes what the tokenizer gives.
+        return fitting_ids(self.function, tokenizer, list(texts), getattr(self, "context_length", None))
 
     # -- projections ---------------------------------------------------------------------------------
 

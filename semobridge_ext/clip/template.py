@@ -35,13 +35,13 @@ def is_hugging_face(tokenizer: Any) -> bool:
     return hasattr(tokenizer, "convert_tokens_to_ids")
 
 
-def fitting_ids(function: str, tokenizer: Any, texts: list[str], length: int) -> Any:
+def fitting_ids(function: str, tokenizer: Any, texts: list[str], length: int | None) -> Any:
     """The tokens of texts, no more than the model has positions for.
 
     A tokenizer of CLIP pads to 77 unless it is told otherwise; it is asked again where a model has fewer.
     """
     found = tokenizer(texts)
-    if not isinstance(found, Tensor) or found.dim() != 2 or found.shape[1] <= length:
+    if length is None or not isinstance(found, Tensor) or found.dim() != 2 or found.shape[1] <= length:
         return found
     try:
         shorter = tokenizer(texts, context_length=length)

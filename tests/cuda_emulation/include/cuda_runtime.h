@@ -81,8 +81,8 @@ void touches_atomically(const void* at, size_t size, void* code);
 extern long launches, barriers, exchanges;
 extern cudaError_t last_error;
 extern int device;
-// Devices with a context; kernels by device that were loaded; whether the current stream is captured,
-// and how the thread's own calls stand to that.
+// Devices with a context; kernels by device that were loaded; whether the current stream is
+// captured, and how the thread's own calls stand to that.
 extern std::set<int> contexts;
 extern std::set<std::pair<const void*, int>> loaded;
 extern bool capturing;
@@ -126,7 +126,8 @@ inline cudaError_t cudaGetLastError() {
   return std::exchange(cuda_emulation::last_error, cudaSuccess);
 }
 inline const char* cudaGetErrorString(cudaError_t e) {
-  if (e == cudaErrorStreamCaptureUnsupported) return "operation not permitted when stream is capturing";
+  if (e == cudaErrorStreamCaptureUnsupported)
+    return "operation not permitted when stream is capturing";
   return e == cudaSuccess ? "no error" : "invalid configuration argument";
 }
 inline cudaError_t cudaGetDevice(int* device) {
@@ -153,8 +154,7 @@ inline cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** fun
                                                     unsigned long long,
                                                     cudaDriverEntryPointQueryResult* result) {
   const bool known = std::strcmp(name, "cuDevicePrimaryCtxGetState") == 0;
-  *function =
-      known ? reinterpret_cast<void*>(&cuda_emulation::primary_context_state) : nullptr;
+  *function = known ? reinterpret_cast<void*>(&cuda_emulation::primary_context_state) : nullptr;
   *result = cudaDriverEntryPointSuccess;
   return cudaSuccess;
 }
