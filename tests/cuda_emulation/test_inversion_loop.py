@@ -7,7 +7,7 @@ import torch
 
 import semobridge_ext as sb
 from semobridge_ext import clip
-from semobridge_ext._engines.tower_descent import choice
+from semobridge_ext._engines.tower_descent import choice, few_rows
 from semobridge_ext._engines.tower_descent import cuda as launch_kernels
 from semobridge_ext._engines.tower_descent.cuda import FEW_SLOTS, CudaAttention, CudaTowerPieces
 from semobridge_ext._engines.tower_descent.eager import EagerTower
@@ -25,6 +25,14 @@ from tests.support.random_tower import SHAPES, random_tower, some_rows
 from tests.support.towers import F32, TEXT_MODELS, VISION_MODELS
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def library_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path of many rows, whatever the number of samples; test_few_rows_loop.py has the other one."""
+    monkeypatch.setattr(few_rows, "FEW_ROWS", 0)
+
+
 STORED = [F32, BF16, F16]
 
 
@@ -109,7 +117,8 @@ def test_150_steps(recorder: Recorder):
         found.append((engine.features(tokens), losses))
     assert recorder.replays == 150
     (features, losses), (want, their_losses) = found
-    assert_cosine(features, want, "long_descent_cosine", dtype=F32, share=0.8)
+    # The eighth of ten, as below: a quantile between it and the ninth holds a fifth of a path that forks.
+    assert_cosine(features, want, "long_descent_cosine", dtype=F32, share=7 / 9)
     near = (losses - their_losses).abs().amax(0).argsort()[:8]
     assert_figures(losses[:, near], their_losses[:, near], "long_descent_loss", dtype=F32, scale=1.0)
     assert float(losses[-1].mean()) < 0.2 * float(losses[0].mean())
