@@ -6,7 +6,6 @@ looked at, so what a lucky order of execution hides is seen too.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from tests.cuda_emulation.all_cases import CASES
 from tests.cuda_emulation.build import Emulation, kernel_sources
 from tests.cuda_emulation.order_sites import Site, cases_of, compiled, sites
 from tests.cuda_emulation.run_cases import load
-from tests.cuda_emulation.watched import ALONE, in_lines, race_in, report_of, run_watched, watched
+from tests.cuda_emulation.watched import in_lines, race_in, report_of, run_watched, watched
 
 # Races of today, by case. They go by themselves: a kernel without its race is tested like the others.
 KNOWN: dict[str, str] = {}
@@ -49,7 +48,6 @@ def race_of(small: Emulation, kernel: str, argument: int) -> str:
     return ""
 
 
-@pytest.mark.skipif(ALONE not in os.environ, reason="run by test_watched_alone.py, in a process of its own")
 @pytest.mark.parametrize(
     "kernel,argument,told",
     [
@@ -80,7 +78,6 @@ def test_what_orders_threads(small: Emulation, kernel: str, argument: int, told:
     assert "order_selftest.cu:" in said, "the lines are not named"
 
 
-@pytest.mark.skipif(ALONE not in os.environ, reason="run by test_watched_alone.py, in a process of its own")
 def test_what_orders_blocks(small: Emulation):
     """Fence, barrier, atomic, barrier, fence; or one thread's fences for its block."""
     every = FENCE | BARRIER | FENCE_BEHIND | BARRIER_BEHIND

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +12,7 @@ import pytest
 from tests.cuda_emulation.build import Emulation, kernel_sources
 from tests.cuda_emulation.order_sites import compiled
 from tests.cuda_emulation.run_cases import load
-from tests.cuda_emulation.watched import ALONE, Line, Site, by_line, sites, source_of, traffic, watched
+from tests.cuda_emulation.watched import Line, Site, by_line, sites, source_of, traffic, watched
 from tests.support.scripts import load_script
 from tests.support.source_tree import ROOT, need_source
 
@@ -72,7 +71,6 @@ def counted(small: Emulation, kernel: str, argument: int = 0) -> list[Site]:
     return sorted(sites(small.module, module.traffic()), key=lambda s: s.store)
 
 
-@pytest.mark.skipif(ALONE not in os.environ, reason="run by test_watched_alone.py, in a process of its own")
 @pytest.mark.parametrize(
     "kernel,argument,moved",
     [("strided", 1, 8), ("strided", 2, 16), ("strided", 8, 64), ("strided", 0, 2), ("wide", 0, 32)],
@@ -85,7 +83,6 @@ def test_sectors_are_counted(small: Emulation, kernel: str, argument: int, moved
     assert stores.moved == stores.needed == (32 if kernel == "wide" else 8)
 
 
-@pytest.mark.skipif(ALONE not in os.environ, reason="run by test_watched_alone.py, in a process of its own")
 @pytest.mark.parametrize(
     "kernel,argument,want",
     [("column", 0, [(32, 1)]), ("column", 1, [(1, 1)]), ("wide shared", 1, [(1, 1), (4, 4)]),
@@ -97,7 +94,6 @@ def test_wavefronts_are_counted(small: Emulation, kernel: str, argument: int, wa
     assert sorted(set(found)) == want
 
 
-@pytest.mark.skipif(ALONE not in os.environ, reason="run by test_watched_alone.py, in a process of its own")
 def test_planted_patterns_break_the_bounds(small: Emulation):
     def planted(kernel: str, argument: int) -> list[str]:
         return too_much(by_line(counted(small, kernel, argument)))

@@ -21,7 +21,6 @@ FLAGS = ("-fsanitize=thread", "--param", "tsan-distinguish-volatile=1", "-finlin
          "-finline-small-functions", "--param", "max-inline-insns-auto=2000", "--param",
          "max-inline-insns-single=2000", "-fno-tree-sra", "-fno-tree-vectorize", "-fno-store-merging",
          "-g1")  # fmt: skip
-ALONE = "SEMOBRIDGE_WATCHED_ALONE"  # set where no other emulation is in the process
 PLAIN = ("bind", "module", "emulation", "hooks", "races", "traffic")
 
 
