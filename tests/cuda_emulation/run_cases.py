@@ -27,7 +27,8 @@ ORDERS = ("ascending", "descending", "shuffled")
 
 
 def load(path: str):
-    spec = importlib.util.spec_from_file_location("cuda_emulated", path)
+    # pybind11 hands out the module that it has by that name: each file needs one of its own.
+    spec = importlib.util.spec_from_file_location(f"{Path(path).parent.name}.cuda_emulated", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
