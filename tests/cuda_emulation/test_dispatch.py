@@ -21,8 +21,6 @@ from semobridge_ext._ops.topk import takes as topk_takes
 from semobridge_ext.runtime import backend as _backend
 from semobridge_ext.runtime import half_products
 from semobridge_ext.runtime.choice import resolve
-from tests.cuda_emulation.build import Emulation
-from tests.cuda_emulation.run_cases import load
 from tests.support.assertions import assert_close
 from tests.support.projections import chain
 from tests.support.tensor_cores import TensorCores, tensor_cores
@@ -31,11 +29,6 @@ __all__ = ["tensor_cores"]
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def emulated(emulation: Emulation):
-    return load(str(emulation.module))
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,6 @@ import torch
 import semobridge_ext as sb
 from semobridge_ext import clip
 from semobridge_ext._engines.tower_descent import choice
-from semobridge_ext._engines.tower_descent import cuda as launch_kernels
 from semobridge_ext._engines.tower_descent.cost import counted_step, tower_of_shape
 from semobridge_ext._engines.tower_descent.cuda import CudaTowerPieces
 from semobridge_ext._engines.tower_descent.eager import EagerTower
@@ -20,13 +20,11 @@ from semobridge_ext._engines.tower_descent.products import TILE_COLS, TILE_ROWS,
 from semobridge_ext._engines.tower_descent.spec import LearnedRows, Linear
 from semobridge_ext._engines.tower_descent.step import Plan
 from semobridge_ext.ops import LaunchedTower, LaunchedWeights
-from tests.cuda_emulation.build import Emulation
-from tests.cuda_emulation.run_cases import load
-from tests.support import towers
+from tests.support import launched, towers
 from tests.support.assertions import assert_cosine, assert_figures, assert_same_bits
 from tests.support.graph_recorder import Recorder
 from tests.support.inversions import compare
-from tests.support.launched import BF16, F16, check_descent, check_passes, descend
+from tests.support.launched import BF16, F16, check_engines, check_passes, descend
 from tests.support.random_tower import SHAPES, random_tower, some_rows
 from tests.support.towers import F32, TEXT_MODELS, VISION_MODELS
 
@@ -34,38 +32,17 @@ pytestmark = pytest.mark.slow
 STORED = [F32, BF16, F16]
 
 
-@pytest.fixture(scope="module")
-def emulated(emulation: Emulation):
-    return load(str(emulation.module))
-
-
-@pytest.fixture
-def recorder(emulated, monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    torch.set_num_threads(1)  # the towers are tiny
-    recorder = Recorder()
-    monkeypatch.setattr(launch_kernels, "_C", recorder.native(emulated))
-    return recorder
-
-
 def tower_of(stored: torch.dtype = F32, **options):
     """Widths of whole 16 bytes, which no tile of 32 or 64 divides."""
     return random_tower(F32, width=40, hidden=72, **options)
 
 
-def engines(tower, rows, stored: torch.dtype, recorder: Recorder, pieces=CudaTowerPieces):
-    weights = LaunchedWeights(tower, stored)
-    plain = LaunchedTower(weights, rows, pieces=pieces, plans=plan_of)
-    return plain, LaunchedTower(weights, rows, pieces=pieces, plans=plan_of, capture=recorder.capture)
+engines = partial(launched.engines, plans=plan_of)
 
 
 def check(tower, rows, stored: torch.dtype, recorder: Recorder, context: str, samples: int = 3) -> None:
-    plain, graph = engines(tower, rows, stored, recorder)
+    plain = check_engines(tower, rows, stored, recorder, context, samples, plans=plan_of)
     assert isinstance(plain.plan(samples)[0], FewRowsPlan)
-    check_passes(tower, rows, plain, samples, context)
-    check_descent(tower, rows, graph, samples, context)
-    assert recorder.replays == 20
-    for got, want in zip(descend(graph, samples, 6), descend(plain, samples, 6), strict=True):
-        assert_same_bits(got, want, f"{context}: a replay is not the step")
 
 
 @pytest.mark.parametrize(
@@ -123,12 +100,12 @@ def test_more_rows_are_cublas_s(recorder: Recorder):
     """At the threshold both sides agree with the oracle, and so do odd widths, which are never taken."""
     tower = tower_of(layers=1)
     rows = some_rows(tower, *SHAPES["behind the pooled row"])  # two slots
-    engine = engines(tower, rows, F32, recorder)[0]
+    engine = engines(tower, rows, F32, recorder=recorder)[0]
     for samples, kind in ((FEW_ROWS // 2, FewRowsPlan), (FEW_ROWS // 2 + 8, Plan)):
         assert type(engine.plan(samples)[0]) is kind
         check_passes(tower, rows, engine, samples, f"{samples} samples")
     odd = random_tower(F32, width=40, hidden=70)
-    assert type(engines(odd, some_rows(odd, *SHAPES["apart"]), F32, recorder)[0].plan(2)[0]) is Plan
+    assert type(engines(odd, some_rows(odd, *SHAPES["apart"]), F32, recorder=recorder)[0].plan(2)[0]) is Plan
     assert type(LaunchedTower(LaunchedWeights(tower), rows, plans=plan_of).plan(2)[0]) is Plan
 
 
@@ -136,7 +113,7 @@ def test_a_sample_s_bits_are_its_own(recorder: Recorder):
     """With few rows no library chooses by shape: a batch may be cut anywhere."""
     tower = tower_of()
     rows = some_rows(tower, *SHAPES["apart"])
-    engine = engines(tower, rows, BF16, recorder)[0]
+    engine = engines(tower, rows, BF16, recorder=recorder)[0]
     tokens = towers.start(5, 2, tower.width, F32) * 20
     whole = engine.features(tokens)
     for s in range(5):
@@ -154,7 +131,7 @@ def test_150_steps(recorder: Recorder):
     start = towers.start(10, 1, tower.width, F32)
     unit = torch.nn.functional.normalize(towers.targets(10, tower.features, F32), dim=1)
     found = []
-    for engine in (engines(tower, rows, F32, recorder)[1], EagerTower(tower, rows)):
+    for engine in (engines(tower, rows, F32, recorder=recorder)[1], EagerTower(tower, rows)):
         tokens, moments = start.clone(), (torch.zeros_like(start), torch.zeros_like(start))
         losses = engine.descend(tokens, *moments, unit, 0, 150, grad_scale=0.1, lr=0.02, weight_decay=0.01)
         found.append((engine.features(tokens), losses))
@@ -171,7 +148,7 @@ def test_launches_of_twelve_layers(samples: int, recorder: Recorder):
     """126 in place of 198, as the recorder counts them and as the count on meta tensors foretells."""
     tower = random_tower(F32, width=64, hidden=256, layers=12, activation="quick_gelu")
     rows = some_rows(tower, (-1, -1, -1, -1, 0, -1, -1), 5)
-    descend(engines(tower, rows, BF16, recorder)[1], samples, 4)
+    descend(engines(tower, rows, BF16, recorder=recorder)[1], samples, 4)
     seen = Counter(name.removesuffix("_cuda") for name in recorder.launches)
     for name, count in sorted(seen.items()):
         print(f"  {name}: {count}")
@@ -225,7 +202,7 @@ class Slope(CudaTowerPieces):
 def test_broken_pieces_are_noticed(pieces: type[CudaTowerPieces], recorder: Recorder):
     tower = tower_of(layers=3)
     rows = some_rows(tower, *SHAPES["prefix and suffix"])
-    engine = engines(tower, rows, F32, recorder, pieces)[1]
+    engine = engines(tower, rows, F32, pieces, recorder)[1]
     assert isinstance(engine.plan(3)[0], FewRowsPlan)
     with pytest.raises(AssertionError):
         check_passes(tower, rows, engine, 3)

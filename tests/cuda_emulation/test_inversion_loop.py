@@ -7,68 +7,29 @@ import torch
 
 import semobridge_ext as sb
 from semobridge_ext import clip
-from semobridge_ext._engines.tower_descent import choice, few_rows
+from semobridge_ext._engines.tower_descent import choice
 from semobridge_ext._engines.tower_descent import cuda as launch_kernels
 from semobridge_ext._engines.tower_descent.cuda import FEW_SLOTS, CudaAttention, CudaTowerPieces
 from semobridge_ext._engines.tower_descent.eager import EagerTower
 from semobridge_ext._engines.tower_descent.spec import LearnedRows
 from semobridge_ext._engines.tower_descent.torch import TorchAttention
-from semobridge_ext.ops import LaunchedTower, LaunchedWeights
-from tests.cuda_emulation.build import Emulation
-from tests.cuda_emulation.run_cases import load
 from tests.support import launched, towers
 from tests.support.assertions import assert_close, assert_cosine, assert_figures, assert_same_bits
 from tests.support.graph_recorder import Recorder
 from tests.support.inversions import compare
-from tests.support.launched import BF16, F16, check_descent, check_passes, descend
+from tests.support.launched import BF16, F16, check_descent, check_engines, check_passes, engines
 from tests.support.random_tower import SHAPES, random_tower, some_rows
 from tests.support.towers import F32, TEXT_MODELS, VISION_MODELS
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def library_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The path of many rows, whatever the number of samples; test_few_rows_loop.py has the other one."""
-    monkeypatch.setattr(few_rows, "FEW_ROWS", 0)
-
-
 STORED = [F32, BF16, F16]
-
-
-@pytest.fixture(scope="module")
-def emulated(emulation: Emulation):
-    return load(str(emulation.module))
-
-
-@pytest.fixture
-def recorder(emulated, monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    torch.set_num_threads(1)  # the towers are tiny
-    recorder = Recorder()
-    monkeypatch.setattr(launch_kernels, "_C", recorder.native(emulated))
-    return recorder
-
-
-def engines(tower, rows, stored: torch.dtype, recorder: Recorder, pieces=CudaTowerPieces):
-    weights = LaunchedWeights(tower, stored)
-    plain = LaunchedTower(weights, rows, pieces=pieces)
-    return plain, LaunchedTower(weights, rows, pieces=pieces, capture=recorder.capture)
-
-
-def check(tower, rows, stored: torch.dtype, recorder: Recorder, context: str, samples: int = 3) -> None:
-    plain, graph = engines(tower, rows, stored, recorder)
-    check_passes(tower, rows, plain, samples, context)
-    check_descent(tower, rows, graph, samples, context)
-    assert recorder.replays == 20
-    for got, want in zip(descend(graph, samples, 6), descend(plain, samples, 6), strict=True):
-        assert_same_bits(got, want, f"{context}: a replay is not the step")
 
 
 @pytest.mark.parametrize("stored", STORED)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_causal(shape: str, stored: torch.dtype, recorder: Recorder):
     tower = random_tower(F32, activation="quick_gelu" if shape == "apart" else "gelu")
-    check(tower, some_rows(tower, *SHAPES[shape]), stored, recorder, shape)
+    check_engines(tower, some_rows(tower, *SHAPES[shape]), stored, recorder, shape)
 
 
 @pytest.mark.parametrize("stored", STORED)
@@ -77,13 +38,13 @@ def test_causal(shape: str, stored: torch.dtype, recorder: Recorder):
 def test_bidirectional(pooling: bool, layers: int, stored: torch.dtype, recorder: Recorder):
     tower = random_tower(F32, causal=False, layers=layers, pooling=pooling, pre=not pooling)
     rows = some_rows(tower, (-1, 0, 0, 1, 1, 1), None if pooling else 0)
-    check(tower, rows, stored, recorder, "bidirectional", samples=2)
+    check_engines(tower, rows, stored, recorder, "bidirectional", samples=2)
 
 
 @pytest.mark.parametrize("kind", ["open_clip", "open_clip odd width", "SigLIP text", "OpenAI"])
 def test_text_towers(kind: str, recorder: Recorder):
     tower, rows = clip.text_tower(TEXT_MODELS[kind](), "a photo of {} here", num_tokens=2)
-    check(tower, rows, F32, recorder, kind)
+    check_engines(tower, rows, F32, recorder, kind)
 
 
 @pytest.mark.parametrize("few", [FEW_SLOTS, 3])
@@ -92,17 +53,17 @@ def test_vision_towers(kind: str, few: int, recorder: Recorder, monkeypatch: pyt
     """With the kernels' attention, and with PyTorch's, which takes over where there are many slots."""
     monkeypatch.setattr(launch_kernels, "FEW_SLOTS", few)
     tower, rows = clip.vision_tower(VISION_MODELS[kind](), num_patches=2)
-    plan = engines(tower, rows, F32, recorder)[0].plan(2)[0]
+    plan = engines(tower, rows, F32, recorder=recorder)[0].plan(2)[0]
     many = few == 3
     assert all(isinstance(p.attention, TorchAttention if many else CudaAttention) for p in plan.passes)
-    check(tower, rows, F32, recorder, kind, samples=2)
+    check_engines(tower, rows, F32, recorder, kind, samples=2)
 
 
 def test_constants_of_each_sample(recorder: Recorder):
     tower = random_tower(F32)
     base = torch.randn(7, 5, tower.width)
     base[:1] = base[:1, :1]
-    check(tower, LearnedRows(base, (-1, 0, 1, 2, -1, -1, -1), 6), F32, recorder, "classes", samples=5)
+    check_engines(tower, LearnedRows(base, (-1, 0, 1, 2, -1, -1, -1), 6), F32, recorder, "classes", samples=5)
 
 
 def test_150_steps(recorder: Recorder):
@@ -111,7 +72,7 @@ def test_150_steps(recorder: Recorder):
     start = towers.start(10, 1, tower.width, F32)
     unit = torch.nn.functional.normalize(towers.targets(10, tower.features, F32), dim=1)
     found = []
-    for engine in (engines(tower, rows, F32, recorder)[1], EagerTower(tower, rows)):
+    for engine in (engines(tower, rows, F32, recorder=recorder)[1], EagerTower(tower, rows)):
         tokens, moments = start.clone(), (torch.zeros_like(start), torch.zeros_like(start))
         losses = engine.descend(tokens, *moments, unit, 0, 150, grad_scale=0.1, lr=0.02, weight_decay=0.01)
         found.append((engine.features(tokens), losses))
@@ -126,7 +87,7 @@ def test_150_steps(recorder: Recorder):
 
 def test_nan_and_zero_rows_stay_alone(recorder: Recorder):
     tower = random_tower(F32)
-    engine = engines(tower, some_rows(tower, *SHAPES["apart"]), F32, recorder)[1]
+    engine = engines(tower, some_rows(tower, *SHAPES["apart"]), F32, recorder=recorder)[1]
     tokens = towers.start(5, 2, tower.width, F32)
     unit = torch.nn.functional.normalize(towers.targets(5, tower.features, F32), dim=1)
     options = {"grad_scale": 0.2, "lr": 0.02, "weight_decay": 0.01}
@@ -152,7 +113,7 @@ def test_nan_and_zero_rows_stay_alone(recorder: Recorder):
 def test_broken_pieces_are_noticed(fault: str, recorder: Recorder):
     tower = random_tower(F32, layers=3)
     rows = some_rows(tower, *SHAPES["prefix and suffix"])
-    engine = engines(tower, rows, F32, recorder, launched.broken(CudaTowerPieces, fault))[1]
+    engine = engines(tower, rows, F32, launched.broken(CudaTowerPieces, fault), recorder)[1]
     with pytest.raises(AssertionError):
         check_passes(tower, rows, engine, 3)
         check_descent(tower, rows, engine, 3)

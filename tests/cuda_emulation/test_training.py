@@ -22,8 +22,6 @@ from semobridge_ext._engines.bridge_training.torch import TorchTrainingPieces
 from semobridge_ext.fewshot.training_schedule import PRESETS
 from semobridge_ext.runtime import backend as _backend
 from semobridge_ext.runtime.step_graph import repeatable
-from tests.cuda_emulation.build import Emulation
-from tests.cuda_emulation.run_cases import load
 from tests.support.assertions import assert_figures, assert_row_relative
 from tests.support.graph_recorder import Recorder
 from tests.support.problems import make
@@ -38,11 +36,6 @@ from tests.support.training import (
 )
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def emulated(emulation: Emulation):
-    return load(str(emulation.module))
 
 
 @pytest.fixture(autouse=True)

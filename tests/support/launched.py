@@ -12,14 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from semobridge_ext._engines.tower_descent.cuda import CudaTowerPieces
 from semobridge_ext._engines.tower_descent.spec import LearnedRows, Tower
+from semobridge_ext._engines.tower_descent.step import Plan
 from semobridge_ext._engines.tower_descent.tensors import Ends
 from semobridge_ext._engines.tower_descent.torch import TorchTowerPieces
 from semobridge_ext.inversion import reference as inversion
 from semobridge_ext.ops import LaunchedTower, LaunchedWeights
 from semobridge_ext.reference import tower_features
 from tests.support import towers
-from tests.support.assertions import assert_cosine, assert_figures, assert_row_relative
+from tests.support.assertions import assert_cosine, assert_figures, assert_row_relative, assert_same_bits
 from tests.support.graph_recorder import Recorder
 from tests.support.random_tower import in_dtype
 from tests.support.towers import F64
@@ -90,12 +92,39 @@ def check_descent(tower: Tower, rows: LearnedRows, engine: LaunchedTower, sample
         assert_cosine(recorded[i], theirs.recorded[step], "launched_cosine", dtype=stored, context=now)
 
 
-def engines(tower: Tower, rows: LearnedRows, stored: torch.dtype, pieces: type[TorchTowerPieces]):
+def engines(
+    tower: Tower,
+    rows: LearnedRows,
+    stored: torch.dtype,
+    pieces: type[TorchTowerPieces] = CudaTowerPieces,
+    recorder: Recorder | None = None,
+    plans: Any = Plan,
+) -> tuple[LaunchedTower, LaunchedTower, Recorder]:
     """The engine by itself and over a recorder that repeats launches as a graph would."""
-    recorder = Recorder()
+    recorder = Recorder() if recorder is None else recorder
     weights = LaunchedWeights(tower, stored)
-    plain = LaunchedTower(weights, rows, pieces=pieces)
-    return plain, LaunchedTower(weights, rows, pieces=pieces, capture=recorder.capture), recorder
+    plain = LaunchedTower(weights, rows, pieces=pieces, plans=plans)
+    graph = LaunchedTower(weights, rows, pieces=pieces, plans=plans, capture=recorder.capture)
+    return plain, graph, recorder
+
+
+def check_engines(
+    tower: Tower,
+    rows: LearnedRows,
+    stored: torch.dtype,
+    recorder: Recorder,
+    context: str,
+    samples: int = 3,
+    plans: Any = Plan,
+) -> LaunchedTower:
+    """Both against float64, and every replay the bits of the step; the one that launches."""
+    plain, graph, _ = engines(tower, rows, stored, recorder=recorder, plans=plans)
+    check_passes(tower, rows, plain, samples, context)
+    check_descent(tower, rows, graph, samples, context)
+    assert recorder.replays == 20
+    for got, want in zip(descend(graph, samples, 6), descend(plain, samples, 6), strict=True):
+        assert_same_bits(got, want, f"{context}: a replay is not the step")
+    return plain
 
 
 # -- broken on purpose -------------------------------------------------------------------------------
