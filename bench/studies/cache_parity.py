@@ -51,7 +51,7 @@ def compare_search(problem: Problem, clf: sb.TipAdapter, grid: Grid) -> None:
     x, y = problem.val
     began = time.perf_counter()
     unit = clf._unit(x)
-    ours = search(grid, [(unit, clf._text_logits(unit), y)], clf._caches, clf._searched, None, False)
+    ours = search(grid, [(unit, clf._text_logits(unit), y)], clf._searched(grid.gammas), None, False)
     seconds = time.perf_counter() - began
     began = time.perf_counter()
     theirs = plain_search(clf, x, y, grid)
@@ -85,10 +85,10 @@ def compare_large() -> None:
         began = time.perf_counter()
         unit = clf._unit(x)
         parts = [(unit, clf._text_logits(unit), y)]
-        search(grid, parts, clf._caches, clf._searched, None, False)
+        search(grid, parts, clf._searched(grid.gammas), None, False)
         times.append(time.perf_counter() - began)
     seconds, few = sorted(times)[2], grid._replace(betas=grid.betas[::40])
-    found = search(few, parts, clf._caches, clf._searched, None, False)
+    found = search(few, parts, clf._searched(grid.gammas), None, False)
     began = time.perf_counter()
     theirs = plain_search(clf, x, y, few)
     plain = (time.perf_counter() - began) * len(grid.betas) / len(few.betas)

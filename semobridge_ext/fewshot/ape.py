@@ -21,10 +21,8 @@ from semobridge_ext.fewshot import published
 from semobridge_ext.fewshot.ape_channels import Refined
 from semobridge_ext.fewshot.cache_search import Found, Keys
 from semobridge_ext.fewshot.caches import TipAdapter
-from semobridge_ext.fewshot.estimator import CHUNK, unchanged_on_error
+from semobridge_ext.fewshot.estimator import unchanged_on_error
 from semobridge_ext.fewshot.published import Grid
-
-_CELLS = 1 << 23  # exponentials of one block of rows at a time
 
 
 class APE(Refined):
@@ -120,24 +118,10 @@ class APE(Refined):
             return Grid(self.BETAS, self.ALPHAS, self.GAMMAS)
         return published.grid_of(f"{type(self).__name__}.tune", given, published.APE, True)
 
-    def _caches(self, unit: Tensor, beta: float, gammas: tuple[float, ...]) -> Tensor:  # [G, n, C]
-        """One exponential of every pair for all γ: its classes' keys, padded to one number, weigh it."""
-        index, mask = _by_class(self.labels_, len(self._names))  # [C, K]
-        divergence = self._divergence()[index]
-        values = torch.tensor(gammas, dtype=divergence.dtype, device=divergence.device)
-        weights = torch.exp(divergence.unsqueeze(2) * values) * mask.unsqueeze(2)  # [C, K, G]
-        cosines = self._small(unit) @ self.keys_[index.flatten()].T  # [n, C·K]
-        terms = torch.exp_(cosines.sub_(1).mul_(beta)).view(len(unit), *index.shape)
-        return torch.bmm(terms.transpose(0, 1), weights).permute(2, 1, 0)  # [C, n, G] before
-
     def _searched(self, gammas: tuple[float, ...]) -> Keys:
-        values = torch.tensor(gammas, dtype=self.keys_.dtype).unsqueeze(1)
-        weights = torch.exp(values * self._divergence())
+        values = torch.tensor(gammas, dtype=self.keys_.dtype, device=self.keys_.device).unsqueeze(1)
+        weights = torch.exp(values * self._divergence())  # [G, S]
         return Keys(self.keys_, self.labels_, len(self._names), weights, self._small)
-
-    def _rows_at_once(self) -> int:
-        index, _ = _by_class(self.labels_, len(self._names))
-        return max(1, min(CHUNK, _CELLS // index.numel()))
 
     def _present(self, correct: int) -> Found:
         return Found(correct, self.alpha_, self.beta_, self.gamma_)
@@ -147,13 +131,3 @@ class APE(Refined):
         assert found.gamma is not None
         if found.gamma != self.gamma_:
             self.gamma_, self.weights_ = found.gamma, torch.exp(found.gamma * self._divergence())
-
-
-def _by_class(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:  # [C, K] each
-    """Rows of each class, as many as the largest has, and whether a row counts."""
-    counts = torch.bincount(labels, minlength=classes)
-    order = torch.argsort(labels, stable=True)
-    starts = (counts.cumsum(0) - counts).unsqueeze(1)
-    place = torch.arange(int(counts.max()), device=labels.device)
-    mask = place < counts.unsqueeze(1)
-    return order[torch.where(mask, starts + place, 0)], mask

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from semobridge_ext._ops.count_correct.cache_grid import CacheGrid
+from semobridge_ext._ops.support_logits.op import support_logits
 from semobridge_ext.fewshot.published import Grid
 from semobridge_ext.runtime.choice import resolve
 
@@ -30,7 +31,7 @@ class Found(NamedTuple):
 
 
 class Keys(NamedTuple):
-    """A cache as the kernel takes it."""
+    """What a cache sums over, for each of the weights that are searched."""
 
     keys: Tensor  # [S, d]
     labels: Tensor  # [S] int64
@@ -60,21 +61,20 @@ def alpha_bounds(
 def search(
     grid: Grid,
     parts: list[tuple[Tensor, Tensor, Tensor]],  # unit rows [n, D], their text logits [n, C], labels [n]
-    caches: Callable[[Tensor, float, tuple[float, ...]], Tensor],  # (rows, β, γs) -> [1 or len(γs), n, C]
-    keys: Callable[[tuple[float, ...]], Keys],
+    keys: Keys,  # with a set of weights for each γ
     start: Found | None,
     progress: bool,
 ) -> Found:
     """The first best of the grid, in the order β, α, γ; ``start`` is kept unless a value is better.
 
-    On a CPU one kernel counts for the whole grid, block by block of rows; elsewhere `caches` gives the
-    sums of one β after the other.
+    On a CPU one kernel counts for the whole grid, block by block of rows; elsewhere the sums of one β
+    and γ are made after those of the other.
     """
     device = parts[0][0].device if parts else torch.device("cpu")
     if resolve("tune", device) == "native" and device.type == "cpu":
-        correct = _at_once(grid, parts, keys(grid.gammas), progress)
+        correct = _at_once(grid, parts, keys, progress)
     else:
-        correct = _by_sharpness(grid, parts, caches, progress)
+        correct = _one_by_one(grid, parts, keys, progress)
     best = start or Found(-1, 0.0, 0.0, None)
     if not correct.numel() or int(correct.max()) <= best.correct:
         return best
@@ -96,19 +96,19 @@ def _at_once(
     return correct.transpose(1, 2)
 
 
-def _by_sharpness(
-    grid: Grid,
-    parts: list[tuple[Tensor, Tensor, Tensor]],
-    caches: Callable[[Tensor, float, tuple[float, ...]], Tensor],
-    progress: bool,
+def _one_by_one(
+    grid: Grid, parts: list[tuple[Tensor, Tensor, Tensor]], keys: Keys, progress: bool
 ) -> Tensor:  # [B, A, G]
     from tqdm import tqdm
 
     alphas = torch.tensor(grid.alphas, dtype=torch.float64)
-    correct = torch.zeros(len(grid.betas), len(alphas), max(1, len(grid.gammas)), dtype=torch.int64)
+    sets = (None,) if keys.weights is None else keys.weights.unbind()
+    projected = [(keys.project(unit), text, codes) for unit, text, codes in parts]
+    correct = torch.zeros(len(grid.betas), len(alphas), len(sets), dtype=torch.int64)
     for b, beta in enumerate(tqdm(grid.betas, desc="search", disable=not progress)):
-        for unit, text, codes in parts:
-            for g, cache in enumerate(caches(unit, beta, grid.gammas)):
+        for rows, text, codes in projected:
+            for g, weights in enumerate(sets):
+                cache = support_logits(rows, keys.keys, keys.labels, keys.classes, beta=beta, weights=weights)
                 low, high = (bound.cpu().unsqueeze(1) for bound in alpha_bounds(text, cache, codes))
                 correct[b, :, g] += ((low < alphas) & (alphas < high)).sum(dim=0)
     return correct

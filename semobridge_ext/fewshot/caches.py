@@ -107,9 +107,6 @@ class TipAdapter(StoredEstimator):
             return Grid(self.BETAS, self.ALPHAS)
         return published.grid_of(f"{type(self).__name__}.tune", given, published.TIP_ADAPTER, False)
 
-    def _caches(self, unit: Tensor, beta: float, gammas: tuple[float, ...]) -> Tensor:  # [G, n, C]
-        return self._cache(unit, beta).unsqueeze(0)
-
     def _searched(self, gammas: tuple[float, ...]) -> Keys:
         weights = None if self.weights_ is None else self.weights_.detach().reshape(1, -1)
         return Keys(self.keys_, self.labels_, len(self._names), weights, lambda unit: unit)
@@ -124,9 +121,6 @@ class TipAdapter(StoredEstimator):
         """Without the β at which trained keys, longer than 1, would take a sum out of float32."""
         beyond = float(self.keys_.norm(dim=1).max()) - 1
         return grid._replace(betas=tuple(beta for beta in grid.betas if beta * beyond < _REACH))
-
-    def _rows_at_once(self) -> int:
-        return CHUNK
 
     def tune(self, X: Any, y: Any, *, grid: Any = None, progress: bool = False, **unused: Any) -> Any:
         """Takes the values of a grid with the best validation accuracy.
@@ -154,14 +148,13 @@ class TipAdapter(StoredEstimator):
         codes = self._codes("tune", y, len(x))
         with exactly(x.device):
             parts = []
-            step = self._rows_at_once()
-            for part, own in zip(x.split(step), codes.split(step), strict=True):
+            for part, own in zip(x.split(CHUNK), codes.split(CHUNK), strict=True):
                 unit = self._unit(part)
                 parts.append((unit, self._text_logits(unit), own.to(unit.device)))
             start = None
             if grid is None:
                 start = self._present(int((self._labels(x).cpu() == codes).sum()))
-            self._take(search(values, parts, self._caches, self._searched, start, progress))
+            self._take(search(values, parts, self._searched(values.gammas), start, progress))
         return self
 
 

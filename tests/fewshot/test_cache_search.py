@@ -46,9 +46,10 @@ def coarse(clf: sb.TipAdapter) -> tuple[tuple, tuple, tuple]:
     return clf.BETAS, clf.ALPHAS, (0.0,)
 
 
+@pytest.mark.parametrize("backend", ["native", "eager"])
 @pytest.mark.parametrize("shots", [2, [1, 3, 2, 1, 2, 3, 1, 2]], ids=["even", "uneven"])
 @pytest.mark.parametrize("model", [sb.TipAdapter, sb.APE])
-def test_tune_finds_the_first_best_of_its_grid(model, shots):
+def test_tune_finds_the_first_best_of_its_grid(model, shots, backend):
     p = make(8, shots, 90, noise=2.8)
     clf = model(p.text, alpha=1e-6).fit(p.shots, p.labels)
     start = int((clf.predict(p.queries) == p.targets).sum())
@@ -57,7 +58,8 @@ def test_tune_finds_the_first_best_of_its_grid(model, shots):
     best = max(want)
     assert best > start and len(set(want)) > 3
     beta, alpha, gamma = list(product(*grid))[want.index(best)]
-    clf.tune(p.queries, p.targets)
+    with sb.backend(backend):
+        clf.tune(p.queries, p.targets)
     assert (clf.beta_, clf.alpha_) == (beta, alpha)
     assert model is sb.TipAdapter or clf.gamma_ == gamma
     assert int((clf.predict(p.queries) == p.targets).sum()) == best
@@ -76,9 +78,9 @@ def test_rows_are_searched_in_blocks(monkeypatch):
     whole = sb.APE(p.text).fit(p.shots, p.labels)
     grid = coarse(whole)
     whole.tune(p.queries, p.targets)
-    monkeypatch.setattr("semobridge_ext.fewshot.ape._CELLS", 16 * 7)
+    monkeypatch.setattr("semobridge_ext.fewshot.caches.CHUNK", 7)
     cut = sb.APE(p.text).fit(p.shots, p.labels)
-    assert coarse(cut) == grid and cut._rows_at_once() == 7
+    assert coarse(cut) == grid
     cut.tune(p.queries, p.targets)
     assert (cut.alpha_, cut.beta_, cut.gamma_) == (whole.alpha_, whole.beta_, whole.gamma_)
 
