@@ -22,12 +22,14 @@ import torch
 import semobridge_ext as sb
 from semobridge_ext.bridging import default as bridging
 from semobridge_ext.runtime import backend as _backend
+from semobridge_ext.runtime import rules, self_check
 from tests.cuda_emulation.build import Emulation
 from tests.support.build_cache import remove_stale
 from tests.support.comparer import WORST, note
 from tests.support.places import kernel_isas, runnable_isas
 from tests.support.tolerances import LIMITS, tolerance
 
+_capability = rules.capability  # a test may put a function in its place
 BASE_SEED = int(os.environ.get("TEST_SEED", "250926036"))  # another one finds tests that hang on this one
 
 try:
@@ -105,9 +107,13 @@ def seed(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture(autouse=True)
 def _process_state() -> Iterator[None]:
-    """Default bridge, thread count and instruction set are as before when a test ends."""
+    """Default bridge, thread count, instruction set and what is known of devices are as before a test."""
     default, threads, isa = bridging._default, torch.get_num_threads(), _backend._C.active_isa()
+    checked = dict(self_check._found)
     yield
+    _capability.cache_clear()  # a stand-in's may have been asked
+    self_check._found.clear()
+    self_check._found.update(checked)
     bridging._default = default
     _backend._C.set_isa(isa)
     if torch.get_num_threads() != threads:

@@ -42,12 +42,6 @@ CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 # -- which engine ------------------------------------------------------------------------------------
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a driver PyTorch's answer depends on what other tests of the process did before."""
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-
-
 @pytest.mark.parametrize("cuda_build", [True, False])
 def test_choice(cuda_build: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_backend, "HAS_CUDA", cuda_build)
