@@ -61,8 +61,9 @@ def _extracted(args: argparse.Namespace, given: str) -> Folder:
         )
     parser = argparse.ArgumentParser()
     extract.add_parser(parser.add_subparsers())
-    words = ["extract", given, str(args.out / "features"), "--dtype", "float32", "--model", args.model]
+    words = ["extract", given, str(args.out / "features"), "--dtype", "float32"]
     words += ["--device", args.device, "--workers", str(args.workers)]
+    words += ["--model", args.model] if args.model else []
     words += ["--pretrained", args.pretrained] if args.pretrained else []
     extract.run(parser.parse_args([*words, *(["--quiet"] if args.quiet else [])]))
     return Folder("discover", args.out / "features")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,20 +19,58 @@ _RATIO = 256  # a strip is scaled until its short side fits the model: 224 x 573
 _ROWS = 256  # scaled at once
 
 
+@cache
+def _add_formats() -> bool:
+    """Lets Pillow read HEIC where pillow-heif is installed; whether it can."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
+
+
+def _begin(file: Any) -> bytes:
+    if hasattr(file, "read"):
+        file.seek(0)
+        return file.read(12)
+    with open(file, "rb") as opened_file:
+        return opened_file.read(12)
+
+
+def _unread(file: Any) -> str:
+    """Which package reads what Pillow does not know; empty for anything but HEIC and AVIF."""
+    begin = _begin(file)
+    if begin[4:8] != b"ftyp":
+        return ""
+    if begin[8:12] in (b"avif", b"avis"):
+        return "it is AVIF, which this Pillow cannot read; pip install 'pillow>=11.3'"
+    if begin[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"):
+        return "it is HEIC; pip install 'semobridge-ext[heif]'"
+    return ""
+
+
 @contextmanager
 def opened(file: Any, most: int = PIXELS) -> Iterator[Any]:
     """The first frame of a path or binary file as a PIL image, open within the block.
 
     ValueError for what is refused, and whatever Pillow's parsers raise.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
+    _add_formats()
     bound = Image.MAX_IMAGE_PIXELS
     try:
         Image.MAX_IMAGE_PIXELS = most  # above twice of it Pillow itself refuses
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about EXIF, palettes and sizes, one an image
-            with Image.open(file) as image:
+            try:
+                image = Image.open(file)
+            except UnidentifiedImageError as error:
+                if told := _unread(file):
+                    raise ValueError(told) from error
+                raise
+            with image:
                 _check(image, most)
                 image.load()
                 yield _upright(image, _eight_bits(image))

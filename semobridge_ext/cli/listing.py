@@ -18,7 +18,14 @@ from typing import Any, NamedTuple
 
 from semobridge_ext import _digest, _files
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+IMAGES = (
+    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif", ".heic", ".heif",
+)  # fmt: skip
+
+
+def hidden(path: str) -> bool:
+    """Whether a part of the path begins with a dot: what systems leave beside images, as ._IMG_1.jpg."""
+    return any(part.startswith(".") and part not in (".", "..") for part in path.split("/"))
 
 
 class Item(NamedTuple):
@@ -54,7 +61,7 @@ def _sorted_entries(folder: str | Path) -> list[os.DirEntry[str]]:
 
 
 class Walk:
-    """Every image under a folder, sorted; counts what it leaves out."""
+    """Every image under a folder, sorted, without hidden ones; counts what it leaves out."""
 
     def __init__(self, root: Path, label: str) -> None:
         self.root, self.label, self.ignored = root, label, 0
@@ -71,6 +78,9 @@ class Walk:
         self, entries: list[os.DirEntry[str]], parts: tuple[str, ...], above: tuple[Identity, ...]
     ) -> Iterator[Line]:
         for entry in entries:
+            if hidden(entry.name):
+                self.ignored += 1
+                continue
             line = os.path.abspath(entry.path), {"label": self._label(parts)}
             try:
                 inside = self._inside(entry, above)

@@ -18,6 +18,12 @@ from semobridge_ext.clip import image_projection
 from semobridge_ext.clip.families import adapter_of
 from semobridge_ext.clip.texts import encode_text
 
+EMBEDDED = "picto"
+NOTE = (
+    "model: the embedded CLIP, trained on drawings (icons, emoji, flags, logos); for photographs name one, "
+    "for example --model ViT-B-32 --pretrained laion2b_s34b_b79k"
+)
+
 
 class Encoder(NamedTuple):
     """A CLIP model with its preprocessing and tokenizer."""
@@ -50,8 +56,8 @@ class Encoder(NamedTuple):
 
 
 def add_arguments(parser: Any) -> None:
-    text = "open_clip name, hf-hub:OWNER/NAME, local-dir:FOLDER; default: the embedded CLIP"
-    parser.add_argument("--model", default="picto", metavar="NAME", help=text)
+    text = "open_clip name, hf-hub:OWNER/NAME, local-dir:FOLDER; default: the embedded CLIP, for drawings"
+    parser.add_argument("--model", metavar="NAME", help=text)
     parser.add_argument("--pretrained", metavar="TAG", help="open_clip tag or checkpoint file of --model")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 .. (default: cpu)")
 
@@ -96,11 +102,12 @@ def _pretrained(function: str, name: str, word: str | None) -> str:
     return complete(function, "--pretrained", word, tags)
 
 
-def resolve(function: str, model: str, pretrained: str | None) -> tuple[str, str | None]:
+def resolve(function: str, model: str | None, pretrained: str | None) -> tuple[str, str | None]:
     """Full names of what the user asked for, or ValueError with near matches."""
+    model = EMBEDDED if model is None else model
     if model.startswith(("hf-hub:", "local-dir:")):
         return model, pretrained
-    if model == "picto":
+    if model == EMBEDDED:
         if pretrained is not None:
             raise ValueError(
                 f"{function}: --pretrained must stand with --model, got {pretrained} for the embedded CLIP; "
@@ -109,8 +116,8 @@ def resolve(function: str, model: str, pretrained: str | None) -> tuple[str, str
         return model, None
     import open_clip
 
-    name = complete(function, "--model", model, [*open_clip.list_models(), "picto"])
-    return name, None if name == "picto" else _pretrained(function, name, pretrained)
+    name = complete(function, "--model", model, [*open_clip.list_models(), EMBEDDED])
+    return name, None if name == EMBEDDED else _pretrained(function, name, pretrained)
 
 
 def load(function: str, name: str, pretrained: str | None, device: str = "cpu") -> Encoder:
@@ -122,7 +129,7 @@ def load(function: str, name: str, pretrained: str | None, device: str = "cpu") 
             f"{function}: --device must be usable here, got '{device}' "
             f"({str(error).splitlines()[0]}); use cpu"
         ) from None
-    if name == "picto":
+    if name == EMBEDDED:
         from semobridge_ext.data import load_picto_clip
 
         return Encoder(*load_picto_clip(device=device))

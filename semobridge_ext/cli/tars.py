@@ -9,7 +9,7 @@ from functools import partial
 from typing import NamedTuple
 
 from semobridge_ext import _digest
-from semobridge_ext.cli.listing import IMAGES, Item, fail, given, state
+from semobridge_ext.cli.listing import IMAGES, Item, fail, given, hidden, state
 from semobridge_ext.cli.tar_members import ERRORS, Archive, Member
 from semobridge_ext.cli.tar_streams import TooLarge
 
@@ -98,6 +98,8 @@ def _tar_items(path: str, limits: tuple[int, int]) -> Iterator[Item]:
             damage = ""
             try:
                 for member in tar.members():
+                    if hidden(member.name):
+                        continue
                     folder, _, name = member.name.rpartition("/")
                     found = f"{folder}/{name.partition('.')[0]}" if folder else name.partition(".")[0]
                     if sample is None or found != key:

@@ -158,7 +158,7 @@ def test_a_shard_without_rows_is_mapped(shards: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (["--mapping", "bridg"], "bridge, isoclip, pca or an existing .safetensors"),
+        (["--mapping", "bridg"], "bridge, centering, isoclip, pca, procrustes or an existing .safetensors"),
         (["--mapping", "pca", "--components", "8"], "at most 7"),
         (["--mapping", "pca", "--template", "photo"], "--template must contain {}"),
         (["--mapping", "isoclip"], "--k-top and --k-bottom must be given for isoclip"),

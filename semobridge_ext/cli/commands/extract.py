@@ -33,7 +33,8 @@ grow with the number of images.
 """
 _EPILOG = """\
 input:
-  FOLDER            every image below it, sorted; the folder that an image lies in is its class label
+  FOLDER            every image below it, sorted; files and folders whose name begins with a dot are left
+                    out, in tars too; the folder that an image lies in is its class label
                     (--label first: the topmost folder; --label none: no labels)
   FILE.csv          a header; the path column is image_path, path, file .. or --path-column; the other
                     columns go along as text. Paths are relative to the file; a row without a path or with
@@ -44,11 +45,12 @@ input:
   any other file    a list, one path a line, relative to the file
 
 images:
-  The first frame, turned upright by EXIF. 16-bit grey is scaled by 1/257, float grey in [0, 1] by 255;
-  other floats and integers are skipped and listed. Palettes, CMYK and transparency are the model's
-  preprocessing's: open_clip's drops transparency, the embedded CLIP's lays images on white. Images of
-  more than --max-pixels, strips beyond 1:256 and EPS are skipped; a JPEG of up to twice the limit is
-  read at half its size.
+  What Pillow reads, AVIF among it, and HEIC with pillow-heif (semobridge-ext[heif]). The first frame,
+  turned upright by EXIF. 16-bit grey is scaled by 1/257, float grey in [0, 1] by 255; other floats and
+  integers are skipped and listed. Palettes, CMYK and transparency are the model's preprocessing's:
+  open_clip's drops transparency, the embedded CLIP's lays images on white. Images of more than
+  --max-pixels, strips beyond 1:256 and EPS are skipped; a JPEG of up to twice the limit is read at half
+  its size.
 
 output (the layout of clip-retrieval):
   OUT/img_emb/img_emb_0.npy           [n, D] raw rows of encode_image; --normalize gives the unit rows
@@ -212,7 +214,9 @@ def _settings(args: argparse.Namespace, source: Any, encoder: models.Encoder, na
 def run(args: argparse.Namespace) -> int:
     arrow("extract")
     names = models.resolve("extract", args.model, args.pretrained)
-    if names[0] != args.model:
+    if args.model is None:
+        print(models.NOTE, file=sys.stderr)
+    elif names[0] != args.model:
         print(f"model: {names[0]}", file=sys.stderr)
     if args.out.is_file():
         raise ValueError(f"extract: OUT must be a folder, got the file {args.out}; choose another name")

@@ -25,17 +25,25 @@ _EPILOG = """\
 mappings:
   bridge             norm(f W+ W): images into the text modality (SeMoBridge). Changes cosines little
                      where W has nearly full rank
+  centering          norm(f - m), m the mean of the unit rows of IN (or of --fit); texts lose theirs: that of
+                     the class names or of --texts. Texts and images then lie around one point (GR-CLIP)
   pca                norm(f V), V the first principal directions of the class names' text features;
-                     --texts takes them from a file of texts instead. Half the width unless --components
+                     --texts takes them from a file of texts instead. Half the width unless --components,
+                     and never more than the texts span
+  procrustes         norm(f Q), Q the orthogonal map of another model's features of the same images, --onto;
+                     fitted on IN or on --fit, whose rows --onto then matches. At most 65536 rows are taken
   isoclip            needs shards of extract --before-projection; --k-top and --k-bottom, or --published.
                      Its images cannot be compared with texts any more
-  FILE.safetensors   what a mapping's .save() wrote: Bridge (closed form or trained), IsoCLIP or
-                     LinearMap; OUT/mapping.safetensors of an earlier run
+  FILE.safetensors   what a mapping's .save() wrote: Bridge (closed form or trained), IsoCLIP, LinearMap
+                     or RoleCentering; OUT/mapping.safetensors of an earlier run
+An option that the mapping does not read is refused.
 
 examples:
   semobridge-ext map feats/ feats-bridge/ --mapping bridge
   semobridge-ext map feats/ feats-pca/ --mapping pca --components 64 --template "a drawing of {}"
   semobridge-ext map hidden/ feats-iso/ --mapping isoclip --k-top 150 --k-bottom 50
+  semobridge-ext map feats/ feats-centred/ --mapping centering
+  semobridge-ext map old/ as-new/ --mapping procrustes --fit old-sample/ --onto new-sample/
 then: semobridge-ext retrieve feats/ feats-bridge/ feats-pca/
 """
 
@@ -43,7 +51,7 @@ then: semobridge-ext retrieve feats/ feats-bridge/ feats-pca/
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "map",
-        help="apply the bridge, PCA, IsoCLIP or a saved mapping to shards, streaming",
+        help="apply the bridge, PCA, IsoCLIP, centring or a saved mapping to shards, streaming",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -53,14 +61,18 @@ def add_parser(subparsers: Any) -> None:
     names = "|".join(mappings.MAKERS)
     parser.add_argument("--mapping", required=True, metavar="NAME", help=f"{names}|FILE.safetensors")
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of OUT")
-    parser.add_argument("--atol", type=float, default=0.3, help="bridge: singular values dropped (0.3)")
-    parser.add_argument("--components", type=count, metavar="K", help="pca: directions (default: D/2)")
-    parser.add_argument("--texts", type=Path, metavar="FILE", help="pca: one text a line")
-    parser.add_argument("--template", default="a photo of {}", help="pca: around a class name")
-    parser.add_argument("--k-top", type=lambda w: count(w, 0), metavar="K", help="isoclip: directions cut")
-    parser.add_argument("--k-bottom", type=lambda w: count(w, 0), metavar="K", help="isoclip: directions cut")
-    parser.add_argument("--published", metavar="MODEL", help="isoclip: the paper's cuts for MODEL")
-    parser.add_argument("--compress", action="store_true", help="isoclip: narrow rows, the same ranking")
+    add = parser.add_argument
+    add("--atol", type=float, help=f"bridge: singular values dropped ({mappings.ATOL})")
+    add("--components", type=count, metavar="K", help="pca: directions (default: D/2)")
+    add("--texts", type=Path, metavar="FILE", help="pca, centering: one text a line")
+    add("--template", help=f"pca, centering: around a class name ({mappings.TEMPLATE!r})")
+    add("--fit", type=Path, metavar="FOLDER", help="centering, procrustes: shards to fit on (default: IN)")
+    add("--onto", type=Path, metavar="FOLDER", help="procrustes: the other model's shards")
+    add("--center", action="store_true", help="procrustes: fitted to centred rows, with an offset")
+    add("--k-top", type=lambda w: count(w, 0), metavar="K", help="isoclip: directions cut")
+    add("--k-bottom", type=lambda w: count(w, 0), metavar="K", help="isoclip: directions cut")
+    add("--published", metavar="MODEL", help="isoclip: the paper's cuts for MODEL")
+    add("--compress", action="store_true", help="isoclip: narrow rows, the same ranking")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
