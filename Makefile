@@ -7,9 +7,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Processes that share the tests; a session of one process: `pytest tests`.
 WORKERS ?= $(shell n=$$(nproc); echo $$(( n < 8 ? n : 8 )))
 PYTEST := $(BIN)/python -m pytest tests -n $(WORKERS) --dist worksteal
-SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc python -type f 2>/dev/null)
+SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find cmake csrc python -type f 2>/dev/null)
 
-.PHONY: demo test test-all sanitize fuzz bench docs gpu-check lint clean
+.PHONY: demo test test-all sanitize fuzz bench docs wheel gpu-check lint clean
 
 demo: $(VENV)/.demo  ## few shots, retrieval and speed on real drawings: tables and demo.png
 	$(BIN)/semobridge-ext demo --out demo.png
@@ -34,6 +34,9 @@ bench: $(VENV)/.test  ## the benchmarks and their table; run on a quiet machine
 docs: $(VENV)/.test  ## the documentation as a site, build/docs; warnings are errors, code blocks run
 	$(BIN)/python -m pytest -q tests/packaging/test_documentation.py -m "not slow"
 	$(BIN)/python -m sphinx -b html -W --keep-going -q docs build/docs
+
+wheel: $(VENV)/.test  ## dist/*.whl for glibc 2.28 or newer, tried in an environment without a compiler
+	$(BIN)/python python/wheel.py
 
 gpu-check:  ## with a GPU, nvcc and PyTorch: OUT=folder, STAGE=build|tests|sanitizer|bench (all), SECONDS=540 each
 	$(PYTHON) bench/gpu/check.py --out "$(OUT)" --stage "$(STAGE)" --seconds "$(SECONDS)"

@@ -43,9 +43,9 @@ class CMakeBuild(build_ext):
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DSEMOBRIDGE_CUDA={os.environ.get('SEMOBRIDGE_CUDA', 'auto')}",
         ]  # fmt: skip
-        architectures = os.environ.get("SEMOBRIDGE_CUDA_ARCHITECTURES")
-        if architectures:
-            configure.append(f"-DSEMOBRIDGE_CUDA_ARCHITECTURES={architectures}")
+        for name in ("SEMOBRIDGE_CUDA_ARCHITECTURES", "SEMOBRIDGE_GLIBC"):
+            if value := os.environ.get(name):
+                configure.append(f"-D{name}={value}")
         try:
             subprocess.run(configure, check=True)
             subprocess.run(["cmake", "--build", str(build)], check=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import semobridge_ext as sb
 from tests.support.source_tree import ROOT, environment, generator, need, need_source, run
 
 pytestmark = pytest.mark.slow
@@ -75,7 +76,7 @@ def test_sdist_holds_what_a_build_and_its_tests_need(sdist: Path):
         names = {n.partition("/")[2] for n in archive.getnames()}
     wanted = {"CMakeLists.txt", "pyproject.toml", "setup.py", "README.md", "LICENSE", "NOTICE", "Makefile"}
     wanted |= {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "SECURITY.md", ".pre-commit-config.yaml"}
-    for folder in ("csrc", "python", "semobridge_ext", "tests", "bench", "docs", "examples"):
+    for folder in ("cmake", "csrc", "python", "semobridge_ext", "tests", "bench", "docs", "examples"):
         for path in (ROOT / folder).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".so":
                 wanted.add(str(path.relative_to(ROOT)))
@@ -101,7 +102,8 @@ def test_build_description_does_not_mention_torch(source: Path):
 
 
 def test_wheel_from_sdist_without_torch(sdist: Path, no_torch: dict[str, str], tmp_path: Path):
-    for module in ("pybind11", "setuptools", "build"):
+    """As `make wheel` builds it: for an older glibc than this machine's, which auditwheel confirms."""
+    for module in ("pybind11", "setuptools", "build", "ziglang", "auditwheel"):
         need_module(module)
     need("cmake", "build the wheel")
     need("ninja", "build the wheel")
@@ -109,12 +111,17 @@ def test_wheel_from_sdist_without_torch(sdist: Path, no_torch: dict[str, str], t
         archive.extractall(tmp_path, filter="data")
     tree = next(p for p in tmp_path.iterdir() if (p / "setup.py").is_file())
     command = (sys.executable, "-m", "build", "--wheel", "--no-isolation", "--skip-dependency-check")
-    done = run(*command, "--outdir", tmp_path / "wheel", cwd=tree, env=no_torch | {"SEMOBRIDGE_CUDA": "off"})
+    words = {"SEMOBRIDGE_CUDA": "off", "SEMOBRIDGE_GLIBC": "2.28"}
+    done = run(*command, "--outdir", tmp_path / "wheel", cwd=tree, env=no_torch | words)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "torch imported" not in done.stdout + done.stderr
 
+    built = next((tmp_path / "wheel").glob("*.whl"))
+    told = run(sys.executable, "-m", "auditwheel", "show", built).stdout
+    tag = re.search(r"consistent\s+with\s+the\s+following\s+platform\s+tag:\s+\"manylinux_2_(\d+)_", told)
+    assert tag is not None and int(tag[1]) <= 28, told
     installed = tmp_path / "installed"
-    with zipfile.ZipFile(next((tmp_path / "wheel").glob("*.whl"))) as wheel:
+    with zipfile.ZipFile(built) as wheel:
         names = wheel.namelist()
         wheel.extractall(installed)
     assert any(re.fullmatch(r"semobridge_ext/_C\..*\.so", n) for n in names)
@@ -134,10 +141,12 @@ def test_wheel_from_sdist_without_torch(sdist: Path, no_torch: dict[str, str], t
         env=environment(PYTHONPATH=str(installed)),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert str(installed) in run(
-        sys.executable, "-c", "import semobridge_ext; print(semobridge_ext.__file__)", cwd=elsewhere,
-        env=environment(PYTHONPATH=str(installed)),
-    ).stdout  # fmt: skip
+    program = "import semobridge_ext as sb; print(sb.__file__); print(sb.build_info()['isa_available'])"
+    told = run(
+        sys.executable, "-c", program, cwd=elsewhere, env=environment(PYTHONPATH=str(installed))
+    ).stdout
+    assert str(installed) in told
+    assert told.splitlines()[-1] == str(sb.build_info()["isa_available"]), "the wheel misses instruction sets"
 
 
 # -- failures that explain themselves ----------------------------------------------------------------
