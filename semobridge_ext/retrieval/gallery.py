@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from semobridge_ext import _arrays, _errors, _files, _schema
+from semobridge_ext import _arrays, _errors, _files, _numbers, _schema
 from semobridge_ext._ops.quantize_rows.op import Codes, can_quantize, shapes
 from semobridge_ext._ops.topk.checks import check_matrix
 from semobridge_ext._ops.topk.op import TopK
 from semobridge_ext._ops.topk.prepared import PreparedGallery, Segment, prepared_rows
+from semobridge_ext.retrieval.range_search import RangeHits, above
+from semobridge_ext.retrieval.row_ids import checked_ids, rows_of
 
 FORMAT = "semobridge-ext gallery 1"
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -32,6 +34,10 @@ class Gallery(PreparedGallery):
             on disk, and only those that the codes cannot rule out are read. float64 rows, rows wider than
             131 072 and rows on a GPU have no codes: they are searched as `topk` does.
         normalize: rows are copied with unit length, and every query is given unit length: cosine search.
+        ids: [G] distinct whole numbers that stand for the rows in `remove`, `rows_of` and `search`, and stay
+            theirs when rows are removed; None: rows have their numbers alone.
+
+    Attributes: ids [G] int64, or None.
 
     Raises:
         TypeError, ValueError: kind, dtype or shape.
@@ -49,11 +55,14 @@ class Gallery(PreparedGallery):
         TopK(scores=tensor([[1.]]), indices=tensor([[1]]))
     """
 
-    def __init__(self, features: Any, *, normalize: bool = False) -> None:  # [G, D]
+    ids: Tensor | None
+
+    def __init__(self, features: Any, *, normalize: bool = False, ids: Any = None) -> None:  # [G, D], [G]
         features = _arrays.tensor("Gallery", "features", features)
         check_matrix("Gallery", "features", features)
         _errors.check_memory("Gallery", "features", features)
         _errors.check_values("Gallery", "features", features)
+        self.ids = None if ids is None else checked_ids("Gallery", ids, len(features))
         rows = prepared_rows(features, bool(normalize))
         super().__init__([Segment(rows)], normalize=bool(normalize), called="Gallery")
 
@@ -65,6 +74,7 @@ class Gallery(PreparedGallery):
     def __repr__(self) -> str:
         kind = str(self._segments[0].room.dtype).removeprefix("torch.")
         unit = ", normalize=True" if self._normalize else ""
+        unit += ", ids" if self.ids is not None else ""
         return f"Gallery({len(self)} rows of {self.width}, {kind}{unit}, {self.nbytes / 1e6:.1f} MB)"
 
     def topk(
@@ -94,14 +104,104 @@ class Gallery(PreparedGallery):
         """
         return super().topk(queries, k, exclude=exclude, allow=allow)
 
-    def add(self, rows: Any) -> Gallery:  # [M, D]
-        """Appends rows [M, D] of the gallery's width, in its dtype; the others keep their numbers."""
+    def range_search(
+        self,
+        queries: Any,  # [N, D]
+        threshold: float,
+        *,
+        exclude: Any = None,  # [N] whole numbers
+        allow: Any = None,  # [G] bool, or a range
+    ) -> RangeHits:
+        """Every row whose inner product with a query is at least `threshold`, exactly.
+
+        Args:
+            queries, exclude, allow: as ``topk``.
+            threshold: a number; a cosine where ``normalize=True``.
+
+        Returns:
+            ``RangeHits(limits [N + 1], scores [M], indices [M])``: those of query n are
+            ``scores[limits[n] : limits[n + 1]]``, best first, ties by lower row; a NaN score reaches no
+            threshold. Arrays where the queries are.
+
+        Raises:
+            TypeError, ValueError: as ``topk``; a threshold that is NaN or no number.
+
+        Numerics: the scores of ``topk``, to the bit: k doubles for the queries that found k rows.
+
+        Memory: the output, and twice the longest list for every query that is still searched.
+        """
+        where = "Gallery.range_search"
+        if not _numbers.is_real(threshold) or threshold != threshold:
+            remedy = "pass a cosine such as 0.9"
+            raise ValueError(_errors.message(where, "threshold", "be a number", threshold, remedy))
+        device = self._segments[0].room.device
+        if not isinstance(queries, Tensor) and _arrays.is_array(queries):
+            given = _arrays.tensor(where, "queries", queries, device)
+            hits = self.range_search(given, threshold, exclude=exclude, allow=allow)
+            return RangeHits(*map(_arrays.array, hits))
+        exclude = None if exclude is None else _arrays.whole(exclude, device)
+        self.topk(queries, 0, exclude=exclude, allow=allow)  # refuses what no search takes
+        return above(
+            lambda numbers, k: self.topk(queries[numbers], k, allow=allow),
+            len(queries), self._allowed(where, allow)[2], float(threshold), exclude,
+        )  # fmt: skip
+
+    def add(self, rows: Any, ids: Any = None) -> Gallery:  # [M, D], [M]
+        """Appends rows [M, D] of the gallery's width, in its dtype; the others keep their numbers.
+
+        Args:
+            rows: as the constructor takes them.
+            ids: [M] new whole numbers where the gallery has ids, else None.
+
+        Raises:
+            TypeError, ValueError: as the constructor; ids that are missing, not asked for or known already.
+        """
         rows = _arrays.tensor("Gallery.add", "rows", rows, self._segments[0].room.device)
         check_matrix("Gallery.add", "rows", rows)
         first = self._segments[0].room
         _errors.check_last_dim("Gallery.add", "rows", rows, self.width, f"the gallery has width {self.width}")
         _errors.check_same_device("Gallery.add", "rows", rows, first.device)
+        if (ids is None) != (self.ids is None):
+            contract = "be given" if ids is None else "be None for a gallery without ids"
+            remedy = "give every row of a gallery an id, from its constructor on, or none"
+            raise ValueError(_errors.message("Gallery.add", "ids", contract, ids, remedy))
+        if self.ids is not None:
+            new = checked_ids("Gallery.add", ids, len(rows), self.ids)
         self._append(prepared_rows(rows, self._normalize).to(first.dtype))
+        if self.ids is not None:
+            self.ids = torch.cat([self.ids, new])
+        return self
+
+    def rows_of(self, ids: Any) -> Tensor:  # [M] int64
+        """The row numbers that ids [M] stand for now; without ids, the numbers themselves.
+
+        Raises:
+            TypeError, ValueError: no whole numbers, or one that no row has.
+        """
+        return rows_of("Gallery.rows_of", "ids", ids, self.ids, len(self))
+
+    def remove(self, ids: Any) -> Gallery:  # [M]
+        """Takes rows out, by ids where the gallery has them, else by number; those behind move up.
+
+        Args:
+            ids: [M] whole numbers, or one; the same one twice counts once.
+
+        Raises:
+            TypeError, ValueError: no whole numbers, or one that no row has; nothing is removed then.
+
+        Memory: a copy of the rows that stay, while it is made; memory-mapped rows are in memory afterwards.
+            Takes the time of a copy and of new codes, so remove many rows at once.
+        """
+        ids = [ids] if _numbers.is_whole(ids) else ids
+        gone = rows_of("Gallery.remove", "ids", ids, self.ids, len(self))
+        if not len(gone):
+            return self
+        kept = torch.ones(len(self), dtype=torch.bool)
+        kept[gone] = False
+        rows = self._all_rows()
+        self._segments = [Segment(rows[kept.to(rows.device)])]
+        if self.ids is not None:
+            self.ids = self.ids[kept]
         return self
 
     # -- the verbs of scikit-learn and FAISS -------------------------------------------------------------
@@ -140,12 +240,15 @@ class Gallery(PreparedGallery):
     def search(self, x: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
         """As ``faiss.IndexFlatIP.search``: scores [N, k] and row numbers [N, k], best first, in NumPy.
 
+        A gallery with ids returns ids, as ``faiss.IndexIDMap`` does.
+
         Args:
             x: [N, D] array or tensor.
             k: how many; at most the rows of the gallery (FAISS fills up with −1).
         """
         found = self.topk(_tensor("Gallery.search", "x", x), k)
-        return found.scores.numpy(), found.indices.numpy()
+        indices = found.indices if self.ids is None else self.ids[found.indices]
+        return found.scores.numpy(), indices.numpy()
 
     # -- files -------------------------------------------------------------------------------------------
 
@@ -161,6 +264,8 @@ class Gallery(PreparedGallery):
         codes = self._segments[0].codes if len(self._segments) == 1 else Segment(rows).codes
         if codes is not None:
             tensors |= {"codes": codes.codes, "bounds": codes.bounds}
+        if self.ids is not None:
+            tensors["ids"] = self.ids
         _files.save_tensors(path, tensors, meta)
 
     @classmethod
@@ -176,6 +281,7 @@ class Gallery(PreparedGallery):
             "rows": _schema.Field(("G", "D"), _DTYPES, finite=False, streamed=True),
             "codes": _schema.Field(("P", "B"), (torch.uint8,), optional=True),
             "bounds": _schema.Field(("P", 3, 32), (torch.float32,), finite=False, optional=True),
+            "ids": _schema.Field(("G",), (torch.int64,), optional=True),
         }
         sizes: dict[str, int] = {}
         tensors, meta = _schema.load(where, path, FORMAT, schema, ("normalize",), sizes)
@@ -195,6 +301,8 @@ class Gallery(PreparedGallery):
             got = tuple(codes.codes.shape), tuple(codes.bounds.shape)
             _schema.need(where, path, got == want, f"codes and bounds of shapes {want}", got)
         gallery = cls.__new__(cls)
+        with _schema.restoring(where, path):
+            gallery.ids = checked_ids(where, tensors["ids"], len(rows)) if "ids" in tensors else None
         PreparedGallery.__init__(gallery, [Segment(rows, codes=codes)], normalize=normalize, called="Gallery")
         return gallery
 

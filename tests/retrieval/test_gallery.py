@@ -203,7 +203,68 @@ def test_search_as_in_faiss():
     assert_close(torch.from_numpy(ours[0]), torch.from_numpy(theirs[0]).double(), "op")
 
 
+# -- ids, removal, everything above a threshold -------------------------------------------------------
+
+
+def test_removed_rows_are_not_found_and_ids_stay():
+    rows, queries = torch.randint(-2, 3, (500, 24)).float(), torch.randint(-2, 3, (7, 24)).float()
+    ids = torch.randperm(10_000)[:500]
+    gallery = sb.Gallery(rows[:300], ids=ids[:300].tolist()).add(rows[300:], ids[300:].numpy())
+    gone = torch.randperm(500)[:120]
+    assert gallery.remove(ids[gone]) is gallery
+    kept = torch.ones(500, dtype=torch.bool)
+    kept[gone] = False
+    assert len(gallery) == 380 and torch.equal(gallery.ids, ids[kept])
+    want = sb.topk(queries, rows[kept], 380)
+    assert_same(gallery.topk(queries, 380), want)
+    scores, found = gallery.search(queries, 9)
+    assert np.array_equal(found, ids[kept][want.indices[:, :9]]) and np.array_equal(
+        scores, want.scores[:, :9]
+    )
+    assert torch.equal(gallery.rows_of(gallery.ids[[5, 3]]), torch.tensor([5, 3]))
+    gallery.add(rows[gone], ids[gone])  # free again
+    assert len(gallery) == 500 and set(gallery.ids.tolist()) == set(ids.tolist())
+
+
+def test_rows_without_ids_are_removed_by_number(tmp_path):
+    rows = torch.randn(40, 8)
+    gallery = sb.Gallery(rows).remove(3).remove(torch.tensor([0, 38, 0]))
+    kept = [i for i in range(40) if i not in (0, 3, 39)]  # 38 was 39 before 3 went
+    assert_same(gallery.topk(rows[:5], 37), sb.topk(rows[:5], rows[kept], 37))
+    assert gallery.ids is None and len(gallery.remove([])) == 37
+    named = sb.Gallery(rows, ids=range(100, 140)).remove(110)
+    named.save(tmp_path / "g")
+    again = sb.Gallery.load(tmp_path / "g")
+    assert torch.equal(again.ids, named.ids) and 110 not in again.ids
+    assert_same(again.topk(rows[:5], 39), named.topk(rows[:5], 39))
+
+
+@pytest.mark.parametrize("threshold", [-100.0, 0.0, 3.0, 1000.0])
+def test_range_search_finds_all_above(threshold: float):
+    """Against float64 products of whole numbers, which float32 holds exactly; ties by lower row."""
+    rows, queries = torch.randint(-2, 3, (300, 12)).float(), torch.randint(-2, 3, (6, 12)).float()
+    rows[17] = float("nan")
+    exclude, allow = torch.tensor([-1, 3, 250, -1, 0, 8]), torch.rand(300) < 0.7
+    gallery = sb.Gallery(rows[:200]).add(rows[200:])
+    for options in ({}, {"exclude": exclude}, {"allow": allow}, {"exclude": exclude, "allow": allow}):
+        hits = gallery.range_search(queries.numpy(), threshold, **options)
+        assert isinstance(hits.scores, np.ndarray) and hits.limits.tolist()[0] == 0
+        products = queries.double().numpy() @ rows.double().numpy().T
+        for n in range(6):
+            part = slice(*hits.limits[n : n + 2])
+            want = [
+                i for i in np.argsort(-products[n], kind="stable")
+                if products[n, i] >= threshold
+                and (i != exclude[n] or "exclude" not in options)
+                and (allow[i] or "allow" not in options)
+            ]  # fmt: skip
+            assert hits.indices[part].tolist() == want
+            assert np.array_equal(hits.scores[part], products[n, want])
+
+
 # -- what is refused ----------------------------------------------------------------------------------
+
+TWO = torch.ones(2, 4)
 
 
 @pytest.mark.parametrize(
@@ -221,6 +282,17 @@ def test_search_as_in_faiss():
         (lambda g: g.topk(torch.ones(1, 4), 1, allow=torch.ones(3, dtype=bool)), ValueError, r"be \[9\]"),
         (lambda g: g.topk(torch.ones(1, 4), 1, exclude=torch.tensor([9])), ValueError, "in -1..8"),
         (lambda g: g.search([[1.0, 2, 3, 4]], 1), TypeError, "Gallery.search: x must"),
+        (lambda g: sb.Gallery(TWO, ids=[1, 1]), ValueError, "Gallery: ids must be distinct, got 1 twice"),
+        (lambda g: sb.Gallery(TWO, ids=[1]), ValueError, r"Gallery: ids must be \[2\]"),
+        (lambda g: sb.Gallery(TWO, ids=[1.5, 2]), TypeError, "Gallery: ids must be whole numbers"),
+        (lambda g: g.add(TWO[:1], ids=[7]), ValueError, "Gallery.add: ids must be None"),
+        (lambda g: g.remove(9), ValueError, r"Gallery.remove: ids must lie in 0..8, got 9"),
+        (lambda g: g.remove([0.5]), TypeError, "Gallery.remove: ids must be whole numbers"),
+        (lambda g: sb.Gallery(TWO, ids=[5, 7]).rows_of([6]), ValueError, "of the gallery's 2 rows, got 6"),
+        (lambda g: sb.Gallery(TWO, ids=[5, 7]).add(TWO[:1]), ValueError, "ids must be given"),
+        (lambda g: sb.Gallery(TWO, ids=[5, 7]).add(TWO[:1], [7]), ValueError, "got 7 twice"),
+        (lambda g: g.range_search(torch.ones(1, 4), float("nan")), ValueError, "threshold must be a number"),
+        (lambda g: g.range_search(torch.ones(1, 5), 0.0), ValueError, "queries must"),
     ],
 )  # fmt: skip
 def test_bad_input(call, error, words: str):
