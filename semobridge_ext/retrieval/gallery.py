@@ -173,7 +173,13 @@ class Gallery(PreparedGallery):
         return self
 
     def rows_of(self, ids: Any) -> Tensor:  # [M] int64
-        """The row numbers that ids [M] stand for now; without ids, the numbers themselves.
+        """The row numbers that ids stand for now; without ids, the numbers themselves.
+
+        Args:
+            ids: [M] whole numbers.
+
+        Returns:
+            [M] int64 row numbers, on the CPU.
 
         Raises:
             TypeError, ValueError: no whole numbers, or one that no row has.
