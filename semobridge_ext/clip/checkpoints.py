@@ -12,7 +12,7 @@ import math
 import os
 import re
 import urllib.parse
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _errors, _files
+from semobridge_ext.clip.affine import Affine
 from semobridge_ext.clip.remote import Clock, RangedFile, fetch_whole
 
 _log = logging.getLogger("semobridge_ext")
@@ -34,10 +35,11 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 _KEYS = {
     "text": (
         "text_projection", "text_projection.weight", "text.text_projection", "text.text_projection.weight",
-        "text.proj.weight",
+        "text.proj.weight", "text_model.head.weight",
     ),
     "image": (
         "visual.proj", "visual_projection.weight", "visual.head.proj.weight", "visual.trunk.head.weight",
+        "visual.trunk.head.fc.weight",
     ),
 }  # fmt: skip
 
@@ -108,10 +110,11 @@ class _Remote:
 
     def tensor(self, key: str) -> Tensor:
         shape, begin, end, dtype = self._place(key)
-        if len(shape) != 2 or 0 in shape:
+        bias = key.endswith(".bias")
+        if len(shape) != (1 if bias else 2) or 0 in shape:
             raise ValueError(
-                f"{self.function}: {key} of {self.name} must be a float matrix, got shape {shape!r:.100}; "
-                "this is no projection"
+                f"{self.function}: {key} of {self.name} must be a float {'row' if bias else 'matrix'}, got "
+                f"shape {shape!r:.100}; this is no projection"
             )
         size = end - begin
         if size != math.prod(shape) * dtype.itemsize:
@@ -221,12 +224,6 @@ def _key(function: str, name: str, keys: Iterable[str], side: str) -> str:
     for key in _KEYS[side]:
         if key not in keys:
             continue
-        bias = f"{key.removesuffix('.weight')}.bias"
-        if key.endswith(".weight") and bias in keys:
-            raise ValueError(
-                f"{function}: {name} must have a {side} projection without bias, got {bias}; a "
-                "pseudo-inverse and IsoCLIP have no place for it"
-            )
         return key
     like = sorted(k for k in keys if "proj" in k and "attn" not in k and "mlp" not in k and len(k) < 80)[:5]
     raise ValueError(
@@ -236,10 +233,41 @@ def _key(function: str, name: str, keys: Iterable[str], side: str) -> str:
     )
 
 
-def _is_sound(value: Tensor) -> bool:
-    """A finite float matrix: what is kept, and what is taken from what was kept."""
+def _is_matrix(value: Tensor) -> bool:
+    """A finite float matrix."""
     whole = value.dim() == 2 and value.numel() > 0 and value.dtype in _DTYPES.values()
     return whole and bool(torch.isfinite(value).all())
+
+
+def _is_sound(held: Affine) -> bool:
+    """What is kept, and what is taken from what was kept."""
+    matrix, bias = held
+    if bias is None:
+        return _is_matrix(matrix)
+    fits = _is_matrix(matrix) and bias.shape == matrix.shape[1:] and bias.dtype in _DTYPES.values()
+    return fits and bool(torch.isfinite(bias).all())
+
+
+def _bias_key(key: str, keys: Iterable[str]) -> str | None:
+    """The bias beside a Linear layer's weight."""
+    name = f"{key.removesuffix('.weight')}.bias"
+    return name if key.endswith(".weight") and name in keys else None
+
+
+def _bias(file: _Local | _Remote, key: str, matrix: Tensor) -> Tensor | None:
+    """[D], or None for zeros."""
+    value = file.tensor(key)
+    if value.shape != matrix.shape[1:] or value.dtype not in _DTYPES.values():
+        raise ValueError(
+            f"{file.function}: {key} of {file.name} must be [{matrix.shape[1]}] floats, got "
+            f"{_errors.describe(value)}; this is no projection"
+        )
+    if not bool(torch.isfinite(value).all()):
+        raise ValueError(
+            f"{file.function}: {key} of {file.name} must be finite, got NaN or infinite values; get the "
+            "checkpoint anew"
+        )
+    return value if bool((value != 0).any()) else None
 
 
 def _matrix(file: _Local | _Remote, key: str) -> Tensor:
@@ -249,7 +277,7 @@ def _matrix(file: _Local | _Remote, key: str) -> Tensor:
             f"{file.function}: {key} of {file.name} must be a float matrix, got {_errors.describe(value)}; "
             "this is no projection"
         )
-    if not _is_sound(value):
+    if not _is_matrix(value):
         raise ValueError(
             f"{file.function}: {key} of {file.name} must be finite, got NaN or infinite values; get the "
             "checkpoint anew"
@@ -257,26 +285,44 @@ def _matrix(file: _Local | _Remote, key: str) -> Tensor:
     return (value.T if key.endswith(".weight") else value).contiguous()
 
 
-def _read(function: str, places: Sequence[str], sides: Sequence[str], clock: Clock) -> dict[str, Tensor]:
+def _affine(files: Callable[[str], _Local | _Remote], key: str, keys: Iterable[str]) -> Affine:
+    """A projection and its bias; `files` gives the file that holds a key."""
+    matrix, bias = _matrix(files(key), key), _bias_key(key, keys)
+    return Affine(matrix, None if bias is None else _bias(files(bias), bias, matrix))
+
+
+def _read(function: str, places: Sequence[str], sides: Sequence[str], clock: Clock) -> dict[str, Affine]:
     for place in places:
         try:
             if place.endswith(".index.json"):
-                shards = _index(function, place, clock)
-                keys = {side: _key(function, place, shards, side) for side in sides}
-                files = {
-                    name: _open(function, name, clock) for name in {shards[key] for key in keys.values()}
-                }
-                return {side: _matrix(files[shards[key]], key) for side, key in keys.items()}
-            file = _open(function, place, clock)
+                return _read_shards(function, place, sides, clock)
+            return _read_file(_open(function, place, clock), sides)
         except FileNotFoundError:
             if len(places) == 1:
                 raise
-            continue
-        return {side: _matrix(file, _key(function, file.name, file.keys, side)) for side in sides}
     folder = places[0].rpartition("/")[0] or "."
     raise FileNotFoundError(
         f"{function}: {folder} must hold one of {', '.join(_FILES)}, got none of them; pass the file itself"
     )
+
+
+def _read_file(file: _Local | _Remote, sides: Sequence[str]) -> dict[str, Affine]:
+    keys = {side: _key(file.function, file.name, file.keys, side) for side in sides}
+    return {side: _affine(lambda _: file, key, file.keys) for side, key in keys.items()}
+
+
+def _read_shards(function: str, place: str, sides: Sequence[str], clock: Clock) -> dict[str, Affine]:
+    shards = _index(function, place, clock)
+    keys = {side: _key(function, place, shards, side) for side in sides}
+    opened: dict[str, _Local | _Remote] = {}
+
+    def holding(key: str) -> _Local | _Remote:
+        name = shards[key]
+        if name not in opened:
+            opened[name] = _open(function, name, clock)
+        return opened[name]
+
+    return {side: _affine(holding, key, shards) for side, key in keys.items()}
 
 
 def cache_folder(given: Any = None) -> Path:
@@ -298,8 +344,8 @@ def read_projections(
     cache_dir: Any = None,
     refresh: bool = False,
     timeout: float,
-) -> dict[str, Tensor]:  # "text": [T, D], "image": [V, D]
-    """The projections of a checkpoint, oriented ``x·matrix``, in its dtype; fetched ones are kept."""
+) -> dict[str, Affine]:  # "text": [T, D] and [D], "image": [V, D] and [D]
+    """The projections of a checkpoint, oriented ``x·matrix + bias``, in its dtype; fetched ones are kept."""
     clock = Clock(function, timeout)
     places = _sources(function, source, revision)
     if not _is_url(places[0]):
@@ -308,12 +354,9 @@ def read_projections(
     kept = {side: folder / f"{_digest(places, side)}.safetensors" for side in sides}
     if not refresh:
         try:
-            matrices = {
-                side: _files.load_tensors(function, path, _FORMAT, ("matrix",))[0]["matrix"]
-                for side, path in kept.items()
-            }
-            if all(map(_is_sound, matrices.values())):
-                return matrices
+            held = {side: _kept(function, path) for side, path in kept.items()}
+            if all(map(_is_sound, held.values())):
+                return held
         except (FileNotFoundError, ValueError):
             pass  # not fetched yet, or damaged: fetched anew
     found = _read(function, places, sides, clock)
@@ -321,10 +364,16 @@ def read_projections(
         folder.mkdir(parents=True, exist_ok=True)
         for side, path in kept.items():
             meta = {"format": _FORMAT, "source": str(source), "revision": revision, "side": side}
-            _files.save_tensors(path, {"matrix": found[side]}, meta)
+            tensors = {name: value for name, value in found[side]._asdict().items() if value is not None}
+            _files.save_tensors(path, tensors, meta)
     except OSError as error:
         _log.warning("%s: the projection could not be kept in %s (%s)", function, folder, error)
     return found
+
+
+def _kept(function: str, path: Path) -> Affine:
+    tensors, _ = _files.load_tensors(function, path, _FORMAT, ("matrix",), optional=("bias",))
+    return Affine(tensors["matrix"], tensors.get("bias"))
 
 
 def _digest(places: Sequence[str], side: str) -> str:

@@ -52,7 +52,12 @@ class OpenClip(Adapter):
     @property
     def context_length(self) -> int:
         positions = getattr(self.text, "positional_embedding", None)
-        return self.text.context_length if positions is None else len(positions)
+        if positions is None:
+            if not self.text.context_length:  # open_clip's 0 for T5, whose positions are relative
+                raise AttributeError(f"{type(self.text).__name__} tells no positions")
+            return self.text.context_length
+        # CoCa's class token has the last position.
+        return len(positions) - (getattr(self.text, "cls_emb", None) is not None)
 
     @property
     def vocab_size(self) -> int:
@@ -97,8 +102,13 @@ class OpenClip(Adapter):
 
     # -- features ------------------------------------------------------------------------------------
 
+    @property
+    def _raw(self) -> dict[str, bool]:
+        """CoCa alone normalises unless it is told."""
+        return {"normalize": False} if hasattr(self.model, "text_decoder") else {}
+
     def encode_text(self, ids: Tensor) -> Tensor:
-        return self.model.encode_text(ids)
+        return self.model.encode_text(ids, **self._raw)
 
     def encode_text_with_hidden(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         projector = self.text_projector()
@@ -113,7 +123,7 @@ class OpenClip(Adapter):
         return x if x.dim() == 2 else pooling.rows(x, ids), features  # CoCa pools before the norm
 
     def encode_image(self, images: Tensor) -> Tensor:
-        return self.model.encode_image(images)
+        return self.model.encode_image(images, **self._raw)
 
     def encode_image_hidden(self, images: Tensor) -> Tensor:
         projector = self.image_projector()
