@@ -16,7 +16,7 @@ from semobridge_ext import _arrays, _errors
 
 
 class NonlinearError(TypeError):
-    """A tower ends in something that is no matrix."""
+    """A tower ends in something that is no matrix, or not by its weights alone."""
 
 
 class Affine(NamedTuple):

@@ -17,7 +17,7 @@ def _affine(function: str, kind: str, projector: Projector) -> Affine:
     """From a parameter, or from a Linear layer, whose weight is the matrix's transpose."""
     owner, value = f"{kind}'s {projector.name}", plain_layer(projector.value)
     if has_adapters(value):
-        raise TypeError(
+        raise NonlinearError(
             f"{function}: {owner} must hold all that it computes, got {type(value).__name__} with {UNMERGED}"
         )
     if isinstance(value, nn.Linear):

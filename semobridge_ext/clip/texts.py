@@ -280,6 +280,8 @@ def apart_beyond_rounding(theirs: Tensor, mine: Tensor) -> float:
     limit = _APART.get(theirs.dtype, max(_APART.values()))
     if theirs.device.type != "cpu":
         limit = max(limit, _TF32)
+    if theirs.shape != mine.shape:
+        return float("inf")
     apart = float((theirs.double() - mine.double()).norm() / theirs.double().norm())
     return apart if apart > limit else 0.0  # NaN passes: the text itself meets it
 
