@@ -19,7 +19,7 @@ from semobridge_ext.clip.adapter import (
     capture,
 )
 from semobridge_ext.clip.blocks import Reader, hf_blocks
-from semobridge_ext.clip.template import is_hugging_face
+from semobridge_ext.clip.template import Placed, is_hugging_face
 
 
 class HuggingFace(Adapter):
@@ -132,6 +132,21 @@ class HuggingFace(Adapter):
 
     def patch_rows(self, images: Tensor) -> Tensor:
         return self.vision.embeddings.patch_embedding(images).flatten(2).transpose(1, 2)
+
+    # -- where learned rows enter the model's own pass -------------------------------------------------
+
+    def token_layer(self) -> nn.Module | None:
+        get = getattr(self.text, "get_input_embeddings", None)
+        return None if get is None else get()
+
+    def patch_layer(self) -> nn.Module | None:
+        return getattr(getattr(self.vision, "embeddings", None), "patch_embedding", None)
+
+    def template_inputs(self, tokenizer: Any, placed: Placed) -> Any:
+        # With the mask over the padding, which BERT-like towers attend to without it.
+        if is_hugging_face(tokenizer):
+            return self.tokenize(tokenizer, [placed.text])
+        return placed.ids[None]
 
     # -- towers --------------------------------------------------------------------------------------
 

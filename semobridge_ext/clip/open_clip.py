@@ -52,7 +52,9 @@ class OpenClip(Adapter):
     @property
     def context_length(self) -> int:
         positions = getattr(self.text, "positional_embedding", None)
-        return self.text.context_length if positions is None else len(positions)
+        if positions is None:
+            return self.text.context_length
+        return len(positions) - (getattr(self.text, "cls_emb", None) is not None)  # CoCa appends one itself
 
     @property
     def vocab_size(self) -> int:
@@ -134,6 +136,19 @@ class OpenClip(Adapter):
         if timm.is_trunk(self.visual):
             return timm.patch_rows(self.visual, images)
         return self.visual.conv1(images).flatten(2).transpose(1, 2)
+
+    # -- where learned rows enter the model's own pass -------------------------------------------------
+
+    def token_layer(self) -> nn.Module | None:
+        own = getattr(self.text, "token_embedding", None)
+        wrapped = getattr(getattr(self.text, "transformer", None), "get_input_embeddings", None)
+        return own if own is not None or wrapped is None else wrapped()
+
+    def patch_layer(self) -> nn.Module | None:
+        if timm.is_trunk(self.visual):
+            return getattr(self.visual.trunk, "patch_embed", None)
+        # A ResNet has a first convolution, too, but what leaves it are no patches of a transformer.
+        return getattr(self.visual, "conv1", None) if hasattr(self.visual, "transformer") else None
 
     # -- towers --------------------------------------------------------------------------------------
 
