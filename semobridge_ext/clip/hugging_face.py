@@ -136,11 +136,19 @@ class HuggingFace(Adapter):
     # -- where learned rows enter the model's own pass -------------------------------------------------
 
     def token_layer(self) -> nn.Module | None:
-        get = getattr(self.text, "get_input_embeddings", None)
-        return None if get is None else get()
+        embeddings = getattr(self.text, "embeddings", None)
+        for name in ("token_embedding", "word_embeddings"):
+            if isinstance(found := getattr(embeddings, name, None), nn.Module):
+                return found
+        try:
+            return self.text.get_input_embeddings()
+        except (AttributeError, NotImplementedError):  # transformers knows it of most models, not of all
+            return None
 
     def patch_layer(self) -> nn.Module | None:
-        return getattr(getattr(self.vision, "embeddings", None), "patch_embedding", None)
+        embeddings = getattr(self.vision, "embeddings", None)
+        own = getattr(embeddings, "patch_embedding", None)
+        return getattr(getattr(embeddings, "patch_embeddings", None), "projection", own)
 
     def template_inputs(self, tokenizer: Any, placed: Placed) -> Any:
         # With the mask over the padding, which BERT-like towers attend to without it.

@@ -147,21 +147,29 @@ def hugging_face_words(kind: str) -> Way:
     transformers = pytest.importorskip("transformers")
     if not hasattr(transformers, f"{kind}Model"):
         pytest.skip(f"this transformers has no {kind}Model; pip install --upgrade transformers")
-    text = {**_WORDS, "bos_token_id": 0, "eos_token_id": 2}
-    images: dict[str, Any] = dict(_IMAGES)
+    text, images = {**_WORDS, "bos_token_id": 0, "eos_token_id": 2}, dict(_IMAGES)
+    own: dict[str, Any] = {"projection_dim": D}
     if kind == "AltCLIP":
         text["project_dim"] = D
     if kind == "Align":
         images = {"image_size": 32, "width_coefficient": 0.2, "depth_coefficient": 0.2}
+    if kind == "Blip":
+        text["encoder_hidden_size"] = VISION
+        own["image_text_hidden_size"] = D
+    if kind == "GroupViT":
+        groups = {"num_group_tokens": [4, 2, 0], "num_output_groups": [4, 2, 0], "depths": [1, 1, 1]}
+        images, own = {**images, **groups}, {**own, "projection_intermediate_dim": 32}
     torch.manual_seed(2)
-    config = getattr(transformers, f"{kind}Config")(text_config=text, vision_config=images, projection_dim=D)
+    config = getattr(transformers, f"{kind}Config")(text_config=text, vision_config=images, **own)
     model = getattr(transformers, f"{kind}Model")(config).eval()
+    towers.scatter(model)
     inputs = word_tokenizer()(["a photo of x"], return_tensors="pt")
 
     def call(samples: int) -> Any:
         return model.get_text_features(**{n: t.expand(samples, -1) for n, t in inputs.items()})
 
-    layer = model.text_model.get_input_embeddings()
+    embeddings = getattr(model.text_model, "roberta", model.text_model).embeddings  # AltCLIP has one inside
+    layer = getattr(embeddings, "word_embeddings", getattr(embeddings, "token_embedding", None))
     return Way(model, layer, call, [4], tokenizer=word_tokenizer())
 
 
@@ -178,6 +186,7 @@ TEXT_WAYS: dict[str, Callable[[], Way]] = {
     "AltCLIP": lambda: hugging_face_words("AltCLIP"),
     "ChineseCLIP": lambda: hugging_face_words("ChineseCLIP"),
     "ALIGN": lambda: hugging_face_words("Align"),
+    "BLIP": lambda: hugging_face_words("Blip"),
 }
 
 
@@ -214,7 +223,10 @@ def timm_images(kind: str, layout: str = "rows", count: int = 16, **options: Any
 
 def hugging_face_images(kind: str) -> Way:
     model = hugging_face_words(kind).model
-    return _images(model, model.vision_model.embeddings.patch_embedding)
+    embeddings = model.vision_model.embeddings
+    if kind == "GroupViT":
+        return _images(model, embeddings.patch_embeddings.projection)
+    return _images(model, embeddings.patch_embedding)
 
 
 _DEEP = {"depth": 2, "num_heads": 2}
@@ -240,4 +252,6 @@ VISION_WAYS: dict[str, Callable[[], Way]] = {
         "swin_transformer.SwinTransformer", "last", 64, patch_size=4, depths=(1, 1), num_heads=(2, 4),
         window_size=4,
     ),
+    "BLIP": lambda: hugging_face_images("Blip"),
+    "GroupViT": lambda: hugging_face_images("GroupViT"),
 }  # fmt: skip
