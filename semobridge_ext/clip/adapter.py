@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from semobridge_ext import _errors
 from semobridge_ext._engines.tower_descent.spec import Tower
 from semobridge_ext.clip.blocks import Reader
-from semobridge_ext.clip.template import default_tokenizer, fitting_ids
+from semobridge_ext.clip.template import Placed, default_tokenizer, fitting_ids
 
 TEXT_POOLINGS = ("argmax", "eos", "first", "last")
 
@@ -181,6 +181,20 @@ class Adapter(ABC):
     @abstractmethod
     def patch_rows(self, images: Any) -> Tensor:  # [B, U, V]
         """Patch embeddings, before the positions are added."""
+
+    # -- where learned rows enter the model's own pass -------------------------------------------------
+
+    def token_layer(self) -> nn.Module | None:
+        """The layer that turns token ids into rows [B, L, T]; None where there is none."""
+        return None
+
+    def patch_layer(self) -> nn.Module | None:
+        """The layer that turns images into patch rows; None where there is none."""
+        return None
+
+    def template_inputs(self, tokenizer: Any, placed: Placed) -> Any:
+        """What ``encode_text`` takes for a template."""
+        return placed.ids[None]
 
     # -- towers --------------------------------------------------------------------------------------
 

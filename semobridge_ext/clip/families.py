@@ -24,7 +24,6 @@ FAMILIES = (
 _OTHERS = {
     "owlvit": "a detector, whose image features belong to boxes",
     "owlv2": "a detector, whose image features belong to boxes",
-    "groupvit": "a segmenter, whose features come from nonlinear heads over groups of patches",
 }
 
 

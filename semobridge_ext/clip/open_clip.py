@@ -145,6 +145,19 @@ class OpenClip(Adapter):
             return timm.patch_rows(self.visual, images)
         return self.visual.conv1(images).flatten(2).transpose(1, 2)
 
+    # -- where learned rows enter the model's own pass -------------------------------------------------
+
+    def token_layer(self) -> nn.Module | None:
+        own = getattr(self.text, "token_embedding", None)
+        wrapped = getattr(getattr(self.text, "transformer", None), "get_input_embeddings", None)
+        return own if own is not None or wrapped is None else wrapped()
+
+    def patch_layer(self) -> nn.Module | None:
+        if timm.is_trunk(self.visual):
+            return getattr(self.visual.trunk, "patch_embed", None)
+        # A ResNet has a first convolution, too, but what leaves it are no patches of a transformer.
+        return getattr(self.visual, "conv1", None) if hasattr(self.visual, "transformer") else None
+
     # -- towers --------------------------------------------------------------------------------------
 
     def _is_causal(self, reader: Reader) -> bool:

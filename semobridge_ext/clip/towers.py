@@ -1,19 +1,32 @@
-"""The towers of a CLIP model as plain tensors, with learned rows where pseudo-tokens stand."""
+"""The towers of a CLIP model as plain tensors, with learned rows where pseudo-tokens stand.
+
+Where a tower is not of the specification's form, ``text_entry`` and ``vision_entry`` go through the model.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 
+from semobridge_ext._engines.tower_descent.model import OwnRows, OwnTower
 from semobridge_ext._engines.tower_descent.spec import LearnedRows, Tower
-from semobridge_ext.clip.adapter import Adapter, VisionInput
+from semobridge_ext.clip.adapter import Adapter, UnknownModelError, VisionInput
 from semobridge_ext.clip.blocks import Reader
 from semobridge_ext.clip.families import adapter_of
+from semobridge_ext.clip.own_pass import OwnPass, Run, check_patches, text_pass, vision_pass
 from semobridge_ext.clip.template import template_ids
+from semobridge_ext.runtime.backend import requested
 
-_TEXT_REMEDY = "use a CLIP or SigLIP-style text transformer, or reference.oti"
-_VISION_REMEDY = "use a vision transformer with class-token or attention pooling"
+_TEXT_REMEDY = "use a CLIP or SigLIP-style text transformer, or oti, which then runs the model's own pass"
+_VISION_REMEDY = (
+    "use a vision transformer with class-token or attention pooling, or ovi, which then runs the model's own "
+    "pass where it has patches"
+)
+_log = logging.getLogger("semobridge_ext")
+_told: set[str] = set()
 
 
 def _reader(adapter: Adapter, remedy: str) -> Reader:
@@ -116,9 +129,56 @@ def vision_tower(model: Any, *, num_patches: int = 1) -> tuple[Tower, LearnedRow
     tower, own = adapter.read_vision(reader)
     rows = _patched(own, num_patches)
     patches = sum(s >= 0 for s in rows.source)
-    if num_patches > patches:
-        raise ValueError(
-            f"vision_tower: num_patches must be at most the model's {patches} patches, got {num_patches}; "
-            "1 to 4 is usual"
-        )
+    check_patches("vision_tower", num_patches, patches)
     return tower, rows
+
+
+# -- of any model --------------------------------------------------------------------------------------
+
+
+class Entry(NamedTuple):
+    """A tower with learned rows: plain tensors for the engine, or what a model runs itself."""
+
+    tower: Tower | OwnTower
+    rows: LearnedRows | OwnRows
+    run: Run | None = None  # the model's own pass
+
+
+def _entry(
+    read: Callable[[], tuple[Tower, LearnedRows]], own: Callable[[], OwnPass], function: str, what: str
+) -> Entry:
+    """The tower as the engine takes it; else the model's own pass, and a note about it, once."""
+    try:
+        return Entry(*read())
+    except UnknownModelError:
+        raise
+    except NotImplementedError as refusal:
+        if requested() not in ("auto", "eager"):
+            raise
+        found = own()  # its refusal names this one as its context
+        reason = str(refusal).partition(", got ")[2].partition("; ")[0]
+        note = f"{function}: the {what} tower runs through the model itself, by autograd: {reason}"
+        if note not in _told:
+            _told.add(note)
+            _log.warning("%s; slower than the engine, the same settings and files", note)
+        return Entry(*found)
+
+
+def text_entry(
+    function: str, model: Any, template: str, *, num_tokens: int = 1, tokenizer: Any = None
+) -> Entry:
+    """:func:`text_tower`, or the model's own text pass where that is refused."""
+    return _entry(
+        lambda: text_tower(model, template, num_tokens=num_tokens, tokenizer=tokenizer),
+        lambda: text_pass(adapter_of(function, model), template, num_tokens, tokenizer),
+        function, "text",
+    )  # fmt: skip
+
+
+def vision_entry(function: str, model: Any, *, num_patches: int = 1) -> Entry:
+    """:func:`vision_tower`, or the model's own image pass where that is refused."""
+    return _entry(
+        lambda: vision_tower(model, num_patches=num_patches),
+        lambda: vision_pass(adapter_of(function, model), num_patches),
+        function, "vision",
+    )  # fmt: skip
