@@ -53,9 +53,8 @@ class OpenClip(Adapter):
     def context_length(self) -> int:
         positions = getattr(self.text, "positional_embedding", None)
         if positions is None:
-            if not self.text.context_length:  # open_clip's 0 for T5, whose positions are relative
-                raise AttributeError(f"{type(self.text).__name__} tells no positions")
-            return self.text.context_length
+            # T5's positions are relative, and open_clip says 0: 77 is what its tokenizers give then.
+            return self.text.context_length or 77
         # CoCa's class token has the last position.
         return len(positions) - (getattr(self.text, "cls_emb", None) is not None)
 

@@ -27,7 +27,7 @@ KNOWN = {
     "nllb-clip-base": ("works", "works", "works"),
     "xlm-roberta-base-ViT-B-32": ("refused", "refused", "t_c alone"),
     "transformers AlignModel": ("works", "refused", "works"),
-    "transformers GroupViTModel": ("refused",) * 3,
+    "transformers GroupViTModel": ("refused", "refused", "t_c alone"),
     "transformers OwlViTModel": ("refused",) * 3,
     "timm VisionTransformer": ("refused",) * 3,
 }

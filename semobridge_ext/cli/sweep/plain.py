@@ -122,7 +122,9 @@ def patch_embedding(model: Any) -> nn.Module:
     for owner, name in ((visual, "conv1"), (getattr(visual, "trunk", None), "patch_embed")):
         if isinstance(found := getattr(owner, name, None), nn.Module):
             return found
-    found = getattr(getattr(vision, "embeddings", None), "patch_embedding", None)
+    embeddings = getattr(vision, "embeddings", None)
+    inner = getattr(getattr(embeddings, "patch_embeddings", None), "projection", None)  # GroupViT
+    found = getattr(embeddings, "patch_embedding", inner)
     if not isinstance(found, nn.Module):
         raise NoOracleError("no patch embedding")
     return found
