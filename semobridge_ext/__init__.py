@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from semobridge_ext import ops, reference
+from semobridge_ext import clip, ops, reference
 from semobridge_ext._version import __version__ as __version__
 from semobridge_ext.bridging import Bridge, bridge, use
 from semobridge_ext.clip.class_text import class_text_features
@@ -40,9 +40,11 @@ from semobridge_ext.runtime.backend import backend
 from semobridge_ext.runtime.info import build_info
 
 if TYPE_CHECKING:
+    from semobridge_ext.cli.image_features import encode_images
     from semobridge_ext.data import list_picto, load_picto, load_picto_clip, picto_transform
 
 _LAZY = {
+    "encode_images": "semobridge_ext.cli.image_features",
     "load_picto_clip": "semobridge_ext.data",
     "load_picto": "semobridge_ext.data",
     "list_picto": "semobridge_ext.data",
@@ -84,7 +86,9 @@ __all__ = [  # noqa: RUF022 - plain order
     "bridge",
     "build_info",
     "class_text_features",
+    "clip",
     "diagnose",
+    "encode_images",
     "encode_text",
     "gcd_accuracy",
     "incremental_report",

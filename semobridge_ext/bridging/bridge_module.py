@@ -157,21 +157,22 @@ class Bridge(nn.Module):
         """The bridge of a checkpoint, of which only the text projection is read.
 
         Args:
-            name_or_path: a safetensors file or a folder with one; a URL; a Hugging Face name
-                "org/repo"; or open_clip's "ViT-B-32:openai". Over HTTP range requests fetch about
-                1 MB, without login.
+            name_or_path: a safetensors file or a folder with one; a Hugging Face name "org/repo",
+                "hf://org/repo/file" for one file of it; open_clip's "ViT-B-32:openai"; or a URL of a
+                file system that fsspec has (https with ``semobridge-ext[http]``, s3 with s3fs, ..).
+                Of a server about 1 MB is read. HF_TOKEN or a login opens private repositories.
             atol, text_length: of the bridge.
             revision: of the Hugging Face repository.
             cache_dir: where a fetched matrix is kept; None: SEMOBRIDGE_CACHE or the user's cache
-                folder. What is there is used without asking the network.
+                folder. What is there, or in Hugging Face's own cache, is used without asking the network.
             refresh: True fetches again.
-            timeout: seconds for all that is fetched, redirects and name resolution included.
+            timeout: seconds for all that is fetched, retries and name resolution included.
 
         Raises:
             FileNotFoundError, PermissionError, ConnectionError: the file cannot be had, in time or at
-            all. ValueError: no such name, a server whose answers do not fit what was asked, or a
-            checkpoint without a linear text projection; the message names what is missing. Nothing of
-            it is kept then.
+            all. ImportError: the library of the URL's file system is missing. ValueError: no such name, a
+            server whose answers do not fit what was asked, or a checkpoint without a linear text
+            projection; the message names what is missing. Nothing of it is kept then.
         """
         from semobridge_ext.clip.checkpoints import read_projections
 

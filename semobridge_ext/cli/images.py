@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,10 @@ _ROWS = 256  # scaled at once
 
 @contextmanager
 def opened(file: Any, most: int = PIXELS) -> Iterator[Any]:
-    """The first frame of a path or binary file as a PIL image, open within the block.
+    """The first frame of a path, a binary file or a PIL image as a PIL image, open within the block.
 
-    ValueError for what is refused, and whatever Pillow's parsers raise.
+    A PIL image stays open, and as large as it was. ValueError for what is refused, and whatever Pillow's
+    parsers raise.
     """
     from PIL import Image
 
@@ -31,21 +32,22 @@ def opened(file: Any, most: int = PIXELS) -> Iterator[Any]:
         Image.MAX_IMAGE_PIXELS = most  # above twice of it Pillow itself refuses
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about EXIF, palettes and sizes, one an image
-            with Image.open(file) as image:
-                _check(image, most)
+            own = not isinstance(file, Image.Image)
+            with Image.open(file) if own else nullcontext(file) as image:
+                _check(image, most, own)
                 image.load()
                 yield _upright(image, _eight_bits(image))
     finally:
         Image.MAX_IMAGE_PIXELS = bound
 
 
-def _check(image: Any, most: int) -> None:
+def _check(image: Any, most: int, may_shrink: bool) -> None:
     if image.format == "EPS":
         raise ValueError("it is EPS, which Pillow would hand to Ghostscript")
     width, height = image.size
     if max(width, height) > _RATIO * min(width, height):
         raise ValueError(f"it has {width} x {height} pixels, a strip beyond 1:{_RATIO}")
-    if width * height > most and not image.info.get("progressive"):
+    if width * height > most and may_shrink and not image.info.get("progressive"):
         # JPEG alone: half the side, a quarter of the memory. Of a progressive one the decoder keeps all.
         image.draft(None, (width // 2, height // 2))
     if image.width * image.height > most:

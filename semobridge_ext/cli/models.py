@@ -15,6 +15,7 @@ from torch import Tensor
 from semobridge_ext import _digest
 from semobridge_ext.cli.shards import Folder
 from semobridge_ext.clip.families import adapter_of
+from semobridge_ext.clip.hub_weights import check_fetched
 from semobridge_ext.clip.projections import affine_image
 from semobridge_ext.clip.texts import encode_text
 
@@ -130,9 +131,14 @@ def load(function: str, name: str, pretrained: str | None, device: str = "cpu") 
 
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(
-            name, pretrained=pretrained, device=device, weights_only=True
+            # Where the weights of a repository cannot be had, it would go on with random ones.
+            name,
+            pretrained=pretrained,
+            device=device,
+            weights_only=True,
+            require_pretrained=True,
         )
-        return Encoder(model.eval(), preprocess, open_clip.get_tokenizer(name))
+        encoder = Encoder(model.eval(), preprocess, open_clip.get_tokenizer(name))
     except Exception as error:
         # Hugging Face's client, urllib and torch each raise their own kinds here.
         reason = " ".join(str(error).split())[:300] or type(error).__name__
@@ -140,6 +146,8 @@ def load(function: str, name: str, pretrained: str | None, device: str = "cpu") 
             f"{function}: --model {name} with --pretrained {pretrained} must load, got {reason}; "
             "without a network pass --pretrained a checkpoint file, or local-dir:FOLDER"
         ) from error
+    check_fetched(function, name, pretrained)
+    return encoder
 
 
 def maker_of(function: str, folder: Folder, device: str = "cpu", remedy: str = "extract again") -> Encoder:

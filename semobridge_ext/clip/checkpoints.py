@@ -1,7 +1,7 @@
 """Projection matrices out of a safetensors checkpoint, without the rest of it.
 
 A safetensors file begins with the length of its header and the header, which gives every tensor's place.
-Over HTTP two or three range requests therefore fetch a projection: about 1 MB of a 600 MB checkpoint.
+From a server two or three range requests therefore fetch a projection: about 1 MB of a 600 MB checkpoint.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import hashlib
 import logging
 import math
 import os
-import re
-import urllib.parse
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,13 +18,13 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _errors, _files
+from semobridge_ext.clip import places
 from semobridge_ext.clip.affine import Affine
-from semobridge_ext.clip.remote import Clock, RangedFile, fetch_whole
+from semobridge_ext.clip.places import Place, shard
+from semobridge_ext.clip.remote import Clock, RangedFile
 
 _log = logging.getLogger("semobridge_ext")
 _FORMAT = "semobridge-ext projection 1"
-_HUB = "https://huggingface.co"
-_FILES = ("open_clip_model.safetensors", "model.safetensors", "model.safetensors.index.json")
 _FIRST = 1 << 16  # bytes of the first request: most headers fit
 _HEADER = 1 << 24  # bytes of a header or an index that are read from a server; real ones have a few million
 _MATRIX = 1 << 28  # bytes of a matrix: 8192 x 8192 in float32
@@ -70,20 +68,19 @@ class _Local:
 
 
 class _Remote:
-    """A safetensors file behind a URL that serves ranges."""
+    """A safetensors file of which a client reads parts."""
 
-    def __init__(self, function: str, url: str, clock: Clock) -> None:
-        self.function, self.name = function, url
-        self._file = RangedFile(function, url, clock)
-        first = self._file.read(0, _FIRST)
+    def __init__(self, file: RangedFile) -> None:
+        self.function, self.name, self._file = file.function, file.name, file
+        first = file.read(0, _FIRST)
         length = int.from_bytes(first[:8], "little")
         self._data = 8 + length
-        size = self._file.size or 0
+        size = file.size or 0
         if len(first) < 8 or self._data > size or length > _HEADER:
             raise self._foreign(f"a header of {length} bytes in a file of {size}, at most {_HEADER} are read")
         head = first[8 : self._data]
         if len(head) < length:
-            head += self._file.read(8 + len(head), length - len(head))
+            head += file.read(len(first), length - len(head))
         try:
             self._header = _files.parse_json(head)
             self.keys = set(self._header.keys()) - {"__metadata__"}
@@ -128,92 +125,36 @@ class _Remote:
         return torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape)
 
 
-# -- where the file is -------------------------------------------------------------------------------
+# -- indices -----------------------------------------------------------------------------------------
 
 
-def _hub_id(function: str, name: str) -> str | None:
-    """ "org/repo" or "org/repo/file" for a name of the hub or of open_clip ("ViT-B-32:openai")."""
-    name = name.removeprefix("hf-hub:")
-    if re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w./-]+)?", name):
-        return name
-    architecture, colon, tag = name.partition(":")
-    if not colon:
-        return None
-    import open_clip
-
-    found = open_clip.pretrained.get_pretrained_cfg(architecture, tag)
-    hub = (found or {}).get("hf_hub", "")
-    if not hub:
-        known = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)[:6]) or "none"
-        contract = "name a checkpoint of open_clip's that lies on the hub"
-        remedy = f"tags of {architecture}: {known}"
-        raise ValueError(_errors.message(function, "name_or_path", contract, name, remedy))
-    return hub.rstrip("/")
+def _open(function: str, place: Place, name: str) -> _Local | _Remote:
+    file = place.open(name)
+    return _Remote(file) if isinstance(file, RangedFile) else _Local(function, file)
 
 
-def _sources(function: str, source: Any, revision: str) -> list[str]:
-    """Files or addresses that may hold the checkpoint, the likeliest first."""
-    if not isinstance(source, (str, os.PathLike)):
-        contract, remedy = "be a path or a name", "pass for example 'ViT-B-32:openai'"
-        got = _errors.describe(source)
-        raise TypeError(_errors.message(function, "name_or_path", contract, got, remedy))
-    path = Path(source).expanduser() if not isinstance(source, str) or "://" not in source else None
-    if path is not None and path.is_dir():
-        return [str(path / name) for name in _FILES]
-    if path is not None and (path.exists() or path.suffix in (".safetensors", ".bin", ".pt", ".pth")):
-        return [str(path)]
-    text = str(source)
-    if re.match(r"https?://", text):
-        return [text]
-    hub = _hub_id(function, text)
-    if hub is None:
-        contract = "be a safetensors file, a folder, a URL, 'org/repo' or open_clip's 'architecture:tag'"
-        raise ValueError(_errors.message(function, "name_or_path", contract, text, "check the name"))
-    organisation, repository, *file = hub.split("/", 2)
-    base = os.environ.get("HF_ENDPOINT", _HUB).rstrip("/")
-    return [f"{base}/{organisation}/{repository}/resolve/{revision}/{name}" for name in (file or _FILES)]
-
-
-def _is_url(place: str) -> bool:
-    return "://" in place
-
-
-def _open(function: str, place: str, clock: Clock) -> _Local | _Remote:
-    if _is_url(place):
-        return _Remote(function, place, clock)
-    if not os.path.isfile(place):  # also for a name that no file system takes
-        raise FileNotFoundError(f"{function}: name_or_path must exist, got {place}; check the name")
-    return _Local(function, Path(place))
-
-
-def _shard(function: str, place: str, file: Any) -> str:
-    """The file or address of a shard that an index names; below the folder of the index."""
-    parts = file.split("/") if isinstance(file, str) else []
-    if not parts or set(parts) & {"", ".", ".."} or not file.isprintable() or set(file) & {"\\", ":"}:
-        raise ValueError(
-            f"{function}: {place} must name shards below its own folder, got {file!r:.100}; check the file"
-        )
-    if _is_url(place):
-        # Quoted, so that no escape of the index's own becomes a separator on the server.
-        return f"{place.rpartition('/')[0]}/{urllib.parse.quote(file)}"
-    return str(Path(place).parent / file)
-
-
-def _index(function: str, place: str, clock: Clock) -> dict[str, str]:
-    """The weight map of a checkpoint in shards: tensor to file or address."""
-    if _is_url(place):
-        data = fetch_whole(function, clock, place, _HEADER)
-    elif Path(place).is_file():
-        data = Path(place).read_bytes()
-    else:
-        raise FileNotFoundError(f"{function}: name_or_path must exist, got {place}; check the name")
+def _index(function: str, place: Place, name: str) -> dict[str, str]:
+    """The weight map of a checkpoint in shards: tensor to file."""
+    where, file = place.address(name), place.open(name)
+    data = _whole(file) if isinstance(file, RangedFile) else file.read_bytes()
     try:
         names = dict(_files.parse_json(data)["weight_map"].items())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{function}: {place} must be the index of a checkpoint, got {error!r:.200}; check the file"
+            f"{function}: {where} must be the index of a checkpoint, got {error!r:.200}; check the file"
         ) from error
-    return {key: _shard(function, place, file) for key, file in names.items()}
+    return {key: shard(function, place, name, file) for key, file in names.items()}
+
+
+def _whole(file: RangedFile) -> bytes:
+    """All of a small file, in two requests at most: its size is known with the first."""
+    data = file.read(0, _FIRST)
+    size = file.size or 0
+    if size > _HEADER:
+        raise ValueError(
+            f"{file.function}: {file.name} must have at most {_HEADER} bytes, got {size}; check the address"
+        )
+    return data + file.read(len(data), size - len(data)) if size > len(data) else data
 
 
 # -- the matrices ------------------------------------------------------------------------------------
@@ -291,19 +232,14 @@ def _affine(files: Callable[[str], _Local | _Remote], key: str, keys: Iterable[s
     return Affine(matrix, None if bias is None else _bias(files(bias), bias, matrix))
 
 
-def _read(function: str, places: Sequence[str], sides: Sequence[str], clock: Clock) -> dict[str, Affine]:
-    for place in places:
-        try:
-            if place.endswith(".index.json"):
-                return _read_shards(function, place, sides, clock)
-            return _read_file(_open(function, place, clock), sides)
-        except FileNotFoundError:
-            if len(places) == 1:
-                raise
-    folder = places[0].rpartition("/")[0] or "."
-    raise FileNotFoundError(
-        f"{function}: {folder} must hold one of {', '.join(_FILES)}, got none of them; pass the file itself"
-    )
+def _read(function: str, place: Place, sides: Sequence[str]) -> dict[str, Affine]:
+    for name in place.names:
+        if not place.has(name):
+            continue
+        if name.endswith(".index.json"):
+            return _read_shards(function, place, name, sides)
+        return _read_file(_open(function, place, name), sides)
+    raise place.nothing()
 
 
 def _read_file(file: _Local | _Remote, sides: Sequence[str]) -> dict[str, Affine]:
@@ -311,15 +247,15 @@ def _read_file(file: _Local | _Remote, sides: Sequence[str]) -> dict[str, Affine
     return {side: _affine(lambda _: file, key, file.keys) for side, key in keys.items()}
 
 
-def _read_shards(function: str, place: str, sides: Sequence[str], clock: Clock) -> dict[str, Affine]:
-    shards = _index(function, place, clock)
-    keys = {side: _key(function, place, shards, side) for side in sides}
+def _read_shards(function: str, place: Place, index: str, sides: Sequence[str]) -> dict[str, Affine]:
+    shards = _index(function, place, index)
+    keys = {side: _key(function, place.address(index), shards, side) for side in sides}
     opened: dict[str, _Local | _Remote] = {}
 
     def holding(key: str) -> _Local | _Remote:
         name = shards[key]
         if name not in opened:
-            opened[name] = _open(function, name, clock)
+            opened[name] = _open(function, place, name)
         return opened[name]
 
     return {side: _affine(holding, key, shards) for side, key in keys.items()}
@@ -347,11 +283,11 @@ def read_projections(
 ) -> dict[str, Affine]:  # "text": [T, D] and [D], "image": [V, D] and [D]
     """The projections of a checkpoint, oriented ``x·matrix + bias``, in its dtype; fetched ones are kept."""
     clock = Clock(function, timeout)
-    places = _sources(function, source, revision)
-    if not _is_url(places[0]):
-        return _read(function, places, sides, clock)
+    place = places.find(function, source, revision, clock)
+    if not place.is_remote:
+        return _read(function, place, sides)
     folder = cache_folder(cache_dir)
-    kept = {side: folder / f"{_digest(places, side)}.safetensors" for side in sides}
+    kept = {side: folder / f"{_digest(place, side)}.safetensors" for side in sides}
     if not refresh:
         try:
             held = {side: _kept(function, path) for side, path in kept.items()}
@@ -359,7 +295,10 @@ def read_projections(
                 return held
         except (FileNotFoundError, ValueError):
             pass  # not fetched yet, or damaged: fetched anew
-    found = _read(function, places, sides, clock)
+        if isinstance(place, places.Hub) and (on_disk := place.cached()) is not None:
+            return _read(function, on_disk, sides)
+    where = place.address(place.names[0])
+    found = clock.within(function, where, lambda: _read(function, place, sides))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for side, path in kept.items():
@@ -376,5 +315,6 @@ def _kept(function: str, path: Path) -> Affine:
     return Affine(tensors["matrix"], tensors.get("bias"))
 
 
-def _digest(places: Sequence[str], side: str) -> str:
-    return hashlib.sha256("\n".join([*places, side]).encode()).hexdigest()[:32]
+def _digest(place: Place, side: str) -> str:
+    addresses = [place.address(name) for name in place.names]
+    return hashlib.sha256("\n".join([*addresses, side]).encode()).hexdigest()[:32]

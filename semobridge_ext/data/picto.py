@@ -327,4 +327,5 @@ def load_picto_clip(
     model.load_state_dict(_unpack_state(_read_tensors("load_picto_clip"), model.vocab_size))
     model.visual.image_mean = model.visual.image_std = (0.5, 0.5, 0.5)
     model = model.to(device=device, dtype=dtype).eval()
-    return model, _make_preprocess(), SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
+    model.preprocess = _make_preprocess()  # what encode_images finds; open_clip's own key has no white page
+    return model, model.preprocess, SimpleTokenizer(context_length=config["text_cfg"]["context_length"])

@@ -1,23 +1,22 @@
-"""_pretrained.py: projections out of checkpoints, from files and over HTTP ranges, and what is refused."""
+"""checkpoints.py: projections out of checkpoints, from files and behind URLs, and what is refused."""
 
 from __future__ import annotations
 
 import json
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import open_clip
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
 import semobridge_ext as sb
-from semobridge_ext.clip import checkpoints as _pretrained
-from semobridge_ext.clip import image_projection, text_projection
+from semobridge_ext.clip import checkpoints, image_projection, text_projection
 from tests.support.assertions import assert_same_bits
 from tests.support.towers import hugging_face_model, open_clip_model, timm_linear
 
@@ -30,7 +29,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.folder, self.sent, self.ranges, self.ignore_ranges = folder, 0, [], False
-        self.status, self.tags = None, None
+        self.status, self.tags, self.queries = None, None, []
 
     @property
     def url(self) -> str:
@@ -49,7 +48,9 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Location", f"{self.server.url}/{self.path.removeprefix('/moved/')}")
             self.end_headers()
             return
-        file = self.server.folder / self.path.lstrip("/")
+        path, _, query = self.path.partition("?")
+        self.server.queries.append(query)
+        file = self.server.folder / path.lstrip("/")
         if self.server.status or not file.is_file():
             self.send_error(self.server.status or 404)
             return
@@ -78,6 +79,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    pytest.importorskip("aiohttp", reason="needed: pip install aiohttp")
     folder = tmp_path / "served"
     folder.mkdir()
     monkeypatch.setenv("SEMOBRIDGE_CACHE", str(tmp_path / "cache"))
@@ -188,7 +190,7 @@ def test_ranges_fetch_the_projections_alone(server: Server):
     assert torch.equal(iso.image_projection, model.visual.proj)
     assert torch.equal(iso.text_projection, model.text_projection)
     matrices = 4 * (iso.image_projection.numel() + iso.text_projection.numel())
-    assert server.sent <= matrices + _pretrained._FIRST and server.sent < size / 100
+    assert server.sent <= matrices + checkpoints._FIRST and server.sent < size / 100
     assert len(server.ranges) == 3
 
 
@@ -240,26 +242,43 @@ def test_redirects_keep_the_range(server: Server):
     assert sb.Bridge.from_pretrained(f"{server.url}/moved/m.safetensors").rank == 4
 
 
-@pytest.mark.parametrize("name", ["org/repo", "hf-hub:org/repo"])
-@pytest.mark.parametrize("file", ["open_clip_model.safetensors", "model.safetensors"])
-def test_hub_names(server: Server, monkeypatch: pytest.MonkeyPatch, name: str, file: str):
-    monkeypatch.setenv("HF_ENDPOINT", server.url)
-    model = open_clip_model()
-    write(model, server.folder / "org/repo/resolve/main" / file)
-    assert torch.equal(sb.Bridge.from_pretrained(name).text_projection, model.text_projection)
-    with pytest.raises(FileNotFoundError, match=r"resolve/v2 must hold one of open_clip_model"):
-        sb.Bridge.from_pretrained(name, revision="v2")
-    text, _ = shards(server.folder / "org/big/resolve/main")
-    assert torch.equal(sb.Bridge.from_pretrained("org/big").text_projection, text)
+def test_signed_addresses_stay_as_they_are(server: Server):
+    """What a query quotes is not unquoted on the way: a signature would not fit any more."""
+    save_file({"text_projection": torch.eye(4)}, str(server.folder / "m.safetensors"))
+    assert sb.Bridge.from_pretrained(f"{server.url}/m.safetensors?sign=a%2Fb%3D&x=%7E").rank == 4
+    assert set(server.queries) == {"sign=a%2Fb%3D&x=%7E"}
 
 
-def test_open_clip_names(server: Server, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("HF_ENDPOINT", server.url)
-    hub = open_clip.pretrained.get_pretrained_cfg("ViT-B-32", "laion2b_s34b_b79k")["hf_hub"].rstrip("/")
-    write(open_clip_model(), server.folder / hub / "resolve/main/open_clip_model.safetensors")
-    assert sb.Bridge.from_pretrained("ViT-B-32:laion2b_s34b_b79k").text_projection.shape == (48, 24)
-    with pytest.raises(ValueError, match=r"got .*ViT-B-32:none.*tags of ViT-B-32: openai"):
-        sb.Bridge.from_pretrained("ViT-B-32:none")
+def test_other_file_systems():
+    """Whatever fsspec has, here its own memory; shards too."""
+    import fsspec
+
+    memory, text, image = fsspec.filesystem("memory"), torch.randn(3, 4), torch.randn(5, 4)
+    try:
+        memory.pipe("/one/m.safetensors", save({"text_projection": text, "z": torch.zeros(10**6)}))
+        assert torch.equal(sb.Bridge.from_pretrained("memory://one/m.safetensors").text_projection, text)
+        names = {"text_projection": "sub/a b", "visual.proj": "b"}
+        memory.pipe("/two/model.safetensors.index.json", json.dumps({"weight_map": names}).encode())
+        memory.pipe({"/two/sub/a b": save({"text_projection": text}), "/two/b": save({"visual.proj": image})})
+        iso = sb.IsoCLIP.from_pretrained("memory://two/model.safetensors.index.json", k_top=1, k_bottom=1)
+        assert torch.equal(iso.text_projection, text) and torch.equal(iso.image_projection, image)
+        with pytest.raises(FileNotFoundError, match=r"memory://one/none must exist, got no such file"):
+            sb.Bridge.from_pretrained("memory://one/none")
+    finally:
+        memory.rm("/one", recursive=True)
+        memory.rm("/two", recursive=True)
+
+
+def test_a_protocol_that_nobody_knows():
+    with pytest.raises(ValueError, match=r"nope://a/b must have a protocol that fsspec knows, got .*; check"):
+        sb.Bridge.from_pretrained("nope://a/b")
+
+
+def test_http_without_its_library(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    text = r"http:// must have its file system installed, got .*; pip install 'semobridge-ext\[http\]'"
+    with pytest.raises(ImportError, match=text):
+        sb.Bridge.from_pretrained("http://127.0.0.1:9/m.safetensors")
 
 
 # -- refusals ----------------------------------------------------------------------------------------
@@ -282,8 +301,8 @@ def test_file_that_changes_meanwhile(server: Server):
 @pytest.mark.parametrize(
     "status,kind,text",
     [
-        (404, FileNotFoundError, "must exist, got status 404"),
-        (401, PermissionError, "must be public, got status 401; download it"),
+        (404, FileNotFoundError, "must exist, got no such file; check name"),
+        (401, PermissionError, "must be open to you, got status 401; log in"),
         (503, ConnectionError, "must be readable, got status 503"),
     ],
 )
@@ -294,6 +313,7 @@ def test_status(server: Server, status: int, kind: type, text: str):
 
 
 def test_no_network(tmp_path: Path):
+    pytest.importorskip("aiohttp", reason="needed: pip install aiohttp")
     with pytest.raises(ConnectionError, match=r"must be reachable, got .*; without a network pass a local"):
         sb.Bridge.from_pretrained("http://127.0.0.1:9/m.safetensors", cache_dir=tmp_path)
 

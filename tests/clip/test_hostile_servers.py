@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import re
@@ -10,12 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save, save_file
 
 import semobridge_ext as sb
+from semobridge_ext.clip.http_ranges import RangeCheck, UnfitAnswerError
 
 DEADLINE = 1.0  # given to every fetch below
 SLACK = 3.0  # of a busy machine
@@ -84,6 +87,7 @@ class Server(ThreadingHTTPServer):
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    pytest.importorskip("aiohttp", reason="needed: pip install aiohttp")
     monkeypatch.setenv("SEMOBRIDGE_CACHE", str(tmp_path / "cache"))
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
@@ -214,10 +218,13 @@ def endless_move(h: Handler, first: int, last: int) -> None:
 
 
 BEHAVIOURS: dict[str, tuple[Callable[[Handler, int, int], None], str]] = {
-    "truncated body": (truncated, "must send the 65536 bytes of a range|IncompleteRead"),
+    "truncated body": (truncated, "must be reachable, got ClientPayloadError"),
     "short body": (short, "must send the 65536 bytes of a range"),
     "long body": (lambda h, a, b: h.answer(a, b, body=HONEST), "must send the 65536 bytes of a range"),
-    "huge length": (lambda h, a, b: h.answer(a, b, length=10**30), "range|IncompleteRead"),
+    "huge length": (
+        lambda h, a, b: h.answer(a, b, length=10**30),
+        r"readable, got status 400 \(.*Content-Length",
+    ),
     "drip": (drip, "no whole answer within 1 s"),
     "drip of headers": (drip_headers, "no whole answer within 1 s"),
     "silence": (silent, "(no whole answer within 1 s|timed out).*raise timeout="),
@@ -233,15 +240,15 @@ BEHAVIOURS: dict[str, tuple[Callable[[Handler, int, int], None], str]] = {
     "changed date": (changing(ETag=("", ""), Last_Modified=("Mon", "Tue")), "must stay the same"),
     "no ranges": (lambda h, a, b: h.answer(0, len(HONEST) - 1, status=200), "must answer range requests"),
     "gzip": (lambda h, a, b: h.answer(a, b, Content_Encoding="gzip"), "Content-Encoding 'gzip'"),
-    "endless headers": (endless_headers, "more than 100 headers"),
+    "endless headers": (endless_headers, "within 1 s|readable, got status 400"),
     "endless interim answers": (endless_continue, "within 1 s"),
-    "no HTTP": (garbage, "BadStatusLine"),
-    "bad chunks": (bad_chunk, "must be reachable, got ValueError|send the"),
-    "redirect loop": (moves("SELF"), "more than 5 redirects"),
-    "redirect to ftp": (moves("ftp://127.0.0.1/m"), r"redirect to 'ftp://127\.0\.0\.1/m', which is not"),
-    "redirect to a file": (moves("file:///etc/hostname"), "redirect to 'file:///etc/hostname'"),
-    "redirect to data": (moves("data:text/plain,x"), "redirect to 'data:"),
-    "redirect to nowhere": (moves(""), "redirect to None"),
+    "no HTTP": (garbage, r"must be readable, got status 400 \("),
+    "bad chunks": (bad_chunk, r"must be readable, got status 400 \(|Content-Length None"),
+    "redirect loop": (moves("SELF"), "TooManyRedirects"),
+    "redirect to ftp": (moves("ftp://127.0.0.1/m"), r"NonHttpUrlRedirect.*ftp://127\.0\.0\.1/m"),
+    "redirect to a file": (moves("file:///etc/hostname"), "NonHttpUrlRedirect.*file:///etc/hostname"),
+    "redirect to data": (moves("data:text/plain,x"), "NonHttpUrlRedirect.*data:"),
+    "redirect to nowhere": (moves(""), "must answer range requests, got status 302"),
     "redirect to no URL": (moves("http://[broken/m"), "must be reachable"),
     "redirect without end": (endless_move, "answer the range"),
 }
@@ -294,19 +301,28 @@ def test_fewer_redirects_than_the_limit(server: Server):
         moves(f"{'hop' * (hops - 1)}m")(h, first, last) if hops else h.answer(first, last)
 
     server.behave = behave
-    url = server.url.replace("m.safe", "hophophophophopm.safe")
+    url = server.url.replace("m.safe", f"{'hop' * 9}m.safe")
     assert torch.equal(sb.Bridge.from_pretrained(url).text_projection, MATRIX)
-    with pytest.raises(ConnectionError, match="more than 5 redirects"):
+    with pytest.raises(ConnectionError, match="TooManyRedirects"):
         sb.Bridge.from_pretrained(url.replace("hopm", "hophopm"))
 
 
-def test_https_stays_https():
-    from semobridge_ext.clip import remote
+@pytest.mark.parametrize("begin, end, stays", [
+    ("https", "http", False), ("https", "https", True), ("http", "https", True), ("http", "http", True),
+])  # fmt: skip
+def test_https_stays_https(begin: str, end: str, stays: bool):
+    """As aiohttp calls the check; a server with a certificate that this machine trusts cannot be had here."""
+    aiohttp = pytest.importorskip("aiohttp", reason="needed: pip install aiohttp")
+    from yarl import URL
 
-    assert remote._target("https://a/b", "/c") == "https://a/c"
-    assert remote._target("http://a/b", "https://c/d") == "https://c/d"
-    with pytest.raises(ConnectionError, match="redirect to 'http://a/c', which is not followed"):
-        remote._target("https://a/b", "http://a/c")
+    (redirected,) = RangeCheck("").trace(aiohttp).on_request_redirect
+    response = SimpleNamespace(headers={"Location": f"{end}://a/c"}, close=lambda: None)
+    told = SimpleNamespace(url=URL(f"{begin}://a/b"), response=response)
+    if stays:
+        asyncio.run(redirected(None, None, told))
+    else:
+        with pytest.raises(UnfitAnswerError, match="stay behind https://, got a redirect to 'http://a/c'"):
+            asyncio.run(redirected(None, None, told))
 
 
 def test_tls_without_tls(server: Server):
@@ -373,7 +389,6 @@ def test_shards_outside_their_folder(server: Server, tmp_path: Path, where: str,
     folder.mkdir()
     (folder / "model.safetensors.index.json").write_text(index)
     server.data = index.encode()
-    server.behave = lambda h, a, b: h.answer(a, b, status=200)
     place = str(folder) if where == "folder" else server.url.replace("m.safe", "m.safetensors.index.json?")
     place = place.partition("?")[0]
     with pytest.raises(ValueError, match="must name shards below its own folder, got"):
@@ -387,7 +402,7 @@ def test_escapes_in_shard_names_are_quoted(server: Server):
     def behave(h: Handler, first: int, last: int) -> None:
         asked.append(h.path)
         if h.path.endswith(".json"):
-            return h.answer(0, len(index) - 1, status=200, body=index)
+            return h.answer(0, len(index) - 1, place=f"bytes 0-{len(index) - 1}/{len(index)}", body=index)
         h.answer(first, last)
 
     index = json.dumps({"weight_map": {"text_projection": "sub/%2e%2e?x#y"}}).encode()
@@ -407,15 +422,14 @@ def test_escapes_in_shard_names_are_quoted(server: Server):
 )  # fmt: skip
 def test_hostile_index(server: Server, data: bytes, words: str):
     server.data = data
-    server.behave = lambda h, a, b: h.answer(a, b, status=200)
     assert re.search(words, refused(server, server.url.replace("safetensors", "index.json")))
 
 
 def test_truncated_index(server: Server):
     server.data = b'{"weight_map": {}}  '
-    server.behave = lambda h, a, b: h.answer(a, b, status=200, body=server.data[:-1], length=len(server.data))
+    server.behave = lambda h, a, b: h.answer(a, b, body=server.data[:-1], length=len(server.data))
     text = refused(server, server.url.replace("safetensors", "index.json"))
-    assert re.search("must be sent whole|IncompleteRead", text)
+    assert "must be reachable, got ClientPayloadError" in text
 
 
 # -- local names without a folder ------------------------------------------------------------------------

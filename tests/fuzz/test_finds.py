@@ -21,7 +21,7 @@ from semobridge_ext.cli.commands import extract
 from semobridge_ext.cli.commands.invert import _read_features
 from semobridge_ext.cli.shard_writer import Writer
 from semobridge_ext.cli.sources import open_source
-from semobridge_ext.clip import remote
+from semobridge_ext.clip.http_ranges import RangeCheck, UnfitAnswerError
 from semobridge_ext.runtime import thresholds
 from tests.fuzz import folder_targets, targets
 from tests.fuzz.tensor_attacks import Parts, raw
@@ -174,15 +174,13 @@ def test_an_index_with_a_name_that_no_file_system_takes(tmp_path: Path):
 @pytest.mark.parametrize(
     "told", ["bytes 4-11/99\x1f", "\x1cbytes 4-11/99", "bytes 4-11/99\xa0", "bytes 4-11/99\x85"]
 )
-def test_a_range_with_characters_that_are_no_blanks(monkeypatch: pytest.MonkeyPatch, told: str):
+def test_a_range_with_characters_that_are_no_blanks(told: str):
     """Python strips separators too; of a header's line blanks and tabs alone may stand around a value."""
-    headers = {"Content-Range": told}
-    monkeypatch.setattr(remote, "fetch", lambda *given: remote.Answer(206, headers, b"abcdefgh"))
-    file = remote.RangedFile("Bridge.from_pretrained", "https://host/x", remote.Clock("f", 60))
-    with pytest.raises(
-        ValueError, match=r"^Bridge\.from_pretrained: https://host/x must answer the range .+; "
-    ):
-        file.read(4, 8)
+    headers = {"Content-Range": told, "Content-Length": "8"}
+    check = RangeCheck("https://host/x")
+    with pytest.raises(UnfitAnswerError, match=r"^answer the range .+; "):
+        check.check("bytes=4-11", 206, headers)
+    check.check("bytes=4-11", 206, {**headers, "Content-Range": " bytes 4-11/99\t"})
 
 
 # -- shards ------------------------------------------------------------------------------------------

@@ -62,42 +62,39 @@ def check_refusal(error: ValueError) -> None:
 
 
 def read_range(data: bytes, folder: Path) -> None:
-    """Header lines and a body of a server: taken alone if they are the eight bytes asked for."""
-    from semobridge_ext.clip import remote
+    """Header lines of a server: taken alone if they tell of the eight bytes asked for."""
+    from semobridge_ext.clip.http_ranges import RangeCheck, UnfitAnswerError
 
-    told, length, etag, body = (data.split(b"\n", 3) + [b""] * 3)[:4]
+    told, length, etag = (data.split(b"\n", 3) + [b""] * 2)[:3]
     headers = {"Content-Range": told.decode("latin-1"), "ETag": etag.decode("latin-1")}
     if length:
         headers["Content-Length"] = length.decode("latin-1")
-    plain, remote.fetch = remote.fetch, lambda *given: remote.Answer(206, headers, body)
+    check = RangeCheck(URL)
     try:
-        file = remote.RangedFile("Bridge.from_pretrained", URL, remote.Clock("f", 60))
-        assert file.read(4, 8) == body
-        size = int(told.strip(b" \t").rpartition(b"/")[2])
-        assert len(body) == min(12, size) - 4
-        told = told.strip(b" \t").lower()
-        assert re.fullmatch(rb"bytes 0*4-0*%d/0*%d" % (3 + len(body), size), told), told
-    except ValueError as error:
-        check_refusal(error)
-    finally:
-        remote.fetch = plain
+        check.check("bytes=4-11", 206, headers)
+    except UnfitAnswerError as error:
+        assert re.fullmatch(r".+, got .+; .+", str(error), re.DOTALL), error
+        return
+    size = int(told.strip(b" \t").rpartition(b"/")[2])
+    last = min(12, size) - 1
+    assert check.size == size and int(length.strip(b" \t")) == last - 3
+    told = told.strip(b" \t").lower()
+    assert re.fullmatch(rb"bytes 0*4-0*%d/0*%d" % (last, size), told), told
 
 
 def read_remote(data: bytes, folder: Path) -> None:
     """A whole checkpoint of a server that answers ranges rightly."""
-    from semobridge_ext.clip import checkpoints, remote
+    from semobridge_ext.clip import checkpoints, places, remote
 
     whole = unpacked(data)
 
-    def fetch(function: str, clock: Any, url: str, headers: dict[str, str], most: int) -> remote.Answer:
-        first, last = (int(n) for n in headers["Range"].removeprefix("bytes=").split("-"))
-        if first >= len(whole):
-            raise remote._refused(function, url, 416)
-        body = whole[first : last + 1]
-        told = f"bytes {first}-{first + len(body) - 1}/{len(whole)}"
-        return remote.Answer(206, {"Content-Range": told}, body)
+    def open_url(function: str, url: str, clock: Any) -> remote.RangedFile:
+        return remote.RangedFile(
+            function, url, lambda a, b: whole[a:b], lambda: len(whole),
+            lambda error: remote.refusal(function, url, error, 60),
+        )  # fmt: skip
 
-    plain, remote.fetch = remote.fetch, fetch
+    plain, places.open_url = places.open_url, open_url
     try:
         with tempfile.TemporaryDirectory(dir=folder) as cache:
             found = checkpoints.read_projections(
@@ -107,7 +104,7 @@ def read_remote(data: bytes, folder: Path) -> None:
     except ValueError as error:
         check_refusal(error)
     finally:
-        remote.fetch = plain
+        places.open_url = plain
 
 
 def tar_seeds() -> list[bytes]:
@@ -207,7 +204,7 @@ def main() -> None:
 
     with atheris.instrument_imports(include=["semobridge_ext"]):
         import semobridge_ext.cli.tar_members
-        import semobridge_ext.clip.remote  # noqa: F401
+        import semobridge_ext.clip.checkpoints  # noqa: F401
         import tests.fuzz.files  # noqa: F401 - and with it every loader
 
     torch.set_num_threads(1)
