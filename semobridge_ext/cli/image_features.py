@@ -18,8 +18,8 @@ from semobridge_ext.cli.images import PIXELS
 from semobridge_ext.cli.listing import IMAGES, Item, given
 from semobridge_ext.cli.sources import Source, open_source
 from semobridge_ext.clip.encode import encode_image
-from semobridge_ext.clip.preprocess import Transform, preprocess_of
 from semobridge_ext.clip.families import adapter_of
+from semobridge_ext.clip.preprocess import Transform, preprocess_of
 from semobridge_ext.clip.projections import affine_image
 
 _NAME = "encode_images"

@@ -122,9 +122,13 @@ class HuggingFace(Adapter):
 
     def encode_image(self, images: Any) -> Tensor:
         projector = self.image_projector()
-        if projector is None:
+        if projector is not None:
+            return projector.value(self.encode_image_hidden(images))
+        own = getattr(self.model, "get_image_features", None)  # ALIGN's pooled rows are its features
+        if own is None:
             raise self.unprojected("image")
-        return projector.value(self.encode_image_hidden(images))
+        out = own(**(dict(images) if isinstance(images, Mapping) else {"pixel_values": images}))
+        return out if isinstance(out, Tensor) else out.pooler_output
 
     def encode_image_hidden(self, images: Any) -> Tensor:
         inputs = dict(images) if isinstance(images, Mapping) else {"pixel_values": images}

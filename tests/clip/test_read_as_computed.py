@@ -137,6 +137,17 @@ def test_features_are_the_models_own(kind: str):
         assert_row_relative(model.text_projection(hidden), own.double(), "features")
 
 
+def test_image_features_without_a_projection():
+    """ALIGN's convolutional network ends in its features, without a matrix."""
+    model, images = model_of("Align"), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        own = model.get_image_features(pixel_values=images)
+        own = own if isinstance(own, torch.Tensor) else own.pooler_output
+    assert_row_relative(clip.encode_image(model, images), own.double(), "features")
+    with pytest.raises(TypeError, match=r"^encode_image: model must have a linear image .*, got Align"):
+        clip.encode_image(model, images, project=False)
+
+
 @pytest.mark.parametrize("kind", ["MetaClip2", "AltCLIP", "Align"])
 def test_words_of_another_vocabulary_need_its_tokenizer(kind: str):
     """As many words as CLIP has are not CLIP's words."""

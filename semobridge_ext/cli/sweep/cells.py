@@ -19,6 +19,7 @@ from semobridge_ext.linear_maps import IsoCLIP
 METHODS = ("bridge", "IsoCLIP", "class texts", "OTI", "OVI")
 WORKS, T_ALONE, REFUSED, WRONG = "works", "t_c alone", "refused", "wrong"
 ABSENT = "absent"  # a library that is not installed
+_OWN_PASS = "by autograd through the model's own pass, slower than the engine"
 _STEPS, _NAMES, _TEMPLATES = 3, ["cat", "big dog"], ("a photo of {}", "{}")
 # Of a row's length: float64 against float64, and for models that norm their rows in float32 whatever comes.
 _NEAR = {torch.float64: 1e-7, torch.float32: 1e-3}
@@ -152,7 +153,7 @@ def _descended(
     losses, features = plain.descend(features_of, start, targets, _STEPS)
     _held(torch.as_tensor(ours.losses)[None], losses[None], "losses")
     _held(ours.features, features, "features")
-    return Cell(WORKS)
+    return Cell(WORKS, _OWN_PASS if ours.engine == "model" else "")
 
 
 _CHECKS: dict[str, Callable[[Small], Cell]] = dict(
