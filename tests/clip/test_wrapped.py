@@ -25,7 +25,9 @@ WRAPPERS = {
 }
 
 
-@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize(
+    "wrapper", ["DataParallel", "torch.compile", pytest.param("both", marks=pytest.mark.slow)]
+)
 def test_wrappers(wrapper: str) -> None:
     model = hugging_face_model()
     wrapped = WRAPPERS[wrapper](model)
