@@ -18,7 +18,7 @@ from tests.support.inversions import compare, interrupt_after
 from tests.support.tower_zoo import TEXT_WAYS, VISION_WAYS, Way, features_of
 from tests.support.towers import F32, F64
 
-QUICK_TEXT, QUICK_VISION = ("CoCa", "AltCLIP"), ("mean of patches", "EVA")
+QUICK_TEXT, QUICK_VISION = ("an adapted layer", "AltCLIP"), ("mean of patches", "EVA")
 
 
 def ways(kinds: dict, quick: tuple[str, ...]) -> list:
