@@ -53,7 +53,8 @@ def text_tower(
 
     Returns:
         The tower in float32 (float64 for a float64 model), and its rows: base [L, T], the constant
-        tokens with their positional embedding, and which positions are learned.
+        tokens with their positional embedding, and which positions are learned. CoCa's class embedding
+        is one row more, behind them.
 
     Raises:
         TypeError: not a CLIP model. NotImplementedError: a tower that computes something else, by its
