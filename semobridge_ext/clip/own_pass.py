@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import re
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -65,7 +66,14 @@ class _Entered:
         self._run, self._place = run, place
         self._now: Tensor | None = None
         self._calls = 0
-        layer.register_forward_hook(self._hook)
+        # Weakly: the twin of half weights is a copy, and is to go with whoever runs it.
+        held = weakref.ref(self)
+
+        def hook(module: nn.Module, inputs: Any, out: Tensor) -> Tensor | None:
+            entered = held()
+            return None if entered is None else entered._hook(module, inputs, out)
+
+        layer.register_forward_hook(hook)
 
     def _hook(self, _module: nn.Module, _inputs: Any, out: Tensor) -> Tensor | None:
         self._calls += 1

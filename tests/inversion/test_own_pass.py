@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 
 import semobridge_ext as sb
-from semobridge_ext.clip.towers import text_entry
+from semobridge_ext.clip import own_pass
+from semobridge_ext.clip.adapter import Adapter
+from semobridge_ext.clip.towers import text_entry, vision_entry
 from semobridge_ext.inversion.reference import descend
 from tests.support import towers
 from tests.support.assertions import assert_same_bits
@@ -113,6 +117,25 @@ def test_half_weights_are_widened() -> None:
     ours = sb.ovi(half, f, init=init, steps=3)
     assert ours.tokens.dtype == F32 and half.visual.proj.dtype == torch.bfloat16
     assert_same_bits(ours.tokens, sb.ovi(half.float(), f, init=init, steps=3).tokens)
+
+
+def test_the_copy_of_half_weights_goes_with_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    held, twin = [], own_pass._twin
+
+    def watched(adapter: Adapter) -> Adapter:
+        made = twin(adapter)
+        held.append(weakref.ref(made.model))
+        return made
+
+    monkeypatch.setattr(own_pass, "_twin", watched)
+    gc.disable()  # no circle may need it: the copy may be gigabytes
+    try:
+        entry = vision_entry("ovi", _model().model.bfloat16())
+        assert held[0]() is not None
+        del entry
+        assert held[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_under_inference_mode() -> None:
