@@ -180,8 +180,8 @@ def test_a_model_that_cannot_be_copied_is_named() -> None:
 
 
 def test_a_file_goes_on_and_belongs_to_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, f = _model().model, towers.targets(6, towers.D, F32)
-    options = {"init": towers.start(6, 1, towers.VISION, F32), "steps": 30, "batch_size": 2}
+    model, f = _model().model, towers.targets(4, towers.D, F32)
+    options = {"init": towers.start(4, 1, towers.VISION, F32), "steps": 12, "batch_size": 2}
     want = sb.ovi(model, f, out=tmp_path / "whole.safetensors", **options)
     with monkeypatch.context() as patch:
         interrupt_after(5, patch)
