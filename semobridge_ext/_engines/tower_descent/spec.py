@@ -139,6 +139,11 @@ def slots_of(tower: Tower, rows: LearnedRows) -> Slots:
                 f"position {learned[0]}; the feature would not depend on what is learned"
             )
         prefix, length = learned[0], rows.pool + 1
+        if any(position < prefix for position in unseen_of(rows)):
+            raise ValueError(
+                f"slots_of: what is unseen must not stand before a learned position, got {unseen_of(rows)} "
+                f"before position {prefix}; leave such rows out"
+            )
     own = list(range(prefix, length))
     first = [] if rows.pool is None else [rows.pool]
     rest = [i for i in own if i not in first]
