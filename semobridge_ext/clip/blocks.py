@@ -41,8 +41,11 @@ UNMERGED = "adapters of peft that are not merged; call merge_and_unload() first"
 class Reader:
     """Reads modules in one dtype, refusing in the name of one public function."""
 
-    def __init__(self, function: str, dtype: torch.dtype, remedy: str) -> None:
+    def __init__(
+        self, function: str, dtype: torch.dtype, remedy: str, *, takes_appended: bool = False
+    ) -> None:
         self.function, self.dtype, self.remedy = function, dtype, remedy
+        self.takes_appended = takes_appended  # whether who asks knows of a row behind the tokens
 
     def refuse(self, what: str) -> NotImplementedError:
         return refuse(self.function, what, self.remedy)

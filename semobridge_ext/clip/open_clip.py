@@ -12,6 +12,7 @@ from semobridge_ext.clip import timm
 from semobridge_ext.clip.adapter import (
     TEXT_POOLINGS,
     Adapter,
+    Appended,
     ImageFormat,
     Projector,
     TextInput,
@@ -175,12 +176,21 @@ class OpenClip(Adapter):
             return reader.linear(value, "text_projection")
         return Linear(reader.tensor(value), None)
 
+    def _appended(self, reader: Reader) -> Appended | None:
+        row = getattr(self.text, "cls_emb", None)
+        if row is None:
+            return None
+        # Before open_clip had both masks it had the one that its weights were trained with.
+        shifted = not getattr(self.text, "correct_cls_mask", False)
+        return Appended(reader.tensor(row), self.text.pad_id, shifted)
+
     def read_text(self, reader: Reader) -> tuple[Tower, TextInput]:
         text, pooling = self.text, self.text_pooling
         kind = self.kind if text is self.model else f"{self.kind}.{type(text).__name__}"
         if not hasattr(text, "token_embedding") or not hasattr(text, "ln_final"):
             raise reader.refuse(kind)
-        if getattr(text, "cls_emb", None) is not None:
+        appended = self._appended(reader)
+        if appended is not None and not reader.takes_appended:
             raise reader.refuse(f"{kind} with a class embedding (CoCa)")
         blocks, heads, activation = resblocks(reader, text.transformer.resblocks)
         tower = Tower(
@@ -195,7 +205,9 @@ class OpenClip(Adapter):
         if pooling.kind not in TEXT_POOLINGS:
             raise reader.refuse(f"{kind} with text pooling {pooling.kind!r}")
         pad = text.pad_id if getattr(text, "use_pad_mask", False) else None
-        return tower, TextInput(text.token_embedding.weight, text.positional_embedding, pooling, pad)
+        return tower, TextInput(
+            text.token_embedding.weight, text.positional_embedding, pooling, pad, appended
+        )
 
     def read_vision(self, reader: Reader) -> tuple[Tower, VisionInput]:
         visual = self.visual

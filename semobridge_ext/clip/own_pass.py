@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import re
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -65,7 +66,14 @@ class _Entered:
         self._run, self._place = run, place
         self._now: Tensor | None = None
         self._calls = 0
-        layer.register_forward_hook(self._hook)
+        # Weakly: the twin of half weights is a copy, and is to go with whoever runs it.
+        held = weakref.ref(self)
+
+        def hook(module: nn.Module, inputs: Any, out: Tensor) -> Tensor | None:
+            entered = held()
+            return None if entered is None else entered._hook(module, inputs, out)
+
+        layer.register_forward_hook(hook)
 
     def _hook(self, _module: nn.Module, _inputs: Any, out: Tensor) -> Tensor | None:
         self._calls += 1
@@ -91,7 +99,9 @@ class _Entered:
                 raise refuse(function, f"{name}, which embeds its input {self._calls} times", _WITHOUT)
             if not out.requires_grad:
                 raise refuse(function, f"{name}, whose pass records no gradient", _WITHOUT)
-            (grad,) = torch.autograd.grad(out.square().sum(), v)
+            # Along some direction: CoCa's features have length one, whatever is learned.
+            toward = torch.arange(1, out.shape[1] + 1, device=out.device).cos().to(out)
+            (grad,) = torch.autograd.grad((out @ toward).sum(), v)
         if not bool((grad != 0).any()):
             contract, got = "feel what is learned in it", f"{name}, whose feature does not depend on it"
             raise ValueError(
@@ -105,14 +115,15 @@ def _own_tower(adapter: Adapter, side: str, width: int, features: int) -> OwnTow
     weights = (*model.named_parameters(), *model.named_buffers())
     structure = re.sub(r" at 0x[0-9a-f]+", "", repr(model))
     named = tuple((name, value.detach()) for name, value in weights)
-    return OwnTower(f"{adapter.kind}, its own {side} pass", width, features, structure, named)
+    double = _first(adapter).dtype == torch.float64
+    return OwnTower(f"{adapter.kind}, its own {side} pass", width, features, double, structure, named)
 
 
 def _first(adapter: Adapter) -> Tensor:
     """An empty tensor of the dtype and device that learned rows have."""
-    parameters = list(adapter.model.parameters())
-    double = any(p.dtype == torch.float64 for p in parameters)
-    return torch.empty(0, dtype=torch.float64 if double else torch.float32, device=parameters[0].device)
+    first = next(adapter.model.parameters())
+    dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
+    return torch.empty(0, dtype=dtype, device=first.device)
 
 
 def _expanded(inputs: Any, samples: int) -> Any:

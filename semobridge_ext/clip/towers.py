@@ -10,10 +10,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from semobridge_ext._engines.tower_descent.model import OwnRows, OwnTower
-from semobridge_ext._engines.tower_descent.spec import LearnedRows, Tower
-from semobridge_ext.clip.adapter import Adapter, UnknownModelError, VisionInput
+from semobridge_ext._engines.tower_descent.spec import LearnedRows, MaskedRows, Tower
+from semobridge_ext.clip.adapter import Adapter, Appended, TextInput, UnknownModelError, VisionInput
 from semobridge_ext.clip.blocks import Reader
 from semobridge_ext.clip.families import adapter_of
 from semobridge_ext.clip.own_pass import OwnPass, Run, check_patches, text_pass, vision_pass
@@ -31,7 +32,8 @@ _told: set[str] = set()
 
 def _reader(adapter: Adapter, remedy: str) -> Reader:
     double = next(adapter.model.parameters()).dtype == torch.float64
-    return Reader(adapter.function, torch.float64 if double else torch.float32, remedy)
+    dtype = torch.float64 if double else torch.float32
+    return Reader(adapter.function, dtype, remedy, takes_appended=True)
 
 
 def text_tower(
@@ -51,7 +53,8 @@ def text_tower(
 
     Returns:
         The tower in float32 (float64 for a float64 model), and its rows: base [L, T], the constant
-        tokens with their positional embedding, and which positions are learned.
+        tokens with their positional embedding, and which positions are learned. CoCa's class embedding
+        is one row more, behind them.
 
     Raises:
         TypeError: not a CLIP model. NotImplementedError: a tower that computes something else, by its
@@ -74,19 +77,35 @@ def text_tower(
     tower, own = adapter.read_text(reader)
     if tokenizer is None:
         tokenizer = adapter.default_tokenizer()
-    ids, learned = template_ids(adapter.function, tokenizer, template, num_tokens, len(own.positions))
+    length = len(own.positions) - (own.appended is not None)
+    ids, learned = template_ids(adapter.function, tokenizer, template, num_tokens, length)
     ids = ids.to(own.embedding.device)
-    pool = int(own.pooling.positions(ids))
     base = own.embedding.detach()[ids].to(tower.dtype)
     base[learned] = 0
-    base = base + own.positions.detach()[: len(ids)].to(tower.dtype)
     source = [learned.index(i) if i in learned else -1 for i in range(len(ids))]
+    if own.appended is not None:
+        return tower, _appended(own, own.appended, ids, base, source)
+    pool = int(own.pooling.positions(ids))
+    base = base + own.positions.detach()[: len(ids)].to(tower.dtype)
     if own.pad is not None:
         keep = [i for i in range(len(ids)) if ids[i] != own.pad or i in learned]
         if pool not in keep:
             raise reader.refuse(f"{tower.name} that pools a padding token")
         base, source, pool = base[keep], [source[i] for i in keep], keep.index(pool)
     return tower, LearnedRows(base, tuple(source), pool)
+
+
+def _appended(
+    own: TextInput, appended: Appended, ids: Tensor, base: Tensor, source: list[int]
+) -> LearnedRows:
+    """Tokens whose keys are seen, and behind them the row that is pooled."""
+    seen, last = appended.seen(ids), len(ids)
+    keep = [i for i in range(last + 1) if seen[i] or i == last]
+    rows = torch.cat([base, appended.row.to(base).unsqueeze(0)])
+    rows = (rows + own.positions.detach()[: last + 1].to(base.dtype))[keep]
+    places = tuple([*source, -1][i] for i in keep)
+    pool = len(keep) - 1
+    return LearnedRows(rows, places, pool) if seen[last] else MaskedRows(rows, places, pool, (pool,))
 
 
 def _patched(own: VisionInput, num_patches: int) -> LearnedRows:

@@ -100,15 +100,14 @@ def clip_words(model: nn.Module) -> Way:
     return Way(model, owner.token_embedding, lambda s: model.encode_text(ids.expand(s, -1)), [4])
 
 
-def adapted_model() -> nn.Module:
+def adapted_model(model: nn.Module) -> nn.Module:
     """A low-rank addition beside a weight, as fine-tuning libraries write it."""
 
     class Adapted(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) + 0.1 * x.mean(-1, keepdim=True)
 
-    model = towers.open_clip_model()
-    model.transformer.resblocks[1].mlp.c_fc.__class__ = Adapted
+    getattr(model, "text", model).transformer.resblocks[1].mlp.c_fc.__class__ = Adapted
     return model
 
 
@@ -174,11 +173,11 @@ def hugging_face_words(kind: str) -> Way:
 
 
 TEXT_WAYS: dict[str, Callable[[], Way]] = {
-    "CoCa": lambda: clip_words(towers.custom_text_model({**TEXT_CONFIG, "embed_cls": True})),
+    "CoCa, adapted": lambda: clip_words(adapted_model(towers.coca_text())),
     "query and key norms": lambda: clip_words(
         towers.custom_text_model({**TEXT_CONFIG, "qk_norm": True, "block_type": "custom"})
     ),
-    "an adapted layer": lambda: clip_words(adapted_model()),
+    "an adapted layer": lambda: clip_words(adapted_model(towers.open_clip_model())),
     "a hook": lambda: clip_words(hooked_model()),
     "RoBERTa in open_clip, mean": lambda: wrapped_words("Roberta", "mean_pooler"),
     "BERT in open_clip, first": lambda: wrapped_words("Bert", "cls_pooler"),

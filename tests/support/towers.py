@@ -49,6 +49,13 @@ def custom_text_model(text: dict) -> nn.Module:
     return scatter(_open_clip().CustomTextCLIP(D, dict(_VISION), text))
 
 
+def coca_text(correct: bool = False) -> nn.Module:
+    """A class embedding behind the tokens; the mask over padding as in the released weights, or in place."""
+    model = custom_text_model({**TEXT_CONFIG, "embed_cls": True})
+    model.text.correct_cls_mask = correct
+    return model
+
+
 def hugging_face_model(eos: int = 49407) -> nn.Module:
     transformers = pytest.importorskip("transformers")
     common = {"num_hidden_layers": 2, "projection_dim": D}
@@ -157,6 +164,8 @@ TEXT_MODELS = {
     "CustomTextCLIP no projection": lambda: custom_text_model({**TEXT_CONFIG, "proj_type": "none"}),
     "CustomTextCLIP eos": lambda: custom_text_model({**TEXT_CONFIG, "pool_type": "eos", "eos_id": 49407}),
     "CustomTextCLIP tanh": lambda: custom_text_model({**TEXT_CONFIG, "act_kwargs": {"approximate": "tanh"}}),
+    "CoCa text": lambda: coca_text(),
+    "CoCa text, mask in place": lambda: coca_text(correct=True),
     "SigLIP text": lambda: custom_text_model(dict(_SIGLIP)),
     "OpenAI": openai_model,
     "Hugging Face": hugging_face_model,

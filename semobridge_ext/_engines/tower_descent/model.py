@@ -27,14 +27,14 @@ class OwnTower:
     name: str
     width: int  # T
     features: int  # D
+    double: bool  # a float64 model
     structure: str  # the modules as they print themselves
     weights: tuple[tuple[str, Tensor], ...]  # all parameters and buffers by name
 
     @property
     def compute(self) -> torch.dtype:
         """Of learned rows and losses; half weights are widened to it."""
-        wide = any(w.dtype == torch.float64 for _, w in self.weights)
-        return torch.float64 if wide else torch.float32
+        return torch.float64 if self.double else torch.float32
 
     @property
     def device(self) -> torch.device:
