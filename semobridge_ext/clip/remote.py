@@ -221,7 +221,7 @@ class Repository:
                 f"{function}: {what} must be in a cache while HF_HUB_OFFLINE is set, got nothing kept of it; "
                 "unset HF_HUB_OFFLINE, or pass a local path"
             )
-        if isinstance(error, errors.GatedRepoError):
+        if _is_caused_by(error, errors.GatedRepoError):
             return PermissionError(
                 f"{function}: {what} must be open to you, got a gated repository; accept its terms at {page}"
                 ", then set HF_TOKEN or run: hf auth login"

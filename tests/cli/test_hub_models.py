@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from safetensors.torch import save
 from semobridge_ext import cli
 from semobridge_ext.cli import models
 from semobridge_ext.cli.shards import Folder
-from tests.support.assertions import assert_same_bits
+from tests.support.assertions import assert_row_relative, assert_same_bits
 from tests.support.hub_server import Hub, Repository, connected, running_hub
+from tests.support.source_tree import environment, run
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 ARCHITECTURE = {
@@ -98,6 +100,25 @@ def test_a_tag_of_the_hub(hub: Hub, model: torch.nn.Module, monkeypatch: pytest.
         (tmp_path / "tiny-clip.json").unlink()
         open_clip.factory._MODEL_CONFIGS.pop("tiny-clip")
         open_clip.factory._MODEL_CONFIG_PATHS.remove(tmp_path / "tiny-clip.json")
+
+
+@pytest.mark.slow
+def test_from_a_process_of_its_own(hub: Hub, model: torch.nn.Module, tmp_path: Path):
+    """As a user has it: HF_ENDPOINT and HF_HOME alone say where the hub and its cache are."""
+    pytest.importorskip("pyarrow", reason="needed: pip install pyarrow")
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "in" / "a.png")
+    command = [
+        sys.executable, "-m", "semobridge_ext.cli", "extract", str(tmp_path / "in"), str(tmp_path / "out"),
+        "--model", "hf-hub:org/tiny", "--workers", "0", "--dtype", "float32", "--quiet",
+    ]  # fmt: skip
+    given = environment() | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "own")}
+    done = run(*command, env=given)
+    assert done.returncode == 0, done.stderr
+    transform = image_transform_v2(PreprocessCfg(**PREPROCESS), is_train=False)
+    with torch.no_grad():
+        want = model.encode_image(transform(Image.new("RGB", (40, 40), "red"))[None]).double()
+    assert_row_relative(Folder("test", tmp_path / "out").load(), want / want.norm(), "features")
 
 
 # -- failures --------------------------------------------------------------------------------------------

@@ -181,6 +181,7 @@ def test_the_preprocessing_of_openai():
     assert_row_relative(got, torch.from_numpy((pixels - mean) / deviation), "features")
 
 
+@pytest.mark.slow
 def test_the_preprocessing_of_hugging_face(tmp_path: Path):
     transformers = pytest.importorskip("transformers")
     model = hugging_face_model()

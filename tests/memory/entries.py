@@ -164,6 +164,13 @@ def text_features(s: Source) -> Any:
     return sb.class_text_features(model, names, tokenizer=tokenizer).projected
 
 
+def image_features(s: Source) -> Any:
+    """Of arrays, one of which is too large."""
+    sides = [s.random.randrange(9, 60) for _ in range(s.random.randrange(1, 5))]
+    pixels = [torch.full((side, 50, 3), side, dtype=torch.uint8) for side in (*sides, 64)]
+    return sb.encode_images(_picto()[0], pixels, batch_size=2, max_pixels=3000, corrupt="skip").features
+
+
 def prompts(s: Source) -> Any:
     """Learned twice: from labels, and from a teacher by way of a file."""
     seed, path = s.random.randrange(1000), _folder() / "prompts.safetensors"
@@ -184,13 +191,14 @@ def layers(s: Source) -> Any:
 LIBRARY: tuple[Callable[[Source], Any], ...] = (
     wide_rows, wide_topk, wide_gallery, wide_support, bridge_file, map_file, isoclip, estimators, zero_shot,
     tip_adapter_f, support_file, diagnosis, revisited, findings_in_tasks, inverted, text_features, prompts,
-    layers,
+    layers, image_features,
 )  # fmt: skip
 ENTRIES: dict[str, Callable[[Source], Any]] = {call.__name__: call for call in (*CALLS, *LIBRARY)}
 # How often a soak draws them, against 1 for the others: they take long.
 WEIGHTS = {
     "inverted": 0.01,
     "text_features": 0.05,
+    "image_features": 0.05,
     "prompts": 0.1,
     "layers": 0.1,
     "training": 0.2,
