@@ -286,7 +286,7 @@ MAPPED_FROM = 64 << 20  # bytes
 def load_tensors(
     function: str,
     path: Any,
-    file_format: str,
+    file_format: str | tuple[str, ...],
     names: tuple[str, ...],
     fields: tuple[str, ...] = (),
     remedy: str = WRITE_IT,
@@ -301,8 +301,10 @@ def load_tensors(
     a larger one is mapped.
 
     Args:
-        function, path: for messages, too. remedy: what a refusal of another format, or of another version
-            of it, tells to do. damaged: what one of other bytes tells.
+        function, path: for messages, too.
+        file_format: one, or all that are read.
+        remedy: what a refusal of another format, or of another version of it, tells to do.
+        damaged: what one of other bytes tells.
         optional: read where they are there.
         streamed: not compared in a mapped file, which nobody has read yet.
     """
@@ -316,9 +318,10 @@ def load_tensors(
     try:
         with safe_open(os.fspath(path), framework="pt") as file:
             meta, present = dict(file.metadata() or {}), list(file.keys())
-            if meta.get("format") != file_format:
+            known = (file_format,) if isinstance(file_format, str) else file_format
+            if meta.get("format") not in known:
                 raise ValueError(
-                    f"{function}: {path} must be a '{file_format}' file, got format "
+                    f"{function}: {path} must be a '{known[0]}' file, got format "
                     f"{meta.get('format')!r}; {remedy}"
                 )
             missing = [n for n in names if n not in present]

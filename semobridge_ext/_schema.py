@@ -47,7 +47,7 @@ Schema = Mapping[str, Field]
 def load(
     function: str,
     path: Any,
-    file_format: str,
+    file_format: str | tuple[str, ...],
     schema: Schema,
     fields: tuple[str, ...] = (),
     sizes: dict[str, int] | None = None,

@@ -2,7 +2,10 @@
 
     W⁺ = pinv(W, atol)     e = f W⁺ (+ τ)     ê = ℓ·norm(e)     bridged = ê W
 
-Without a bias ``norm(bridged) = norm(f W⁺ W)``, one matrix that is folded once (fold.py).
+Without τ ``norm(bridged) = norm(f W⁺ W)``, one matrix that is folded once (fold.py).
+
+A text projection with a bias, ``x·W + b = (x, 1)·[W; b]``, is bridged as the linear map [W; b] of rows with a
+one appended (docs/methods.md): one row taller, and everything else as it is.
 
 What to expect: a projector of nearly full rank changes cosines little. The closed form alone is close
 to comparing images directly; most of the published gain comes from the blend of logits and from
@@ -22,6 +25,7 @@ from semobridge_ext._ops.project_normalize.cpu import Projection
 from semobridge_ext._ops.project_normalize.op import project_normalize
 from semobridge_ext._ops.project_normalize.prepared import PreparedProjection
 from semobridge_ext.bridging.fold import Fold, fold_of, packed_chain, packed_projector
+from semobridge_ext.clip.affine import with_bias
 from semobridge_ext.runtime.choice import direct, plain
 from semobridge_ext.runtime.held import Held
 
@@ -35,6 +39,8 @@ class Bridge(nn.Module):
     Args:
         text_projection: [T, D] the matrix W of the text tower, a tensor or array of any float dtype;
             copied, kept in float32 (float64 if given so).
+        text_bias: [D] the bias b of the projection. It becomes the last row of ``text_projection``, so that T
+            below is one more than the tower's width; zeros are none, as None is.
         atol: singular values ≤ ``atol`` are dropped; the paper uses 0.3.
         text_length: ℓ, the mean length of the classes' un-projected text features. It cancels
             whenever the result is normalised.
@@ -74,6 +80,7 @@ class Bridge(nn.Module):
         self,
         text_projection: Any,  # [T, D]
         *,
+        text_bias: Any = None,  # [D]
         atol: float = 0.3,
         text_length: float = 1.0,
     ) -> None:
@@ -84,6 +91,7 @@ class Bridge(nn.Module):
             remedy = "pass the [T, D] matrix, or use Bridge.from_clip(model)"
             raise ValueError(_errors.message("Bridge", "text_projection", "be 2-D", w, remedy))
         _errors.check_finite("Bridge", "text_projection", w, "reload the model's weights")
+        w = with_bias("Bridge", "text_bias", w, text_bias)
         for name, value in (("atol", atol), ("text_length", text_length)):
             if not _numbers.is_real(value):
                 got = _errors.describe(value)
@@ -121,14 +129,18 @@ class Bridge(nn.Module):
             atol, text_length: of the bridge.
 
         Raises:
-            TypeError: not a CLIP model, or one without a linear text projection; the message says what
-                was found. A projection with a bias, as SigLIP's, is refused: ``t = x·W + b`` is inverted
-                by ``(t − b)·W⁺``, and an image feature, whose length carries no meaning, has no scale
-                at which b could be subtracted. ``Bridge(W)`` leaves the bias out on purpose.
-        """
-        from semobridge_ext.clip import text_projection
+            TypeError: not a CLIP model, or one whose text projection is no Linear layer and no matrix; the
+                message says what was found.
 
-        return cls(text_projection(model), atol=atol, text_length=text_length)
+        A projection with a bias, as SigLIP's, is taken with it: see ``text_bias``. ``Bridge(W)`` leaves
+        the bias out on purpose.
+        """
+        from semobridge_ext.clip.families import adapter_of
+        from semobridge_ext.clip.projections import affine_text
+
+        name = "Bridge.from_clip"
+        found = affine_text(name, adapter_of(name, model))
+        return cls(found.matrix, text_bias=found.bias, atol=atol, text_length=text_length)
 
     @classmethod
     def from_pretrained(
@@ -168,7 +180,8 @@ class Bridge(nn.Module):
             "Bridge.from_pretrained", name_or_path, ("text",),
             revision=revision, cache_dir=cache_dir, refresh=refresh, timeout=timeout,
         )  # fmt: skip
-        return cls(found["text"], atol=atol, text_length=text_length)
+        matrix, bias = found["text"]
+        return cls(matrix, text_bias=bias, atol=atol, text_length=text_length)
 
     def save(self, path: Any) -> None:
         """Writes a safetensors file (tensors ``text_projection``, ``inverse``) to `path`, atomically."""

@@ -21,6 +21,7 @@ from semobridge_ext.cli.commands import (
     info,
     invert,
     mapping,
+    models,
     report,
     retrieve,
     search,
@@ -35,6 +36,7 @@ COMMANDS = {
     "info": info,
     "invert": invert,
     "map": mapping,
+    "models": models,
     "report": report,
     "retrieve": retrieve,
     "search": search,
@@ -49,6 +51,7 @@ start here:
   semobridge-ext invert --help      textual and visual inversion of a file of features, resumable
   semobridge-ext extract --help     your images in; then map, search, retrieve, report
   semobridge-ext discover --help    known and new classes among unlabelled images
+  semobridge-ext models             which methods work on which models, and why others refuse
   semobridge-ext fewshot            every few-shot method on every embedded set: tables and a picture
 
 Errors are one line and exit code 2; add --debug to see where they come from.

@@ -163,6 +163,7 @@ def of_drawings(
     features = torch.cat([rows @ matrix for rows in before.split(BATCH)]).float().clone()
     before = before.float().clone()
     train, val, test = ((features[p], labels[p]) for p in parts)
+    assert text.hidden is not None and text.length is not None  # the embedded CLIP ends in a matrix
     return Problem(
         ds.name, train, val, test, text.projected.float(), text.hidden.float(),
         text_projection(clip.model).float(), text.length,

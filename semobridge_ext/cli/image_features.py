@@ -18,8 +18,9 @@ from semobridge_ext.cli.images import PIXELS
 from semobridge_ext.cli.listing import IMAGES, Item, given
 from semobridge_ext.cli.sources import Source, open_source
 from semobridge_ext.clip.encode import encode_image
+from semobridge_ext.clip.families import adapter_of
 from semobridge_ext.clip.preprocess import Transform, preprocess_of
-from semobridge_ext.clip.projections import image_projection
+from semobridge_ext.clip.projections import affine_image
 
 _NAME = "encode_images"
 
@@ -107,7 +108,7 @@ def encode_images(
     _check_count("max_pixels", max_pixels, 1)
     transform = preprocess_of(_NAME, model) if preprocess is None else preprocess
     if not project:
-        image_projection(model)
+        affine_image(_NAME, adapter_of(_NAME, model))
     with tempfile.TemporaryDirectory(prefix="semobridge-ext-") as folder:
         source = _source(images, Path(folder) / "inputs.jsonl", workers)
         run = _Run(model, project, normalize, corrupt == "skip")

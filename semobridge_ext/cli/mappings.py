@@ -196,6 +196,7 @@ FORMATS: dict[str, Callable[[Path, str], Mapping]] = {
     "semobridge-ext bridge 1": lambda path, name: _of_bridge(Bridge.load(path), name),
     PCA_FORMAT: lambda path, name: _of_pca(_load_pca(path), name),
     "semobridge-ext isoclip 1": lambda path, name: _of_isoclip(IsoCLIP.load(path), name),
+    "semobridge-ext isoclip 2": lambda path, name: _of_isoclip(IsoCLIP.load(path), name),
     "semobridge-ext linear map 1": lambda path, name: _of_linear(LinearMap.load(path), name),
     "semobridge-ext role centering 1": lambda path, name: _of_roles(RoleCentering.load(path), name),
 }

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from semobridge_ext import _digest
 from semobridge_ext.cli.shards import Folder
-from semobridge_ext.clip import image_projection
 from semobridge_ext.clip.families import adapter_of
 from semobridge_ext.clip.hub_weights import check_fetched
+from semobridge_ext.clip.projections import affine_image
 from semobridge_ext.clip.texts import encode_text
 
 EMBEDDED = "picto"
@@ -46,7 +46,7 @@ class Encoder(NamedTuple):
     def before_projection(self, function: str) -> Encoder:
         """The same encoder, whose images stop before a linear projection; refused where there is none."""
         try:
-            image_projection(self.model)
+            affine_image(function, adapter_of(function, self.model))
         except TypeError as error:
             got = adapter_of(function, self.model).vision_kind or type(self.model).__name__
             raise NotImplementedError(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from semobridge_ext import _errors
 from semobridge_ext._engines.tower_descent.spec import Tower
 from semobridge_ext.clip.blocks import Reader
-from semobridge_ext.clip.template import default_tokenizer, fitting_ids
+from semobridge_ext.clip.template import Placed, default_tokenizer, fitting_ids
 
 TEXT_POOLINGS = ("argmax", "eos", "first", "last")
 
@@ -55,6 +55,22 @@ class TextPooling(NamedTuple):
         return x[torch.arange(len(x), device=x.device), self.positions(ids)]
 
 
+class Appended(NamedTuple):
+    """A row that a text tower appends to its tokens and pools (CoCa's class embedding).
+
+    Padding is hidden by a mask over the keys. In the weights that exist the mask lies one position too far
+    to the right: the first padding is seen, and the appended row not, unless a text fills the context.
+    """
+
+    row: Tensor  # [T]
+    pad: int
+    shifted: bool
+
+    def seen(self, ids: Tensor) -> list[bool]:  # [L] -> of the L + 1 keys
+        tokens = [int(i) != self.pad for i in ids]
+        return [True, *tokens] if self.shifted else [*tokens, True]
+
+
 class TextInput(NamedTuple):
     """How token ids become the rows that enter the text tower: embedding[ids] + positions."""
 
@@ -62,6 +78,7 @@ class TextInput(NamedTuple):
     positions: Tensor  # [L, T]
     pooling: TextPooling
     pad: int | None = None  # id that attention masks out
+    appended: Appended | None = None  # what is pooled instead
 
 
 class VisionInput(NamedTuple):
@@ -181,6 +198,20 @@ class Adapter(ABC):
     @abstractmethod
     def patch_rows(self, images: Any) -> Tensor:  # [B, U, V]
         """Patch embeddings, before the positions are added."""
+
+    # -- where learned rows enter the model's own pass -------------------------------------------------
+
+    def token_layer(self) -> nn.Module | None:
+        """The layer that turns token ids into rows [B, L, T]; None where there is none."""
+        return None
+
+    def patch_layer(self) -> nn.Module | None:
+        """The layer that turns images into patch rows; None where there is none."""
+        return None
+
+    def template_inputs(self, tokenizer: Any, placed: Placed) -> Any:
+        """What ``encode_text`` takes for a template."""
+        return placed.ids[None]
 
     # -- towers --------------------------------------------------------------------------------------
 

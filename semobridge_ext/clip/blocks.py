@@ -20,11 +20,32 @@ def refuse(function: str, what: str, remedy: str) -> NotImplementedError:
     return NotImplementedError(f"{function}: model must have a supported tower, got {what}; {remedy}")
 
 
+def plain_layer(module: Any) -> Any:
+    """The layer whose weights are all that it computes: that of peft, once its adapters are merged or off.
+
+    An adapter that is neither stays as it is, and is refused as what it is.
+    """
+    if has_adapters(module) and (module.merged or module.disable_adapters):
+        return module.base_layer
+    return module
+
+
+def has_adapters(module: Any) -> bool:
+    """Whether peft has put its adapters (LoRA and its like) around a layer."""
+    return isinstance(module, nn.Module) and hasattr(module, "base_layer") and hasattr(module, "merged")
+
+
+UNMERGED = "adapters of peft that are not merged; call merge_and_unload() first"
+
+
 class Reader:
     """Reads modules in one dtype, refusing in the name of one public function."""
 
-    def __init__(self, function: str, dtype: torch.dtype, remedy: str) -> None:
+    def __init__(
+        self, function: str, dtype: torch.dtype, remedy: str, *, takes_appended: bool = False
+    ) -> None:
         self.function, self.dtype, self.remedy = function, dtype, remedy
+        self.takes_appended = takes_appended  # whether who asks knows of a row behind the tokens
 
     def refuse(self, what: str) -> NotImplementedError:
         return refuse(self.function, what, self.remedy)
@@ -52,6 +73,7 @@ class Reader:
 
     def linear(self, module: Any, where: str, scale: Any = None) -> Linear:
         """A Linear layer, with a LayerScale behind it folded in."""
+        module = self.plain(module, where)
         if not isinstance(module, nn.Linear):
             raise self.refuse(f"{where} = {type(module).__name__} where a Linear layer is needed")
         self._computes(module, where, module.in_features, lambda m, x: F.linear(x, m.weight, m.bias))
@@ -63,6 +85,12 @@ class Reader:
             raise self.refuse(f"{type(scale).__name__} behind {where}")
         gamma = self.tensor(scale.gamma)
         return Linear(weight * gamma, None if bias is None else bias * gamma)
+
+    def plain(self, module: Any, where: str) -> Any:
+        """What `plain_layer` gives; adapters that its weights do not hold are refused."""
+        if has_adapters(module := plain_layer(module)):
+            raise self.refuse(f"{where} = {type(module).__name__} with {UNMERGED}")
+        return module
 
     def _computes(
         self, module: nn.Module, where: str, width: int, formula: Callable[[Any, Tensor], Tensor]
@@ -144,7 +172,7 @@ def resblocks(reader: Reader, blocks: Any) -> Blocks:
     """Blocks of open_clip and OpenAI's clip."""
     found, heads, activations = [], [], []
     for b in blocks:
-        attention = getattr(b, "attn", None)
+        attention = reader.plain(getattr(b, "attn", None), "attn")
         if type(attention) is not nn.MultiheadAttention or hasattr(b, "ln_1_kv"):
             raise reader.refuse(f"{type(b).__name__} with {type(attention).__name__}")
         if attention.in_proj_weight is None or attention.bias_k is not None:

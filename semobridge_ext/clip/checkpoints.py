@@ -10,7 +10,7 @@ import hashlib
 import logging
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from semobridge_ext import _errors, _files
 from semobridge_ext.clip import places
+from semobridge_ext.clip.affine import Affine
 from semobridge_ext.clip.places import Place, shard
 from semobridge_ext.clip.remote import Clock, RangedFile
 
@@ -32,10 +33,11 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 _KEYS = {
     "text": (
         "text_projection", "text_projection.weight", "text.text_projection", "text.text_projection.weight",
-        "text.proj.weight",
+        "text.proj.weight", "text_model.head.weight",
     ),
     "image": (
         "visual.proj", "visual_projection.weight", "visual.head.proj.weight", "visual.trunk.head.weight",
+        "visual.trunk.head.fc.weight",
     ),
 }  # fmt: skip
 
@@ -105,10 +107,11 @@ class _Remote:
 
     def tensor(self, key: str) -> Tensor:
         shape, begin, end, dtype = self._place(key)
-        if len(shape) != 2 or 0 in shape:
+        bias = key.endswith(".bias")
+        if len(shape) != (1 if bias else 2) or 0 in shape:
             raise ValueError(
-                f"{self.function}: {key} of {self.name} must be a float matrix, got shape {shape!r:.100}; "
-                "this is no projection"
+                f"{self.function}: {key} of {self.name} must be a float {'row' if bias else 'matrix'}, got "
+                f"shape {shape!r:.100}; this is no projection"
             )
         size = end - begin
         if size != math.prod(shape) * dtype.itemsize:
@@ -162,12 +165,6 @@ def _key(function: str, name: str, keys: Iterable[str], side: str) -> str:
     for key in _KEYS[side]:
         if key not in keys:
             continue
-        bias = f"{key.removesuffix('.weight')}.bias"
-        if key.endswith(".weight") and bias in keys:
-            raise ValueError(
-                f"{function}: {name} must have a {side} projection without bias, got {bias}; a "
-                "pseudo-inverse and IsoCLIP have no place for it"
-            )
         return key
     like = sorted(k for k in keys if "proj" in k and "attn" not in k and "mlp" not in k and len(k) < 80)[:5]
     raise ValueError(
@@ -177,10 +174,41 @@ def _key(function: str, name: str, keys: Iterable[str], side: str) -> str:
     )
 
 
-def _is_sound(value: Tensor) -> bool:
-    """A finite float matrix: what is kept, and what is taken from what was kept."""
+def _is_matrix(value: Tensor) -> bool:
+    """A finite float matrix."""
     whole = value.dim() == 2 and value.numel() > 0 and value.dtype in _DTYPES.values()
     return whole and bool(torch.isfinite(value).all())
+
+
+def _is_sound(held: Affine) -> bool:
+    """What is kept, and what is taken from what was kept."""
+    matrix, bias = held
+    if bias is None:
+        return _is_matrix(matrix)
+    fits = _is_matrix(matrix) and bias.shape == matrix.shape[1:] and bias.dtype in _DTYPES.values()
+    return fits and bool(torch.isfinite(bias).all())
+
+
+def _bias_key(key: str, keys: Iterable[str]) -> str | None:
+    """The bias beside a Linear layer's weight."""
+    name = f"{key.removesuffix('.weight')}.bias"
+    return name if key.endswith(".weight") and name in keys else None
+
+
+def _bias(file: _Local | _Remote, key: str, matrix: Tensor) -> Tensor | None:
+    """[D], or None for zeros."""
+    value = file.tensor(key)
+    if value.shape != matrix.shape[1:] or value.dtype not in _DTYPES.values():
+        raise ValueError(
+            f"{file.function}: {key} of {file.name} must be [{matrix.shape[1]}] floats, got "
+            f"{_errors.describe(value)}; this is no projection"
+        )
+    if not bool(torch.isfinite(value).all()):
+        raise ValueError(
+            f"{file.function}: {key} of {file.name} must be finite, got NaN or infinite values; get the "
+            "checkpoint anew"
+        )
+    return value if bool((value != 0).any()) else None
 
 
 def _matrix(file: _Local | _Remote, key: str) -> Tensor:
@@ -190,7 +218,7 @@ def _matrix(file: _Local | _Remote, key: str) -> Tensor:
             f"{file.function}: {key} of {file.name} must be a float matrix, got {_errors.describe(value)}; "
             "this is no projection"
         )
-    if not _is_sound(value):
+    if not _is_matrix(value):
         raise ValueError(
             f"{file.function}: {key} of {file.name} must be finite, got NaN or infinite values; get the "
             "checkpoint anew"
@@ -198,18 +226,39 @@ def _matrix(file: _Local | _Remote, key: str) -> Tensor:
     return (value.T if key.endswith(".weight") else value).contiguous()
 
 
-def _read(function: str, place: Place, sides: Sequence[str]) -> dict[str, Tensor]:
+def _affine(files: Callable[[str], _Local | _Remote], key: str, keys: Iterable[str]) -> Affine:
+    """A projection and its bias; `files` gives the file that holds a key."""
+    matrix, bias = _matrix(files(key), key), _bias_key(key, keys)
+    return Affine(matrix, None if bias is None else _bias(files(bias), bias, matrix))
+
+
+def _read(function: str, place: Place, sides: Sequence[str]) -> dict[str, Affine]:
     for name in place.names:
         if not place.has(name):
             continue
         if name.endswith(".index.json"):
-            shards = _index(function, place, name)
-            keys = {side: _key(function, place.address(name), shards, side) for side in sides}
-            files = {one: _open(function, place, one) for one in {shards[key] for key in keys.values()}}
-            return {side: _matrix(files[shards[key]], key) for side, key in keys.items()}
-        file = _open(function, place, name)
-        return {side: _matrix(file, _key(function, file.name, file.keys, side)) for side in sides}
+            return _read_shards(function, place, name, sides)
+        return _read_file(_open(function, place, name), sides)
     raise place.nothing()
+
+
+def _read_file(file: _Local | _Remote, sides: Sequence[str]) -> dict[str, Affine]:
+    keys = {side: _key(file.function, file.name, file.keys, side) for side in sides}
+    return {side: _affine(lambda _: file, key, file.keys) for side, key in keys.items()}
+
+
+def _read_shards(function: str, place: Place, index: str, sides: Sequence[str]) -> dict[str, Affine]:
+    shards = _index(function, place, index)
+    keys = {side: _key(function, place.address(index), shards, side) for side in sides}
+    opened: dict[str, _Local | _Remote] = {}
+
+    def holding(key: str) -> _Local | _Remote:
+        name = shards[key]
+        if name not in opened:
+            opened[name] = _open(function, place, name)
+        return opened[name]
+
+    return {side: _affine(holding, key, shards) for side, key in keys.items()}
 
 
 def cache_folder(given: Any = None) -> Path:
@@ -231,8 +280,8 @@ def read_projections(
     cache_dir: Any = None,
     refresh: bool = False,
     timeout: float,
-) -> dict[str, Tensor]:  # "text": [T, D], "image": [V, D]
-    """The projections of a checkpoint, oriented ``x·matrix``, in its dtype; fetched ones are kept."""
+) -> dict[str, Affine]:  # "text": [T, D] and [D], "image": [V, D] and [D]
+    """The projections of a checkpoint, oriented ``x·matrix + bias``, in its dtype; fetched ones are kept."""
     clock = Clock(function, timeout)
     place = places.find(function, source, revision, clock)
     if not place.is_remote:
@@ -241,12 +290,9 @@ def read_projections(
     kept = {side: folder / f"{_digest(place, side)}.safetensors" for side in sides}
     if not refresh:
         try:
-            matrices = {
-                side: _files.load_tensors(function, path, _FORMAT, ("matrix",))[0]["matrix"]
-                for side, path in kept.items()
-            }
-            if all(map(_is_sound, matrices.values())):
-                return matrices
+            held = {side: _kept(function, path) for side, path in kept.items()}
+            if all(map(_is_sound, held.values())):
+                return held
         except (FileNotFoundError, ValueError):
             pass  # not fetched yet, or damaged: fetched anew
         if isinstance(place, places.Hub) and (on_disk := place.cached()) is not None:
@@ -257,10 +303,16 @@ def read_projections(
         folder.mkdir(parents=True, exist_ok=True)
         for side, path in kept.items():
             meta = {"format": _FORMAT, "source": str(source), "revision": revision, "side": side}
-            _files.save_tensors(path, {"matrix": found[side]}, meta)
+            tensors = {name: value for name, value in found[side]._asdict().items() if value is not None}
+            _files.save_tensors(path, tensors, meta)
     except OSError as error:
         _log.warning("%s: the projection could not be kept in %s (%s)", function, folder, error)
     return found
+
+
+def _kept(function: str, path: Path) -> Affine:
+    tensors, _ = _files.load_tensors(function, path, _FORMAT, ("matrix",), optional=("bias",))
+    return Affine(tensors["matrix"], tensors.get("bias"))
 
 
 def _digest(place: Place, side: str) -> str:

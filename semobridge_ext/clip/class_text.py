@@ -10,18 +10,26 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from semobridge_ext import _errors
+from semobridge_ext.clip.adapter import Adapter
+from semobridge_ext.clip.affine import NonlinearError, with_one
 from semobridge_ext.clip.families import adapter_of
+from semobridge_ext.clip.projections import affine_text
 from semobridge_ext.clip.texts import text_rows
 
 _NAME = "class_text_features"
 
 
 class ClassText(NamedTuple):
-    """Text features of C classes."""
+    """Text features of C classes.
+
+    ``hidden`` and ``length`` are None where nothing linear stands between the tower and its features, so
+    that features before it mean nothing to a bridge; ``reason`` says what stands there.
+    """
 
     projected: Tensor  # [C, D] unit rows t_c
-    hidden: Tensor  # [C, T] unit rows s_c, the same before the text projection
-    length: float  # ℓ, the mean length of the un-projected prompt features
+    hidden: Tensor | None  # [C, T] unit rows s_c, the same before the text projection
+    length: float | None  # ℓ, the mean length of the un-projected prompt features
+    reason: str | None = None  # why there is no s_c
 
 
 def class_text_features(
@@ -46,13 +54,14 @@ def class_text_features(
 
     Returns:
         ClassText: ``projected`` [C, D] and ``hidden`` [C, T] unit rows in the model's dtype, on its
-        device, and the text length ℓ for ``Bridge(text_length=...)``.
+        device, and the text length ℓ for ``Bridge(text_length=...)``. Under a projection with a bias the
+        rows before it have a one appended, as the bridge's have (T is one more). Where a nonlinear head ends
+        the tower, or its pooling is unknown, hidden and length are None and ``reason`` says why.
 
     Raises:
         ValueError: no names, no prompts, a template without ``{}``, a class without prompts, or no
             tokenizer for a vocabulary other than CLIP's. TypeError: not a CLIP model, no names or templates
             in their place, or a function whose prompt is no string.
-            NotImplementedError: an unknown text pooling.
 
     Numerics: prompts as :func:`semobridge_ext.encode_text` has them, on the tree of their beginnings where
         the tower is causal; means and norms in float32.
@@ -76,8 +85,7 @@ def class_text_features(
     if tokenizer is None:
         tokenizer = adapter.default_tokenizer()
     parameter = next(model.parameters())
-    found = text_rows(adapter, tokenizer, prompts, ("hidden", "projected"), batch_size=batch_size)
-    hidden, projected = (rows.float() for rows in found)
+    projected, hidden, reason = _rows(adapter, tokenizer, prompts, batch_size)
     owner = torch.tensor(owners, device=parameter.device)
 
     def class_mean(rows: Tensor) -> Tensor:
@@ -85,10 +93,30 @@ def class_text_features(
         sums = units.new_zeros(len(names), units.shape[1]).index_add(0, owner, units)
         return normalize(sums, dim=1).to(parameter.dtype).clone()
 
+    if hidden is None:
+        return ClassText(class_mean(projected), None, None, reason)
     # ℓ over classes: prompts of one class share its weight.
     counts = torch.bincount(owner, minlength=len(names)).float()
     lengths = torch.zeros_like(counts).index_add(0, owner, hidden.norm(dim=1)) / counts
     return ClassText(class_mean(projected), class_mean(hidden), float(lengths.mean()))
+
+
+def _rows(
+    adapter: Adapter, tokenizer: Any, prompts: list[str], batch_size: int
+) -> tuple[Tensor, Tensor | None, str | None]:  # [P, D], [P, T], why there is no [P, T]
+    """Float32 features of all prompts behind and before the projection, with a one where it has a bias."""
+    projector, constant = adapter.text_projector(), False
+    try:
+        if projector is not None:
+            constant = affine_text(_NAME, adapter).bias is not None
+        hidden, projected = text_rows(
+            adapter, tokenizer, prompts, ("hidden", "projected"), batch_size=batch_size
+        )
+    except (NonlinearError, NotImplementedError) as error:
+        (projected,) = text_rows(adapter, tokenizer, prompts, ("projected",), batch_size=batch_size)
+        return projected.float(), None, str(error)
+    hidden = hidden.float()
+    return projected.float(), with_one(hidden) if constant else hidden, None
 
 
 def _prompts(names: list[Any], templates: Any) -> tuple[list[str], list[int]]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from semobridge_ext.clip.families import adapter_of
-from semobridge_ext.clip.projections import image_projection, text_projection
+from semobridge_ext.clip.projections import affine_image, affine_text
 
 
 def batches(inputs: Any, batch_size: int, device: torch.device) -> Iterator[Any]:
@@ -58,8 +58,8 @@ def encode_image(
         model: a CLIP model of a family that ``semobridge_ext.clip`` lists.
         images: [B, 3, H, W] preprocessed, on any device; moved to the model's device and dtype. For a
             Hugging Face model also the mapping of tensors that its processor returns.
-        project: False gives the pooled, normed features x before the projection A; ``x·A`` is what
-            True gives.
+        project: False gives the pooled, normed features x before the projection A; ``x·A``, or ``x·A + a``
+            where it has a bias, is what True gives.
         batch_size: images encoded at once.
 
     Returns:
@@ -81,7 +81,7 @@ def encode_image(
     """
     adapter = adapter_of("encode_image", model)
     if not project:
-        image_projection(model)  # refuses in words where there is none
+        affine_image("encode_image", adapter)  # refuses in words where there is none
     run = adapter.encode_image if project else adapter.encode_image_hidden
     parameter = next(model.parameters())
     with evaluating(model), torch.no_grad():
@@ -123,7 +123,7 @@ def encode_text(
     """
     adapter = adapter_of("encode_text", model)
     if not project:
-        text_projection(model)
+        affine_text("encode_text", adapter)
     with evaluating(model), torch.no_grad():
         parts = batches(ids, batch_size, next(model.parameters()).device)
         if project:

@@ -20,6 +20,13 @@ FAMILIES = (
 )
 
 
+# Models of Hugging Face with CLIP's names for their parts that compute something else, by `model_type`.
+_OTHERS = {
+    "owlvit": "a detector, whose image features belong to boxes",
+    "owlv2": "a detector, whose image features belong to boxes",
+}
+
+
 @cache
 def families() -> tuple[type[Adapter], ...]:
     found = []
@@ -29,8 +36,22 @@ def families() -> tuple[type[Adapter], ...]:
     return tuple(found)
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside nn.DataParallel, DistributedDataParallel, torch.compile and peft, which run it."""
+    while True:
+        inside = getattr(model, "_modules", {})
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(inside.get("_orig_mod"), nn.Module):
+            model = inside["_orig_mod"]
+        elif hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
+            model = model.get_base_model()  # type: ignore[operator]
+        else:
+            return model
+
+
 def adapter_of(function: str, model: Any) -> Adapter:
-    """The adapter of a CLIP model, which refuses in the name of ``function``.
+    """The adapter of a CLIP model, or of the one inside a wrapper; it refuses in the name of ``function``.
 
     Raises:
         TypeError: not a module, or a model of no supported family; the message names what was got and
@@ -41,11 +62,12 @@ def adapter_of(function: str, model: Any) -> Adapter:
             f"{function}: model must be a CLIP model (torch.nn.Module), got {type(model).__name__}; "
             "open_clip.create_model_and_transforms returns it first"
         )
+    model = unwrapped(model)
+    other = _OTHERS.get(str(getattr(getattr(model, "config", None), "model_type", "")))
     for family in families():
-        if family.recognises(model):
+        if other is None and family.recognises(model):
             return family(function, model)
     supported = "; ".join(family.supports for family in families())
     remedy = "pass such a model, or compute its features yourself"
-    raise UnknownModelError(
-        _errors.message(function, "model", f"be one of ({supported})", type(model).__name__, remedy)
-    )
+    got = type(model).__name__ if other is None else f"{type(model).__name__}, {other}"
+    raise UnknownModelError(_errors.message(function, "model", f"be one of ({supported})", got, remedy))

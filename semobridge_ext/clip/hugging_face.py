@@ -19,7 +19,7 @@ from semobridge_ext.clip.adapter import (
     capture,
 )
 from semobridge_ext.clip.blocks import Reader, hf_blocks
-from semobridge_ext.clip.template import is_hugging_face
+from semobridge_ext.clip.template import Placed, is_hugging_face
 
 
 class HuggingFace(Adapter):
@@ -122,9 +122,13 @@ class HuggingFace(Adapter):
 
     def encode_image(self, images: Any) -> Tensor:
         projector = self.image_projector()
-        if projector is None:
+        if projector is not None:
+            return projector.value(self.encode_image_hidden(images))
+        own = getattr(self.model, "get_image_features", None)  # ALIGN's pooled rows are its features
+        if own is None:
             raise self.unprojected("image")
-        return projector.value(self.encode_image_hidden(images))
+        out = own(**(dict(images) if isinstance(images, Mapping) else {"pixel_values": images}))
+        return out if isinstance(out, Tensor) else out.pooler_output
 
     def encode_image_hidden(self, images: Any) -> Tensor:
         inputs = dict(images) if isinstance(images, Mapping) else {"pixel_values": images}
@@ -132,6 +136,29 @@ class HuggingFace(Adapter):
 
     def patch_rows(self, images: Tensor) -> Tensor:
         return self.vision.embeddings.patch_embedding(images).flatten(2).transpose(1, 2)
+
+    # -- where learned rows enter the model's own pass -------------------------------------------------
+
+    def token_layer(self) -> nn.Module | None:
+        embeddings = getattr(self.text, "embeddings", None)
+        for name in ("token_embedding", "word_embeddings"):
+            if isinstance(found := getattr(embeddings, name, None), nn.Module):
+                return found
+        try:
+            return self.text.get_input_embeddings()
+        except (AttributeError, NotImplementedError):  # transformers knows it of most models, not of all
+            return None
+
+    def patch_layer(self) -> nn.Module | None:
+        embeddings = getattr(self.vision, "embeddings", None)
+        own = getattr(embeddings, "patch_embedding", None)
+        return getattr(getattr(embeddings, "patch_embeddings", None), "projection", own)
+
+    def template_inputs(self, tokenizer: Any, placed: Placed) -> Any:
+        # With the mask over the padding, which BERT-like towers attend to without it.
+        if is_hugging_face(tokenizer):
+            return self.tokenize(tokenizer, [placed.text])
+        return placed.ids[None]
 
     # -- towers --------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from semobridge_ext.clip import timm
 from semobridge_ext.clip.adapter import (
     TEXT_POOLINGS,
     Adapter,
+    Appended,
     ImageFormat,
     Projector,
     TextInput,
@@ -52,7 +53,11 @@ class OpenClip(Adapter):
     @property
     def context_length(self) -> int:
         positions = getattr(self.text, "positional_embedding", None)
-        return self.text.context_length if positions is None else len(positions)
+        if positions is None:
+            # T5's positions are relative, and open_clip says 0: 77 is what its tokenizers give then.
+            return self.text.context_length or 77
+        # CoCa's class token has the last position.
+        return len(positions) - (getattr(self.text, "cls_emb", None) is not None)
 
     @property
     def vocab_size(self) -> int:
@@ -97,8 +102,13 @@ class OpenClip(Adapter):
 
     # -- features ------------------------------------------------------------------------------------
 
+    @property
+    def _raw(self) -> dict[str, bool]:
+        """CoCa alone normalises unless it is told."""
+        return {"normalize": False} if hasattr(self.model, "text_decoder") else {}
+
     def encode_text(self, ids: Tensor) -> Tensor:
-        return self.model.encode_text(ids)
+        return self.model.encode_text(ids, **self._raw)
 
     def encode_text_with_hidden(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         projector = self.text_projector()
@@ -113,7 +123,7 @@ class OpenClip(Adapter):
         return x if x.dim() == 2 else pooling.rows(x, ids), features  # CoCa pools before the norm
 
     def encode_image(self, images: Tensor) -> Tensor:
-        return self.model.encode_image(images)
+        return self.model.encode_image(images, **self._raw)
 
     def encode_image_hidden(self, images: Tensor) -> Tensor:
         projector = self.image_projector()
@@ -135,6 +145,19 @@ class OpenClip(Adapter):
             return timm.patch_rows(self.visual, images)
         return self.visual.conv1(images).flatten(2).transpose(1, 2)
 
+    # -- where learned rows enter the model's own pass -------------------------------------------------
+
+    def token_layer(self) -> nn.Module | None:
+        own = getattr(self.text, "token_embedding", None)
+        wrapped = getattr(getattr(self.text, "transformer", None), "get_input_embeddings", None)
+        return own if own is not None or wrapped is None else wrapped()
+
+    def patch_layer(self) -> nn.Module | None:
+        if timm.is_trunk(self.visual):
+            return getattr(self.visual.trunk, "patch_embed", None)
+        # A ResNet has a first convolution, too, but what leaves it are no patches of a transformer.
+        return getattr(self.visual, "conv1", None) if hasattr(self.visual, "transformer") else None
+
     # -- towers --------------------------------------------------------------------------------------
 
     def _is_causal(self, reader: Reader) -> bool:
@@ -153,12 +176,21 @@ class OpenClip(Adapter):
             return reader.linear(value, "text_projection")
         return Linear(reader.tensor(value), None)
 
+    def _appended(self, reader: Reader) -> Appended | None:
+        row = getattr(self.text, "cls_emb", None)
+        if row is None:
+            return None
+        # Before open_clip had both masks it had the one that its weights were trained with.
+        shifted = not getattr(self.text, "correct_cls_mask", False)
+        return Appended(reader.tensor(row), self.text.pad_id, shifted)
+
     def read_text(self, reader: Reader) -> tuple[Tower, TextInput]:
         text, pooling = self.text, self.text_pooling
         kind = self.kind if text is self.model else f"{self.kind}.{type(text).__name__}"
         if not hasattr(text, "token_embedding") or not hasattr(text, "ln_final"):
             raise reader.refuse(kind)
-        if getattr(text, "cls_emb", None) is not None:
+        appended = self._appended(reader)
+        if appended is not None and not reader.takes_appended:
             raise reader.refuse(f"{kind} with a class embedding (CoCa)")
         blocks, heads, activation = resblocks(reader, text.transformer.resblocks)
         tower = Tower(
@@ -173,7 +205,9 @@ class OpenClip(Adapter):
         if pooling.kind not in TEXT_POOLINGS:
             raise reader.refuse(f"{kind} with text pooling {pooling.kind!r}")
         pad = text.pad_id if getattr(text, "use_pad_mask", False) else None
-        return tower, TextInput(text.token_embedding.weight, text.positional_embedding, pooling, pad)
+        return tower, TextInput(
+            text.token_embedding.weight, text.positional_embedding, pooling, pad, appended
+        )
 
     def read_vision(self, reader: Reader) -> tuple[Tower, VisionInput]:
         visual = self.visual

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,14 +72,22 @@ def _ids(function: str, tokenizer: Any, text: str, length: int) -> Tensor:
     return torch.as_tensor(out[0] if isinstance(out, list) else out).reshape(-1, out.shape[-1])[0]
 
 
-def template_ids(
+class Placed(NamedTuple):
+    """A template with placeholder words in it."""
+
+    text: str
+    ids: Tensor  # [L]
+    positions: list[int]  # of the placeholder words
+
+
+def placed(
     function: str,
     tokenizer: Any,
     template: str,
     num_tokens: int,
     context_length: int,
-) -> tuple[Tensor, list[int]]:
-    """Token ids [L] of the template with ``num_tokens`` placeholder words, and the words' positions.
+) -> Placed:
+    """The template with ``num_tokens`` placeholder words, its token ids [L], and the words' positions.
 
     Raises:
         ValueError: not exactly one ``{}``; it does not fit the context; or the tokenizer merges the
@@ -102,12 +110,19 @@ def template_ids(
             roomy = _ids(function, tokenizer, texts[0], context_length + 8)
             if not _adds_only_padding(a, roomy):
                 break
-            return a, positions
+            return Placed(texts[0], a, positions)
     raise ValueError(
         f"{function}: template must keep {num_tokens} placeholder(s) as single tokens within "
         f"{context_length}, got {template!r}; set {{}} off with spaces, shorten the template or use "
         "fewer tokens"
     )
+
+
+def template_ids(
+    function: str, tokenizer: Any, template: str, num_tokens: int, context_length: int
+) -> tuple[Tensor, list[int]]:
+    """Token ids [L] and positions of :func:`placed`."""
+    return placed(function, tokenizer, template, num_tokens, context_length)[1:]
 
 
 def _adds_only_padding(ids: Tensor, roomy: Tensor) -> bool:

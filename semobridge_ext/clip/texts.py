@@ -16,7 +16,7 @@ from semobridge_ext.clip.blocks import Reader
 from semobridge_ext.clip.encode import batches, evaluating
 from semobridge_ext.clip.families import adapter_of
 from semobridge_ext.clip.prefix_tree import SortedPrompts, groups, sort_prompts
-from semobridge_ext.clip.projections import text_projection
+from semobridge_ext.clip.projections import affine_text
 from semobridge_ext.clip.tree_tower import TreeTower
 
 BATCH_ROWS = 4096
@@ -98,7 +98,7 @@ def encode_text(
     """
     adapter = adapter_of("encode_text", model)
     if not project:
-        text_projection(model)  # refuses in words where there is none
+        affine_text("encode_text", adapter)  # refuses in words where there is none
     if isinstance(texts, bytes) or not isinstance(texts, Iterable):
         contract, got = "be strings", _errors.describe(texts)
         raise TypeError(_errors.message("encode_text", "texts", contract, got, "pass a list of them"))
@@ -280,6 +280,8 @@ def apart_beyond_rounding(theirs: Tensor, mine: Tensor) -> float:
     limit = _APART.get(theirs.dtype, max(_APART.values()))
     if theirs.device.type != "cpu":
         limit = max(limit, _TF32)
+    if theirs.shape != mine.shape:
+        return float("inf")
     apart = float((theirs.double() - mine.double()).norm() / theirs.double().norm())
     return apart if apart > limit else 0.0  # NaN passes: the text itself meets it
 

@@ -17,11 +17,21 @@ def is_trunk(visual: Any) -> bool:
     return hasattr(visual, "trunk")
 
 
-def image_projector(visual: Any) -> Projector | None:
-    layers = [("trunk.head", getattr(visual.trunk, "head", None))]
+def _layers(visual: Any) -> list[tuple[str, Any]]:
+    """What computes something behind the trunk's features, by its path.
+
+    timm's convolutional trunks keep pooling and norm in ``trunk.head``, which ends in ``fc``: what stands
+    before that belongs to the trunk.
+    """
+    own = getattr(visual.trunk, "head", None)
+    last = getattr(own, "fc", None)
+    layers = [("trunk.head", own)] if last is None else [("trunk.head.fc", last)]
     layers += [(f"head.{name}", layer) for name, layer in visual.head.named_children()]
-    idle = (nn.Identity, nn.Dropout, type(None))
-    layers = [(name, layer) for name, layer in layers if not isinstance(layer, idle)]
+    return [(n, layer) for n, layer in layers if not isinstance(layer, (nn.Identity, nn.Dropout, type(None)))]
+
+
+def image_projector(visual: Any) -> Projector | None:
+    layers = _layers(visual)
     if len(layers) > 1:  # pooling and projection, or two projections
         return Projector("model.visual.head", visual.head)
     return Projector(f"model.visual.{layers[0][0]}", layers[0][1]) if layers else None

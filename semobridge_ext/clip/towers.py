@@ -1,24 +1,39 @@
-"""The towers of a CLIP model as plain tensors, with learned rows where pseudo-tokens stand."""
+"""The towers of a CLIP model as plain tensors, with learned rows where pseudo-tokens stand.
+
+Where a tower is not of the specification's form, ``text_entry`` and ``vision_entry`` go through the model.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from semobridge_ext._engines.tower_descent.spec import LearnedRows, Tower
-from semobridge_ext.clip.adapter import Adapter, VisionInput
+from semobridge_ext._engines.tower_descent.model import OwnRows, OwnTower
+from semobridge_ext._engines.tower_descent.spec import LearnedRows, MaskedRows, Tower
+from semobridge_ext.clip.adapter import Adapter, Appended, TextInput, UnknownModelError, VisionInput
 from semobridge_ext.clip.blocks import Reader
 from semobridge_ext.clip.families import adapter_of
+from semobridge_ext.clip.own_pass import OwnPass, Run, check_patches, text_pass, vision_pass
 from semobridge_ext.clip.template import template_ids
+from semobridge_ext.runtime.backend import requested
 
-_TEXT_REMEDY = "use a CLIP or SigLIP-style text transformer, or reference.oti"
-_VISION_REMEDY = "use a vision transformer with class-token or attention pooling"
+_TEXT_REMEDY = "use a CLIP or SigLIP-style text transformer, or oti, which then runs the model's own pass"
+_VISION_REMEDY = (
+    "use a vision transformer with class-token or attention pooling, or ovi, which then runs the model's own "
+    "pass where it has patches"
+)
+_log = logging.getLogger("semobridge_ext")
+_told: set[str] = set()
 
 
 def _reader(adapter: Adapter, remedy: str) -> Reader:
     double = next(adapter.model.parameters()).dtype == torch.float64
-    return Reader(adapter.function, torch.float64 if double else torch.float32, remedy)
+    dtype = torch.float64 if double else torch.float32
+    return Reader(adapter.function, dtype, remedy, takes_appended=True)
 
 
 def text_tower(
@@ -38,7 +53,8 @@ def text_tower(
 
     Returns:
         The tower in float32 (float64 for a float64 model), and its rows: base [L, T], the constant
-        tokens with their positional embedding, and which positions are learned.
+        tokens with their positional embedding, and which positions are learned. CoCa's class embedding
+        is one row more, behind them.
 
     Raises:
         TypeError: not a CLIP model. NotImplementedError: a tower that computes something else, by its
@@ -61,19 +77,35 @@ def text_tower(
     tower, own = adapter.read_text(reader)
     if tokenizer is None:
         tokenizer = adapter.default_tokenizer()
-    ids, learned = template_ids(adapter.function, tokenizer, template, num_tokens, len(own.positions))
+    length = len(own.positions) - (own.appended is not None)
+    ids, learned = template_ids(adapter.function, tokenizer, template, num_tokens, length)
     ids = ids.to(own.embedding.device)
-    pool = int(own.pooling.positions(ids))
     base = own.embedding.detach()[ids].to(tower.dtype)
     base[learned] = 0
-    base = base + own.positions.detach()[: len(ids)].to(tower.dtype)
     source = [learned.index(i) if i in learned else -1 for i in range(len(ids))]
+    if own.appended is not None:
+        return tower, _appended(own, own.appended, ids, base, source)
+    pool = int(own.pooling.positions(ids))
+    base = base + own.positions.detach()[: len(ids)].to(tower.dtype)
     if own.pad is not None:
         keep = [i for i in range(len(ids)) if ids[i] != own.pad or i in learned]
         if pool not in keep:
             raise reader.refuse(f"{tower.name} that pools a padding token")
         base, source, pool = base[keep], [source[i] for i in keep], keep.index(pool)
     return tower, LearnedRows(base, tuple(source), pool)
+
+
+def _appended(
+    own: TextInput, appended: Appended, ids: Tensor, base: Tensor, source: list[int]
+) -> LearnedRows:
+    """Tokens whose keys are seen, and behind them the row that is pooled."""
+    seen, last = appended.seen(ids), len(ids)
+    keep = [i for i in range(last + 1) if seen[i] or i == last]
+    rows = torch.cat([base, appended.row.to(base).unsqueeze(0)])
+    rows = (rows + own.positions.detach()[: last + 1].to(base.dtype))[keep]
+    places = tuple([*source, -1][i] for i in keep)
+    pool = len(keep) - 1
+    return LearnedRows(rows, places, pool) if seen[last] else MaskedRows(rows, places, pool, (pool,))
 
 
 def _patched(own: VisionInput, num_patches: int) -> LearnedRows:
@@ -116,9 +148,56 @@ def vision_tower(model: Any, *, num_patches: int = 1) -> tuple[Tower, LearnedRow
     tower, own = adapter.read_vision(reader)
     rows = _patched(own, num_patches)
     patches = sum(s >= 0 for s in rows.source)
-    if num_patches > patches:
-        raise ValueError(
-            f"vision_tower: num_patches must be at most the model's {patches} patches, got {num_patches}; "
-            "1 to 4 is usual"
-        )
+    check_patches("vision_tower", num_patches, patches)
     return tower, rows
+
+
+# -- of any model --------------------------------------------------------------------------------------
+
+
+class Entry(NamedTuple):
+    """A tower with learned rows: plain tensors for the engine, or what a model runs itself."""
+
+    tower: Tower | OwnTower
+    rows: LearnedRows | OwnRows
+    run: Run | None = None  # the model's own pass
+
+
+def _entry(
+    read: Callable[[], tuple[Tower, LearnedRows]], own: Callable[[], OwnPass], function: str, what: str
+) -> Entry:
+    """The tower as the engine takes it; else the model's own pass, and a note about it, once."""
+    try:
+        return Entry(*read())
+    except UnknownModelError:
+        raise
+    except NotImplementedError as refusal:
+        if requested() not in ("auto", "eager"):
+            raise
+        found = own()  # its refusal names this one as its context
+        reason = str(refusal).partition(", got ")[2].partition("; ")[0]
+        note = f"{function}: the {what} tower runs through the model itself, by autograd: {reason}"
+        if note not in _told:
+            _told.add(note)
+            _log.warning("%s; slower than the engine, the same settings and files", note)
+        return Entry(*found)
+
+
+def text_entry(
+    function: str, model: Any, template: str, *, num_tokens: int = 1, tokenizer: Any = None
+) -> Entry:
+    """:func:`text_tower`, or the model's own text pass where that is refused."""
+    return _entry(
+        lambda: text_tower(model, template, num_tokens=num_tokens, tokenizer=tokenizer),
+        lambda: text_pass(adapter_of(function, model), template, num_tokens, tokenizer),
+        function, "text",
+    )  # fmt: skip
+
+
+def vision_entry(function: str, model: Any, *, num_patches: int = 1) -> Entry:
+    """:func:`vision_tower`, or the model's own image pass where that is refused."""
+    return _entry(
+        lambda: vision_tower(model, num_patches=num_patches),
+        lambda: vision_pass(adapter_of(function, model), num_patches),
+        function, "vision",
+    )  # fmt: skip

@@ -152,7 +152,7 @@ class SeMoBridgeT(SeMoBridgeClassifier):
                 argument = "text_features" if name == "text_projected" else "text_hidden"
                 raise ValueError(
                     f"SeMoBridgeT: {argument} must be given for the loss {name!r}, got None; pass it (see "
-                    f"class_text_features) or losses={{{name!r}: 0}}"
+                    f"class_text_features, whose reason says why a model has none) or losses={{{name!r}: 0}}"
                 )
         return weights
 

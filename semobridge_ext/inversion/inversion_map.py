@@ -21,7 +21,7 @@ from torch import Tensor
 from semobridge_ext import _arrays, _digest, _errors, _files, _numbers
 from semobridge_ext._engines.tower_descent.choice import make_engine
 from semobridge_ext._engines.tower_descent.engine import TowerEngine
-from semobridge_ext.clip.towers import text_tower
+from semobridge_ext.clip.towers import text_entry
 from semobridge_ext.inversion.invert import invert_rows
 from semobridge_ext.inversion.map_store import MapStore, read_map, write_map
 from semobridge_ext.inversion.map_training import Checkpoint, Training, loss_of
@@ -168,8 +168,8 @@ class InversionMap(Start):
         train_steps = check_count(name, "train_steps", train_steps, 0)
         lr, weight_decay = settings[0].lr, settings[0].weight_decay
         number = checked_ridge(name, ridge)
-        tower, rows = text_tower(model, template, num_tokens=num_tokens, tokenizer=tokenizer)
-        engine = make_engine("oti", model, tower, rows, weights)
+        tower, rows, pass_ = text_entry(name, model, template, num_tokens=num_tokens, tokenizer=tokenizer)
+        engine = make_engine("oti", model, tower, rows, weights, run=pass_)
         description = {
             "template": template, "vectors": num_tokens, "weights": str(weights), "tower": tower,
             "rows": rows,
@@ -253,8 +253,8 @@ class InversionMap(Start):
         tokens = _arrays.tensor(name, "inversion.tokens", inversion.tokens)
         made = _arrays.tensor(name, "inversion.features", inversion.features)
         count = tokens.shape[1]
-        tower, rows = text_tower(model, template, num_tokens=count, tokenizer=tokenizer)
-        engine = make_engine("oti", model, tower, rows, None)
+        tower, rows, pass_ = text_entry(name, model, template, num_tokens=count, tokenizer=tokenizer)
+        engine = make_engine("oti", model, tower, rows, None, run=pass_)
         targets = unit_targets(name, "features", features, engine.dim, engine.compute, tower.device)
         shape = [len(targets), count, engine.width]
         if list(tokens.shape) != shape:

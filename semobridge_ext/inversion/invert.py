@@ -22,7 +22,7 @@ from torch import Tensor
 from semobridge_ext import _arrays, _errors
 from semobridge_ext._engines.tower_descent.choice import make_engine
 from semobridge_ext._engines.tower_descent.engine import TowerEngine
-from semobridge_ext.clip.towers import text_tower, vision_tower
+from semobridge_ext.clip.towers import text_entry, vision_entry
 from semobridge_ext.inversion.descent import Chunk, catch_interrupt, run_chunk
 from semobridge_ext.inversion.settings import Settings, check_count, check_generator, check_settings
 from semobridge_ext.inversion.spec import Inversion
@@ -60,7 +60,9 @@ def _initial(
     return init.detach().to("cpu", engine.compute).expand(shape).clone()
 
 
-def _gather(chunks: list[Chunk], settings: Settings, interrupted: bool, device: torch.device) -> Inversion:
+def _gather(
+    chunks: list[Chunk], settings: Settings, interrupted: bool, device: torch.device, engine: str
+) -> Inversion:
     losses = torch.cat([c.losses for c in chunks], 1)
     recorded = torch.cat([c.recorded for c in chunks], 1).to(device)
     return Inversion(
@@ -70,6 +72,7 @@ def _gather(chunks: list[Chunk], settings: Settings, interrupted: bool, device: 
         recorded={s: recorded[i] for i, s in enumerate(settings.record_steps)},
         steps_done=torch.cat([c.steps_done for c in chunks]),
         interrupted=interrupted,
+        engine=engine,
     )
 
 
@@ -113,7 +116,7 @@ def invert_rows(
             chunks = [] if store is None else store.finished()  # by a run that held it until now
             if not chunks:
                 chunks, interrupted = _run(function, engine, targets, tokens, settings, size, progress, store)
-    found = _gather(chunks, settings, interrupted, targets.device)
+    found = _gather(chunks, settings, interrupted, targets.device, engine.kind)
     return found.as_arrays() if _arrays.is_array(feats) else found
 
 
@@ -194,6 +197,8 @@ def oti(
     """Textual inversion: pseudo-words whose text feature points at each image feature.
 
     ``min_v mean_B(1 − cos(text(template with v), f))``, AdamW, the text tower frozen.
+    A tower that the engine cannot run is run by the model itself, with autograd: slower, the same call; a
+    note says so, once (docs/guides/inversion.md).
 
     Args:
         model: a CLIP model of a family that ``semobridge_ext.clip`` lists.
@@ -231,10 +236,11 @@ def oti(
         with ``interrupted`` set.
 
     Raises:
-        TypeError: the model or the features are of another kind. NotImplementedError: the tower computes
-            something that no engine does (named). ValueError: widths, template or settings do not fit, a
-            feature row holds NaN or infinity (named), ``init`` is the map of another model or template, or
-            ``out`` is of another run (of both, what differs is named), damaged, or in use (by whom is named).
+        TypeError: the model or the features are of another kind. NotImplementedError: the model is entered
+            by no layer of token embeddings, or another engine was asked for (named). ValueError: widths,
+            template or settings do not fit, a feature row holds NaN or infinity (named), ``init`` is the map
+            of another model or template, or ``out`` is of another run (of both, what differs is named),
+            damaged, or in use (by whom is named).
 
     Numerics: float32 (float64 for a float64 model), sums in a fixed order: a sample's result depends
         neither on its chunk nor on the number of threads. A zero row has no gradient and only
@@ -260,8 +266,8 @@ def oti(
     name = "oti"
     settings = check_settings(name, steps, lr, weight_decay, record_steps, patience, min_delta, weights)
     num_tokens = check_count(name, "num_tokens", num_tokens, 1)
-    tower, rows = text_tower(model, template, num_tokens=num_tokens, tokenizer=tokenizer)
-    engine = make_engine(name, model, tower, rows, weights, compute)
+    tower, rows, run = text_entry(name, model, template, num_tokens=num_tokens, tokenizer=tokenizer)
+    engine = make_engine(name, model, tower, rows, weights, compute, run)
     return invert_rows(
         name, engine, img_feats, "img_feats", settings, init, generator, batch_size, progress, out,
         {
@@ -296,8 +302,8 @@ def ovi(
     patch embedding, before the positional embedding.
 
     Args:
-        model: a CLIP model of a family that ``semobridge_ext.clip`` lists, with a vision transformer.
-            ResNets are refused.
+        model: a CLIP model of a family that ``semobridge_ext.clip`` lists, with a vision tower that starts
+            from patches. ResNets are refused.
         txt_feats: [B, D] text features, any length, any float dtype; a tensor or a NumPy array.
         steps, lr, weight_decay: of AdamW, as in :func:`oti`.
         num_patches: P; the paper uses 1 (B/32), 2 (OpenCLIP L/14), 4 (CLIP L/14, SigLIP B/16).
@@ -326,8 +332,8 @@ def ovi(
     name = "ovi"
     settings = check_settings(name, steps, lr, weight_decay, record_steps, patience, min_delta, weights)
     num_patches = check_count(name, "num_patches", num_patches, 1)
-    tower, rows = vision_tower(model, num_patches=num_patches)
-    engine = make_engine(name, model, tower, rows, weights, compute)
+    tower, rows, run = vision_entry(name, model, num_patches=num_patches)
+    engine = make_engine(name, model, tower, rows, weights, compute, run)
     return invert_rows(
         name, engine, txt_feats, "txt_feats", settings, init, generator, batch_size, progress, out,
         {"vectors": num_patches, **_numerics(weights, compute), "tower": tower, "rows": rows},

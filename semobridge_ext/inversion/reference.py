@@ -104,7 +104,7 @@ def text_features(
         context = model.config.text_config.max_position_embeddings
     else:
         embedding, encode = owner.token_embedding, model.encode_text
-        context = owner.positional_embedding.shape[0]
+        context = owner.positional_embedding.shape[0] - (getattr(owner, "cls_emb", None) is not None)
     ids, positions = placeholder(
         tokenizer or _clip_tokenizer(embedding.num_embeddings), template, num_tokens, context
     )

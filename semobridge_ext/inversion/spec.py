@@ -25,6 +25,8 @@ class Inversion:
         recorded: step → [B, D] unit features of the tokens after that many steps.
         steps_done: [B] int64 steps that each sample took (fewer after early stopping or an interruption).
         interrupted: True after Ctrl-C; tokens and features then hold the first rows only.
+        engine: what ran it: "native", "torch" or "eager" (docs/engines/tower_descent.md), "model" for the
+            model's own pass; of a finished file what would run it now.
 
     Raises:
         dataclasses.FrozenInstanceError: on assignment to a field.
@@ -47,6 +49,7 @@ class Inversion:
     recorded: dict[int, Tensor]
     steps_done: Tensor
     interrupted: bool = False
+    engine: str = ""
 
     def as_arrays(self) -> Inversion:
         """The same for a caller who passed arrays."""

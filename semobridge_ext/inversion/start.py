@@ -11,6 +11,7 @@ from torch import Tensor
 
 from semobridge_ext import _arrays, _digest, _errors
 from semobridge_ext._engines.tower_descent.choice import fingerprint
+from semobridge_ext._engines.tower_descent.model import OwnTower
 from semobridge_ext._engines.tower_descent.spec import Tower
 from semobridge_ext._ops.project_normalize.prepared import PreparedProjection
 from semobridge_ext.inversion.targets import unit_targets
@@ -35,7 +36,7 @@ def _plain(part: Any) -> Iterator[Any]:
         yield part
 
 
-def _tower_digest(tower: Tower) -> str:
+def _tower_digest(tower: Tower | OwnTower) -> str:
     """Of everything in it; read again only where a weight has changed, since that takes longer than steps."""
     key = fingerprint(tower), *_plain(tower)
     if key not in _digests:

@@ -3,7 +3,8 @@
     Ψ = A Wᵀ = U Σ Hᵀ          image: norm(x U_k U_kᵀ A)          text: norm(x H_k H_kᵀ W)
 
 on features x before the projections A [V, D] and W [T, D]; U_k, H_k keep the singular vectors from k_top
-on, without the k_bottom last of r = min(V, T, D). The singular values themselves are not used.
+on, without the k_bottom last of r = min(V, T, D). The singular values themselves are not used. Projections
+with a bias are the matrices [A; a] and [W; b] of rows (x, 1).
 
 Exact compression: with U_kᵀ A Aᵀ U_k = C Cᵀ the k-wide rows x U_k C have the inner products of the D-wide
 ones, so a gallery shrinks to k columns and ranks the same.
@@ -21,11 +22,15 @@ from torch import Tensor
 
 from semobridge_ext import _arrays, _errors, _files, _inputs, _schema
 from semobridge_ext._ops.topk.op import TopK, topk
+from semobridge_ext.clip.affine import Affine
 from semobridge_ext.linear_maps.isoclip_cuts import SIDES, Cuts
 from semobridge_ext.linear_maps.linear_map import LinearMap
 from semobridge_ext.linear_maps.spectrum import UNPUBLISHED, factor_of, published_cuts, weights_name
 
 _FORMAT = "semobridge-ext isoclip 1"
+_AFFINE = "semobridge-ext isoclip 2"  # with the biases of the projections
+_SCHEMA = {"image_projection": _schema.Field(("V", "D")), "text_projection": _schema.Field(("T", "D"))}
+_BIASES = {name: _schema.Field(("D",), optional=True) for name in ("image_bias", "text_bias")}
 _CUTS = ("k_top", "k_bottom", "text_k_top", "text_k_bottom")
 
 
@@ -35,6 +40,8 @@ class IsoCLIP(Cuts):
     Args:
         image_projection: [V, D] the matrix A: an image feature is ``x·A`` with x before the projection.
         text_projection: [T, D] the matrix W.
+        image_bias, text_bias: [D] of projections with a bias: features are ``x·A + a``, and the projectors
+            act on rows with a one appended, ``(x, 1)·[A; a]``. None: none; zeros are none.
         k_top, k_bottom: singular directions of ``A·Wᵀ`` cut at the top and at the bottom. None: not
             chosen yet; ``fit`` or ``tune`` choose them on labelled data.
         text_k_top, text_k_bottom: of the text side; None: as for images.
@@ -68,6 +75,8 @@ class IsoCLIP(Cuts):
         image_projection: Any = None,  # [V, D]
         text_projection: Any = None,  # [T, D]
         *,
+        image_bias: Any = None,  # [D]
+        text_bias: Any = None,  # [D]
         k_top: Any = None,
         k_bottom: Any = None,
         text_k_top: Any = None,
@@ -77,6 +86,7 @@ class IsoCLIP(Cuts):
         normalize: bool = True,
     ) -> None:
         self.image_projection, self.text_projection = image_projection, text_projection
+        self.image_bias, self.text_bias = image_bias, text_bias
         self.k_top, self.k_bottom = k_top, k_bottom
         self.text_k_top, self.text_k_bottom = text_k_top, text_k_bottom
         self.side, self.compress, self.normalize = side, compress, normalize
@@ -86,8 +96,8 @@ class IsoCLIP(Cuts):
     @classmethod
     def _made(
         cls,
-        image: Tensor,
-        text: Tensor,
+        image: Affine,
+        text: Affine,
         published: str | None,
         options: dict[str, Any],
         weights: str | None = None,
@@ -99,7 +109,12 @@ class IsoCLIP(Cuts):
                 contract = f"stand alone, without {', '.join(given)}"
                 raise ValueError(_errors.message("IsoCLIP", "published", contract, published, remedy))
             options = {**options, **dict(zip(_CUTS, published_cuts(published, weights), strict=True))}
-        iso = cls(image.detach().clone(), text.detach().clone(), **options)
+        biases: dict[str, Any] = {
+            f"{side}_bias": given.bias.clone()
+            for side, given in zip(SIDES, (image, text), strict=True)
+            if given.bias is not None
+        }
+        iso = cls(image.matrix.clone(), text.matrix.clone(), **biases, **options)
         iso._spectrum()
         for side in SIDES:
             if iso._is_chosen(side) and UNPUBLISHED not in iso._given(side):
@@ -113,8 +128,8 @@ class IsoCLIP(Cuts):
         """IsoCLIP of a CLIP model of a family that ``semobridge_ext.clip`` lists.
 
         Args:
-            model: with a linear projection at the end of both towers. SigLIP's image tower ends in
-                attention pooling, without a matrix to take apart: refused.
+            model: with a linear projection at the end of both towers, with or without a bias. SigLIP's image
+                tower ends in attention pooling, without a matrix to take apart: refused.
             published: the model whose published cuts to use, such as "ViT-B/32" (see ``PUBLISHED``). They
                 belong to the weights they were chosen on: "OpenCLIP ViT-B/32" to datacomp_xl_s13b_b90k, the
                 models without a maker's name to OpenAI's.
@@ -126,11 +141,15 @@ class IsoCLIP(Cuts):
             TypeError: no linear projection; the message says what was found. ValueError: cuts that
                 leave no direction, or that were published for other weights.
         """
-        from semobridge_ext.clip import image_projection, text_projection
+        from semobridge_ext.clip.families import adapter_of
+        from semobridge_ext.clip.projections import affine_image, affine_text
 
+        name = "IsoCLIP.from_clip"
+        adapter = adapter_of(name, model)
         if weights is None:
-            weights = weights_name(getattr(getattr(model, "config", None), "_name_or_path", None))
-        return cls._made(image_projection(model), text_projection(model), published, options, weights)
+            weights = weights_name(getattr(getattr(adapter.model, "config", None), "_name_or_path", None))
+        image, text = affine_image(name, adapter), affine_text(name, adapter)
+        return cls._made(image, text, published, options, weights)
 
     @classmethod
     def from_pretrained(
@@ -171,10 +190,13 @@ class IsoCLIP(Cuts):
         import json
 
         self._spectrum()
-        tensors = {"image_projection": self.image_projection, "text_projection": self.text_projection}
+        tensors = {name: getattr(self, name) for name in (*_SCHEMA, *_BIASES)}
         params = {n: v for n, v in self.get_params().items() if n not in tensors}
         params |= {name: getattr(self, name) for name in ("k_top_", "k_bottom_") if hasattr(self, name)}
-        _files.save_tensors(path, tensors, {"format": _FORMAT, "params": json.dumps(params)})  # type: ignore[arg-type]
+        tensors = {name: value for name, value in tensors.items() if value is not None}
+        # A program that knows no biases has to refuse a file with one, and goes on reading the others.
+        kind = _AFFINE if set(_BIASES) & set(tensors) else _FORMAT
+        _files.save_tensors(path, tensors, {"format": kind, "params": json.dumps(params)})
 
     @classmethod
     def load(cls, path: Any) -> IsoCLIP:
@@ -182,12 +204,12 @@ class IsoCLIP(Cuts):
         import json
 
         where = "IsoCLIP.load"
-        schema = {"image_projection": _schema.Field(("V", "D")), "text_projection": _schema.Field(("T", "D"))}
-        tensors, meta = _schema.load(where, path, _FORMAT, schema, ("params",))
+        tensors, meta = _schema.load(where, path, (_FORMAT, _AFFINE), {**_SCHEMA, **_BIASES}, ("params",))
         with _schema.restoring(where, path):
             params = json.loads(meta["params"])
             fitted = {name: params.pop(name) for name in ("k_top_", "k_bottom_") if name in params}
-            iso = cls(tensors["image_projection"], tensors["text_projection"], **params)
+            matrices: dict[str, Any] = dict(tensors)
+            iso = cls(**matrices, **params)
             for name, value in fitted.items():
                 setattr(iso, name, value)
             for name, matrix in tensors.items():
@@ -200,7 +222,12 @@ class IsoCLIP(Cuts):
             for name in ("compress", "normalize"):
                 value = getattr(iso, name)
                 _schema.need(where, path, isinstance(value, bool), f"true or false as {name}", value)
-            rank = min(*tensors["image_projection"].shape, len(tensors["text_projection"]))
+            biases = [tensors.get(f"{side}_bias") for side in SIDES]
+            taller = [b is not None and bool((b != 0).any()) for b in biases]
+            heights = [
+                len(tensors[f"{side}_projection"]) + one for side, one in zip(SIDES, taller, strict=True)
+            ]
+            rank = min(tensors["image_projection"].shape[1], *heights)
             for side in SIDES:
                 cut = [value for value in iso._given(side) if value not in (None, UNPUBLISHED)]
                 kept = not cut or (min(cut) >= 0 and sum(cut) < rank)
@@ -225,13 +252,15 @@ class IsoCLIP(Cuts):
         if key not in maps:
             basis = spectrum.bases[side][:, top : len(spectrum.singular) - bottom]
             rows = basis.T @ spectrum.projections[side]  # [k, D]
-            maps[key] = LinearMap(basis @ (factor_of(rows) if compress else rows), normalize=normalize)
+            matrix, offset = spectrum.parts(side, basis @ (factor_of(rows) if compress else rows))
+            maps[key] = LinearMap(matrix, offset, normalize=normalize)
         return maps[key]
 
     def native_map(self, side: str | None = None, *, normalize: bool = True) -> LinearMap:
         """The model's own projection of a side, ``norm(x A)`` or ``norm(x W)``; `normalize`: the norm."""
         side = self._side("IsoCLIP.native_map", side)
-        return LinearMap(self._spectrum().projections[side], normalize=normalize)
+        spectrum = self._spectrum()
+        return LinearMap(*spectrum.parts(side, spectrum.projections[side]), normalize=normalize)
 
     # -- application ---------------------------------------------------------------------------------
 
@@ -239,13 +268,13 @@ class IsoCLIP(Cuts):
         if _arrays.is_array(x):
             rows = _arrays.tensor(function, "x", x)
             return _arrays.array(self._features(function, side, rows, compress))
-        projections = self._spectrum().projections
+        spectrum = self._spectrum()
         _errors.check_float_tensor(function, "x", x)
-        width, joint = projections[side].shape
+        width, joint = spectrum.width(side), spectrum.projections[side].shape[1]
         if x.dim() == 0 or x.shape[-1] != width:
             other = "text" if side == "image" else "image"
             remedy = f"take them with clip.encode_{side}(model, .., project=False)"
-            if x.dim() and x.shape[-1] == projections[other].shape[0]:
+            if x.dim() and x.shape[-1] == spectrum.width(other):
                 remedy = f"these look like {other} features, whose projector is .{other}(x)"
             elif x.dim() and x.shape[-1] == joint:
                 remedy = f"these look projected already; {remedy}"
@@ -346,7 +375,7 @@ class IsoCLIP(Cuts):
     def transform(self, X: Any) -> Any:
         """The projected features of X [N, V] (texts: [N, T]), a tensor or an array as X is."""
         side = self._side("IsoCLIP.transform", None)
-        width = self._spectrum().projections[side].shape[0]
+        width = self._spectrum().width(side)
         x = _inputs.features("IsoCLIP.transform", "X", X, width, allow_empty=True)
         rows = self.map(side)(x)
         return rows if isinstance(X, Tensor) else rows.cpu().numpy()

@@ -21,6 +21,8 @@ class Cuts(Parameters):
 
     image_projection: Tensor | None  # [V, D]
     text_projection: Tensor | None  # [T, D]
+    image_bias: Tensor | None  # [D]
+    text_bias: Tensor | None  # [D]
     side: str
     k_top: int | None
     k_bottom: int | None
@@ -36,15 +38,19 @@ class Cuts(Parameters):
                 raise ValueError(_errors.message("IsoCLIP", name, "be 2-D and not empty", m, remedy))
             matrices.append(m)
         image, text = matrices
+        biases = [b for b in (self.image_bias, self.text_bias) if b is not None]
         if image.shape[1] != text.shape[1]:
             contract, remedy = f"be [T, {image.shape[1]}]", "take both projections from the same model"
             raise ValueError(_errors.message("IsoCLIP", "text_projection", contract, text, remedy))
         kept = self.__dict__.get("_kept")
-        if kept is None or not kept[0].same(*matrices):
+        if kept is None or not kept[0].same(*matrices, *biases):
             for name, m in zip(("image_projection", "text_projection"), matrices, strict=True):
                 _errors.check_finite("IsoCLIP", name, m, "reload the model's weights")
-            held = Held(*matrices)
-            kept = (held, spectrum_of(image, text), {})
+            for name, b in (("image_bias", self.image_bias), ("text_bias", self.text_bias)):
+                if b is not None:
+                    _errors.check_float_tensor("IsoCLIP", name, b)
+            held = Held(*matrices, *biases)
+            kept = (held, spectrum_of(image, text, self.image_bias, self.text_bias), {})
             self.__dict__["_kept"] = kept
         return kept[1]
 
@@ -138,7 +144,7 @@ class Cuts(Parameters):
     def fit(self: Self, X: Any, y: Any = None) -> Self:
         """Checks the features; chooses the cuts on (X, y) as ``tune`` does where none are given."""
         side, where = self._side("IsoCLIP.fit", None), "IsoCLIP.fit"
-        x = _inputs.features(where, "X", X, self._spectrum().projections[side].shape[0])
+        x = _inputs.features(where, "X", X, self._spectrum().width(side))
         for name in ("k_top_", "k_bottom_"):
             self.__dict__.pop(name, None)
         if not self._is_chosen(side):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _errors, _inputs
+from semobridge_ext.clip.affine import with_bias
 from semobridge_ext.linear_maps.linear_map import LinearMap
 from semobridge_ext.retrieval.metrics import retrieval_metrics
 
@@ -36,20 +37,42 @@ _GRID = (0.0, 0.01, 0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 
 
 class Spectrum(NamedTuple):
-    """What follows from the two projections, in float64 on the CPU."""
+    """What follows from the two projections, in float64 on the CPU.
+
+    A projection with a bias is the matrix [A; a] of rows with a one appended: one row taller, which V and T
+    here count.
+    """
 
     bases: dict[str, Tensor]  # [V, r] and [T, r] singular vectors of Ψ
     singular: Tensor  # [r]
     projections: dict[str, Tensor]  # [V, D] and [T, D]
+    constants: dict[str, bool]  # whether the last row belongs to the appended one
+
+    def width(self, side: str) -> int:
+        """Of the features before the projection, without the one."""
+        return self.projections[side].shape[0] - self.constants[side]
+
+    def parts(self, side: str, matrix: Tensor) -> tuple[Tensor, Tensor | None]:  # [V, K] -> [width, K], [K]
+        """A map of rows with a one appended as a matrix and an offset."""
+        return (matrix[:-1], matrix[-1]) if self.constants[side] else (matrix, None)
 
 
-def spectrum_of(image: Tensor, text: Tensor) -> Spectrum:
+def spectrum_of(
+    image: Tensor,  # [V, D]
+    text: Tensor,  # [T, D]
+    image_bias: Tensor | None = None,  # [D]
+    text_bias: Tensor | None = None,  # [D]
+) -> Spectrum:
     """The thin SVD of Ψ through the factors of tall matrices: D×D instead of V×T, and no rank beyond D."""
-    a, w = (m.detach().to("cpu", torch.float64) for m in (image, text))
+    a, w = (
+        with_bias("IsoCLIP", f"{side}_bias", m.detach().to("cpu", torch.float64), b)
+        for side, m, b in (("image", image, image_bias), ("text", text, text_bias))
+    )
     (qa, ra), (qw, rw) = _tall(a), _tall(w)
     u, s, ht = torch.linalg.svd(ra @ rw.T, full_matrices=False)
     bases = {side: m if q is None else q @ m for side, q, m in (("image", qa, u), ("text", qw, ht.T))}
-    return Spectrum(bases, s, {"image": a, "text": w})
+    taller = {"image": len(a) > len(image), "text": len(w) > len(text)}
+    return Spectrum(bases, s, {"image": a, "text": w}, taller)
 
 
 def _tall(m: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -77,7 +100,7 @@ def search_cuts(
     metric: str,
 ) -> tuple[int, int, list[tuple[int, int, float]]]:
     """The best cuts of one side by leave-one-out retrieval on (X, y), and the score of every pair."""
-    x = _inputs.features(function, "X", X, spectrum.projections[side].shape[0])
+    x = _inputs.features(function, "X", X, spectrum.width(side))
     names = _inputs.names(function, y, len(x))
     codes = _inputs.encode(function, names, _inputs.ordered(names))
     rank = len(spectrum.singular)
@@ -87,7 +110,9 @@ def search_cuts(
     if not cuts:
         got, remedy = f"{grid[0]} and {grid[1]}", f"the model has {rank} directions"
         raise ValueError(_errors.message(function, "k_top", "leave a direction", got, remedy))
-    coordinates = (x.to("cpu", torch.float64) @ spectrum.bases[side]).float()  # [N, r], once
+    basis, constant = spectrum.parts(side, spectrum.bases[side])
+    coordinates = x.to("cpu", torch.float64) @ basis  # [N, r], once
+    coordinates = (coordinates if constant is None else coordinates + constant).float()
     rows = spectrum.bases[side].T @ spectrum.projections[side]  # [r, D]
     gram = rows @ rows.T
     ks = (int(metric[7:]),) if metric.startswith("Recall@") and metric[7:].isdigit() else (1,)

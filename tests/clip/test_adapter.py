@@ -13,6 +13,7 @@ import semobridge_ext as sb
 from semobridge_ext import clip
 from semobridge_ext.clip.adapter import Adapter, TextPooling
 from semobridge_ext.clip.families import FAMILIES, adapter_of, families
+from semobridge_ext.clip.template import default_tokenizer
 from tests.support import towers
 from tests.support.assertions import assert_close, assert_row_relative
 from tests.support.towers import TEXT_MODELS, VISION_MODELS
@@ -116,3 +117,11 @@ def test_half_precision_images_of_openai() -> None:
     want = clip.encode_image(half, images).double()
     projected = x.double() @ clip.image_projection(half).double()
     assert_row_relative(projected, want, "features", dtype=torch.float16)
+
+
+def test_a_class_embedding_is_no_place_for_a_token() -> None:
+    """CoCa appends it to the tokens itself, so 17 positions hold 16."""
+    model = towers.coca_text()
+    assert len(model.text.positional_embedding) == 17
+    want = model.encode_text(default_tokenizer("test", 49408, 16)(["a photo of a cat"])).detach()
+    assert_row_relative(sb.encode_text(model, ["a photo of a cat"]), want.double(), "features")

@@ -98,13 +98,9 @@ def test_hugging_face_batches():
 
 def test_towers_without_a_linear_projection_are_refused():
     siglip = VISIONS["SigLIP timm"]()
-    with pytest.raises(TypeError, match=r"image_projection: .* without one .*SigLIP.*; use a model"):
+    with pytest.raises(TypeError, match=r"encode_image: .* without one .*SigLIP.*; use a model"):
         encode_image(siglip, IMAGES, project=False)
     assert encode_image(siglip, IMAGES).shape == (5, VISION), "projected features need no matrix"
-    with pytest.raises(TypeError, match=r"text_projection: .*text\.text_projection .*with a bias; .*IsoCLIP"):
-        encode_text(siglip, IDS, project=False)
-    with pytest.raises(TypeError, match=r"image_projection: .*visual\.head\.proj .*with a bias"):
-        encode_image(timm_linear(bias=True), IMAGES, project=False)
     vision = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16, "head_width": 16}
     resnet = open_clip.CLIP(D, vision, dict(TEXT_CONFIG))
     with pytest.raises(TypeError, match=r"CLIP with a ModifiedResNet without one"):

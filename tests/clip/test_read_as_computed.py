@@ -1,4 +1,4 @@
-"""oti and ovi read weights: a tower that computes more is refused, and edited weights are seen."""
+"""The engine reads weights: a tower that computes more runs through its model; edited weights are seen."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import semobridge_ext as sb
 from semobridge_ext import clip
 from tests.support import towers
 from tests.support.assertions import assert_row_relative
+from tests.support.inversions import compare
 from tests.support.towers import TEXT_MODELS, hugging_face_model, open_clip_model
 
 
@@ -41,13 +42,20 @@ CHANGES = {
 
 @pytest.mark.parametrize("side", ["text", "vision"])
 @pytest.mark.parametrize("change", CHANGES)
-def test_refused(change: str, side: str):
-    model = open_clip_model()
+def test_refused_as_plain_tensors_and_run_by_the_model(change: str, side: str):
+    model = open_clip_model().double()
     trunk = model.transformer if side == "text" else model.visual.transformer
     CHANGES[change](trunk.resblocks[1])
-    run, width = (sb.oti, towers.D) if side == "text" else (sb.ovi, towers.D)
+    read, run, oracle, width = {
+        "text": (clip.text_tower, sb.oti, sb.reference.oti, towers.TEXT),
+        "vision": (clip.vision_tower, sb.ovi, sb.reference.ovi, towers.VISION),
+    }[side]
     with pytest.raises(NotImplementedError, match=r"must have a supported tower, got .*(hook|forward pass)"):
-        run(model, torch.ones(1, width), steps=1)
+        read(model)
+    f, init = towers.targets(2, towers.D), towers.start(2, 1, width)
+    got = run(model, f, steps=2, init=init)
+    assert got.engine == "model"
+    compare(got, oracle(model, f, steps=2, init=init), torch.float64, change)
 
 
 def test_a_hook_that_only_looks_on_is_taken():
@@ -125,9 +133,19 @@ def test_features_are_the_models_own(kind: str):
         own = model.get_text_features(input_ids=IDS)
         own = own if isinstance(own, torch.Tensor) else own.pooler_output
         assert_row_relative(clip.encode_text(model, IDS), own.double(), "features")
-        if kind != "Align":  # its projection has a bias
-            hidden = clip.encode_text(model, IDS, project=False)
-            assert_row_relative(model.text_projection(hidden), own.double(), "features")
+        hidden = clip.encode_text(model, IDS, project=False)
+        assert_row_relative(model.text_projection(hidden), own.double(), "features")
+
+
+def test_image_features_without_a_projection():
+    """ALIGN's convolutional network ends in its features, without a matrix."""
+    model, images = model_of("Align"), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        own = model.get_image_features(pixel_values=images)
+        own = own if isinstance(own, torch.Tensor) else own.pooler_output
+    assert_row_relative(clip.encode_image(model, images), own.double(), "features")
+    with pytest.raises(TypeError, match=r"^encode_image: model must have a linear image .*, got Align"):
+        clip.encode_image(model, images, project=False)
 
 
 @pytest.mark.parametrize("kind", ["MetaClip2", "AltCLIP", "Align"])

@@ -202,5 +202,7 @@ def test_refusals():
         sb.encode_text(nn.Linear(2, 2), ["a cat"], tokenizer=tokenizer)
     with pytest.raises(ValueError, match="encode_text: tokenizer must be given for a model with 100 words"):
         sb.encode_text(custom_text_model({**TEXT_CONFIG, "vocab_size": 100}), ["a cat"])
-    with pytest.raises(TypeError, match=r"text_projection: .*with a bias"):
-        sb.encode_text(TEXT_MODELS["CustomTextCLIP linear"](), ["a cat"], project=False)
+    with pytest.raises(
+        TypeError, match=r"encode_text: model must have a linear text projection, got .* one;"
+    ):
+        sb.encode_text(TEXT_MODELS["CustomTextCLIP no projection"](), ["a cat"], project=False)

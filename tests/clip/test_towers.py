@@ -7,6 +7,9 @@ import torch
 from torch import nn
 
 from semobridge_ext import clip
+from semobridge_ext._engines.tower_descent.spec import slots_of
+from semobridge_ext.clip.blocks import Reader
+from semobridge_ext.clip.families import adapter_of
 from semobridge_ext.clip.template import default_tokenizer, template_ids
 from semobridge_ext.reference import tower_features
 from tests.support import towers
@@ -81,7 +84,6 @@ def _mixed_activations() -> nn.Module:
 
 REFUSED_TEXT = {
     "no CLIP": (lambda: nn.Linear(2, 2), "Linear"),
-    "CoCa": (lambda: towers.custom_text_model({**towers.TEXT_CONFIG, "embed_cls": True}), "class embedding"),
     "custom blocks": (
         lambda: towers.custom_text_model({**towers.TEXT_CONFIG, "qk_norm": True, "block_type": "custom"}),
         "CustomResidualAttentionBlock",
@@ -97,6 +99,27 @@ def test_text_towers_refused_by_name(case: str) -> None:
     make, words = REFUSED_TEXT[case]
     with pytest.raises(NotImplementedError, match=words):
         clip.text_tower(make())
+
+
+def test_an_appended_row_is_for_those_who_know_of_it() -> None:
+    """The prefix tree and learned prompts pool a token; they are refused what pools another row."""
+    adapter = adapter_of("encode_text", towers.coca_text())
+    with pytest.raises(NotImplementedError, match=r"class embedding \(CoCa\)"):
+        adapter.read_text(Reader("encode_text", torch.float32, "the own pass runs"))
+
+
+@pytest.mark.parametrize("correct", [False, True])
+@pytest.mark.parametrize("words", [1, 10])
+def test_the_mask_of_a_class_embedding(words: int, correct: bool) -> None:
+    """Behind little text the released mask shows a padding and hides the row itself; a full one does not."""
+    model = towers.coca_text(correct)
+    tower, rows = clip.text_tower(model, "a photo of {}" + " a" * words)
+    tokens = 6 + words  # with the ends of the text
+    assert len(rows.source) == min(tokens + (not correct), 16) + 1 and rows.pool == len(rows.source) - 1
+    assert getattr(rows, "unseen", ()) == (() if correct or tokens == 16 else (rows.pool,))
+    if not correct and tokens < 16:
+        visible = slots_of(tower, rows).visible
+        assert 0 not in visible[0] and visible[0] == tuple(range(1, len(visible)))
 
 
 def test_pooling_before_the_placeholder_is_refused() -> None:

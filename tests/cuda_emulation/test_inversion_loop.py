@@ -41,7 +41,7 @@ def test_bidirectional(pooling: bool, layers: int, stored: torch.dtype, recorder
     check_engines(tower, rows, stored, recorder, "bidirectional", samples=2)
 
 
-@pytest.mark.parametrize("kind", ["open_clip", "open_clip odd width", "SigLIP text", "OpenAI"])
+@pytest.mark.parametrize("kind", ["open_clip", "open_clip odd width", "SigLIP text", "CoCa text", "OpenAI"])
 def test_text_towers(kind: str, recorder: Recorder):
     tower, rows = clip.text_tower(TEXT_MODELS[kind](), "a photo of {} here", num_tokens=2)
     check_engines(tower, rows, F32, recorder, kind)

@@ -85,6 +85,13 @@ def isoclip() -> Any:
     return sb.IsoCLIP(image, text, k_top=1, k_bottom=1)
 
 
+def affine_isoclip() -> Any:
+    g = torch.Generator().manual_seed(2)
+    biases = {f"{side}_bias": torch.randn(4, generator=g) for side in ("image", "text")}
+    given = isoclip()
+    return sb.IsoCLIP(given.image_projection, given.text_projection, k_top=1, k_bottom=1, **biases)
+
+
 def use_isoclip(path: Path) -> Sequence[Tensor]:
     iso = loaded(sb.IsoCLIP.load(path))
     v, t = iso.image_projection.shape[0], iso.text_projection.shape[0]
@@ -501,6 +508,15 @@ TARGETS = [
         S,
         ("IsoCLIP.load",),
         saved(isoclip),
+        use_isoclip,
+        free=("params", "k_top", "k_bottom"),
+        sealed=True,
+    ),
+    Target(
+        "IsoCLIP.load, biases",
+        S,
+        ("IsoCLIP.load",),
+        saved(affine_isoclip),
         use_isoclip,
         free=("params", "k_top", "k_bottom"),
         sealed=True,

@@ -31,6 +31,13 @@ def test_oti_is_the_reference(kind: str, num_tokens: int) -> None:
     compare(sb.oti(model, f, **options), sb.reference.oti(model, f, **options), dtype, kind)
 
 
+@pytest.mark.parametrize("correct", [False, True])
+def test_a_text_that_fills_the_context_of_coca(correct: bool) -> None:
+    model, f = towers.coca_text(correct).double(), towers.targets(3, towers.D)
+    options = {"template": "a photo of {}" + " a" * 10, "init": towers.start(3, 1, TEXT), "steps": 5}
+    compare(sb.oti(model, f, **options), sb.reference.oti(model, f, **options), F64)
+
+
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_150_steps(template: str) -> None:
     model = TEXT_MODELS["open_clip"]().double()

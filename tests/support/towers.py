@@ -28,7 +28,7 @@ def _open_clip() -> ModuleType:
     return pytest.importorskip("open_clip", reason="open_clip is not installed; the model is one of its own")
 
 
-def _scatter(model: nn.Module) -> nn.Module:
+def scatter(model: nn.Module) -> nn.Module:
     """Norms, biases and scales away from 1 and 0, where a forgotten one would not show."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -41,12 +41,19 @@ def _scatter(model: nn.Module) -> nn.Module:
 def open_clip_model(*, text: dict | None = None, vision: dict | None = None, **options: Any) -> nn.Module:
     torch.manual_seed(1)
     vision, text = {**_VISION, **(vision or {})}, {**TEXT_CONFIG, **(text or {})}
-    return _scatter(_open_clip().CLIP(D, vision, text, **options))
+    return scatter(_open_clip().CLIP(D, vision, text, **options))
 
 
 def custom_text_model(text: dict) -> nn.Module:
     torch.manual_seed(1)
-    return _scatter(_open_clip().CustomTextCLIP(D, dict(_VISION), text))
+    return scatter(_open_clip().CustomTextCLIP(D, dict(_VISION), text))
+
+
+def coca_text(correct: bool = False) -> nn.Module:
+    """A class embedding behind the tokens; the mask over padding as in the released weights, or in place."""
+    model = custom_text_model({**TEXT_CONFIG, "embed_cls": True})
+    model.text.correct_cls_mask = correct
+    return model
 
 
 def hugging_face_model(eos: int = 49407) -> nn.Module:
@@ -62,7 +69,7 @@ def hugging_face_model(eos: int = 49407) -> nn.Module:
     }  # fmt: skip
     torch.manual_seed(1)
     config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=D)
-    return _scatter(transformers.CLIPModel(config))
+    return scatter(transformers.CLIPModel(config))
 
 
 def _openai_module() -> ModuleType:
@@ -83,7 +90,7 @@ def openai_model(half: bool = False) -> nn.Module:
     torch.manual_seed(1)
     model = module.CLIP(D, 32, 2, 64, 8, 16, 49408, TEXT, 3, 3)  # one head for each 64 of the width
     model.visual.class_embedding.data.normal_()
-    _scatter(model)
+    scatter(model)
     if half:
         module.convert_weights(model)
     return model
@@ -113,7 +120,7 @@ def siglip_model() -> nn.Module:
     model.visual = _TimmVisual(trunk)
     with torch.no_grad():
         trunk.attn_pool.latent.normal_()
-    return _scatter(model)
+    return scatter(model)
 
 
 def timm_linear(bias: bool = False) -> nn.Module:
@@ -132,7 +139,7 @@ def plain_model(bidirectional: bool = False) -> nn.Module:
     """The sizes of the others without their libraries; few words, so that drawing them takes no time."""
     torch.manual_seed(1)
     text, vision = (TEXT, 3, 3), (32, 8, VISION, 2, 2)
-    return _scatter(PlainCLIP(D, text, vision, context_length=16, words=64, bidirectional=bidirectional))
+    return scatter(PlainCLIP(D, text, vision, context_length=16, words=64, bidirectional=bidirectional))
 
 
 # Models that need no library: what a machine with a GPU and PyTorch alone can run.
@@ -157,6 +164,8 @@ TEXT_MODELS = {
     "CustomTextCLIP no projection": lambda: custom_text_model({**TEXT_CONFIG, "proj_type": "none"}),
     "CustomTextCLIP eos": lambda: custom_text_model({**TEXT_CONFIG, "pool_type": "eos", "eos_id": 49407}),
     "CustomTextCLIP tanh": lambda: custom_text_model({**TEXT_CONFIG, "act_kwargs": {"approximate": "tanh"}}),
+    "CoCa text": lambda: coca_text(),
+    "CoCa text, mask in place": lambda: coca_text(correct=True),
     "SigLIP text": lambda: custom_text_model(dict(_SIGLIP)),
     "OpenAI": openai_model,
     "Hugging Face": hugging_face_model,

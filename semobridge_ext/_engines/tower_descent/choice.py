@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from semobridge_ext._engines.tower_descent.cuda import CudaTowerPieces
 from semobridge_ext._engines.tower_descent.eager import EagerTower
 from semobridge_ext._engines.tower_descent.engine import TowerEngine
 from semobridge_ext._engines.tower_descent.few_rows import plan_of
+from semobridge_ext._engines.tower_descent.model import ModelTower, OwnRows, OwnTower
 from semobridge_ext._engines.tower_descent.spec import LearnedRows, Tower
 from semobridge_ext._engines.tower_descent.step import LaunchedTower
 from semobridge_ext._engines.tower_descent.torch import TorchTowerPieces
@@ -59,7 +60,7 @@ def _tensors(part: Any) -> Iterator[Tensor]:
             yield from _tensors(getattr(part, field.name))
 
 
-def fingerprint(tower: Tower) -> tuple[tuple[Any, ...], ...]:
+def fingerprint(tower: Tower | OwnTower) -> tuple[tuple[Any, ...], ...]:
     """Changes with every weight, however it was written: versions miss what goes through ``.data``.
 
     Two sums of words for each tensor, by row and by column, with their places: one pass over the memory, a
@@ -103,15 +104,35 @@ def check_compute(function: str, compute: torch.dtype | None, chosen: str, dtype
     raise ValueError(_errors.message(function, "compute", contract, got, remedy))
 
 
+def _check_own(
+    function: str, weights: torch.dtype | None, compute: torch.dtype | None, tower: OwnTower
+) -> None:
+    """A model multiplies by its own weights."""
+    for name, value in (("weights", weights), ("compute", compute)):
+        if value is not None:
+            remedy = "leave it out, or convert the model"
+            contract = f"be None for {tower.name}"
+            raise ValueError(_errors.message(function, name, contract, value, remedy))
+
+
 def make_engine(
     function: str,
     model: Any,
-    tower: Tower,
-    rows: LearnedRows,
+    tower: Tower | OwnTower,
+    rows: LearnedRows | OwnRows,
     weights: torch.dtype | None,
     compute: torch.dtype | None = None,
+    run: Callable[[Tensor], Tensor] | None = None,
 ) -> TowerEngine:
-    """The engine for the tower's device; its weights are kept for as long as the model lives."""
+    """The engine for the tower's device; its weights are kept for as long as the model lives.
+
+    ``run``, the model's own pass, comes with an OwnTower.
+    """
+    if isinstance(tower, OwnTower):
+        assert isinstance(rows, OwnRows) and run is not None
+        _check_own(function, weights, compute, tower)
+        return ModelTower(tower, rows, run)
+    assert isinstance(rows, LearnedRows)
     chosen = choose(function, tower.device, tower.dtype, weights or tower.compute)
     check_compute(function, compute, chosen, tower.compute)
     if chosen == "eager":

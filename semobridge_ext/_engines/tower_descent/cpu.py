@@ -148,6 +148,8 @@ class FrozenTower(TowerEngine):
         torch.Size([3, 16])
     """
 
+    kind = "native"
+
     def __init__(self, packed: PackedTower, rows: LearnedRows) -> None:
         tower = packed.tower
         self.packed, self.compute = packed, packed.compute

@@ -1,6 +1,10 @@
-"""EagerTower: the verbs of the other engines in plain PyTorch, with autograd over the whole context."""
+"""AutogradTower, the verbs of the other engines by autograd over the whole context; EagerTower in PyTorch."""
 
 from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -11,19 +15,19 @@ from semobridge_ext._engines.tower_descent.spec import LearnedRows, Tower
 from semobridge_ext.runtime import adamw
 
 
-class EagerTower(TowerEngine):
-    """Learned rows in a frozen tower, on any device that PyTorch knows.
+@contextmanager
+def _recorded() -> Iterator[None]:
+    """Gradients are asked for here, whatever the caller has switched off for work of its own."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
-    Args:
-        tower: with weights of ``tower.compute``.
-        rows: what is learned and what stands around it.
 
-    Memory: autograd's activations of all L positions, for every sample of a call.
-    """
+class AutogradTower(TowerEngine):
+    """The verbs by one differentiable pass."""
 
-    def __init__(self, tower: Tower, rows: LearnedRows) -> None:
-        self.tower, self.rows, self.compute = tower, rows, tower.compute
-        self.vectors, self.width, self.dim = rows.vectors, tower.width, tower.features
+    @abstractmethod
+    def _pass(self, tokens: Tensor) -> Tensor:  # [S, R, T] -> [S, D], not normalised
+        """The features of learned vectors, differentiable in them."""
 
     def features(
         self,
@@ -32,7 +36,7 @@ class EagerTower(TowerEngine):
         unit: bool = False,
     ) -> Tensor:  # [S, D]
         with torch.no_grad():
-            out = run_tower(self.tower, self.rows, tokens)
+            out = self._pass(tokens)
         return torch.nn.functional.normalize(out, dim=-1) if unit else out
 
     def gradient(
@@ -40,10 +44,9 @@ class EagerTower(TowerEngine):
         tokens: Tensor,  # [S, R, T]
         grad_features: Tensor,  # [S, D] with respect to features(unit=False)
     ) -> Tensor:  # [S, R, T]
-        v = tokens.detach().requires_grad_()
-        with torch.enable_grad():
-            out = run_tower(self.tower, self.rows, v)
-        return torch.autograd.grad(out, v, grad_features)[0]
+        with _recorded():
+            v = tokens.clone().detach().requires_grad_()
+            return torch.autograd.grad(self._pass(v), v, grad_features)[0]
 
     def descend(
         self,
@@ -61,10 +64,12 @@ class EagerTower(TowerEngine):
         recorded: Tensor | None = None,  # [len(record_steps), S, D], written
     ) -> Tensor:  # [steps, S]
         losses = tokens.new_empty(max(step_end - step_begin, 0), len(tokens))
+        with _recorded():
+            targets = targets.clone()
         for step in range(step_begin, step_end):
-            v = tokens.detach().requires_grad_()
-            with torch.enable_grad():
-                features = run_tower(self.tower, self.rows, v)
+            with _recorded():
+                v = tokens.clone().detach().requires_grad_()
+                features = self._pass(v)
                 loss = 1 - torch.nn.functional.cosine_similarity(features, targets, dim=-1)
                 (g,) = torch.autograd.grad(loss.sum() * grad_scale, v)
             losses[step - step_begin] = loss.detach()
@@ -74,3 +79,23 @@ class EagerTower(TowerEngine):
             rate, root = adamw.corrections(lr, step + 1)
             adamw.update(tokens, g, exp_avg, exp_avg_sq, keep=1 - lr * weight_decay, rate=rate, root=root)
         return losses
+
+
+class EagerTower(AutogradTower):
+    """Learned rows in a frozen tower, on any device that PyTorch knows.
+
+    Args:
+        tower: with weights of ``tower.compute``.
+        rows: what is learned and what stands around it.
+
+    Memory: autograd's activations of all L positions, for every sample of a call.
+    """
+
+    kind = "eager"
+
+    def __init__(self, tower: Tower, rows: LearnedRows) -> None:
+        self.tower, self.rows, self.compute = tower, rows, tower.compute
+        self.vectors, self.width, self.dim = rows.vectors, tower.width, tower.features
+
+    def _pass(self, tokens: Tensor) -> Tensor:  # [S, R, T] -> [S, D]
+        return run_tower(self.tower, self.rows, tokens)

@@ -9,15 +9,18 @@ from torch import Tensor
 
 
 class TowerEngine(Protocol):
-    """Learned vectors in a frozen tower: FrozenTower (core), LaunchedTower (a device) and EagerTower.
+    """Learned vectors in a frozen tower: FrozenTower (core), LaunchedTower (a device), and by autograd
+    EagerTower and ModelTower.
 
     Letters: S samples · R learned vectors · T tower width · D feature width.
 
     Attributes:
+        kind: which engine it is, as an Inversion tells it.
         compute: dtype of all tensors: float32, float64 in a float64 tower.
         vectors, width, dim: R, T, D.
     """
 
+    kind: str
     compute: torch.dtype
     vectors: int
     width: int

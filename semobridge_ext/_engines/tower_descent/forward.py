@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from semobridge_ext._engines.tower_descent.spec import Block, LearnedRows, Linear, Norm, Tower
+from semobridge_ext._engines.tower_descent.spec import Block, LearnedRows, Linear, Norm, Tower, unseen_of
 
 _QUICK = 1.702
 
@@ -36,6 +36,7 @@ def _attended(
     q: Tensor,  # [S, L or 1, T]
     k: Tensor,  # [S, L, T]
     v: Tensor,  # [S, L, T]
+    unseen: tuple[int, ...],
 ) -> Tensor:  # [S, L or 1, T]
     samples, length, width = k.shape
     head = width // tower.heads
@@ -44,6 +45,10 @@ def _attended(
     if tower.causal:
         later = torch.ones(length, length, dtype=torch.bool, device=k.device).triu(1)
         scores = scores.masked_fill(later, float("-inf"))
+    if unseen:
+        hidden = torch.zeros(length, dtype=torch.bool, device=k.device)
+        hidden[list(unseen)] = True
+        scores = scores.masked_fill(hidden, float("-inf"))
     return (scores.softmax(-1) @ v).transpose(1, 2).reshape(samples, -1, width)
 
 
@@ -51,12 +56,13 @@ def run_block(
     tower: Tower,
     block: Block,
     x: Tensor,  # [S, L, T]
+    unseen: tuple[int, ...] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:  # output [S, L or 1, T], keys and values [S, L, T]
-    """One block, and the keys and values that it used."""
+    """One block, and the keys and values that it used, but for positions whose keys are unseen."""
     q, k, v = _product(_normed(x, block.norm1), block.qkv).chunk(3, dim=-1)
     if block.query is not None:
         q = block.query.expand(len(x), 1, -1)
-    attended = _product(_attended(tower, q, k, v), block.out)
+    attended = _product(_attended(tower, q, k, v, unseen), block.out)
     x = attended if block.query is not None else x + attended
     hidden = _activated(_product(_normed(x, block.norm2), block.fc), tower.activation)
     return x + _product(hidden, block.proj), k, v
@@ -74,6 +80,6 @@ def run_tower(
     learned = tokens[:, source.clamp(min=0)] * (source >= 0).to(x.dtype).reshape(1, -1, 1)
     x = _normed(x + learned, tower.norm_pre)
     for block in tower.blocks:
-        x = run_block(tower, block, x)[0]
+        x = run_block(tower, block, x, unseen_of(rows))[0]
     x = _normed(x[:, 0 if rows.pool is None else rows.pool], tower.norm_final)
     return x if tower.projection is None else _product(x, tower.projection)

@@ -28,6 +28,7 @@ def block_attention(
     tower: Tower,
     block: Block,
     x: Tensor,  # [S, L, T]
+    unseen: tuple[int, ...] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:  # attention output [S, L or 1, T], keys and values [S, L, T]
     s, length, width = x.shape
     q, k, v = _linear(_norm(x, block.norm1), block.qkv).chunk(3, dim=-1)
@@ -38,13 +39,17 @@ def block_attention(
     if tower.causal:
         hidden = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
         scores = scores.masked_fill(hidden, float("-inf"))
+    for position in unseen:
+        scores[..., position] = float("-inf")
     o = (scores.softmax(-1) @ split[2]).transpose(1, 2).reshape(s, -1, width)
     return _linear(o, block.out), k, v
 
 
-def run_block(tower: Tower, block: Block, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def run_block(
+    tower: Tower, block: Block, x: Tensor, unseen: tuple[int, ...] = ()
+) -> tuple[Tensor, Tensor, Tensor]:
     """One block: its output [S, L, T], and the keys and values [S, L, T] that it used."""
-    o, k, v = block_attention(tower, block, x)
+    o, k, v = block_attention(tower, block, x, unseen)
     x = o if block.query is not None else x + o
     hidden = _activate(_linear(_norm(x, block.norm2), block.fc), tower.activation)
     return x + _linear(hidden, block.proj), k, v
@@ -88,6 +93,6 @@ def tower_features(
     learned = tokens[:, source.clamp(min=0)] * (source >= 0).to(x.dtype).reshape(1, -1, 1)
     x = _norm(x + learned, tower.norm_pre)
     for block in tower.blocks:
-        x = run_block(tower, block, x)[0]
+        x = run_block(tower, block, x, getattr(rows, "unseen", ()))[0]
     x = _norm(x[:, 0 if rows.pool is None else rows.pool], tower.norm_final)
     return x if tower.projection is None else _linear(x, tower.projection)

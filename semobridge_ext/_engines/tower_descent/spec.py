@@ -103,6 +103,17 @@ class LearnedRows:
         return max(self.source) + 1
 
 
+@dataclass(frozen=True)
+class MaskedRows(LearnedRows):
+    """Learned rows some of which serve as queries alone: CoCa's class embedding, which a mask hides."""
+
+    unseen: tuple[int, ...] = ()  # positions whose keys no query sees, not even their own
+
+
+def unseen_of(rows: LearnedRows) -> tuple[int, ...]:
+    return rows.unseen if isinstance(rows, MaskedRows) else ()
+
+
 class Slots(NamedTuple):
     """The positions that are computed in every step, the pooled one first, and the prefix."""
 
@@ -128,12 +139,16 @@ def slots_of(tower: Tower, rows: LearnedRows) -> Slots:
                 f"position {learned[0]}; the feature would not depend on what is learned"
             )
         prefix, length = learned[0], rows.pool + 1
+        if any(position < prefix for position in unseen_of(rows)):
+            raise ValueError(
+                f"slots_of: what is unseen must not stand before a learned position, got {unseen_of(rows)} "
+                f"before position {prefix}; leave such rows out"
+            )
     own = list(range(prefix, length))
     first = [] if rows.pool is None else [rows.pool]
     rest = [i for i in own if i not in first]
     # Learned slots stand together, so that "all learned rows" is one slice.
     order = first + sorted(rest, key=lambda i: (rows.source[i] < 0, i))
-    visible = tuple(
-        tuple(j for j, p in enumerate(order) if not tower.causal or p <= position) for position in order
-    )
+    keys = [(j, p) for j, p in enumerate(order) if p not in unseen_of(rows)]
+    visible = tuple(tuple(j for j, p in keys if not tower.causal or p <= position) for position in order)
     return Slots(prefix, tuple(order), visible)

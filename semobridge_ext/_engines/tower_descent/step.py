@@ -167,6 +167,7 @@ class LaunchedTower(TowerEngine):
         self.weights, self.compute, self.stored = weights, weights.compute, weights.stored
         self.vectors, self.width, self.dim = rows.vectors, tower.width, tower.features
         self.device = tower.device
+        self.kind = "torch" if pieces is TorchTowerPieces else "native"
         with self._plainly():
             self.rows = slot_rows(tower, rows, self.compute, self.stored)
         self._sample = sample_bytes(tower, rows, self.stored, kernels=pieces is not TorchTowerPieces)

@@ -62,7 +62,7 @@ def _encode(args: argparse.Namespace, names: list[str]) -> tuple[Tensor | None, 
     from semobridge_ext.clip import text_projection
 
     try:
-        singular = torch.linalg.svdvals(text_projection(encoder.model).double()).tolist()
+        singular = torch.linalg.svdvals(text_projection(encoder.model, bias=True).double()).tolist()
     except TypeError:  # a text tower without a linear projection has no such figure
         singular = None
     return encoder.texts(models.prompts("report", names, args.template)), singular

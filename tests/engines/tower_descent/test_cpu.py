@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from semobridge_ext import clip
-from semobridge_ext._engines.tower_descent.spec import LearnedRows, Tower, slots_of
+from semobridge_ext._engines.tower_descent.spec import LearnedRows, MaskedRows, Tower, slots_of
 from semobridge_ext.ops import FrozenTower, PackedTower
 from semobridge_ext.reference import tower_features
 from semobridge_ext.runtime import backend as _backend
@@ -179,6 +179,17 @@ def test_slots() -> None:
         slots_of(tower, some_rows(tower, (-1, -1, 0), 1))
     with pytest.raises(ValueError, match="a learned position"):
         slots_of(tower, some_rows(tower, (-1, -1), 1))
+
+
+def test_slots_of_a_row_that_nobody_sees() -> None:
+    tower = random_tower()
+    rows = some_rows(tower, (-1, -1, 0, -1), 3)
+    slots = slots_of(tower, MaskedRows(rows.base, rows.source, rows.pool, (3,)))
+    assert slots.order == (3, 2) and slots.visible == ((1,), (1,))
+    with pytest.raises(
+        ValueError, match=r"must not stand before a learned position, got \(1,\) before position 2"
+    ):
+        slots_of(tower, MaskedRows(rows.base, rows.source, rows.pool, (1,)))
 
 
 def test_workspace_does_not_grow_with_the_batch() -> None:
