@@ -16,6 +16,7 @@ from semobridge_ext.cli.commands import (
     calibrate,
     demo,
     discover,
+    export,
     extract,
     fewshot,
     info,
@@ -30,6 +31,7 @@ COMMANDS = {
     "calibrate": calibrate,
     "demo": demo,
     "discover": discover,
+    "export": export,
     "extract": extract,
     "fewshot": fewshot,
     "info": info,
@@ -49,6 +51,7 @@ start here:
   semobridge-ext invert --help      textual and visual inversion of a file of features, resumable
   semobridge-ext extract --help     your images in; then map, search, retrieve, report
   semobridge-ext discover --help    known and new classes among unlabelled images
+  semobridge-ext export --help      a gallery for FAISS, cuVS, Lance or Milvus
   semobridge-ext fewshot            every few-shot method on every embedded set: tables and a picture
 
 Errors are one line and exit code 2; add --debug to see where they come from.
