@@ -49,9 +49,9 @@ start here:
   semobridge-ext demo               what it is for, on real images: figures and a picture, offline
   semobridge-ext demo --help        what the figures mean
   semobridge-ext invert --help      textual and visual inversion of a file of features, resumable
+  semobridge-ext export --help      a gallery for FAISS, cuVS, Lance or Milvus
   semobridge-ext extract --help     your images in; then map, search, retrieve, report
   semobridge-ext discover --help    known and new classes among unlabelled images
-  semobridge-ext export --help      a gallery for FAISS, cuVS, Lance or Milvus
   semobridge-ext fewshot            every few-shot method on every embedded set: tables and a picture
 
 Errors are one line and exit code 2; add --debug to see where they come from.
