@@ -188,8 +188,9 @@ class Folder:
 
     def load(self) -> Tensor:
         """[N, D] float32 unit rows: all of them in memory, and a block beside them."""
-        shards = [rows for index in self.shards() if (rows := self.features(index)).numel()]
-        found = torch.empty(sum(map(len, shards)), shards[0].shape[1] if shards else 0)
+        # Shapes alone: pages of a mapped file stay in memory for as long as its rows are held.
+        shapes = [shape for index in self.shards() if (shape := self.features(index).shape).numel()]
+        found = torch.empty(sum(shape[0] for shape in shapes), shapes[0][1] if shapes else 0)
         at = 0
         for block in self.blocks():
             if block.shape[1] != found.shape[1]:
