@@ -1,8 +1,8 @@
 """Memory and rate of the commands over time, on as many inputs as one likes.
 
-`python bench/studies/stream_memory.py grow` runs each command in a process of its own and reads its memory from
-/proc every second: the resident pages of the command, and with its workers the pages that they share
-counted once (PSS). Of what was read at least 20 lines are printed. Temporary files: 1 kB an input, 1 kB a row.
+`python bench/studies/stream_memory.py grow` runs each command in a process of its own and reads its memory
+from /proc every second: the resident pages of the command, and with its workers the pages that they share
+counted once (PSS). Of what was read at least 20 lines are printed. Temporary files: 1 kB an input or row.
 
 extract: PNG files of 4 x 4 pixels in one tar, a hundredth of them damaged; the encoder is a stand-in that
 takes means, since the question is what the command keeps.

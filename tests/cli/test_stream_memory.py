@@ -89,8 +89,8 @@ def test_features_are_held_once(tmp_path: Path) -> None:
     rows = torch.randn(65_536, 256).half()
     labels = [None if i % 5 == 0 else f"c{i % 49}" for i in range(len(rows))]
     write_shards(tmp_path / "few", rows[:100], 50, {"label": labels[:100]})
-    write_shards(tmp_path / "some", rows, 8192, {"label": labels})
-    write_shards(tmp_path / "all", rows, 8192, {"label": [f"c{i % 49}" for i in range(len(rows))]})
+    write_shards(tmp_path / "some", rows, 1024, {"label": labels})
+    write_shards(tmp_path / "all", rows, 1024, {"label": [f"c{i % 49}" for i in range(len(rows))]})
     want = torch.nn.functional.normalize(rows.float(), dim=1)
     size = want.numel() * want.element_size()
     read = {"all": torch.ones(len(want), dtype=torch.bool), "some": torch.arange(len(want)) % 5 != 0}
