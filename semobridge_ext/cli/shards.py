@@ -207,10 +207,13 @@ class Folder:
         self.shards()
         self.check_finished()
         parts = [
-            torch.tensor([-1 if v is None else codes.setdefault(str(v), len(codes)) for v in values])
+            torch.tensor(
+                [-1 if v is None else codes.setdefault(str(v), len(codes)) for v in values],
+                dtype=torch.int64,
+            )
             for values in self.columns(column)
         ]
-        found = torch.cat(parts).long()
+        found = torch.cat(parts)
         if not bool((found >= 0).any()):
             raise ValueError(
                 f"{self.function}: SHARDS must have labels, got {self.path} with none in '{column}'; "
