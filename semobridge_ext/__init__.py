@@ -42,9 +42,11 @@ from semobridge_ext.runtime.info import build_info
 if TYPE_CHECKING:
     from semobridge_ext.cli.image_features import encode_images
     from semobridge_ext.data import list_picto, load_picto, load_picto_clip, picto_transform
+    from semobridge_ext.handover import export_gallery
 
 _LAZY = {
     "encode_images": "semobridge_ext.cli.image_features",
+    "export_gallery": "semobridge_ext.handover",
     "load_picto_clip": "semobridge_ext.data",
     "load_picto": "semobridge_ext.data",
     "list_picto": "semobridge_ext.data",
@@ -90,6 +92,7 @@ __all__ = [  # noqa: RUF022 - plain order
     "diagnose",
     "encode_images",
     "encode_text",
+    "export_gallery",
     "gcd_accuracy",
     "incremental_report",
     "list_picto",

@@ -2,6 +2,9 @@
 
 `python bench/studies/stream_memory.py` prints a Markdown table. Inputs and outputs that exist before the call
 are not counted; pages of a memory-mapped file that the call reads are.
+
+`python bench/studies/stream_memory.py grow` follows `extract`, `retrieve` and `report` over time
+(stream_growth.py beside this file): `--inputs 100000 1000000`, `--rows 1000000`.
 """
 
 from __future__ import annotations
@@ -69,6 +72,11 @@ def measure(kind: str, n: int, s: int, dtype: str) -> str:
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["grow"]:
+        import stream_growth  # beside this script
+
+        stream_growth.main(sys.argv[2:])
+        return
     if len(sys.argv) == 5:
         print(measure(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]))
         return

@@ -16,6 +16,7 @@ from semobridge_ext.cli.commands import (
     calibrate,
     demo,
     discover,
+    export,
     extract,
     fewshot,
     info,
@@ -31,6 +32,7 @@ COMMANDS = {
     "calibrate": calibrate,
     "demo": demo,
     "discover": discover,
+    "export": export,
     "extract": extract,
     "fewshot": fewshot,
     "info": info,
@@ -49,6 +51,7 @@ start here:
   semobridge-ext demo               what it is for, on real images: figures and a picture, offline
   semobridge-ext demo --help        what the figures mean
   semobridge-ext invert --help      textual and visual inversion of a file of features, resumable
+  semobridge-ext export --help      a gallery for FAISS, cuVS, Lance or Milvus
   semobridge-ext extract --help     your images in; then map, search, retrieve, report
   semobridge-ext discover --help    known and new classes among unlabelled images
   semobridge-ext models             which methods work on which models, and why others refuse

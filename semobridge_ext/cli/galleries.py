@@ -51,7 +51,19 @@ def read_side(args: argparse.Namespace, paths: list[Path], codes: dict[str, int]
     labels = None if args.pairs is not None else torch.cat([part[1] for part in parts])
     keys = None if args.key is None else [key for part in parts for key in part[2]]
     groups = torch.repeat_interleave(places, sizes)
-    return Side(torch.cat([part[0] for part in parts]), labels, keys, groups, names)
+    return Side(_joined([parts.pop(0)[0] for _ in paths]), labels, keys, groups, names)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """One behind the other; the parts go as they are copied, and one alone is no copy."""
+    if len(parts) == 1:
+        return parts[0]
+    found, at = torch.empty(sum(map(len, parts)), parts[0].shape[1]), 0
+    while parts:
+        part = parts.pop(0)
+        found[at : at + len(part)] = part
+        at += len(part)
+    return found
 
 
 def _read(args: argparse.Namespace, path: Path, codes: dict[str, int]) -> tuple[Tensor, Tensor, list[Any]]:

@@ -10,13 +10,14 @@ import csv
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from semobridge_ext import _digest, _files
+from semobridge_ext.cli.sorted_entries import Entry, sorted_entries
 
 IMAGES = (
     ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif", ".heic", ".heif",
@@ -49,15 +50,11 @@ def given(value: Any) -> Any:
 
 Line = tuple[str, dict[str, Any], str]  # path, fields, why it is skipped ("" if it is not)
 Identity = tuple[int, int]  # device and inode
+AnyEntry = os.DirEntry[str] | Entry
 
 
 def _identity(status: os.stat_result) -> Identity:
     return status.st_dev, status.st_ino
-
-
-def _sorted_entries(folder: str | Path) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        return sorted(entries, key=lambda e: e.name)
 
 
 class Walk:
@@ -72,10 +69,10 @@ class Walk:
         return parts[-1] if self.label == "parent" else parts[0]
 
     def lines(self) -> Iterator[Line]:
-        return self._lines(_sorted_entries(self.root), (), (_identity(os.stat(self.root)),))
+        return self._lines(sorted_entries(self.root), (), (_identity(os.stat(self.root)),))
 
     def _lines(
-        self, entries: list[os.DirEntry[str]], parts: tuple[str, ...], above: tuple[Identity, ...]
+        self, entries: Iterable[AnyEntry], parts: tuple[str, ...], above: tuple[Identity, ...]
     ) -> Iterator[Line]:
         for entry in entries:
             if hidden(entry.name):
@@ -95,13 +92,13 @@ class Walk:
                 self.ignored += 1
 
     @staticmethod
-    def _inside(entry: os.DirEntry[str], above: tuple[Identity, ...]) -> list[os.DirEntry[str]] | None:
+    def _inside(entry: AnyEntry, above: tuple[Identity, ...]) -> Iterable[AnyEntry] | None:
         """What a folder holds; links count too, as image collections are often made of them."""
         if not entry.is_dir():
             return None
         if _identity(entry.stat()) in above:
             raise OSError("it leads back to a folder that it lies in")
-        return _sorted_entries(entry.path)
+        return sorted_entries(entry.path)
 
 
 _TEXT = "utf-8-sig"  # some editors and spreadsheets begin a file with a byte order mark

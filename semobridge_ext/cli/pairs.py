@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,21 @@ def rows_finder(count: int) -> Finder:
 
 def keys_finder(values: list[Any]) -> Finder:
     """Rows by what a column of the metadata holds; a key of several rows stands for all of them."""
-    rows: dict[str, list[int]] = {}
+    rows: dict[str, int | list[int]] = {}  # most keys have one row: no list for each of a million
     for row, value in enumerate(values):
-        if value is not None:
-            rows.setdefault(str(value), []).append(row)
-    return lambda word: rows.get(word, [])
+        if value is None:
+            continue
+        known = rows.setdefault(str(value), row)
+        if isinstance(known, list):
+            known.append(row)
+        elif known != row:
+            rows[str(value)] = [known, row]
+
+    def find(word: str) -> list[int]:
+        found = rows.get(word, [])
+        return found if isinstance(found, list) else [found]
+
+    return find
 
 
 def read_pairs(
@@ -40,7 +51,7 @@ def read_pairs(
     """Query and gallery row of every line, in order; a ValueError names the line that is wrong."""
     if not path.is_file():
         raise FileNotFoundError(f"retrieve: --pairs must be an existing file, got {path}; check the name")
-    finders, pairs = (query, gallery), []
+    finders, pairs = (query, gallery), array("q")  # 16 bytes a pair
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True)
         try:
@@ -60,14 +71,14 @@ def read_pairs(
                 for name, word, rows, contract in zip(COLUMNS, words, found, contracts, strict=True):
                     if not rows:
                         raise _wrong(path, line, f"have {contract} as {name}", f"'{word[:80]}'")
-                pairs += [(q, g) for q in found[0] for g in found[1]]
+                pairs.extend(row for q in found[0] for g in found[1] for row in (q, g))
         except csv.Error as error:
             raise _wrong(path, reader.line_num, "be CSV", str(error)) from error
         except UnicodeDecodeError as error:
             raise _wrong(path, reader.line_num + 1, "be UTF-8 text", str(error)) from error
     if not pairs:
         raise _wrong(path, reader.line_num + 1, "be a pair", "the end of the file")
-    return torch.tensor(pairs, dtype=torch.int64)
+    return torch.frombuffer(pairs, dtype=torch.int64).reshape(-1, 2)
 
 
 def _wrong(path: Path, line: int, contract: str, got: str) -> ValueError:

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from semobridge_ext import _digest, _files, _locks
+from semobridge_ext.cli.listing import state
 from semobridge_ext.cli.output import write_json
 from semobridge_ext.cli.shards import FEATURES, METADATA, Folder, read_json
 
@@ -42,6 +43,16 @@ def write_rows(file: BinaryIO, rows: np.ndarray) -> None:  # [n, D]
     """A .npy file. Through Python's file: np.save hides a disk that is full at the last rows."""
     write_header(file, rows.shape, rows.dtype)
     file.write(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
+
+
+def source_facts(folder: Folder) -> str:
+    """The shards that are read: their digests where the writer kept them, else sizes and times."""
+    seals = folder.path / SEALS
+    if seals.is_file():
+        return _digest.marked(_digest.digest([folder.settings(), seals.read_bytes()]))
+    indices = folder.shards()
+    files = [path for i in indices for path in (folder.features_file(i), folder.metadata_file(i))]
+    return _digest.marked(_digest.digest([[path.name, state(str(path))] for path in files]))
 
 
 class Writer(Folder):

@@ -187,24 +187,58 @@ class Folder:
                     yield part.float()
 
     def load(self) -> Tensor:
-        """[N, D] float32 unit rows: all of them in memory."""
-        normal = [torch.nn.functional.normalize(block, dim=1) for block in self.blocks()]
-        return torch.cat(normal) if normal else torch.zeros(0, 0)
+        """[N, D] float32 unit rows: all of them in memory, and a block beside them."""
+        # Shapes alone: pages of a mapped file stay in memory for as long as its rows are held.
+        shapes = [shape for index in self.shards() if (shape := self.features(index).shape).numel()]
+        found = torch.empty(sum(shape[0] for shape in shapes), shapes[0][1] if shapes else 0)
+        at = 0
+        for block in self.blocks():
+            if block.shape[1] != found.shape[1]:
+                raise ValueError(
+                    f"{self.function}: SHARDS must be of one width, got {found.shape[1]} and "
+                    f"{block.shape[1]} in {self.path}; make the folder again"
+                )
+            torch.nn.functional.normalize(block, dim=1, out=found[at : at + len(block)])
+            at += len(block)
+        return found
 
-    def labelled(self, column: str, codes: dict[str, int]) -> tuple[Tensor, Tensor]:
-        """Unit rows [N, D] and label codes [N] of the rows that have a label; `codes` grows."""
+    def label_codes(self, column: str, codes: dict[str, int]) -> Tensor:
+        """[N] int64, −1 without a label; `codes` grows by the labels."""
         self.shards()
         self.check_finished()
-        values = self.column(column)
-        kept = torch.tensor([i for i, value in enumerate(values) if value is not None], dtype=torch.int64)
-        if not len(kept):
+        parts = [
+            torch.tensor(
+                [-1 if v is None else codes.setdefault(str(v), len(codes)) for v in values],
+                dtype=torch.int64,
+            )
+            for values in self.columns(column)
+        ]
+        found = torch.cat(parts)
+        if not bool((found >= 0).any()):
             raise ValueError(
                 f"{self.function}: SHARDS must have labels, got {self.path} with none in '{column}'; "
                 "extract a folder with one sub-folder per class, or name another column with --label"
             )
-        rows = self.unit_rows(len(values))
-        labels = torch.tensor([codes.setdefault(str(values[i]), len(codes)) for i in kept.tolist()])
-        return (rows if len(kept) == len(rows) else rows[kept]), labels
+        return found
+
+    def rows_of(self, codes: Tensor) -> Tensor:
+        """Unit rows [n, D] of the records that have a label."""
+        rows = self.unit_rows(len(codes))
+        kept = (codes >= 0).nonzero().squeeze(1)
+        if len(kept) == len(rows):
+            return rows
+        at = 0
+        for part in kept.split(
+            _ROWS
+        ):  # forward within the same memory: a row is read before it is written to
+            rows[at : at + len(part)] = rows[part]
+            at += len(part)
+        return rows[:at]
+
+    def labelled(self, column: str, codes: dict[str, int]) -> tuple[Tensor, Tensor]:
+        """Unit rows [N, D] and label codes [N] of the rows that have a label; `codes` grows."""
+        found = self.label_codes(column, codes)
+        return self.rows_of(found), found[found >= 0]
 
     def unit_rows(self, records: int) -> Tensor:
         """All rows, finite and as many as there are records: [N, D] unit rows in float32."""
@@ -276,7 +310,10 @@ class Folder:
 
     def column(self, name: str, option: str = "--label") -> list[Any]:
         """One column of all shards; `option` is what named it."""
-        values: list[Any] = []
+        return [value for values in self.columns(name, option) for value in values]
+
+    def columns(self, name: str, option: str = "--label") -> Iterator[list[Any]]:
+        """One column, a shard at a time."""
         for index in self.shards():
             table = self.table(index)
             with _reading(self.function, self.metadata_file(index), "Parquet"):
@@ -287,8 +324,8 @@ class Folder:
                     f"{self.path} has {', '.join(names) or 'none'}; name another"
                 )
             with _reading(self.function, self.metadata_file(index), "Parquet"):
-                values += table.column(name).to_pylist()
-        return values
+                values = table.column(name).to_pylist()
+            yield values
 
 
 def _numbers(folder: Path, pattern: str) -> dict[int, str]:

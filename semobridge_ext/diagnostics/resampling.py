@@ -164,7 +164,15 @@ def modality_gap(
     other: Tensor,  # [M, D] of the other modality
 ) -> float:
     """``‖mean norm(x) − mean norm(t)‖``, between 0 and 2 (docs/methods.md §8)."""
-    return float(_gap(*(unit(x).double().mean(dim=0) for x in (features, other))))
+    return float(_gap(*(_mean(x) for x in (features, other))))
+
+
+def _mean(rows: Tensor) -> Tensor:  # [N, D] -> [D] float64
+    """Of the unit rows, block by block."""
+    total = torch.zeros(rows.shape[1], dtype=torch.float64)
+    for part in rows.split(1 << 14):
+        total += unit(part).double().sum(dim=0)
+    return total / len(rows)
 
 
 def _gap(mean: Tensor, other_mean: Tensor) -> Tensor:  # [.., D] -> [..]

@@ -37,15 +37,27 @@ def nearest_mean_accuracy(
     for seed in range(seeds):
         shuffled = mine[torch.randperm(len(mine), generator=torch.Generator().manual_seed(seed))]
         order = shuffled[torch.sort(labels[shuffled], stable=True).indices]
-        x, y = features[order], codes[labels[order]]
+        y = codes[labels[order]]
         starts = torch.searchsorted(y, torch.arange(classes))
         place = torch.arange(len(y)) - starts[y]  # within its class
         test = place >= max(shots)
+        asked, answers = order[test], y[test]
         for k in shots:
-            means = torch.zeros(classes, x.shape[1]).index_add_(0, y[place < k], x[place < k])
-            guess = (x[test] @ normalize(means, dim=1).T).argmax(dim=1)
-            found[k].append(float((guess == y[test]).float().mean()))
+            shot = place < k
+            means = torch.zeros(classes, features.shape[1])
+            means.index_add_(0, y[shot], features[order[shot]])
+            found[k].append(_share_nearest(features, asked, answers, normalize(means, dim=1)))
     return found
+
+
+_BLOCK = 4096  # rows that are compared with all classes at once
+
+
+def _share_nearest(features: Tensor, rows: Tensor, answers: Tensor, classes: Tensor) -> float:
+    """Share of the rows whose nearest class is the answer; nothing of the set's size is made."""
+    blocks = zip(rows.split(_BLOCK), answers.split(_BLOCK), strict=True)
+    hits = [(features[part] @ classes.T).argmax(dim=1) == y for part, y in blocks]
+    return float(torch.cat(hits).float().mean())
 
 
 def nearest_text_accuracy(
@@ -54,6 +66,6 @@ def nearest_text_accuracy(
     texts: Tensor,  # [C, D] unit rows
 ) -> float:
     """Accuracy of the nearest class text, over all classes and rows."""
-    blocks = zip(features.split(4096), labels.split(4096), strict=True)
+    blocks = zip(features.split(_BLOCK), labels.split(_BLOCK), strict=True)
     hits = [(x @ texts.T).argmax(dim=1) == y for x, y in blocks]
     return float(torch.cat(hits).float().mean())

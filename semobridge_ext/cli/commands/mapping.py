@@ -12,8 +12,7 @@ from typing import Any, BinaryIO
 from semobridge_ext import _digest, _files
 from semobridge_ext.cli import mappings
 from semobridge_ext.cli.arguments import count
-from semobridge_ext.cli.listing import state
-from semobridge_ext.cli.shard_writer import SEALS, Writer, write_header
+from semobridge_ext.cli.shard_writer import Writer, source_facts, write_header
 from semobridge_ext.cli.shards import Folder, arrow
 
 _DESCRIPTION = """\
@@ -85,15 +84,6 @@ def _file_facts(path: Path) -> str:
         return _digest.marked(_digest.digest([file.metadata() or {}, tensors]))
 
 
-def _source_facts(folder: Folder, indices: list[int]) -> str:
-    """The shards that are mapped: their digests where extract kept them, else sizes and times."""
-    seals = folder.path / SEALS
-    if seals.is_file():
-        return _digest.marked(_digest.digest([folder.settings(), seals.read_bytes()]))
-    files = [path for i in indices for path in (folder.features_file(i), folder.metadata_file(i))]
-    return _digest.marked(_digest.digest([[path.name, state(str(path))] for path in files]))
-
-
 def _check(args: argparse.Namespace, folder: Folder, mapping: mappings.Mapping) -> None:
     found = folder.settings().get("features", mappings.PROJECTED)
     if found != mapping.takes:
@@ -161,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
         "normalized": True,
         "dtype": args.dtype,
         "source": str(args.input.resolve()),
-        "source_digest": _source_facts(folder, indices),
+        "source_digest": source_facts(folder),
     }
     out, began, rows = Writer("map", args.out), time.perf_counter(), 0
     with out.claim():

@@ -143,20 +143,31 @@ def _run_of(folder: Folder) -> list[Any]:
     return [made, summary.get("rows"), summary.get("seconds"), rate]
 
 
+def _measured(
+    folder: Folder, codes: Tensor, texts: Tensor | None, chosen: Tensor, shots: list[int], seeds: int
+) -> dict[str, Any]:
+    """What is said of one folder; its rows go with the call."""
+    folder.shards()
+    features = folder.rows_of(codes)
+    rows = report_figures.Rows(features, codes[codes >= 0], _texts_for(folder, texts, features.shape[1]))
+    return {**report_figures.measure(rows, chosen, shots, seeds), "run": _run_of(folder)}
+
+
 def run(args: argparse.Namespace) -> int:
     from semobridge_ext.cli import report_page
 
     if not has_matplotlib():
         raise ImportError("report: matplotlib must be installed, got none; pip install 'semobridge-ext[cli]'")
     codes: dict[str, int] = {}
-    loaded = [Folder("report", path).labelled(args.label, codes) for path in args.shards]
-    for path, (_, labels) in zip(args.shards, loaded, strict=True):
-        if not torch.equal(labels, loaded[0][1]):
+    # The rows themselves are read one folder after the other: two folders at once may not fit.
+    found_codes = [Folder("report", path).label_codes(args.label, codes) for path in args.shards]
+    for path, labels in zip(args.shards, found_codes, strict=True):
+        if not torch.equal(labels[labels >= 0], found_codes[0][found_codes[0] >= 0]):
             raise ValueError(
                 f"report: SHARDS must be of the same images, got other labels in {path} than in "
                 f"{args.shards[0]}; map the first folder to make the others"
             )
-    labels = loaded[0][1]
+    labels = found_codes[0][found_codes[0] >= 0]
     texts, singular = _encode(args, list(codes))
     sizes = torch.bincount(labels)
     if len(sizes) < 2 or int(sizes.max()) < 2:
@@ -173,12 +184,9 @@ def run(args: argparse.Namespace) -> int:
     }  # fmt: skip
     names = [path.resolve().name for path in args.shards]
     names = names if len(set(names)) == len(names) else [str(path) for path in args.shards]
-    for name, path, (features, _) in zip(names, args.shards, loaded, strict=True):
+    for name, path, given in zip(names, args.shards, found_codes, strict=True):
         print(f"measuring {name}", file=sys.stderr)
-        folder = Folder("report", path)
-        rows = report_figures.Rows(features, labels, _texts_for(folder, texts, features.shape[1]))
-        measured = report_figures.measure(rows, chosen, shots, args.seeds)
-        found["folders"][name] = {**measured, "run": _run_of(folder)}
+        found["folders"][name] = _measured(Folder("report", path), given, texts, chosen, shots, args.seeds)
     tables = _tables(found)
     _files.write_bytes(args.out, report_page.page(found, tables))
     for name, (header, lines) in tables.items():

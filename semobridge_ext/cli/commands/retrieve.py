@@ -84,8 +84,8 @@ def run(args: argparse.Namespace) -> int:
     query = None if args.queries is None else read_side(args, [args.queries], codes)
     figures: dict[str, dict[str, Any]] = {}
     for paths in [args.shards] if args.together else [[path] for path in args.shards]:
-        gallery = read_side(args, paths, codes)
-        figures[" + ".join(map(str, paths))] = _measured(args, query, gallery, ks)
+        # Read within the call: the rows of one gallery go before the next comes.
+        figures[" + ".join(map(str, paths))] = _measured(args, query, read_side(args, paths, codes), ks)
     names = ["mAP", "mAP@R", "R-Precision", *(f"Recall@{k}" for k in ks)]
     wide = max(len(path) for path in figures)
     print(f"{'':<{wide}}  " + "  ".join(f"{name:>11}" for name in names))
@@ -122,7 +122,7 @@ def _measured(
     found["seconds"] = time.perf_counter() - began
     found |= {"gallery": len(gallery.rows), "width": gallery.rows.shape[1]}
     if gallery.labels is not None:
-        found["classes"] = len(set(gallery.labels.tolist()))
+        found["classes"] = len(torch.unique(gallery.labels))
     if pairs is not None:
         found["pairs"] = len(torch.unique(pairs, dim=0))
     if args.together:
