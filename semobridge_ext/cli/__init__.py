@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from semobridge_ext._version import __version__
+from semobridge_ext.cli.arguments import input_first
 from semobridge_ext.cli.commands import (
     calibrate,
     demo,
@@ -64,6 +65,12 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see {self.prog} --help")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """`--dataset NAME` of a command that takes INPUT is its first word, wherever it stands."""
+        if args is not None and getattr(self, "dataset_is_input", False):
+            args = input_first(args)
+        return super().parse_known_args(args, namespace)
 
 
 def build_parser() -> argparse.ArgumentParser:

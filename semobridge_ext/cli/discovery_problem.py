@@ -64,6 +64,9 @@ def _extracted(args: argparse.Namespace, given: str) -> Folder:
     words = ["extract", given, str(args.out / "features"), "--dtype", "float32", "--model", args.model]
     words += ["--device", args.device, "--workers", str(args.workers)]
     words += ["--pretrained", args.pretrained] if args.pretrained else []
+    for option, value in (("--root", args.root), ("--split", args.split)):
+        words += [option, str(value)] if value is not None else []
+    words += ["--download"] if args.download else []
     extract.run(parser.parse_args([*words, *(["--quiet"] if args.quiet else [])]))
     return Folder("discover", args.out / "features")
 
