@@ -23,6 +23,7 @@ from semobridge_ext.cli.commands import (
     invert,
     mapping,
     report,
+    reproduce,
     retrieve,
     search,
 )
@@ -37,6 +38,7 @@ COMMANDS = {
     "invert": invert,
     "map": mapping,
     "report": report,
+    "reproduce": reproduce,
     "retrieve": retrieve,
     "search": search,
 }
@@ -51,6 +53,7 @@ start here:
   semobridge-ext extract --help     your images in; then map, search, retrieve, report
   semobridge-ext discover --help    known and new classes among unlabelled images
   semobridge-ext fewshot            every few-shot method on every embedded set: tables and a picture
+  semobridge-ext reproduce --help   a published protocol from images to its table, beside the published one
 
 Errors are one line and exit code 2; add --debug to see where they come from.
 """
