@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 from semobridge_ext.cli.named.catalogue import ENTRIES, UNFETCHED
@@ -26,7 +27,10 @@ def fetch(function: str, name: str, root: Path) -> None:
 
     try:
         root.mkdir(parents=True, exist_ok=True)
-        getattr(datasets, name)(str(root), download=True)
+        with warnings.catch_warnings():
+            # torchvision unpacks tars as Python's default is; from 3.14 on that is the filter.
+            warnings.filterwarnings("ignore", "Python 3.14 will, by default, filter", DeprecationWarning)
+            getattr(datasets, name)(str(root), download=True)
     except Exception as error:  # urllib, tarfile, zipfile, gdown and torchvision raise their own kinds
         told = " ".join(str(error).split())[:200] or type(error).__name__
         raise RuntimeError(

@@ -21,6 +21,9 @@ from semobridge_ext.cli.reproduction.published import (
 
 Record = dict[str, Any]
 DASH = "–"
+MEANS = (
+    "A published figure is a mean over the data sets of its paper: compare it with a mean over the same ones."
+)
 _ALL_SHOTS = {1, 2, 4, 8, 16}
 
 
@@ -79,7 +82,12 @@ def _mean_rows(study: Study, measure: str) -> list[Row]:
         for f in FIGURES[study.protocol]
         if f.model == study.key and f.measure == measure and (f.method, measure, f.shots) not in shown
     ]
-    return rows + lone
+    methods = list(dict.fromkeys(row.method for row in rows + lone))
+    return sorted(rows + lone, key=lambda row: (methods.index(row.method), _order(row.shots)))
+
+
+def _order(shots: int | str) -> float:
+    return float("inf") if isinstance(shots, str) else shots
 
 
 def _row(
@@ -103,6 +111,10 @@ def rows_of(study: Study) -> list[Row]:
         values, detail = [r[measure] for r in found], str(found[0].get("detail", ""))
         rows.append(_row(study, name, method, measure, shots, values, detail, single=True))
     return rows
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 # -- text --------------------------------------------------------------------------------------------
@@ -134,9 +146,9 @@ _SET_HEADER = ["set", "method", "shots", "measure", "ours, %", "detail"]
 def _said(study: Study) -> list[tuple[str, list[str]]]:
     protocol = PROTOCOLS[study.protocol]
     return [
-        ("Protocol", [protocol.says]),
+        ("Protocol", [_sentence(protocol.says), MEANS]),
         ("Known of the published programs", list(protocol.flaws) or ["nothing that moves their figures"]),
-        ("Other here", list(protocol.differs)),
+        ("Different here", list(protocol.differs)),
         ("Data", study.notes),
         ("Settings", study.settings),
     ]
@@ -211,19 +223,20 @@ def draw(figure: Any, study: Study, rows: Sequence[Row]) -> None:
         colour, own = report_page.COLOURS[i % 7], [row for row in mine if row.method == method]
         ours = [row for row in own if row.ours is not None]
         theirs = [row for row in own if row.published is not None]
-        spread = [100 * (row.std or 0) for row in ours]
+        spread = [100 * (row.std or 0) for row in ours] if any(row.std for row in ours) else None
         values = [100 * (row.ours or 0) for row in ours]
         if len(shots) > 1:
-            at = [place[int(row.shots)] + 0.04 * i for row in ours]
+            at = [place[int(row.shots)] + 0.02 * i for row in ours]
             axis.errorbar(at, values, spread, color=colour, marker="o", ms=4, capsize=2.5, label=method)
-            where = [place[int(row.shots)] + 0.04 * i for row in theirs]
+            where = [place[int(row.shots)] + 0.02 * i for row in theirs]
         elif ours:
             axis.bar([i], values, yerr=spread, color=colour, width=0.6, capsize=2.5)
             axis.annotate(f"{values[0]:.1f}", (i, values[0]), ha="right", va="bottom", fontsize=9)
         if len(shots) <= 1:
             where = [i] * len(theirs)
         marks = [row.published.value for row in theirs if row.published is not None]
-        axis.plot(where, marks, "D", mfc="none", mec="#222222", ms=8, ls="none", zorder=3)
+        edge = colour if len(shots) > 1 else "#222222"  # seen on a bar, too
+        axis.plot(where, marks, "D", mfc="white", mec=edge, mew=1.5, ms=8, ls="none", zorder=3)
     if any(row.published is not None for row in mine):
         axis.plot([], [], "D", mfc="none", mec="#222222", ms=8, ls="none", label="published")
     if len(shots) > 1:
@@ -243,7 +256,8 @@ def page(study: Study, rows: Sequence[Row]) -> bytes:
     """One HTML file that refers to nothing outside of it."""
     sets = {r["set"] for r in study.records}
     source = report_page.picture(lambda figure: draw(figure, study, rows), 7.5, 4.2)
-    parts = [f"<p>{html.escape(PROTOCOLS[study.protocol].says)}.</p>"]
+    says = _sentence(PROTOCOLS[study.protocol].says)
+    parts = [f"<p>{html.escape(says)} {html.escape(MEANS)}</p>"]
     parts += [f"<h2>{html.escape(overall(len(sets)).capitalize())}</h2>"]
     parts += [f'<img src="{source}" alt="ours and published">']
     means = [list(_cells(row)) for row in rows if row.set == overall(len(sets))]
