@@ -13,6 +13,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,7 +26,8 @@ import semobridge_ext as sb
 from semobridge_ext import cli
 from semobridge_ext.cli.arguments import input_first
 from semobridge_ext.cli.commands import reproduce
-from semobridge_ext.cli.reproduction import fewshot, prompts
+from semobridge_ext.cli.named import fetch
+from semobridge_ext.cli.reproduction import fewshot, prompts, retrieval
 from semobridge_ext.cli.reproduction.published import AT_R, MAP, SEEN, UNSEEN
 from semobridge_ext.fewshot.study import Problem
 from tests.support.assertions import assert_figures, assert_row_relative
@@ -97,6 +99,16 @@ def test_what_cannot_be_run_is_said_before_anything_is_encoded(tmp_path: Path, c
     write(tmp_path / "data", "EuroSAT")
     assert command("reproduce", "gda", "--root", root, "--split", "x.json", *where) == 2
     assert "--split must stand with one data set, got 2" in last_line(capsys)
+
+
+def test_missing_libraries_are_said_first(tmp_path: Path, monkeypatch, capsys) -> None:
+    write(tmp_path, "DTD")
+    monkeypatch.setattr(reproduce, "find_spec", lambda name: None)
+    assert command("reproduce", "semobridge", "--root", tmp_path, "--out", tmp_path / "out", *PICTO) == 2
+    assert "pip install 'semobridge-ext[search]', or pass --sampler random" in last_line(capsys)
+    monkeypatch.setattr(fetch, "find_spec", lambda name: None)
+    assert command("extract", "torchvision:StanfordCars", tmp_path / "out", "--root", tmp_path, *PICTO) == 2
+    assert "read the MATLAB files of StanfordCars, got none; pip install" in last_line(capsys)
 
 
 def test_as_few_validation_images_as_shots_and_four_at_most() -> None:
@@ -242,6 +254,26 @@ def test_an_interrupted_run_goes_on_and_other_images_are_refused(tmp_path: Path,
     put(root / "dtd" / "dtd" / "images" / "sun" / "sun_0000.jpg", drawing("heart", 9))
     assert command(*words, "--seeds", 4) == 2
     assert "the first input that differs is" in last_line(capsys) and len(ran) == 5
+
+
+@pytest.mark.slow
+def test_an_interrupted_inversion_is_no_result(tmp_path: Path, monkeypatch) -> None:
+    """OTI gives what it has after Ctrl-C; a figure of that would be of other queries."""
+    root, out, plain = (
+        write(tmp_path / "data", "DTD", train=2, val=1, test=2),
+        tmp_path / "out",
+        retrieval.oti,
+    )
+
+    def stopped(*given, **options):
+        return replace(plain(*given, **options), interrupted=True)
+
+    words = ("reproduce", "cross-the-gap", "--root", root, "--out", out, "--steps", 1, *PICTO)
+    with monkeypatch.context() as patch:
+        patch.setattr(retrieval, "oti", stopped)
+        assert command(*words) == 130
+    assert not records(out) and not (out / "reproduce.csv").exists()
+    assert command(*words) == 0 and len(records(out)) == 3
 
 
 # -- the other commands ----------------------------------------------------------------------------------

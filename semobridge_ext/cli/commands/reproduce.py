@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -149,6 +150,11 @@ def run(args: argparse.Namespace) -> int:
     protocol = PROTOCOLS[args.protocol]
     args.shots = sorted(set(args.shots or protocol.shots)) if protocol.shots else []
     args.seeds = (args.seeds or protocol.seeds) if protocol.shots else 1
+    if args.protocol == "semobridge" and args.sampler == "optuna" and find_spec("optuna") is None:
+        raise ImportError(
+            "reproduce: optuna must be installed to search as published, got none; "
+            "pip install 'semobridge-ext[search]', or pass --sampler random"
+        )
     specs = _specs(args)
     names = _model(args.model, args.pretrained, protocol.model)
     args.out.mkdir(parents=True, exist_ok=True)

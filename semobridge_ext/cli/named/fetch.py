@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 from semobridge_ext.cli.named.catalogue import ENTRIES, UNFETCHED
@@ -39,8 +40,17 @@ def fetch(function: str, name: str, root: Path) -> None:
         ) from error
 
 
+def need_scipy(function: str, name: str) -> None:
+    if any(path.endswith(".mat") for path in FORMATS[name].needs) and find_spec("scipy") is None:
+        raise ImportError(
+            f"{function}: scipy must be installed to read the MATLAB files of {name}, got none; "
+            "pip install 'semobridge-ext[datasets]'"
+        )
+
+
 def ensure(function: str, name: str, root: Path, download: bool) -> None:
     """Has the data set below the root, or says what is missing."""
+    need_scipy(function, name)
     if lacking(name, root) and download:
         fetch(function, name, root)
     if missing := lacking(name, root):

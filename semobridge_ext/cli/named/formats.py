@@ -60,13 +60,8 @@ def _codes(names: list[str]) -> dict[str, int]:
 
 
 def _mat(path: Path) -> dict[str, Any]:
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise ImportError(
-            f"{path.name}: scipy must be installed to read MATLAB files, got none; "
-            "pip install 'semobridge-ext[datasets]'"
-        ) from error
+    from scipy.io import loadmat
+
     try:
         return loadmat(path, squeeze_me=True)
     except Exception as error:  # SciPy's reader raises every kind at damaged bytes

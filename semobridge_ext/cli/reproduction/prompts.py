@@ -42,6 +42,11 @@ def teacher_rows(
 def _accuracy(rows: Tensor, labels: Tensor, text: Tensor, first: int) -> float:
     """Of the classes from `first` on, whose texts are the rows of `text`."""
     mine = (labels >= first) & (labels < first + len(text))
+    if not bool(mine.any()):
+        raise ValueError(
+            f"reproduce: --datasets must hold test images of both halves of its classes, got none of classes "
+            f"{first} to {first + len(text) - 1}; name the whole data set"
+        )
     chosen = (normalize(rows[mine], dim=1) @ normalize(text.float().cpu(), dim=1).T).argmax(dim=1) + first
     return float((chosen == labels[mine]).double().mean())
 

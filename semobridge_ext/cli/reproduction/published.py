@@ -146,8 +146,11 @@ _MODELS = {
 
 
 def model_key(name: str, pretrained: str | None) -> str | None:
-    """The papers' name of a model with the weights that they used; None for every other one."""
-    if pretrained == "openai":
+    """The papers' name of a model with the weights that they used; None for every other one.
+
+    Under the plain name open_clip computes GELU where these weights were trained with QuickGELU.
+    """
+    if pretrained == "openai" and name.endswith("-quickgelu"):
         return _MODELS.get(name.removesuffix("-quickgelu"))
     if pretrained == "webli" and name == "ViT-B-16-SigLIP":
         return "SigLIP ViT-B/16"

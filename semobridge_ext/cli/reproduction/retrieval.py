@@ -67,6 +67,8 @@ def records(
             encoder.model, raw, tokenizer=encoder.tokenizer, steps=steps, generator=generator,
             out=inversions, progress=not quiet,
         )  # fmt: skip
+        if found.interrupted:  # its finished chunks are kept, and its features are not all there
+            raise KeyboardInterrupt
         queries = normalize(found.features.float().cpu(), dim=1)
         rows.append(("OTI", _figures(queries, gallery, labels), f"{steps} steps"))
     else:
