@@ -21,6 +21,7 @@ td{border-bottom:1px solid #eee;white-space:nowrap}.text td{text-align:left;whit
 def picture(draw: Callable[[Any], None], wide: float, high: float) -> str:
     """An SVG as a data address: as an image its element names cannot meet those of another one."""
     # The object interface: pyplot would pick a window system and keep global state.
+    from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
@@ -28,7 +29,8 @@ def picture(draw: Callable[[Any], None], wide: float, high: float) -> str:
     FigureCanvasSVG(figure)
     draw(figure)
     data = io.BytesIO()
-    figure.savefig(data, format="svg", metadata={"Date": None})
+    with rc_context({"svg.hashsalt": "semobridge-ext"}):  # the same page for the same figures
+        figure.savefig(data, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(data.getvalue()).decode()
 
 

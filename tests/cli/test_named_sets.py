@@ -131,6 +131,7 @@ DAMAGES = [
         "class 1 of A and B",
     ),
     ("OxfordIIITPet", "oxford-iiit-pet/annotations/test.txt", b"\xff\xfe", "UnicodeDecodeError"),
+    ("OxfordIIITPet", "oxford-iiit-pet/annotations/test.txt", b"../../x_1 1 1 1\n", "x_1.jpg, outside of it"),
     ("DTD", "dtd/dtd/labels/val1.txt", b"heart.jpg\n", "'heart.jpg' in line 1"),
     ("DTD", "dtd/dtd/labels/val1.txt", b"tree/tree_1.jpg\n", "the unknown class 'tree' in line 1"),
     ("Food101", "food-101/meta/test.json", b"{", "no JSON"),

@@ -76,10 +76,12 @@ def split_lines(function: str, split: Path, folders: list[Path], parts: tuple[st
 
 def _checked(function: str, name: str, base: Path, found: Iterator[Line]) -> Iterator[Line]:
     """The lines, whose images must all be there: an archive that was half unpacked is no data set."""
-    first, missing, total = "", 0, 0
+    first, missing, total, inside = "", 0, 0, os.path.abspath(base) + os.sep
     try:
         for line in found:
             total += 1
+            if not line[0].startswith(inside):
+                raise Odd(base, f"the image {line[0]}, outside of it")
             if os.path.isfile(line[0]):
                 yield line
             else:
