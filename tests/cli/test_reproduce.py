@@ -109,6 +109,9 @@ def test_missing_libraries_are_said_first(tmp_path: Path, monkeypatch, capsys) -
     monkeypatch.setattr(fetch, "find_spec", lambda name: None)
     assert command("extract", "torchvision:StanfordCars", tmp_path / "out", "--root", tmp_path, *PICTO) == 2
     assert "read the MATLAB files of StanfordCars, got none; pip install" in last_line(capsys)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    assert command("extract", "hf:a/b", tmp_path / "out", "--root", tmp_path, *PICTO) == 2
+    assert "datasets must be installed for hf: names, got none; pip install" in last_line(capsys)
 
 
 def test_as_few_validation_images_as_shots_and_four_at_most() -> None:
@@ -214,7 +217,7 @@ def test_every_other_protocol(protocol: str, tmp_path: Path) -> None:
 def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     """Killed once some draws are written; the same command ends with the figures of an unbroken run."""
     root = write(tmp_path / "data", "DTD", train=4, val=2, test=3)
-    words = ["reproduce", "gda", "--root", root, "--shots", 1, "--seeds", 5, *PICTO]
+    words = ["reproduce", "gda", "--root", root, "--shots", 1, "--seeds", 10, *PICTO]
     store = tmp_path / "out" / "results.jsonl"
     line = [sys.executable, "-m", "semobridge_ext.cli", *map(str, words), "--out", str(tmp_path / "out")]
     with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
