@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from semobridge_ext._version import __version__
+from semobridge_ext.cli.arguments import input_first
 from semobridge_ext.cli.commands import (
     calibrate,
     demo,
@@ -24,6 +25,7 @@ from semobridge_ext.cli.commands import (
     mapping,
     models,
     report,
+    reproduce,
     retrieve,
     search,
 )
@@ -40,6 +42,7 @@ COMMANDS = {
     "map": mapping,
     "models": models,
     "report": report,
+    "reproduce": reproduce,
     "retrieve": retrieve,
     "search": search,
 }
@@ -56,6 +59,7 @@ start here:
   semobridge-ext discover --help    known and new classes among unlabelled images
   semobridge-ext models             which methods work on which models, and why others refuse
   semobridge-ext fewshot            every few-shot method on every embedded set: tables and a picture
+  semobridge-ext reproduce --help   a published protocol from images to its table, beside the published one
 
 Errors are one line and exit code 2; add --debug to see where they come from.
 """
@@ -70,6 +74,12 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see {self.prog} --help")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """`--dataset NAME` of a command that takes INPUT is its first word, wherever it stands."""
+        if args is not None and getattr(self, "dataset_is_input", False):
+            args = input_first(args)
+        return super().parse_known_args(args, namespace)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -65,6 +65,9 @@ def _extracted(args: argparse.Namespace, given: str) -> Folder:
     words += ["--device", args.device, "--workers", str(args.workers)]
     words += ["--model", args.model] if args.model else []
     words += ["--pretrained", args.pretrained] if args.pretrained else []
+    for option, value in (("--root", args.root), ("--split", args.split)):
+        words += [option, str(value)] if value is not None else []
+    words += ["--download"] if args.download else []
     extract.run(parser.parse_args([*words, *(["--quiet"] if args.quiet else [])]))
     return Folder("discover", args.out / "features")
 

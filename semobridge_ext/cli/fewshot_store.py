@@ -16,14 +16,20 @@ from semobridge_ext.fewshot.study import Problem, facts_of
 
 Episode = tuple[str, int, int]  # problem, shots, seed
 
-_RECORD: dict[str, Any] = {"set": str, "method": str, "shots": int, "seed": int, "accuracy": (int, float)}
+_RECORD: dict[str, Any] = {"set": str, "method": str, "shots": int, "seed": int}
 
 
 class Store:
-    """The file of finished episodes."""
+    """The file of finished episodes.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        path: of the file. function: the command, for messages. figures: fractions that a record must hold.
+    """
+
+    def __init__(
+        self, path: Path, function: str = "fewshot", figures: tuple[str, ...] = ("accuracy",)
+    ) -> None:
+        self.path, self._function, self._figures = path, function, figures
         self._stamps: dict[str, _digest.Stamp] = {}
         self._done: dict[Episode, tuple[str, list[Record]]] = {}  # with the digest of the stamp
         for text in path.read_bytes().splitlines() if path.is_file() else ():
@@ -33,14 +39,14 @@ class Store:
                 continue  # cut short by a kill: its episode is run again
             if not isinstance(line, dict):
                 raise ValueError(
-                    f"fewshot: --out must be new or begun by this version, got {path} of an older one, "
+                    f"{function}: --out must be new or begun by this version, got {path} of an older one, "
                     "which does not tell its inputs; choose another folder, or delete that file"
                 )
             try:
                 self._take(line)
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(
-                    f"fewshot: {path} must hold results as they were written, got a line with "
+                    f"{function}: {path} must hold results as they were written, got a line with "
                     f"{type(error).__name__}: {error}; choose another folder, or delete that file"
                 ) from error
 
@@ -54,29 +60,41 @@ class Store:
             for record in line["records"]:
                 if not all(isinstance(record[field], kind) for field, kind in _RECORD.items()):
                     raise TypeError("a record of other kinds")
-                if not 0 <= record["accuracy"] <= 1:
-                    raise ValueError(f"an accuracy of {record['accuracy']}")
+                for figure in self._figures:
+                    if isinstance(record[figure], bool) or not isinstance(record[figure], (int, float)):
+                        raise TypeError("a record of other kinds")
+                    if not 0 <= record[figure] <= 1:
+                        raise ValueError(f"a figure of {record[figure]}")
             self._done[name, shots, seed] = line["of"], line["records"]
 
     def open(self, problem: Problem, settings: dict[str, Any]) -> dict[tuple[int, int], list[Record]]:
         """The finished episodes of a problem by shots and seed; refused where they are of another study."""
-        stamp = _digest.stamp({**settings, **facts_of(problem)})
-        found = self._stamps.get(problem.name)
+        return self.begin(problem.name, {**settings, **facts_of(problem)})
+
+    def begin(self, problem: str, facts: dict[str, Any]) -> dict[tuple[int, int], list[Record]]:
+        """The same for a problem by its name and all that its episodes depend on."""
+        stamp = _digest.stamp(facts)
+        found = self._stamps.get(problem)
         if found is not None and (changed := _digest.changes(found, stamp)):
             raise ValueError(
-                f"fewshot: --out must hold results of the same inputs and settings, got {self.path} where "
-                f"'{problem.name}' was run with other {changed}; choose another folder, or delete that file"
+                f"{self._function}: --out must hold results of the same inputs and settings, got "
+                f"{self.path} where '{problem}' was run with other {changed}; choose another folder, or "
+                "delete that file"
             )
         if found is None:
-            _files.append_line(self.path, json.dumps({"problem": problem.name, "stamp": stamp}))
-        self._stamps[problem.name], digest = stamp, _digest.digest(stamp)
+            _files.append_line(self.path, json.dumps({"problem": problem, "stamp": stamp}))
+        self._stamps[problem], digest = stamp, _digest.digest(stamp)
         return {
             (shots, seed): records
             for (name, shots, seed), (of, records) in self._done.items()
-            if name == problem.name and of == digest
+            if name == problem and of == digest
         }
 
     def add(self, problem: Problem, shots: int, seed: int, records: list[Record]) -> None:
-        of = _digest.digest(self._stamps[problem.name])
-        line = {"episode": [problem.name, shots, seed], "of": of, "records": records}
+        self.note(problem.name, shots, seed, records)
+
+    def note(self, problem: str, shots: int, seed: int, records: list[Record]) -> None:
+        """One finished episode of what `begin` was told."""
+        of = _digest.digest(self._stamps[problem])
+        line = {"episode": [problem, shots, seed], "of": of, "records": records}
         _files.append_line(self.path, json.dumps(line))

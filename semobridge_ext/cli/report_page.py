@@ -18,9 +18,10 @@ td{border-bottom:1px solid #eee;white-space:nowrap}.text td{text-align:left;whit
 """
 
 
-def _picture(draw: Callable[[Any], None], wide: float, high: float) -> str:
+def picture(draw: Callable[[Any], None], wide: float, high: float) -> str:
     """An SVG as a data address: as an image its element names cannot meet those of another one."""
     # The object interface: pyplot would pick a window system and keep global state.
+    from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
@@ -28,7 +29,8 @@ def _picture(draw: Callable[[Any], None], wide: float, high: float) -> str:
     FigureCanvasSVG(figure)
     draw(figure)
     data = io.BytesIO()
-    figure.savefig(data, format="svg", metadata={"Date": None})
+    with rc_context({"svg.hashsalt": "semobridge-ext"}):  # the same page for the same figures
+        figure.savefig(data, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(data.getvalue()).decode()
 
 
@@ -108,12 +110,19 @@ def table(header: list[str], rows: list[list[Any]], kind: str = "") -> str:
     return f"<table class='{kind}'><tr>{head}</tr>{body}</table>"
 
 
+def document(title: str, parts: list[str]) -> bytes:
+    """A page of its own: title, style, and parts that are HTML already."""
+    head = [
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>",
+        f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1>",
+    ]
+    return "".join(head + parts).encode()
+
+
 def page(found: dict[str, Any], tables: dict[str, tuple[list[str], list[list[Any]]]]) -> bytes:
     """The whole report; `tables` also go to CSV files of these names."""
     many = max(1, len(found["folders"]))
     parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8><title>semobridge-ext report</title>",
-        f"<style>{_STYLE}</style><h1>semobridge-ext report</h1>",
         f"<p>{found['images']} images, {found['classes']} classes; the first row, "
         f"<b>{html.escape(next(iter(found['folders'])))}</b>, is what the others are compared with.</p>",
     ]
@@ -121,7 +130,7 @@ def page(found: dict[str, Any], tables: dict[str, tuple[list[str], list[list[Any
     def section(title: str, text: str, draw: Any, wide: float, high: float, name: str) -> None:
         parts.append(f"<h2>{title}</h2><p>{text}</p>")
         if draw is not None:
-            source = _picture(lambda figure: draw(figure, found), wide, high)
+            source = picture(lambda figure: draw(figure, found), wide, high)
             parts.append(f'<img src="{source}" alt="{title}">')
         parts.append(table(*tables[name]))
 
@@ -151,4 +160,4 @@ def page(found: dict[str, Any], tables: dict[str, tuple[list[str], list[list[Any
         "Timings", "As the runs recorded them; a resumed run counts its last part.", None, 0, 0, "timings"
     )
     parts += ["<h2>Installation</h2>", table(*tables["backend"], kind="text")]
-    return "".join(parts).encode()
+    return document("semobridge-ext report", parts)

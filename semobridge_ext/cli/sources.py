@@ -1,4 +1,4 @@
-"""Where images come from: a folder, a list, a CSV, or WebDataset tars; read in order, from any position.
+"""Where images come from: a folder, a list, a CSV, tars or a data set by name; read in order, from anywhere.
 
 Nothing here grows with the number of images but one text file on disk, `inputs.jsonl`, which folders,
 lists and CSVs are written to first, with size and modification time of each file: the order is then
@@ -8,6 +8,7 @@ fixed, and a resumed run can tell whether it is the same.
 from __future__ import annotations
 
 import csv
+import glob
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ from semobridge_ext.cli.listing import (
     list_lines,
     write_lines,
 )
+from semobridge_ext.cli.named import catalogue, hugging_face, torchvision_set
+from semobridge_ext.cli.named.torchvision_set import Place
 from semobridge_ext.cli.tar_members import MEMBER_BYTES
 from semobridge_ext.cli.tar_streams import UNPACKED_BYTES
 from semobridge_ext.cli.tars import Tars, expand_braces, tar_digest
@@ -47,6 +50,48 @@ def keep(source: Source, staged: Path, listing: Path) -> Source:
     return source._replace(items=Listed(listing))
 
 
+def _tar_names(given: str) -> list[str]:
+    """Braces and then wildcards; what matches nothing stays, to be named as missing."""
+    found = []
+    for name in expand_braces(given):
+        wild = glob.has_magic(name) and not os.path.exists(name)
+        found += (sorted(glob.glob(name)) or [name]) if wild else [name]
+    return found
+
+
+def _named(function: str, given: str, listing: Path, place: Place) -> Source:
+    """A data set of torchvision's or of Hugging Face's."""
+    root = torchvision_set.need_root(function, place, given)
+    facts: dict[str, Any] = {"input": given, "root": str(root.resolve())}
+    columns = torchvision_set.COLUMNS
+    if given.startswith(catalogue.PREFIX):
+        count, digest = write_lines(torchvision_set.lines(function, given, place), listing)
+        facts |= {"inputs": count, "inputs_digest": digest, **torchvision_set.facts(function, given, place)}
+        return Source("data set", columns, count, 0, facts, Listed(listing))
+    if place.split is not None:
+        raise ValueError(
+            f"{function}: --split must stand with a folder or {catalogue.PREFIX}NAME, got {given}, whose "
+            "splits are its own; leave it out"
+        )
+    parts = hugging_face.open_parts(function, given, place)
+    facts |= hugging_face.facts(parts, given)
+    rows = hugging_face.Rows(hugging_face.name_of(function, given), parts)
+    return Source("data set", columns, facts["inputs"], 0, facts, rows)
+
+
+def _split_folder(function: str, path: Path, listing: Path, split: Path) -> Source:
+    """The images of a folder that a split file names."""
+    if not path.is_dir():
+        raise ValueError(
+            f"{function}: --split must stand with a folder or {catalogue.PREFIX}NAME, got {path}; leave "
+            "it out"
+        )
+    count, digest = write_lines(torchvision_set.split_lines(function, split, [path], ()), listing)
+    facts = {"input": str(path.resolve()), "inputs": count, "inputs_digest": digest}
+    facts |= torchvision_set.split_facts(split)
+    return Source("folder", torchvision_set.COLUMNS, count, 0, facts, Listed(listing))
+
+
 def open_source(
     function: str,
     given: str,
@@ -56,6 +101,7 @@ def open_source(
     column: str | None,
     max_member_bytes: int = MEMBER_BYTES,
     max_tar_bytes: int = UNPACKED_BYTES,
+    place: Place = Place(),  # noqa: B008 (it never changes)
 ) -> Source:
     """Recognises INPUT and fixes its order; the listing is written to `listing`, until `keep` moves it."""
     if given.startswith(("http:", "https:", "s3:", "gs:", "pipe:")):
@@ -63,7 +109,11 @@ def open_source(
             f"{function}: INPUT must be local, got {given}; download the tars first, this command resumes by "
             "position in them"
         )
+    if given.startswith((catalogue.PREFIX, hugging_face.PREFIX)):
+        return _named(function, given, listing, place)
     path = Path(given)
+    if place.split is not None:
+        return _split_folder(function, path, listing, place.split)
     if path.is_dir():
         walk = Walk(path, label)
         count, digest = write_lines(walk.lines(), listing)
@@ -77,7 +127,7 @@ def open_source(
         return Source("folder", columns, count, walk.ignored, facts, Listed(listing))
     suffix = path.suffix.lower()
     if suffix in (".tar", ".tgz") or given.lower().endswith(".tar.gz"):
-        paths = [str(Path(p).resolve()) for p in expand_braces(given)]
+        paths = [str(Path(p).resolve()) for p in _tar_names(given)]
         missing = [p for p in paths if not Path(p).is_file()]
         if missing:
             raise FileNotFoundError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -114,10 +114,17 @@ class EstimatorMethods:
         problem: with a validation part, which tuning and training look at.
         options: how much work an episode is.
         names: the methods to run; those that the problem cannot serve are left out.
+        tuning: by name, what ``tune`` is given beside the options.
     """
 
-    def __init__(self, problem: Problem, options: Options, names: Sequence[str] = tuple(METHODS)) -> None:
-        self.problem, self.options, self.names = problem, options, names
+    def __init__(
+        self,
+        problem: Problem,
+        options: Options,
+        names: Sequence[str] = tuple(METHODS),
+        tuning: Mapping[str, dict[str, Any]] | None = None,
+    ) -> None:
+        self.problem, self.options, self.names, self.tuning = problem, options, names, tuning or {}
 
     def __call__(self, rows: Tensor, seed: int) -> dict[str, Outcome]:
         """Outcomes of one draw of training rows [M], in the order of the tables."""
@@ -164,7 +171,8 @@ class EstimatorMethods:
         began = time.perf_counter()
         if name not in _UNTUNED:
             batch = options.trials if options.sampler == "random" else 1
-            clf.tune(*validation, n_trials=options.trials, seed=seed, sampler=options.sampler, batch=batch)
+            given = {"n_trials": options.trials, "seed": seed, "sampler": options.sampler, "batch": batch}
+            clf.tune(*validation, **given, **self.tuning.get(name, {}))
         tune_seconds = time.perf_counter() - began
         outcomes[name] = Outcome(clf._right("score", *test), fit_seconds, tune_seconds)
         return outcomes

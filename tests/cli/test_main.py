@@ -58,6 +58,7 @@ def test_no_command_prints_the_help(capsys):
         ("map", ["--mapping", "examples:", "bridge", "isoclip", "pca", "safetensors"]),
         ("search", ["--text", "--image", "examples:", "contact sheet", "modality gap"]),
         ("retrieve", ["--recall-at", "examples:", "mAP@R", "R-Precision", "left out"]),
+        ("reproduce", ["--datasets", "examples:", "dash", "--download", "CoOp", "goes on"]),
         ("report", ["--shots", "examples:", "zero-shot", "spectra", "CSV"]),
     ],
 )

@@ -18,7 +18,7 @@ from torch import Tensor
 import semobridge_ext as sb
 from semobridge_ext.clip import checkpoints
 from semobridge_ext.runtime import thresholds
-from tests.support import discovery, images, incremental, inversions, prompt_learning, towers
+from tests.support import data_sets, discovery, images, incremental, inversions, prompt_learning, towers
 from tests.support.images import command
 from tests.support.problems import Problem, make
 
@@ -110,6 +110,15 @@ def retrieve(home: Path, *folders: str) -> int:
 def search(home: Path, text: str = "a star") -> int:
     files = ("--out", home / "out" / "sheet.html", "--json", home / "out" / "hits.json")
     return command("search", home / "in" / "shards", "--text", text, *files)
+
+
+def published(home: Path) -> None:
+    data_sets.write(home / "in" / "data", "DTD", train=2, val=2, test=2)
+
+
+def reproduce(home: Path) -> int:
+    words = ("--root", home / "in" / "data", "--out", home / "out" / "study")
+    return command("reproduce", "isoclip", *words, "--model", "picto", "--quiet", "--workers", 0)
 
 
 # -- calls ---------------------------------------------------------------------------------------------
@@ -274,6 +283,7 @@ JOBS: dict[str, Job] = {
         shards, retrieve, from_cli=True, older=lambda h: retrieve(h, "shards", "shards/../shards")
     ),
     "search": Job(shards, search, from_cli=True, older=lambda h: search(h, "a red flag")),
+    "reproduce": Job(published, reproduce, from_cli=True, slow=True),
     "oti": Job(nothing, oti, other=lambda h: oti(h, 12)),
     "InversionMap.fit": Job(nothing, inversion_map),
     "fit": Job(nothing, trained, other=lambda h: trained(h, 1)),

@@ -19,6 +19,9 @@ from semobridge_ext.cli import fewshot_problems, fewshot_store
 from semobridge_ext.cli.commands import extract, report, search
 from semobridge_ext.cli.commands.invert import _read_features
 from semobridge_ext.cli.listing import first_difference
+from semobridge_ext.cli.named.prompt_file import read_prompts
+from semobridge_ext.cli.named.split_file import read_split
+from semobridge_ext.cli.named.torchvision_set import Place
 from semobridge_ext.cli.shard_writer import Writer
 from semobridge_ext.cli.shards import Folder
 from semobridge_ext.cli.sources import open_source
@@ -282,6 +285,52 @@ def use_thresholds(path: Path) -> Sequence[Tensor]:
     return [torch.tensor(len(thresholds.read(path)) > 0)]
 
 
+def make_split(folder: Path) -> Path:
+    lines = {"train": [["a/1.jpg", 0, "a"], ["b/1.jpg", 1, "b"]], "val": [], "test": [["a/2.jpg", 0, "a"]]}
+    (folder / "split.json").write_text(json.dumps(lines))
+    return folder / "split.json"
+
+
+def use_split(path: Path) -> Sequence[Tensor]:
+    found = read_split("extract", path)
+    assert all(one.path and one.name and one.part for one in found)
+    return [torch.tensor(bool(found))]
+
+
+def make_prompts(folder: Path) -> Path:
+    (folder / "prompts.json").write_text(json.dumps({"a": ["An a.", "One a."], "B_b": ["A b."]}))
+    return folder / "prompts.json"
+
+
+def use_prompts(path: Path) -> Sequence[Tensor]:
+    found = read_prompts("fewshot", path, ["a", "b b"])
+    assert all(sentence.encode() for sentences in found.values() for sentence in sentences)
+    return [torch.tensor(len(found) == 2)]
+
+
+def make_pets(folder: Path) -> Path:
+    """A data set in torchvision's folders; its images are not opened."""
+    base = folder / "oxford-iiit-pet"
+    for name in ("images", "annotations"):
+        (base / name).mkdir(parents=True)
+    for part, numbers in (("trainval", (1, 2)), ("test", (3, 4))):
+        lines = [f"{name}_{i} {label} 1 1" for label, name in ((1, "a"), (2, "b")) for i in numbers]
+        (base / "annotations" / f"{part}.txt").write_text("\n".join(lines) + "\n")
+        for line in lines:
+            (base / "images" / f"{line.split()[0]}.jpg").touch()
+    return base / "annotations" / "trainval.txt"
+
+
+def use_pets(path: Path) -> Sequence[Tensor]:
+    root = path.parents[2]
+    place = Place(root)
+    given = "torchvision:OxfordIIITPet"
+    source = open_source("extract", given, root / "list", label="parent", column=None, place=place)
+    found = [(item.path, item.fields()["label"]) for item in source.items(0)]
+    assert all(name.startswith(str(root)) and label for name, label in found)
+    return [torch.tensor(bool(found))]
+
+
 INVERT, FEWSHOT = ("invert",), ("fewshot",)
 TARGETS = [
     *(
@@ -318,6 +367,9 @@ TARGETS = [
         lists("list.csv", 'path,label\na.png,x\n"b, c.png","y\nz"\n'),
         use_list,
     ),
+    Target("extract, a split file", "json", ("extract",), make_split, use_split),
+    Target("extract, trainval.txt", "bytes", ("extract",), make_pets, use_pets, depth=2),
+    Target("fewshot, prompts", "json", FEWSHOT, make_prompts, use_prompts),
     Target("retrieve, pairs.csv", "bytes", ("retrieve",), make_pairs, use_pairs),
     Target("invert, .npy", "npy", INVERT, make_npy, use_features, nan=True, free=("shape",)),
     Target("invert, .pt", "bytes", INVERT, make_pt, use_features, free=("flip",)),

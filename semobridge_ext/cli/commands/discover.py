@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 
 from semobridge_ext import _files, _locks
 from semobridge_ext.cli import discovery_output, discovery_problem, models
-from semobridge_ext.cli.arguments import count
+from semobridge_ext.cli.arguments import add_input_dataset, count
 from semobridge_ext.cli.discovery_problem import Problem
 from semobridge_ext.cli.shards import Folder
 from semobridge_ext.discovery import SpectralFilter, SpectralGCD, gcd_accuracy, merge_concepts, read_concepts
@@ -27,6 +27,7 @@ images show most.
 _EPILOG = """\
 input:
   FOLDER         images, extracted into OUT/features as `extract` does; or a folder of shards
+  torchvision:NAME, hf:OWNER/NAME: a data set by name below --root, as `extract` takes them
   picto:NAME     an embedded set (icons, emoji, flags, logos, arrows): half of its classes are old, and every
                  second drawing of these is labelled; All, Old and New are then told, too
 labels, one of:
@@ -70,6 +71,7 @@ def add_parser(subparsers: Any) -> None:
     labels = parser.add_mutually_exclusive_group()
     labels.add_argument("--labels", type=Path, metavar="CSV", help="which images have which label")
     labels.add_argument("--old", nargs="+", metavar="NAME", help="sub-folders whose names are labels")
+    add_input_dataset(parser)
     models.add_arguments(parser)
     parser.add_argument("--concepts", type=Path, metavar="FILE", help="dictionary of names")
     parser.add_argument("--template", default="a photo of {}", help="of the prompts (default: %(default)s)")

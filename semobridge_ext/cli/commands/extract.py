@@ -16,7 +16,7 @@ import torch
 
 from semobridge_ext import _files
 from semobridge_ext.cli import models
-from semobridge_ext.cli.arguments import add_max_pixels, count
+from semobridge_ext.cli.arguments import add_input_dataset, add_max_pixels, count, place_of
 from semobridge_ext.cli.listing import first_difference
 from semobridge_ext.cli.shard_writer import Writer, write_rows
 from semobridge_ext.cli.shards import arrow
@@ -39,10 +39,15 @@ input:
   FILE.csv          a header; the path column is image_path, path, file .. or --path-column; the other
                     columns go along as text. Paths are relative to the file; a row without a path or with
                     other fields than the header has is refused, a repeated row is a repeated input
-  FILE.tar          WebDataset, also 'part-{000..012}.tar'; .txt becomes caption, .cls label. Links,
-                    devices, pipes, sparse and too large members are skipped and listed; a
+  FILE.tar          WebDataset, also 'part-{000..012}.tar' and 'part-*.tar'; .txt becomes caption, .cls
+                    label. Links, devices, pipes, sparse and too large members are skipped and listed; a
                     compressed one (gzip, bzip2, xz) is read up to --max-tar-bytes unpacked
   any other file    a list, one path a line, relative to the file
+  torchvision:DTD   a data set by name below --root, also DTD[test] or DTD[train,val]; columns label,
+                    class_index and split. NAME is one of ImageNet, Caltech101, OxfordIIITPet, StanfordCars,
+                    Flowers102, Food101, FGVCAircraft, SUN397, DTD, EuroSAT
+  hf:OWNER/NAME     Hugging Face's, from --root/OWNER/NAME, also hf:OWNER/NAME[test]; needs datasets
+                    Nothing is fetched without --download. --split takes CoOp's split files
 
 images:
   What Pillow reads, AVIF among it, and HEIC with pillow-heif (semobridge-ext[heif]). The first frame,
@@ -65,6 +70,7 @@ examples:
   semobridge-ext extract photos/ feats/
   semobridge-ext extract photos/ feats/ --model vit-b-32 --pretrained laion2b_s34b_b79k --device cuda
   semobridge-ext extract list.txt feats/ --model ViT-B-16 --pretrained checkpoints/vitb16.pt
+  semobridge-ext extract --dataset torchvision:DTD feats/ --root data/
   semobridge-ext extract 'shards/{00000..00099}.tar' feats/ --model hf-hub:OWNER/NAME --workers 8
   semobridge-ext extract photos/ hidden/ --before-projection      for map --mapping isoclip
 then: semobridge-ext map, search, retrieve, report
@@ -79,8 +85,9 @@ def add_parser(subparsers: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("input", metavar="INPUT", help="folder, list file, .csv or .tar (brace pattern)")
+    parser.add_argument("input", metavar="INPUT", help="folder, list file, .csv, .tar (pattern) or data set")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder for the shards; made if absent")
+    add_input_dataset(parser)
     models.add_arguments(parser)
     parser.add_argument("--batch-size", type=count, default=128, metavar="N", help="images (default: 128)")
     cores = min(8, len(os.sched_getaffinity(0)))
@@ -236,7 +243,7 @@ def _begin(
     try:
         source = open_source(
             "extract", args.input, staged, label=args.label, column=args.path_column,
-            max_member_bytes=args.max_member_bytes, max_tar_bytes=args.max_tar_bytes,
+            max_member_bytes=args.max_member_bytes, max_tar_bytes=args.max_tar_bytes, place=place_of(args),
         )  # fmt: skip
         encoder = models.load("extract", *names, args.device)
         settings = _settings(args, source, encoder, names)

@@ -1,4 +1,4 @@
-"""`semobridge-ext fewshot`: the few-shot study, on the embedded sets or on files of features."""
+"""`semobridge-ext fewshot`: the few-shot study, on embedded sets, data sets by name or feature files."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from semobridge_ext import _files, _locks
-from semobridge_ext.cli import fewshot_output, fewshot_problems
-from semobridge_ext.cli.arguments import count
+from semobridge_ext.cli import fewshot_output, fewshot_problems, models
+from semobridge_ext.cli.arguments import NAMED, add_problem, count
 from semobridge_ext.cli.fewshot_store import Store
+from semobridge_ext.cli.named.problem import prepare
 from semobridge_ext.fewshot.study import Problem, reachable, run_episode
 from semobridge_ext.fewshot.study_estimators import DEFAULT, METHODS, EstimatorMethods, Options
 
@@ -24,6 +25,12 @@ from 0, in the other files those of the training file. That one may add 'text' [
 latter and in every file 'before' [N, V], the features before it. Methods that need what is absent are left
 out. Without --val, a third of every class's training rows is set aside for validation, and no shot is
 drawn from it.
+
+--dataset names data sets below --root, or folders and tars with labels, as `extract` takes them: images are
+encoded once by --model into OUT/features, class texts in the data set's own prompts, in --template or from
+--prompts. Shots come from the training part. Official splits count; where there is no validation part, a
+fifth of every class's training images is drawn for it, where there are no splits at all, 50, 20 and 30 % of
+every class. The output says which. --split takes CoOp's files.
 
 what is compared: docs/guides/fewshot.md. Every method sees the same draws of shots; blends, α, β, λ, ρ and
 rates are tuned on the validation part; the test part is scored once.
@@ -36,6 +43,8 @@ examples:
   semobridge-ext fewshot --set icons --shots 1 4 --preset fast
   semobridge-ext fewshot --out study             every embedded set; continues where it was interrupted
   semobridge-ext fewshot --train a.npz --test b.npz
+  semobridge-ext fewshot --dataset torchvision:DTD torchvision:EuroSAT --root data/ --model ViT-B-32 \
+    --pretrained checkpoints/vitb32.pt
 """
 
 
@@ -59,6 +68,9 @@ def add_parser(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--set", default="all", metavar="NAME", help="embedded set, or 'all' (default)")
+    parser.add_argument("--dataset", nargs="+", metavar="NAME", help=f"data sets, instead: {NAMED}")
+    models.add_arguments(parser)
+    add_problem(parser)
     parser.add_argument("--train", type=Path, metavar="FILE", help="features to draw shots from, instead")
     parser.add_argument("--val", type=Path, metavar="FILE", help="features to tune on")
     parser.add_argument("--test", type=Path, metavar="FILE", help="features to score on")
@@ -111,6 +123,29 @@ def _run_set(
     return records
 
 
+def _described(problems: Iterable[Problem]) -> Iterator[tuple[Problem, list[str]]]:
+    for problem in problems:
+        parts = (problem.train, problem.val, problem.test)
+        counts = [0 if part is None else len(part[1]) for part in parts]
+        classes = int(problem.train[1].max()) + 1
+        yield (
+            problem,
+            [
+                f"{problem.name}: {classes} classes; {counts[0]} training, {counts[1]} validation, "
+                f"{counts[2]} test images"
+            ],
+        )
+
+
+def _named(args: argparse.Namespace) -> Iterator[tuple[Problem, list[str]]]:
+    """Data sets by name, encoded below --out as they come."""
+    names = models.resolve("fewshot", args.model, args.pretrained)
+    encoder = models.load("fewshot", *names, args.device)
+    for spec in args.dataset:
+        found = prepare("fewshot", spec, args, names, encoder, args.out / "features")
+        yield found.problem, found.notes
+
+
 def run(args: argparse.Namespace) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     with _locks.held("fewshot", "--out", args.out, args.out / ".lock"):
@@ -121,36 +156,36 @@ def _run(args: argparse.Namespace) -> int:
     options = Options(args.trials, args.sampler, args.preset, args.steps)
     store = Store(args.out / "results.jsonl")
     files = args.train is not None or args.test is not None
-    problems: Iterable[Problem]
-    if files:
-        problems = [fewshot_problems.of_files(args.train, args.val, args.test)]
+    problems: Iterable[tuple[Problem, list[str]]]
+    if files and args.dataset:
+        raise ValueError("fewshot: --dataset must stand without --train and --test, got both; leave one out")
+    if args.dataset:
+        problems = _named(args)
+    elif files:
+        problems = _described([fewshot_problems.of_files(args.train, args.val, args.test)])
     else:
-        problems = fewshot_problems.of_sets(args.set)
+        problems = _described(fewshot_problems.of_sets(args.set))
     records: list[fewshot_output.Record] = []
     notes = []
-    for problem in problems:
-        parts = (problem.train, problem.val, problem.test)
-        counts = [0 if part is None else len(part[1]) for part in parts]
-        classes = int(problem.train[1].max()) + 1
-        notes.append(f"- {problem.name}: {classes} classes; {counts[0]} training, {counts[1]} validation, "
-                     f"{counts[2]} test images")  # fmt: skip
-        print(notes[-1], file=sys.stderr)
+    for problem, told in problems:
+        notes += [f"- {line}" for line in told]
+        print("\n".join(notes[-len(told) :]), file=sys.stderr)
         records += _run_set(problem, args, options, store)
     rows = fewshot_output.summary(records)
     steps = args.steps or {"paper": 5000, "fast": 500}[args.preset]
     settings = f"{args.seeds} seeds; {args.trials} {args.sampler} trials; {steps} training steps."
     present = {r["method"] for r in rows}
     explained = [f"- {name}: {what}" for name, what in METHODS.items() if name in present]
-    told = fewshot_output.findings(rows)
+    sentences = fewshot_output.findings(rows)
     text = "\n".join([
         "# Few-shot study", "", "Test accuracy in % (mean ± standard deviation over draws of the shots). "
-        + settings, "", *notes, "", *explained, "", "## Findings", "", *(f"- {s}" for s in told), "",
+        + settings, "", *notes, "", *explained, "", "## Findings", "", *(f"- {s}" for s in sentences), "",
         "## Tables", "", fewshot_output.as_markdown(rows),
     ])  # fmt: skip
     _files.write_text(args.out / "fewshot.md", text)
     _files.write_text(args.out / "fewshot.csv", fewshot_output.as_csv(rows))
     print(fewshot_output.as_markdown(rows))
-    print("\n".join(f"- {s}" for s in told))
+    print("\n".join(f"- {s}" for s in sentences))
     if not args.no_plot:
         try:
             fewshot_output.draw(args.out / "fewshot.png", rows)

@@ -1,0 +1,1 @@
+"""Published protocols, run from images to a table that stands beside the published one."""
