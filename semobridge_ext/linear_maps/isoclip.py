@@ -14,7 +14,7 @@ was cut. Comparing across modalities is refused; use the model's own features fo
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ from semobridge_ext._ops.topk.op import TopK, topk
 from semobridge_ext.linear_maps.isoclip_cuts import SIDES, Cuts
 from semobridge_ext.linear_maps.linear_map import LinearMap
 from semobridge_ext.linear_maps.spectrum import UNPUBLISHED, factor_of, published_cuts, weights_name
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _FORMAT = "semobridge-ext isoclip 1"
 _CUTS = ("k_top", "k_bottom", "text_k_top", "text_k_bottom")
@@ -177,7 +180,7 @@ class IsoCLIP(Cuts):
         _files.save_tensors(path, tensors, {"format": _FORMAT, "params": json.dumps(params)})  # type: ignore[arg-type]
 
     @classmethod
-    def load(cls, path: Any) -> IsoCLIP:
+    def load(cls, path: Any) -> Self:
         """Reads what ``save`` wrote to `path`; refuses a foreign or truncated file (ValueError)."""
         import json
 
