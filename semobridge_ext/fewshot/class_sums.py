@@ -33,6 +33,7 @@ class ClassSums(Growing):
     """
 
     _sums = "_raw_sums"
+    _unknown = " without text or shots; add it with add_classes(...)"
     bridge: Any
 
     def _open_sums(self, verb: str, labels: list[Hashable], x: Tensor, every: bool = True) -> Tensor:

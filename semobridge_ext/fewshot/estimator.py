@@ -54,6 +54,8 @@ class FewShotEstimator(Conventions):
     class_names: Any
     _text_rows: Tensor
     _first_classes: Sequence[Hashable] | None = None  # those of a first partial_fit, while it runs
+    # What an error says of a label that is no class.
+    _unknown = " without text or shots; fit with a shot of it, or leave its rows out"
     _needs_text = False  # whether nothing is left of the method without it
     _order: Tensor | None = None  # [C] where each class stands among the rows of text as given
 
@@ -130,7 +132,7 @@ class FewShotEstimator(Conventions):
                     "order; sort class_names and the rows of text, as numbers of classes follow that order"
                 )
             classes = list(range(len(classes)))
-        codes = _encode(where, labels, classes)
+        codes = _inputs.encode(where, labels, classes, self._unknown)
         counts = torch.bincount(codes, minlength=len(classes))
         missing = [classes[i] for i in (counts == 0).nonzero().flatten().tolist()]
         if missing and every:
@@ -215,7 +217,7 @@ class FewShotEstimator(Conventions):
         x, labels = self._support("fit_seeds", X, y)
         given = getattr(self, "class_names", None)
         names = _inputs.ordered(labels) if given is None else list(given)
-        codes = _encode(f"{type(self).__name__}.fit_seeds", labels, names)
+        codes = _inputs.encode(f"{type(self).__name__}.fit_seeds", labels, names, self._unknown)
         fitted = []
         for seed in seeds:
             rows = sample_support(codes, shots, seed)
@@ -305,15 +307,10 @@ class FewShotEstimator(Conventions):
 
     def _codes(self, verb: str, y: Any, rows: int) -> Tensor:
         where = f"{type(self).__name__}.{verb}"
-        return _encode(where, _inputs.names(where, y, rows), self._names)
+        return _inputs.encode(where, _inputs.names(where, y, rows), self._names, self._unknown)
 
 
 def numbers_of_names(labels: Sequence[Hashable], names: Sequence[Hashable]) -> bool:
     """Whether labels are 0..C-1 beside names that are no numbers: scikit-learn's ensembles pass them so."""
     is_number = any(isinstance(name, (int, float)) for name in names)
     return not is_number and all(type(v) is int and 0 <= v < len(names) for v in labels)
-
-
-def _encode(where: str, labels: Sequence[Hashable], classes: Sequence[Hashable]) -> Tensor:  # [N] int64
-    unknown = " without text or shots; add it with add_classes(...)"
-    return _inputs.encode(where, labels, classes, unknown)

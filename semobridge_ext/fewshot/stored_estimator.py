@@ -99,11 +99,12 @@ class StoredEstimator(FewShotEstimator):
         sort_classes(tensors, values, by_class, "labels_")
         known = {n: v for n, v in values["params"].items() if n not in ("text_features", "class_names")}
         if "text_features" in cls._parameter_names():
-            known["text_features"] = tensors.get("_text_rows")
+            rows = tensors.get("_text_rows")  # all zero: there was no text
+            known["text_features"] = rows if cls._needs_text or rows is None or bool(rows.any()) else None
         self = cls(**known)
         self._check_numbers("load")
-        if "class_names" in cls._parameter_names():
-            self.class_names = values["names"]  # type: ignore[attr-defined]
+        if known.get("text_features") is not None:
+            self.class_names = values["names"]
         self._names, self.classes_ = values["names"], _inputs.as_array(values["names"])
         self.n_features_in_ = values["width"]
         for name in cls._file:

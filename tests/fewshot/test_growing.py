@@ -183,7 +183,9 @@ def test_without_text_the_images_alone_answer(model, tmp_path):
     hits = [["x", "b", "k", "a"][i] for i in p.targets.tolist()] == clf.predict(p.queries)
     assert np.mean(hits) > 0.8
     clf.save(tmp_path / "file")
-    assert_same_bits(model.load(tmp_path / "file").logits(p.queries), clf.logits(p.queries))
+    loaded = model.load(tmp_path / "file")
+    assert_same_bits(loaded.logits(p.queries), clf.logits(p.queries))
+    assert loaded.text_features is None and loaded.fit(p.shots, p.labels).classes_.tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("model", [sb.APE, sb.APET, sb.ZeroShot, sb.ProLIP])
