@@ -194,8 +194,9 @@ class IsoCLIP(linear_maps.IsoCLIP, _Types):
     """``semobridge_ext.IsoCLIP`` for scikit-learn: intra-modal features, cuts given or chosen by ``fit``.
 
     Args:
-        image_projection, text_projection, k_top, k_bottom, text_k_top, text_k_bottom, side, compress,
-            normalize: as there.
+        image_projection, text_projection: as there.
+        k_top, k_bottom, text_k_top, text_k_bottom: as there.
+        side, compress, normalize: as there.
 
     Raises:
         TypeError, ValueError: as there.
