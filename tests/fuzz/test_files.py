@@ -17,8 +17,7 @@ from tests.fuzz.runner import Target, try_all
 from tests.support.source_tree import ROOT, environment, run
 
 
-# 8 is one case of each kind of damage.
-@pytest.mark.parametrize("limit", [8, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("limit", [16, pytest.param(200, marks=pytest.mark.slow)])
 def test_every_loader(limit: int):
     pytest.importorskip("pyarrow", reason="needed: pip install pyarrow")
     pytest.importorskip("onnx", reason="needed: pip install onnx")
