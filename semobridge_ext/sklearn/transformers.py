@@ -97,8 +97,8 @@ class Bridge(_Transformer):
     Example:
         >>> import semobridge_ext as sb
         >>> from semobridge_ext.sklearn import Bridge
-        >>> Bridge(sb.Bridge(torch.eye(2))).fit_transform([[3.0, 4.0]]).tolist()
-        [[0.6, 0.8]]
+        >>> Bridge(sb.Bridge(torch.eye(2))).fit_transform([[0.0, 2.0]]).tolist()
+        [[0.0, 1.0]]
     """
 
     def __init__(self, bridge: Any = None, *, normalize: bool = True) -> None:

@@ -201,8 +201,8 @@ def layers(s: Source) -> Any:
 
 LIBRARY: tuple[Callable[[Source], Any], ...] = (
     wide_rows, wide_topk, wide_gallery, wide_support, bridge_file, map_file, isoclip, estimators,
-    shots_in_parts, zero_shot, tip_adapter_f, support_file, diagnosis, revisited, findings_in_tasks, inverted, text_features, prompts,
-    layers,
+    shots_in_parts, zero_shot, tip_adapter_f, support_file, diagnosis, revisited, findings_in_tasks, inverted,
+    text_features, prompts, layers,
 )  # fmt: skip
 ENTRIES: dict[str, Callable[[Source], Any]] = {call.__name__: call for call in (*CALLS, *LIBRARY)}
 # How often a soak draws them, against 1 for the others: they take long.
