@@ -14,7 +14,12 @@ from semobridge_ext import _arrays, _errors
 
 
 def features(
-    function: str, argument: str, value: Any, width: int | None = None, allow_empty: bool = False
+    function: str,
+    argument: str,
+    value: Any,
+    width: int | None = None,
+    allow_empty: bool = False,
+    finite: bool = True,
 ) -> Tensor:  # [N, D]
     """A finite 2-D tensor of a float dtype; arrays and lists are converted as scikit-learn does."""
     if not isinstance(value, Tensor):
@@ -54,7 +59,7 @@ def features(
             "check that they come from the same model"
         )
     _errors.check_values(function, argument, x)
-    if not bool(torch.isfinite(x).all()):
+    if finite and not bool(torch.isfinite(x).all()):
         bad = (~torch.isfinite(x)).any(dim=1)
         raise ValueError(
             f"{function}: {argument} must be finite, got NaN or inf in {int(bad.sum())} of {len(bad)} rows "
@@ -89,7 +94,7 @@ def names(
                     "names, not real numbers"
                 )
         y = y.tolist()
-    values = list(y)
+    values = [value.item() if isinstance(value, np.generic) else value for value in y]
     if rows is not None and len(values) != rows:
         raise ValueError(
             f"{function}: {argument} must have {rows} labels, one per row of X, got {len(values)}; align them"
@@ -111,6 +116,27 @@ def names(
                 _errors.message(function, argument, "name a class in every place", got, "drop these rows")
             )
     return values
+
+
+def weights(function: str, value: Any, rows: int) -> Tensor | None:  # [M] float64, on the CPU
+    """Weights of rows, as scikit-learn's ``sample_weight``; None: all alike."""
+    if value is None:
+        return None
+    name = "sample_weight"
+    given = value.detach().cpu() if isinstance(value, Tensor) else np.asarray(value)
+    if given.ndim != 1 or len(given) != rows:
+        remedy = f"pass one weight per row, [{rows}]"
+        raise ValueError(_errors.message(function, name, "be 1-D, like y", f"{list(given.shape)}", remedy))
+    found = torch.as_tensor(np.asarray(given, dtype=np.float64))
+    if not bool(torch.isfinite(found).all()) or bool((found < 0).any()):
+        contract, remedy = "be finite and ≥ 0", "leave rows out by a weight of zero"
+        raise ValueError(_errors.message(function, name, contract, f"{float(found.min()):g}", remedy))
+    if not bool((found > 0).any()):
+        remedy = "None weighs all rows alike"
+        raise ValueError(
+            _errors.message(function, name, "weigh a row above zero", "zero in every place", remedy)
+        )
+    return found
 
 
 def codes(function: str, labels: Mapping[str, Any], device: torch.device | None) -> list[Any]:

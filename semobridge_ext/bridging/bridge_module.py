@@ -15,7 +15,7 @@ training.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,9 @@ from semobridge_ext.bridging.fold import Fold, fold_of, packed_chain, packed_pro
 from semobridge_ext.clip.affine import with_bias
 from semobridge_ext.runtime.choice import direct, plain
 from semobridge_ext.runtime.held import Held
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _FORMAT = "semobridge-ext bridge 1"
 FILE = {"text_projection": _schema.Field(("T", "D")), "inverse": _schema.Field(("D", "T"))}
@@ -190,7 +193,7 @@ class Bridge(nn.Module):
         _files.save_tensors(path, tensors, meta)
 
     @classmethod
-    def load(cls, path: Any) -> Bridge:
+    def load(cls, path: Any) -> Self:
         """Reads what ``save`` wrote to `path`; refuses a foreign or truncated file (ValueError)."""
         where = "Bridge.load"
         tensors, meta = _schema.load(where, path, _FORMAT, FILE, ("atol", "text_length"))
@@ -198,7 +201,7 @@ class Bridge(nn.Module):
             return cls._restored(tensors, float(meta["atol"]), float(meta["text_length"]))
 
     @classmethod
-    def _restored(cls, tensors: dict[str, Tensor], atol: float, text_length: float) -> Bridge:
+    def _restored(cls, tensors: dict[str, Tensor], atol: float, text_length: float) -> Self:
         """From the two tensors of a file, whose shapes fit."""
         b = cls(tensors["text_projection"], atol=atol, text_length=text_length)
         with torch.no_grad():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from semobridge_ext.discovery.centred import unit
 from semobridge_ext.discovery.checks import check_number
 from semobridge_ext.discovery.leading_spectrum import components
 from semobridge_ext.fewshot.estimator import NotFittedError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _LEAST_TRACE = 1e-24  # of images that differ: rounding leaves 1e-32 of those that do not
 
@@ -88,7 +91,7 @@ class SpectralFilter(Parameters):
 
     # -- images ------------------------------------------------------------------------------------
 
-    def fit(self, image_features: Any, concept_features: Any) -> SpectralFilter:
+    def fit(self, image_features: Any, concept_features: Any) -> Self:
         """Scores the concepts on these images alone.
 
         Args:
@@ -121,7 +124,7 @@ class SpectralFilter(Parameters):
             raise
         return self
 
-    def partial_fit(self, image_features: Any, concept_features: Any = None) -> SpectralFilter:
+    def partial_fit(self, image_features: Any, concept_features: Any = None) -> Self:
         """Adds images to those so far; scores are computed when they are next asked for.
 
         Args:
@@ -272,7 +275,7 @@ class SpectralFilter(Parameters):
         _files.save_tensors(path, {"scores": scores, "kept": kept, "spectrum": spectrum}, meta)
 
     @classmethod
-    def load(cls, path: Any) -> SpectralFilter:
+    def load(cls, path: Any) -> Self:
         """Reads what ``save`` wrote.
 
         Args:

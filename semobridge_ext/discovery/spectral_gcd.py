@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from semobridge_ext import _errors
 from semobridge_ext._schema import need, restoring
@@ -15,6 +15,9 @@ from semobridge_ext.discovery.training import Trainer, train
 from semobridge_ext.discovery.training_data import block_inputs, training_data, views_of
 from semobridge_ext.fewshot.estimator import exactly, not_fitted
 from semobridge_ext.fewshot.estimator_file import save_estimator
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class SpectralGCD(Predictions):
@@ -131,7 +134,7 @@ class SpectralGCD(Predictions):
 
     # -- fitting -----------------------------------------------------------------------------------
 
-    def fit(self, X: Any, y: Any, *, teacher: Any = None, checkpoint: Any = None) -> SpectralGCD:
+    def fit(self, X: Any, y: Any, *, teacher: Any = None, checkpoint: Any = None) -> Self:
         """Trains on all images, labelled and not.
 
         Args:
@@ -202,7 +205,7 @@ class SpectralGCD(Predictions):
         save_estimator(path, FORMAT, tensors, {**fields, "width": self.n_features_in_})
 
     @classmethod
-    def load(cls, path: Any) -> SpectralGCD:
+    def load(cls, path: Any) -> Self:
         """Reads what ``save`` wrote.
 
         Args:

@@ -9,7 +9,7 @@ p_s = softmax(k_s·tᵀ).
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from semobridge_ext.fewshot.cache_search import Found, Keys
 from semobridge_ext.fewshot.caches import TipAdapter
 from semobridge_ext.fewshot.estimator import unchanged_on_error
 from semobridge_ext.fewshot.published import Grid
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class APE(Refined):
@@ -60,7 +63,7 @@ class APE(Refined):
 
     def __init__(
         self,
-        text_features: Any,
+        text_features: Any = None,
         *,
         class_names: Sequence[Hashable] | None = None,
         alpha: float = 1.17,
@@ -76,7 +79,7 @@ class APE(Refined):
         )
         self.gamma, self.channels, self.w0, self.w1 = gamma, channels, w0, w1
 
-    def fit(self, X: Any, y: Any) -> Any:
+    def fit(self, X: Any, y: Any) -> Self:  # type: ignore[override]  # no weights
         """Takes the shots.
 
         Args:

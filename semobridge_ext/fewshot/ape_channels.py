@@ -11,6 +11,7 @@ from semobridge_ext import _errors
 from semobridge_ext._schema import need
 from semobridge_ext.fewshot import published
 from semobridge_ext.fewshot.caches import TipAdapter
+from semobridge_ext.fewshot.conventions import Absent
 from semobridge_ext.fewshot.published import Selection
 
 
@@ -37,7 +38,9 @@ def ape_scores(
 class Refined(TipAdapter):
     """What APE and APE-T share: the choice of channels, by number or by a data set's name."""
 
+    _needs_text = True
     _selections: ClassVar[dict[str, Selection]]
+    partial_fit = Absent("the channels are chosen from all shots at once")  # type: ignore[assignment]
     channels: int | str | None
     w0: float
     w1: float

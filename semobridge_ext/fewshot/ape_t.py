@@ -8,7 +8,7 @@ R [C, d], one row a class on the d best channels, starts at 0 and w at 1; both a
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -20,6 +20,9 @@ from semobridge_ext.fewshot.ape_channels import Refined
 from semobridge_ext.fewshot.cache_training import CacheTraining, Settings
 from semobridge_ext.fewshot.caches import TipAdapter
 from semobridge_ext.fewshot.estimator import unchanged_on_error
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class APET(Refined):
@@ -61,7 +64,7 @@ class APET(Refined):
 
     def __init__(
         self,
-        text_features: Any,
+        text_features: Any = None,
         *,
         class_names: Sequence[Hashable] | None = None,
         alpha: float = 1.17,
@@ -84,7 +87,7 @@ class APET(Refined):
         self.epochs, self.lr, self.batch_size, self.seed = epochs, lr, batch_size, seed
         self.checkpoint_every, self.progress = checkpoint_every, progress
 
-    def fit(self, X: Any, y: Any, *, checkpoint: Any = None) -> Any:
+    def fit(self, X: Any, y: Any, *, checkpoint: Any = None) -> Self:  # type: ignore[override]  # no weights
         """Takes the shots as cache and as training data.
 
         Args:

@@ -8,20 +8,27 @@ LDA                  x Σ⁻¹ μ_cᵀ − ½ μ_c Σ⁻¹ μ_cᵀ on x = norm(f
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from semobridge_ext._ops.blend_logits.eager import prototypes
+from semobridge_ext import _inputs
+from semobridge_ext._parameters import keep_feature_names
 from semobridge_ext._schema import Field
+from semobridge_ext.fewshot.estimator import numbers_of_names
+from semobridge_ext.fewshot.growing import Growing, weighted_sums
+from semobridge_ext.fewshot.moments import Moments
 from semobridge_ext.fewshot.stored_estimator import StoredEstimator
-from semobridge_ext.runtime.rows import compute_dtype
+from semobridge_ext.runtime.rows import compute_dtype, unit_rows
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class ZeroShot(StoredEstimator):
-    """CLIP's own classifier: the nearest text. ``fit`` takes no shots; labels given it are ignored.
+    """CLIP's own classifier: the nearest text. ``fit`` takes no shots.
 
     Args:
         text_features: [C, D] class text features, any length. class_names: C names; None: 0..C-1.
@@ -37,35 +44,53 @@ class ZeroShot(StoredEstimator):
     """
 
     _file: ClassVar[dict[str, Field]] = {"_text_rows": Field(("C", "D"))}
+    _needs_text = True
 
     def __init__(
-        self, text_features: Any, *, class_names: Sequence[Hashable] | None = None, logit_scale: float = 100.0
+        self,
+        text_features: Any = None,
+        *,
+        class_names: Sequence[Hashable] | None = None,
+        logit_scale: float = 100.0,
     ) -> None:
         self.text_features, self.class_names, self.logit_scale = text_features, class_names, logit_scale
 
-    def fit(self, X: Any = None, y: Any = None) -> ZeroShot:
+    def fit(self, X: Any = None, y: Any = None) -> Self:
         """Fixes the classes from the text rows.
 
         Args:
-            X: not looked at; scikit-learn's convention.
-            y: not looked at.
+            X: features of the text's width, or None; nothing is taken from them.
+            y: class names, or None. Where all classes are there by their numbers, as scikit-learn's
+                ensembles pass them, the numbers are the classes.
 
         Raises:
-            TypeError, ValueError: text rows or class names that do not fit each other.
+            TypeError, ValueError: text rows or class names that do not fit each other, or X that does not fit
+                the text.
         """
         self._check_numbers("fit")
-        text = self._text("fit", self.text_features, None)
-        labels: list[Hashable] = list(range(len(text)) if self.class_names is None else self.class_names)
-        self._set_classes("fit", labels, self.class_names, len(text))
-        self._text_rows, self.n_features_in_ = self._sorted(text), text.shape[1]
+        self._check_text("fit")
+        x, labels = (None, None) if X is None else self._looked_at(X, y)
+        text = _inputs.features("ZeroShot.fit", "text_features", self.text_features)
+        names = range(len(text)) if self.class_names is None else self.class_names
+        given = _inputs.names("ZeroShot.fit", names, argument="class_names")
+        numbers: list[Hashable] = list(range(len(given)))
+        if labels is not None and set(labels) == set(numbers) and numbers_of_names(labels, given):
+            given = numbers
+        self._set_text("fit", given, text.shape[1] if x is None else x.shape[1])
         return self
+
+    def _looked_at(self, X: Any, y: Any) -> tuple[Tensor, list[Hashable] | None]:
+        if y is not None:
+            return self._support("fit", X, y)
+        keep_feature_names(self, X)
+        return _inputs.features("ZeroShot.fit", "X", X), None
 
     def _logits(self, x: Tensor) -> Tensor:
         x = x.to(compute_dtype(x.dtype))
         return float(self.logit_scale) * normalize(x, dim=1) @ self._text_rows.to(x.device, x.dtype).T
 
 
-class NearestClassMean(StoredEstimator):
+class NearestClassMean(Growing, StoredEstimator):
     """The nearest prototype by cosine: the mean of a class's raw features, normalised.
 
     Args:
@@ -81,33 +106,46 @@ class NearestClassMean(StoredEstimator):
     """
 
     _file: ClassVar[dict[str, Field]] = {"prototypes_": Field(("C", "D"))}
+    _sums = "_raw_sums"
 
     def __init__(self, *, logit_scale: float = 100.0) -> None:
         self.logit_scale = logit_scale
 
-    def fit(self, X: Any, y: Any) -> NearestClassMean:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Takes the shots.
 
         Args:
             X: [M, D] raw image features, a floating-point tensor or array.
             y: M class names, any number of rows per class.
+            sample_weight: M weights of the shots, ≥ 0; None: all 1. A shot of weight 2 counts twice.
 
         Raises:
             TypeError, ValueError: features that are no finite floating-point rows, a class without a shot,
-                fewer than two classes.
+                fewer than two classes, weights that do not fit.
         """
-        x, labels = self._support("fit", X, y)
-        codes = self._set_classes("fit", labels, None, None)
-        self.prototypes_ = prototypes(x.to("cpu", torch.float64), codes, len(self._names))
+        return self._fit_sums(X, y, sample_weight)
+
+    def _open_sums(self, verb: str, labels: list[Hashable], x: Tensor, every: bool) -> Tensor:
+        codes = self._set_classes(verb, labels, self._first_classes, None, every)
+        self._raw_sums = torch.zeros(len(self._names), x.shape[1], dtype=torch.float64)
+        self._counts = torch.zeros(len(self._names), dtype=torch.float64)
         self.n_features_in_ = x.shape[1]
-        return self
+        return codes
+
+    def _add_to_sums(self, x: Tensor, codes: Tensor, weights: Tensor | None) -> None:
+        rows = x.to("cpu", torch.float64)
+        sums, counts = weighted_sums(rows, codes, len(self._names), weights)
+        self._raw_sums, self._counts = self._raw_sums + sums, self._counts + counts
+
+    def _close_sums(self) -> None:
+        self.prototypes_ = unit_rows(self._raw_sums / self._counts.unsqueeze(1))
 
     def _logits(self, x: Tensor) -> Tensor:
         x = x.to(compute_dtype(x.dtype))
         return float(self.logit_scale) * normalize(x, dim=1) @ self.prototypes_.to(x.device, x.dtype).T
 
 
-class LDA(StoredEstimator):
+class LDA(Growing, StoredEstimator):
     """Linear discriminant analysis on unit image features, equal priors, shrunk covariance.
 
     Args:
@@ -127,38 +165,47 @@ class LDA(StoredEstimator):
     """
 
     _numbers = ("shrinkage_",)
+    _sums = "_moments"
     _file: ClassVar[dict[str, Field]] = {"coef_": Field(("C", "D")), "intercept_": Field(("C",))}
     GRID = (0.01, 0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99, 1.0)
 
     def __init__(self, *, shrinkage: float | None = None) -> None:
         self.shrinkage = shrinkage
 
-    def fit(self, X: Any, y: Any) -> LDA:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Takes the shots.
 
         Args:
             X: [M, D] raw image features, a floating-point tensor or array.
             y: M class names, any number of rows per class.
+            sample_weight: M weights of the shots, ≥ 0; None: all 1. A shot of weight 2 counts twice.
 
         Raises:
             TypeError, ValueError: features that are no finite floating-point rows, a class without a shot,
-                fewer than two classes.
+                fewer than two classes, weights that do not fit.
         """
-        x, labels = self._support("fit", X, y)
-        codes = self._set_classes("fit", labels, None, None)
+        return self._fit_sums(X, y, sample_weight)
+
+    def _open_sums(self, verb: str, labels: list[Hashable], x: Tensor, every: bool) -> Tensor:
         if self.shrinkage is not None and not 0 <= self.shrinkage <= 1:
             raise ValueError(f"LDA: shrinkage must lie in [0, 1], got {self.shrinkage}; None estimates it")
-        unit, classes = normalize(x.to("cpu", torch.float64), dim=1), len(self._names)
-        counts = torch.bincount(codes, minlength=classes).unsqueeze(1)
-        means = torch.zeros(classes, unit.shape[1], dtype=torch.float64).index_add_(0, codes, unit) / counts
-        rest = unit - means[codes]
+        codes = self._set_classes(verb, labels, self._first_classes, None, every)
+        self._moments, self._chosen = Moments(len(self._names), x.shape[1]), self.shrinkage
         self.n_features_in_ = x.shape[1]
-        self._moments = means, rest.T @ rest, max(1, len(unit) - classes)
-        self._solve(self._estimate() if self.shrinkage is None else float(self.shrinkage))
-        return self
+        return codes
+
+    def _add_to_sums(self, x: Tensor, codes: Tensor, weights: Tensor | None) -> None:
+        self._moments = self._moments.added(x, codes, weights)
+
+    def _close_sums(self) -> None:
+        self._solve(self._estimate() if self._chosen is None else float(self._chosen))
+
+    def _rest(self) -> float:
+        """Degrees of freedom within the classes."""
+        return max(1.0, self._moments.total - len(self._names))
 
     def _estimate(self) -> float:
-        _, scatter, n = self._moments
+        scatter, n = self._moments.scatter, self._rest()
         s, p = scatter / n, scatter.shape[0]
         trace, square = float(s.diagonal().sum()), float((s * s).sum())
         spread = square - trace**2 / p
@@ -167,7 +214,7 @@ class LDA(StoredEstimator):
         return min(1.0, ((1 - 2 / p) * square + trace**2) / ((n + 1 - 2 / p) * spread))
 
     def _solve(self, rho: float) -> None:
-        means, scatter, n = self._moments
+        means, scatter, n = self._moments.means, self._moments.scatter, self._rest()
         covariance, p = scatter / n, scatter.shape[0]
         # No spread within the classes (one shot each): the identity, which is the nearest mean.
         level = float(covariance.diagonal().mean()) or 1.0
@@ -178,7 +225,7 @@ class LDA(StoredEstimator):
         self.intercept_ = -0.5 * (self.coef_ * means).sum(dim=1)
         self.shrinkage_ = rho
 
-    def tune(self, X: Any, y: Any, **unused: Any) -> LDA:
+    def tune(self, X: Any, y: Any, **unused: Any) -> Self:
         """Takes the shrinkage of ``GRID`` with the best accuracy on validation data; the first best.
 
         Args:
@@ -197,6 +244,7 @@ class LDA(StoredEstimator):
             accuracy = float((self._labels(x).cpu() == codes).double().mean())
             if accuracy > best[0]:
                 best = accuracy, rho
+        self._chosen = best[1]
         self._solve(best[1])
         return self
 

@@ -8,8 +8,9 @@ Tip-Adapter: keys = unit shots. Tip-Adapter-F trains them.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
@@ -18,24 +19,33 @@ from semobridge_ext._schema import WHOLE, Field
 from semobridge_ext.fewshot import published
 from semobridge_ext.fewshot.cache_search import Found, Keys, search
 from semobridge_ext.fewshot.cache_training import CacheTraining, Settings
+from semobridge_ext.fewshot.conventions import Absent
 from semobridge_ext.fewshot.estimator import CHUNK, exactly, unchanged_on_error
+from semobridge_ext.fewshot.growing import Growing
 from semobridge_ext.fewshot.published import Grid
 from semobridge_ext.fewshot.stored_estimator import StoredEstimator
+from semobridge_ext.runtime.rows import compute_dtype
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _REACH = 60.0  # exp of it, times any number of keys, is a float32
 
 
-class TipAdapter(StoredEstimator):
+class TipAdapter(Growing, StoredEstimator):
     """Tip-Adapter: text logits plus a cache of the shots, nothing trained.
 
     Args:
-        text_features: [C, D]. class_names: C names; None: 0..C-1.
+        text_features: [C, D]; None: the cache alone. class_names: C names; None: 0..C-1, without text what y
+            holds.
         alpha, beta: weight and sharpness of the cache before ``tune``. logit_scale: κ.
 
-    Attributes: keys_ [S, D], labels_ [S], alpha_, beta_.
+    Attributes: keys_ [S, D], labels_ [S], weights_ [S] or None, alpha_, beta_.
 
     Raises:
         ValueError: from ``fit``: NaN features, widths that differ, labels without text.
+
+    ``partial_fit`` appends shots. A class that waits for its first is told by its text alone.
 
     Example:
         >>> import torch, semobridge_ext as sb
@@ -45,6 +55,7 @@ class TipAdapter(StoredEstimator):
     """
 
     _numbers: tuple[str, ...] = ("alpha_", "beta_")
+    _sums = "keys_"
     _file: ClassVar[dict[str, Field]] = {
         "_text_rows": Field(("C", "D")),
         "keys_": Field(("S", "D")),
@@ -61,7 +72,7 @@ class TipAdapter(StoredEstimator):
 
     def __init__(
         self,
-        text_features: Any,
+        text_features: Any = None,
         *,
         class_names: Sequence[Hashable] | None = None,
         alpha: float = 1.17,
@@ -71,21 +82,41 @@ class TipAdapter(StoredEstimator):
         self.text_features, self.class_names = text_features, class_names
         self.alpha, self.beta, self.logit_scale = alpha, beta, logit_scale
 
-    def fit(self, X: Any, y: Any) -> Any:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Takes the shots.
 
         Args:
             X: [M, D] raw image features, a floating-point tensor or array.
             y: M class names of the text rows, any number of rows per class.
+            sample_weight: M weights of the shots' kernel values, ≥ 0; None: all 1.
 
         Raises:
             TypeError, ValueError: features that are no finite floating-point rows, a class without a shot,
-                a label without text, widths that differ.
+                a label without text, widths that differ, weights that do not fit.
         """
-        self.keys_, self.labels_ = self._support_beside_text("fit", X, y)
-        self.labels_ = self.labels_.to(self.keys_.device)
+        return self._fit_sums(X, y, sample_weight)
+
+    def _open_sums(self, verb: str, labels: list[Hashable], x: Tensor, every: bool) -> Tensor:
+        codes = self._set_text(verb, labels, x.shape[1], every)
+        dtype = compute_dtype(x.dtype)
+        self.keys_ = torch.empty(0, x.shape[1], dtype=dtype, device=x.device)
+        self.labels_ = torch.empty(0, dtype=torch.int64, device=x.device)
+        self.weights_ = None
         self.alpha_, self.beta_ = float(self.alpha), float(self.beta)
-        return self
+        return codes
+
+    def _add_to_sums(self, x: Tensor, codes: Tensor, weights: Tensor | None) -> None:
+        before, keys = len(self.keys_), self.keys_
+        if weights is not None or self.weights_ is not None:
+            old = keys.new_ones(before) if self.weights_ is None else self.weights_
+            own = keys.new_ones(len(x)) if weights is None else weights.to(keys.device, keys.dtype)
+            self.weights_ = torch.cat([old, own])
+        unit = normalize(x.to(keys.device, keys.dtype), dim=1)
+        self.keys_ = torch.cat([keys, unit]) if before else unit
+        self.labels_ = torch.cat([self.labels_, codes.to(keys.device)])
+
+    def _answers_without_shots(self) -> bool:
+        return self.text_features is not None
 
     def _unit(self, x: Tensor) -> Tensor:
         return normalize(x.to(self.keys_.device, self.keys_.dtype), dim=1)
@@ -94,7 +125,9 @@ class TipAdapter(StoredEstimator):
         return float(self.logit_scale) * unit @ self._text_rows.to(unit.device, unit.dtype).T
 
     def _cache(self, unit: Tensor, beta: float) -> Tensor:
-        return support_logits(unit, self.keys_, self.labels_, len(self._names), beta=beta)
+        return support_logits(
+            unit, self.keys_, self.labels_, len(self._names), beta=beta, weights=self.weights_
+        )
 
     def _logits(self, x: Tensor) -> Tensor:
         unit = self._unit(x)
@@ -122,7 +155,7 @@ class TipAdapter(StoredEstimator):
         beyond = float(self.keys_.norm(dim=1).max()) - 1
         return grid._replace(betas=tuple(beta for beta in grid.betas if beta * beyond < _REACH))
 
-    def tune(self, X: Any, y: Any, *, grid: Any = None, progress: bool = False, **unused: Any) -> Any:
+    def tune(self, X: Any, y: Any, *, grid: Any = None, progress: bool = False, **unused: Any) -> Self:
         """Takes the values of a grid with the best validation accuracy.
 
         Args:
@@ -181,7 +214,7 @@ class TipAdapterF(TipAdapter):
 
     def __init__(
         self,
-        text_features: Any,
+        text_features: Any = None,
         *,
         class_names: Sequence[Hashable] | None = None,
         alpha: float = 1.17,
@@ -200,7 +233,9 @@ class TipAdapterF(TipAdapter):
         self.epochs, self.lr, self.batch_size, self.seed = epochs, lr, batch_size, seed
         self.checkpoint_every, self.progress = checkpoint_every, progress
 
-    def fit(self, X: Any, y: Any, *, checkpoint: Any = None) -> Any:
+    partial_fit = Absent("its keys are trained on all shots at once")  # type: ignore[assignment]
+
+    def fit(self, X: Any, y: Any, *, checkpoint: Any = None) -> Self:  # type: ignore[override]  # no weights
         """Takes the shots as cache and as training data.
 
         Args:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,28 +18,29 @@ from semobridge_ext._ops.blend_logits.eager import class_exponents
 from semobridge_ext._ops.blend_logits.op import BlendOperand
 from semobridge_ext.bridging import Bridge
 from semobridge_ext.bridging.default import default_for, embedded_bridge
-from semobridge_ext.fewshot.estimator import FewShotEstimator, exactly
+from semobridge_ext.fewshot.estimator import exactly
+from semobridge_ext.fewshot.growing import Growing
 from semobridge_ext.runtime.rows import compute_dtype
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-class ClassSums(FewShotEstimator):
+
+class ClassSums(Growing):
     """The state of a classifier with bridged shots: sums of raw and of bridged shots per class.
 
     A subclass has the constructor arguments ``bridge``, ``text_features`` and ``class_names``.
     """
 
+    _sums = "_raw_sums"
+    _unknown = " without text or shots; add it with add_classes(...)"
     bridge: Any
 
-    def _start(self, verb: str, x: Tensor, labels: list[Hashable]) -> Tensor:
-        """Everything of a fit except the shots; returns the encoded labels."""
-        text = None if self.text_features is None else self._text(verb, self.text_features, x.shape[1])
-        codes = self._set_classes(verb, labels, self.class_names, None if text is None else len(text))
-        self.n_features_in_ = x.shape[1]
+    def _open_sums(self, verb: str, labels: list[Hashable], x: Tensor, every: bool = True) -> Tensor:
+        codes = self._set_text(verb, labels, x.shape[1], every)
         self.bridge_ = self._resolve_bridge(verb, x)
         classes, width = len(self._names), x.shape[1]
-        self._has_text = text is not None
-        zeros = torch.zeros(classes, width, dtype=torch.float64)
-        self._text_rows = zeros if text is None else self._sorted(text)
+        self._has_text = self.text_features is not None
         self.counts_ = torch.zeros(classes, dtype=torch.int64)
         self._raw_sums = torch.zeros(classes, width, dtype=torch.float64)
         self._bridged_sums = torch.zeros(classes, width, dtype=torch.float64)
@@ -69,15 +70,24 @@ class ClassSums(FewShotEstimator):
             )
         return bridge
 
-    def _add(self, x: Tensor, codes: Tensor) -> None:
-        """Adds shots to the sums of their classes and derives what prediction needs."""
-        codes = codes.to(x.device)
+    def _add_to_sums(self, x: Tensor, codes: Tensor, weights: Tensor | None) -> None:
         wide = x.to(compute_dtype(x.dtype))
         with exactly(x.device):
-            bridged = self._bridge_shots(wide, codes)
-        self.counts_ += torch.bincount(codes.cpu(), minlength=len(self._names))
-        for sums, rows in ((self._raw_sums, wide), (self._bridged_sums, bridged)):
-            sums.index_add_(0, codes.cpu(), rows.detach().to("cpu", torch.float64))
+            bridged = self._bridge_shots(wide, codes.to(x.device))
+        codes = codes.cpu()
+        self.counts_ = self.counts_ + torch.bincount(codes, minlength=len(self._names))
+        for name, rows in (("_raw_sums", wide), ("_bridged_sums", bridged)):
+            own = rows.detach().to("cpu", torch.float64)
+            if weights is not None:
+                own = own * weights.unsqueeze(1)
+            setattr(self, name, getattr(self, name).index_add(0, codes, own))
+
+    def _close_sums(self) -> None:
+        self._derive()
+
+    def _add(self, x: Tensor, codes: Tensor) -> None:
+        """Adds shots to the sums of their classes and derives what prediction needs."""
+        self._add_to_sums(x, codes, None)
         self._derive()
 
     def _bridge_shots(self, x: Tensor, codes: Tensor) -> Tensor:  # [M, D], not normalised
@@ -105,7 +115,7 @@ class ClassSums(FewShotEstimator):
             factor = fold.right if fold.closed_form else None
         self._operand = BlendOperand(self._text_rows, bridged, raw, self.exponents_, projector, factor)
 
-    def add_shots(self, X: Any, y: Any) -> Any:
+    def add_shots(self, X: Any, y: Any) -> Self:
         """Adds shots of known classes; the result equals fitting all of them at once.
 
         The blend found by ``tune`` is kept. Cost: the new rows alone, and D_c's C×C product.
@@ -122,7 +132,7 @@ class ClassSums(FewShotEstimator):
         self._add(x, codes)
         return self
 
-    def add_classes(self, class_names: Sequence[Hashable], text_features: Any, X: Any, y: Any) -> Any:
+    def add_classes(self, class_names: Sequence[Hashable], text_features: Any, X: Any, y: Any) -> Self:
         """Adds classes with their text rows and shots; the other classes' sums stay as they are.
 
         ``classes_``, and with it the columns, stay sorted.

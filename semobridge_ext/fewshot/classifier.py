@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from semobridge_ext.fewshot.class_sums import ClassSums
 from semobridge_ext.fewshot.estimator import CHUNK, exactly
 from semobridge_ext.fewshot.estimator_file import load_estimator, save_estimator, sort_classes
 from semobridge_ext.fewshot.tuning import TuneResult, fit_scale, tune_blend
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class SeMoBridgeClassifier(ClassSums):
@@ -92,23 +95,22 @@ class SeMoBridgeClassifier(ClassSums):
 
     # -- fitting ------------------------------------------------------------------------------------
 
-    def fit(self, X: Any, y: Any) -> Any:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Takes the shots; augmented copies of an image count as further shots, as in the paper.
 
         Args:
             X: [M, D] raw image features, a floating-point tensor or array.
             y: M class names, any number of rows per class.
+            sample_weight: M weights of the shots, ≥ 0; None: all 1. A shot of weight 2 counts twice.
 
         Raises:
-            ValueError: a class without a shot, a label without text, NaN features, widths that differ.
+            ValueError: a class without a shot, a label without text, NaN features, widths that differ,
+                weights that do not fit.
         """
-        x, labels = self._support("fit", X, y)
-        codes = self._start("fit", x, labels)
-        self._add(x, codes)
-        return self
+        return self._fit_sums(X, y, sample_weight)
 
-    def _start(self, verb: str, x: Tensor, labels: list[Hashable]) -> Tensor:
-        codes = super()._start(verb, x, labels)
+    def _open_sums(self, verb: str, labels: list[Hashable], x: Tensor, every: bool = True) -> Tensor:
+        codes = super()._open_sums(verb, labels, x, every)
         given = self.s, self.alpha, self.beta, self.gamma, self.lambda1, self.lambda2, self.lambda3
         self.params_ = BlendParams(*map(float, given))
         self.probability_scale_ = float(self.probability_scale)
@@ -174,7 +176,7 @@ class SeMoBridgeClassifier(ClassSums):
         redundant: bool = False,
         batch: int = 1,
         progress: bool = False,
-    ) -> Any:
+    ) -> Self:
         """Searches the blend for the best accuracy on validation data; see ``tuning.tune_blend``.
 
         Args:
@@ -235,7 +237,7 @@ class SeMoBridgeClassifier(ClassSums):
         return tensors, fields
 
     @classmethod
-    def load(cls, path: Any) -> Any:
+    def load(cls, path: Any) -> Self:
         """Reads what ``save`` wrote.
 
         Args:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
-import sys
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,19 +14,15 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from semobridge_ext import _errors, _inputs, _numbers
-from semobridge_ext._parameters import Parameters, real_parameters
+from semobridge_ext._parameters import check_feature_names, keep_feature_names, real_parameters
+from semobridge_ext.fewshot.conventions import Conventions, listed
+from semobridge_ext.fewshot.conventions import NotFittedError as NotFittedError
+from semobridge_ext.fewshot.conventions import not_fitted as not_fitted
 from semobridge_ext.fewshot.draws import sample_support
 from semobridge_ext.runtime.rows import compute_dtype
 
-
-class NotFittedError(ValueError, AttributeError):
-    """The estimator was used before fit; scikit-learn's own class is raised where it is loaded."""
-
-
-def not_fitted(estimator: Any) -> Exception:
-    text = f"{type(estimator).__name__}: must be fitted first; call fit(X, y)"
-    loaded = sys.modules.get("sklearn.exceptions")
-    return (NotFittedError if loaded is None else loaded.NotFittedError)(text)
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @contextmanager
@@ -52,76 +47,67 @@ def unchanged_on_error(estimator: Any) -> Iterator[None]:
 CHUNK = 4096  # rows whose [N, C] intermediates exist at once
 
 
-class FewShotEstimator(Parameters):
-    """get_params/set_params/clone, class names, predict and score on top of ``_logits`` and ``_labels``."""
+class FewShotEstimator(Conventions):
+    """Class names, predict and score on top of ``_logits`` and ``_labels``."""
 
-    classes_: np.ndarray
-    n_features_in_: int
     text_features: Any  # where a subclass takes text
     class_names: Any
     _text_rows: Tensor
+    _first_classes: Sequence[Hashable] | None = None  # those of a first partial_fit, while it runs
+    # What an error says of a label that is no class.
+    _unknown = " without text or shots; fit with a shot of it, or leave its rows out"
+    _needs_text = False  # whether nothing is left of the method without it
     _order: Tensor | None = None  # [C] where each class stands among the rows of text as given
 
-    # -- scikit-learn's conventions -----------------------------------------------------------------
-
-    def __repr__(self) -> str:
-        defaults = {n: p.default for n, p in inspect.signature(type(self).__init__).parameters.items()}
-        shown = []
-        for name in self._parameter_names():
-            value = getattr(self, name)
-            if isinstance(value, (Tensor, np.ndarray)):
-                shown.append(f"{name}={list(value.shape)}")
-            elif isinstance(value, torch.nn.Module):
-                shown.append(f"{name}={type(value).__name__}")
-            elif value is not defaults[name] and value != defaults[name]:
-                shown.append(f"{name}={value!r}")
-        return f"{type(self).__name__}({', '.join(shown)})"
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "classes_")
-
-    def __sklearn_tags__(self) -> Any:
-        from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
-
-        return Tags(
-            estimator_type="classifier",
-            target_tags=TargetTags(required=True),
-            transformer_tags=None,
-            classifier_tags=ClassifierTags(),
-            regressor_tags=None,
-            input_tags=InputTags(),
-        )
-
     # -- shared pieces ------------------------------------------------------------------------------
-
-    def _check_fitted(self) -> None:
-        if not hasattr(self, "classes_"):
-            raise not_fitted(self)
 
     def _queries(self, verb: str, X: Any) -> Tensor:
         self._check_fitted()
         self._check_real(verb)
-        return _inputs.features(f"{type(self).__name__}.{verb}", "X", X, self.n_features_in_)
+        where = f"{type(self).__name__}.{verb}"
+        check_feature_names(self, where, X)
+        return _inputs.features(where, "X", X, self.n_features_in_)
 
     def _support(self, verb: str, X: Any, y: Any) -> tuple[Tensor, list[Hashable]]:
         where = f"{type(self).__name__}.{verb}"
         self._check_numbers(verb)
         x = _inputs.features(where, "X", X)
-        return x, _inputs.names(where, y, len(x))
+        labels = _inputs.names(where, y, len(x))
+        if verb == "fit":
+            keep_feature_names(self, X)
+        return x, labels
 
     def _support_beside_text(self, verb: str, X: Any, y: Any) -> tuple[Tensor, Tensor]:
         """Unit shots in float32 or float64 and their codes, for an estimator with text rows."""
         x, labels = self._support(verb, X, y)
-        text = self._text(verb, self.text_features, x.shape[1])
-        codes = self._set_classes(verb, labels, self.class_names, len(text))
-        self._text_rows, self.n_features_in_ = self._sorted(text), x.shape[1]
+        codes = self._set_text(verb, labels, x.shape[1])
         return normalize(x.to(compute_dtype(x.dtype)), dim=1), codes
 
-    def _set_classes(self, verb: str, labels: list[Hashable], class_names: Any, rows: int | None) -> Tensor:
-        """Fixes ``classes_`` and returns the encoded labels; every class must have a shot.
+    def _set_text(self, verb: str, labels: list[Hashable], width: int, every: bool = True) -> Tensor:
+        """Classes and rows of text, which are zero without text; returns the encoded labels."""
+        given = self.text_features
+        self._check_text(verb)
+        text = None if given is None else self._text(verb, given, width)
+        rows = None if text is None else len(text)
+        names = self._first_classes if given is None and self.class_names is None else self.class_names
+        codes = self._set_classes(verb, labels, names, rows, every)
+        zeros = torch.zeros(len(self._names), width, dtype=torch.float64)
+        self._text_rows, self.n_features_in_ = zeros if text is None else self._sorted(text), width
+        return codes
+
+    def _check_text(self, verb: str) -> None:
+        if self.text_features is None and self._needs_text:
+            where, remedy = f"{type(self).__name__}.{verb}", "pass class text features, [C, D]"
+            raise ValueError(_errors.message(where, "text_features", "be given", "none", remedy))
+
+    def _set_classes(
+        self, verb: str, labels: list[Hashable], class_names: Any, rows: int | None, every: bool = True
+    ) -> Tensor:
+        """Fixes ``classes_`` and returns the encoded labels; with `every` each class must have a shot.
 
         Class names: those given, else 0..C-1 where there are C rows of text, else what `y` holds. They are
         sorted, as scikit-learn's scores expect of ``classes_``; `_sorted` brings rows of text after them.
+        Where `y` holds numbers of names instead of names, the numbers are the classes.
         """
         where = f"{type(self).__name__}.{verb}"
         if class_names is not None:
@@ -139,16 +125,24 @@ class FewShotEstimator(Parameters):
             )
         self._order = _inputs.order_of(classes)
         classes = _inputs.ordered(classes)
-        codes = _encode(where, labels, classes)
+        if numbers_of_names(labels, classes):
+            if self._order is not None:
+                raise ValueError(
+                    f"{where}: y must hold names of the classes, got numbers beside class_names in no sorted "
+                    "order; sort class_names and the rows of text, as numbers of classes follow that order"
+                )
+            classes = list(range(len(classes)))
+        codes = _inputs.encode(where, labels, classes, self._unknown)
         counts = torch.bincount(codes, minlength=len(classes))
-        if bool((counts == 0).any()):
-            missing = [classes[i] for i in (counts == 0).nonzero().flatten().tolist()]
+        missing = [classes[i] for i in (counts == 0).nonzero().flatten().tolist()]
+        if missing and every:
             raise ValueError(
-                f"{where}: y must hold at least one shot of every class, got none of {missing[:5]}"
-                f"{' and others' if len(missing) > 5 else ''}; leave these classes out"
+                f"{where}: y must hold at least one shot of every class, got none of {listed(missing)}; "
+                "leave these classes out, or keep a shot of each in every fold"
             )
         if len(classes) < 2:
             raise ValueError(f"{where}: y must hold at least two classes, got one class; add another")
+        self._lacking = tuple(missing)
         self._names = classes
         self.classes_ = _inputs.as_array(classes)
         return codes
@@ -194,7 +188,7 @@ class FewShotEstimator(Parameters):
             raise ValueError(_errors.message(where, what, f"have width {width}", text, remedy))
         return normalize(text.to("cpu", torch.float64), dim=1)
 
-    def fit(self, X: Any, y: Any) -> Any:
+    def fit(self, X: Any, y: Any) -> Self:
         """Takes the shots.
 
         Args:
@@ -205,7 +199,7 @@ class FewShotEstimator(Parameters):
 
     def fit_seeds(
         self, X: Any, y: Any, *, shots: int, seeds: Sequence[int] = (0, 1, 2, 3, 4), **fit_arguments: Any
-    ) -> list[Any]:
+    ) -> list[Self]:
         """One fitted copy per seed, each on its own draw of ``shots`` per class from (X, y).
 
         For one seed the draws are nested in ``shots`` (see draws.sample_support).
@@ -223,7 +217,7 @@ class FewShotEstimator(Parameters):
         x, labels = self._support("fit_seeds", X, y)
         given = getattr(self, "class_names", None)
         names = _inputs.ordered(labels) if given is None else list(given)
-        codes = _encode(f"{type(self).__name__}.fit_seeds", labels, names)
+        codes = _inputs.encode(f"{type(self).__name__}.fit_seeds", labels, names, self._unknown)
         fitted = []
         for seed in seeds:
             rows = sample_support(codes, shots, seed)
@@ -289,17 +283,20 @@ class FewShotEstimator(Parameters):
             return torch.from_numpy(self.classes_).to(labels.device)[labels]
         return self.classes_[labels.cpu().numpy()]
 
-    def score(self, X: Any, y: Any) -> float:
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """The fraction of rows whose class is predicted.
 
         Args:
             X: [N, D] raw image features, a floating-point tensor or array.
             y: N class names that were fitted.
+            sample_weight: N weights of the rows, ≥ 0; None: all alike.
 
         Raises:
-            ValueError: not fitted, another width, or a class that was not fitted.
+            ValueError: not fitted, another width, a class that was not fitted, or weights that do not fit.
         """
-        return float(self._right("score", X, y).double().mean())
+        right = self._right("score", X, y).double()
+        weights = _inputs.weights(f"{type(self).__name__}.score", sample_weight, len(right))
+        return float(right.mean() if weights is None else (right * weights).sum() / weights.sum())
 
     def _right(self, verb: str, X: Any, y: Any) -> Tensor:  # [N] bool
         """Which rows get the class that y names."""
@@ -310,9 +307,10 @@ class FewShotEstimator(Parameters):
 
     def _codes(self, verb: str, y: Any, rows: int) -> Tensor:
         where = f"{type(self).__name__}.{verb}"
-        return _encode(where, _inputs.names(where, y, rows), self._names)
+        return _inputs.encode(where, _inputs.names(where, y, rows), self._names, self._unknown)
 
 
-def _encode(where: str, labels: Sequence[Hashable], classes: Sequence[Hashable]) -> Tensor:  # [N] int64
-    unknown = " without text or shots; add it with add_classes(...)"
-    return _inputs.encode(where, labels, classes, unknown)
+def numbers_of_names(labels: Sequence[Hashable], names: Sequence[Hashable]) -> bool:
+    """Whether labels are 0..C-1 beside names that are no numbers: scikit-learn's ensembles pass them so."""
+    is_number = any(isinstance(name, (int, float)) for name in names)
+    return not is_number and all(type(v) is int and 0 <= v < len(names) for v in labels)

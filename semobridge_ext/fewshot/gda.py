@@ -9,8 +9,8 @@ on unit rows x. The matrix that is inverted does not depend on α: one factor se
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Sequence
-from typing import Any, ClassVar
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,20 +19,26 @@ from torch.nn.functional import normalize
 from semobridge_ext import _errors
 from semobridge_ext._schema import Field
 from semobridge_ext.fewshot.estimator import CHUNK, exactly
+from semobridge_ext.fewshot.growing import Growing
+from semobridge_ext.fewshot.moments import Moments
 from semobridge_ext.fewshot.stored_estimator import StoredEstimator
 from semobridge_ext.runtime.rows import compute_dtype
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # Of a unit row's square: what equal shots leave of their mean in float64 is rounding, no spread.
 _NO_SPREAD = 1e-28
 
 
-class GDA(StoredEstimator):
+class GDA(Growing, StoredEstimator):
     """Text logits plus a Gaussian classifier of the shots with one covariance for all classes.
 
     ``κ·norm(f)·tᵀ + α·(norm(f)·W + b)``, nothing trained.
 
     Args:
-        text_features: [C, D] class text features, any length. class_names: C names; None: 0..C-1.
+        text_features: [C, D] class text features, any length; None: the Gaussians alone. class_names: C
+            names; None: 0..C-1, without text what y holds.
         alpha: weight of the Gaussian classifier before ``tune``. logit_scale: κ.
 
     Attributes: coef_ [C, D] float64, the rows of Wᵀ; intercept_ [C] float64; alpha_.
@@ -46,7 +52,7 @@ class GDA(StoredEstimator):
         pseudo-inverse: the text alone answers, as the published formula has it.
 
     Memory: O(D² + C·D) beside the shots, which are read twice in blocks of 4096 rows, and looked through for
-        NaN once, at a byte a value.
+        NaN once, at a byte a value. Means and scatter stay for ``partial_fit`` and are not saved.
 
     Example:
         >>> import torch, semobridge_ext as sb
@@ -59,6 +65,7 @@ class GDA(StoredEstimator):
     """
 
     _numbers = ("alpha_",)
+    _sums = "_moments"
     _file: ClassVar[dict[str, Field]] = {
         "_text_rows": Field(("C", "D")),
         "coef_": Field(("C", "D")),
@@ -68,7 +75,7 @@ class GDA(StoredEstimator):
 
     def __init__(
         self,
-        text_features: Any,  # [C, D]
+        text_features: Any = None,  # [C, D]
         *,
         class_names: Sequence[Hashable] | None = None,
         alpha: float = 1.0,
@@ -77,27 +84,45 @@ class GDA(StoredEstimator):
         self.text_features, self.class_names = text_features, class_names
         self.alpha, self.logit_scale = alpha, logit_scale
 
-    def fit(self, X: Any, y: Any) -> GDA:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Takes the shots; augmented copies of an image count as further shots.
 
         Args:
             X: [M, D] raw image features, a floating-point tensor or array.
             y: M class names of the text rows, any number of rows per class.
+            sample_weight: M weights of the shots, ≥ 0; None: all 1. A shot of weight 2 counts twice.
 
         Raises:
             TypeError, ValueError: features that are no finite floating-point rows, a class without a shot,
-                a label without text, widths that differ.
+                a label without text, widths that differ, weights that do not fit or add up to no more than 1.
         """
-        x, labels = self._support("fit", X, y)
-        text = self._text("fit", self.text_features, x.shape[1])
-        codes = self._set_classes("fit", labels, self.class_names, len(text))
-        self._text_rows, self.n_features_in_ = self._sorted(text), x.shape[1]
-        with exactly(x.device):
-            means, scatter = _moments(x, codes, len(text))
-            self.coef_ = _solve(means, scatter, len(x))
-        self.intercept_ = -0.5 * (self.coef_ * means).sum(dim=1) - math.log(len(text))
+        return self._fit_sums(X, y, sample_weight)
+
+    def _weighted(
+        self, verb: str, X: Any, y: Any, sample_weight: Any
+    ) -> tuple[Tensor, list[Hashable], Tensor | None]:
+        x, labels, weights = super()._weighted(verb, X, y, sample_weight)
+        before = self._moments.total if verb == "partial_fit" and hasattr(self, "_moments") else 0.0
+        if weights is not None and before + float(weights.sum()) <= 1:
+            got, remedy = f"{before + float(weights.sum()):g}", "a weight counts as that many shots"
+            contract = "add up to more than 1, as the covariance is over their sum less 1"
+            raise ValueError(_errors.message(f"GDA.{verb}", "sample_weight", contract, got, remedy))
+        return x, labels, weights
+
+    def _open_sums(self, verb: str, labels: list[Hashable], x: Tensor, every: bool) -> Tensor:
+        codes = self._set_text(verb, labels, x.shape[1], every)
+        self._moments = Moments(len(self._names), x.shape[1])
         self.alpha_ = float(self.alpha)
-        return self
+        return codes
+
+    def _add_to_sums(self, x: Tensor, codes: Tensor, weights: Tensor | None) -> None:
+        with exactly(x.device):
+            self._moments = self._moments.added(x, codes, weights)
+
+    def _close_sums(self) -> None:
+        means = self._moments.means
+        self.coef_ = _solve(means, self._moments.scatter.clone(), self._moments.total)
+        self.intercept_ = -0.5 * (self.coef_ * means).sum(dim=1) - math.log(len(means))
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:  # [N, C] each
         """The logits of the text and those of the Gaussians."""
@@ -110,7 +135,7 @@ class GDA(StoredEstimator):
         text, gauss = self._parts(x)
         return text.add_(gauss, alpha=self.alpha_)
 
-    def tune(self, X: Any, y: Any, *, alphas: Sequence[float] | None = None, **unused: Any) -> GDA:
+    def tune(self, X: Any, y: Any, *, alphas: Sequence[float] | None = None, **unused: Any) -> Self:
         """Takes the α of a grid with the best accuracy on validation data; the first best.
 
         One pass over the data serves all of them.
@@ -143,29 +168,7 @@ class GDA(StoredEstimator):
         return self
 
 
-def _moments(x: Tensor, codes: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Class means [C, D] of unit rows and the scatter [D, D] around them, in float64.
-
-    Two passes: the difference of sums of squares would leave rounding where the shots are alike.
-    """
-    width = x.shape[1]
-    sums = torch.zeros(classes, width, dtype=torch.float64)
-    for rows, labels in _blocks(x, codes):
-        sums.index_add_(0, labels, rows)
-    means = sums / torch.bincount(codes, minlength=classes).unsqueeze(1)
-    scatter = torch.zeros(width, width, dtype=torch.float64)
-    for rows, labels in _blocks(x, codes):
-        rest = rows.sub_(means[labels])
-        scatter.addmm_(rest.T, rest)
-    return means, scatter
-
-
-def _blocks(x: Tensor, codes: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    for part, labels in zip(x.split(CHUNK), codes.split(CHUNK), strict=True):
-        yield normalize(part.to("cpu", torch.float64), dim=1), labels
-
-
-def _solve(means: Tensor, scatter: Tensor, rows: int) -> Tensor:  # [C, D]
+def _solve(means: Tensor, scatter: Tensor, rows: float) -> Tensor:  # [C, D]
     """μ Σ⁻¹; the scatter is overwritten."""
     trace = float(scatter.trace())
     if trace <= _NO_SPREAD * rows:

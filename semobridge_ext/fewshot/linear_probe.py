@@ -12,7 +12,7 @@ orthonormal basis of it, which changes nothing but the width of the products.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ from semobridge_ext.fewshot.stored_estimator import StoredEstimator
 from semobridge_ext.fewshot.training_checks import check_losses
 from semobridge_ext.runtime.rows import compute_dtype
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 _START = 250.0  # of α, by the mean cosine of shots and their texts
 
 
@@ -32,7 +35,8 @@ class LPPlusPlus(StoredEstimator):
     """A linear probe and a weight of the text for each class, trained by full-batch steps.
 
     Args:
-        text_features: [C, D] class text features, any length. class_names: C names; None: 0..C-1.
+        text_features: [C, D] class text features, any length; None: the images alone. class_names: C names;
+            None: 0..C-1, without text what y holds.
         steps: of the training. momentum: of w and b. alpha_every: steps between two of α.
         eval_every: steps between looks at the validation data, where ``fit`` gets any.
         progress: a progress bar on stderr.
@@ -69,7 +73,7 @@ class LPPlusPlus(StoredEstimator):
 
     def __init__(
         self,
-        text_features: Any,  # [C, D]
+        text_features: Any = None,  # [C, D]
         *,
         class_names: Sequence[Hashable] | None = None,
         steps: int = 300,
@@ -82,7 +86,7 @@ class LPPlusPlus(StoredEstimator):
         self.steps, self.momentum, self.alpha_every = steps, momentum, alpha_every
         self.eval_every, self.progress = eval_every, progress
 
-    def fit(self, X: Any, y: Any, *, validation: tuple[Any, Any] | None = None) -> LPPlusPlus:
+    def fit(self, X: Any, y: Any, *, validation: tuple[Any, Any] | None = None) -> Self:
         """Trains on the shots.
 
         Args:

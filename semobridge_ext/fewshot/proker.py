@@ -12,7 +12,7 @@ so that one decomposition per β serves every λ of the search.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from semobridge_ext._schema import WHOLE, Field
 from semobridge_ext.fewshot.estimator import exactly
 from semobridge_ext.fewshot.stored_estimator import StoredEstimator
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 _BLOCK = 1 << 23  # kernel values at once
 
 
@@ -30,7 +33,8 @@ class ProKeR(StoredEstimator):
     """Text cosines plus a kernel ridge regression of their error on the shots, nothing trained.
 
     Args:
-        text_features: [C, D] class text features, any length. class_names: C names; None: 0..C-1.
+        text_features: [C, D] class text features, any length; None: the images alone. class_names: C names;
+            None: 0..C-1, without text what y holds.
         beta: sharpness of the kernel before ``tune``, ≥ 0. ridge: λ before ``tune``, > 0; a small one
             trusts the text, a large one adds up the kernel like a cache. logit_scale: κ.
 
@@ -69,7 +73,7 @@ class ProKeR(StoredEstimator):
 
     def __init__(
         self,
-        text_features: Any,  # [C, D]
+        text_features: Any = None,  # [C, D]
         *,
         class_names: Sequence[Hashable] | None = None,
         beta: float = 1.0,
@@ -79,7 +83,7 @@ class ProKeR(StoredEstimator):
         self.text_features, self.class_names = text_features, class_names
         self.beta, self.ridge, self.logit_scale = beta, ridge, logit_scale
 
-    def fit(self, X: Any, y: Any) -> ProKeR:
+    def fit(self, X: Any, y: Any) -> Self:
         """Takes the shots; at most ``ROWS`` of them.
 
         Args:
@@ -108,7 +112,7 @@ class ProKeR(StoredEstimator):
         return self
 
     @classmethod
-    def _restored(cls, tensors: dict[str, Tensor], values: dict[str, Any]) -> Any:
+    def _restored(cls, tensors: dict[str, Tensor], values: dict[str, Any]) -> Self:
         longest = float(torch.linalg.vector_norm(tensors["keys_"].double(), dim=1).max())
         if longest > 1 + 1e-3:  # k(x, s) would leave 0..1, up to infinity
             raise ValueError(f"keys_ must hold unit rows, got a length of {longest:g}")
@@ -144,7 +148,7 @@ class ProKeR(StoredEstimator):
             parts.append(torch.addmm(unit @ text.T, _kernel(unit, keys, self.beta_), duals.T))
         return torch.cat(parts).mul_(float(self.logit_scale))
 
-    def tune(self, X: Any, y: Any, **unused: Any) -> ProKeR:
+    def tune(self, X: Any, y: Any, **unused: Any) -> Self:
         """Takes β and λ of a grid (``BETAS``, ``LAMBDAS``) with the best validation accuracy.
 
         The first best is kept, β outside, λ inside. All of it is computed in float64.

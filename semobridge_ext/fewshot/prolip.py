@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from itertools import product
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,9 @@ from semobridge_ext.fewshot.stored_estimator import StoredEstimator
 from semobridge_ext.fewshot.training_checks import check_losses
 from semobridge_ext.runtime import adamw
 from semobridge_ext.runtime.rows import compute_dtype
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _EPS = 1e-4  # Adam's, the authors'
 
@@ -66,6 +69,7 @@ class ProLIP(StoredEstimator):
     """
 
     _numbers = ("penalty_", "lr_")
+    _needs_text = True
     _file: ClassVar[dict[str, Field]] = {
         "_text_rows": Field(("C", "E")),
         "projection_": Field(("D", "E")),
@@ -76,8 +80,8 @@ class ProLIP(StoredEstimator):
 
     def __init__(
         self,
-        image_projection: Any,  # [V, D], or a CLIP model
-        text_features: Any,  # [C, D]
+        image_projection: Any = None,  # [V, D], or a CLIP model
+        text_features: Any = None,  # [C, D]
         *,
         class_names: Sequence[Hashable] | None = None,
         penalty: float | None = None,
@@ -90,7 +94,7 @@ class ProLIP(StoredEstimator):
         self.class_names, self.penalty, self.lr = class_names, penalty, lr
         self.steps, self.logit_scale, self.progress = steps, logit_scale, progress
 
-    def fit(self, X: Any, y: Any) -> ProLIP:
+    def fit(self, X: Any, y: Any) -> Self:
         """Trains on the shots.
 
         Args:
@@ -114,6 +118,7 @@ class ProLIP(StoredEstimator):
             remedy = "None takes one over the shots per class"
             raise ValueError(_errors.message(where, "penalty", "be ≥ 0 or None", self.penalty, remedy))
         with unchanged_on_error(self):
+            self._check_text("fit")
             x, labels = self._support("fit", X, y)
             self.start_ = self._matrix(where, x.shape[1])
             text = self._text("fit", self.text_features, self.start_.shape[1])
@@ -175,7 +180,7 @@ class ProLIP(StoredEstimator):
         lrs: Sequence[float] | None = None,
         penalties: Sequence[float] | None = None,
         **unused: Any,
-    ) -> ProLIP:
+    ) -> Self:
         """Trains once per rate and λ and keeps the pair with the best validation accuracy; the first best.
 
         Args:
@@ -219,7 +224,7 @@ class ProLIP(StoredEstimator):
         return self
 
     @classmethod
-    def _restored(cls, tensors: dict[str, Tensor], values: dict[str, Any]) -> Any:
+    def _restored(cls, tensors: dict[str, Tensor], values: dict[str, Any]) -> Self:
         # A new fit starts where the first one did.
         values["params"]["image_projection"] = tensors["start_"]
         return super()._restored(tensors, values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from semobridge_ext import _inputs
 from semobridge_ext._schema import Field, need, number, restoring
 from semobridge_ext.fewshot.estimator import FewShotEstimator, exactly
 from semobridge_ext.fewshot.estimator_file import load_estimator, save_estimator, sort_classes
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _LEAST = {"beta": 0.0, "beta_": 0.0, "ridge": 0.0, "ridge_": 0.0, "penalty_": 0.0}
 
@@ -48,7 +51,7 @@ class StoredEstimator(FewShotEstimator):
         save_estimator(path, self._format(), {n: t for n, t in tensors.items() if t is not None}, fields)
 
     @classmethod
-    def load(cls, path: Any) -> Any:
+    def load(cls, path: Any) -> Self:
         """Reads what ``save`` wrote.
 
         Args:
@@ -91,16 +94,17 @@ class StoredEstimator(FewShotEstimator):
                 number(where, path, name, value, _LEAST.get(name, -math.inf))
 
     @classmethod
-    def _restored(cls, tensors: dict[str, Tensor], values: dict[str, Any]) -> Any:
+    def _restored(cls, tensors: dict[str, Tensor], values: dict[str, Any]) -> Self:
         by_class = ("_text_rows", "prototypes_", "coef_", "intercept_", "alpha_", "duals_", "residual_")
         sort_classes(tensors, values, by_class, "labels_")
         known = {n: v for n, v in values["params"].items() if n not in ("text_features", "class_names")}
         if "text_features" in cls._parameter_names():
-            known["text_features"] = tensors.get("_text_rows")
+            rows = tensors.get("_text_rows")  # all zero: there was no text
+            known["text_features"] = rows if cls._needs_text or rows is None or bool(rows.any()) else None
         self = cls(**known)
         self._check_numbers("load")
-        if "class_names" in cls._parameter_names():
-            self.class_names = values["names"]  # type: ignore[attr-defined]
+        if known.get("text_features") is not None:
+            self.class_names = values["names"]
         self._names, self.classes_ = values["names"], _inputs.as_array(values["names"])
         self.n_features_in_ = values["width"]
         for name in cls._file:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ from semobridge_ext._ops.support_logits.checks import (
 from semobridge_ext._ops.support_logits.class_order import ClassOrder, sort_by_class
 from semobridge_ext._ops.support_logits.op import run
 from semobridge_ext.runtime.backend import _C
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _FORMAT = "semobridge-ext support 1"
 _NAMES = {torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -263,7 +266,7 @@ class SupportSet:
                     file.write(data.numpy().data)
 
     @classmethod
-    def load(cls, path: Any) -> SupportSet:
+    def load(cls, path: Any) -> Self:
         """Maps what ``save`` wrote; keys are read from disk when a query needs them.
 
         A file below 64 MiB is read into memory as a whole, so that it may change or go afterwards.
@@ -290,7 +293,7 @@ class SupportSet:
     @classmethod
     def _loaded(
         cls, keys: Tensor, labels: Tensor, weights: Tensor | None, num_classes: int, name: str
-    ) -> SupportSet:
+    ) -> Self:
         made = cls.__new__(cls)
         made.num_classes = num_classes
         made._segments = [_segment(keys, labels, weights, num_classes, name)]

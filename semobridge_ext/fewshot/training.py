@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from contextlib import nullcontext
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,10 +22,14 @@ from semobridge_ext._ops.blend_logits.op import BlendOperand
 from semobridge_ext._schema import Field, need
 from semobridge_ext.bridging import Bridge
 from semobridge_ext.fewshot.classifier import SeMoBridgeClassifier
+from semobridge_ext.fewshot.conventions import Absent
 from semobridge_ext.fewshot.estimator import exactly, unchanged_on_error
 from semobridge_ext.fewshot.training_checkpoint import Best, Checkpoint
 from semobridge_ext.fewshot.training_checks import check_converged
 from semobridge_ext.fewshot.training_schedule import PRESETS, Schedule
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _PROGRESS_EVERY = 50  # steps
 
@@ -161,14 +165,16 @@ class SeMoBridgeT(SeMoBridgeClassifier):
 
     # -- fitting ------------------------------------------------------------------------------------
 
-    def fit(
+    partial_fit = Absent("it trains on all shots at once; add_shots adds to them")  # type: ignore[assignment]
+
+    def fit(  # type: ignore[override]  # no weights: the losses are means over all shots
         self,
         X: Any,
         y: Any,
         *,
         validation: tuple[Any, Any] | None = None,
         checkpoint: Any = None,
-    ) -> SeMoBridgeT:
+    ) -> Self:
         """Trains on the shots.
 
         Args:
@@ -201,9 +207,9 @@ class SeMoBridgeT(SeMoBridgeClassifier):
         weights: LossWeights,
         validation: tuple[Any, Any] | None,
         checkpoint: Any,
-    ) -> SeMoBridgeT:
+    ) -> Self:
         x, names = self._support("fit", X, y)
-        codes = self._start("fit", x, names)
+        codes = self._open_sums("fit", names, x)
         for name, low in (("eval_every", 1), ("checkpoint_every", 1)):
             if getattr(self, name) < low:
                 raise ValueError(f"SeMoBridgeT: {name} must be ≥ {low}, got {getattr(self, name)}; try 100")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from semobridge_ext.incremental.prompts import check_prompts
 from semobridge_ext.incremental.settings import check_settings, form_of, settings_of
 from semobridge_ext.incremental.training import TaskData, Trainer, train
 from semobridge_ext.runtime.rows import compute_dtype
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class RETune(Parameters):
@@ -125,7 +128,7 @@ class RETune(Parameters):
 
     # -- fitting -----------------------------------------------------------------------------------
 
-    def add_findings(self, prompt_features: Any, findings: Any = None) -> RETune:
+    def add_findings(self, prompt_features: Any, findings: Any = None) -> Self:
         """Adds findings by their prompts alone; before any training this is the zero-shot classifier.
 
         Args:
@@ -164,7 +167,7 @@ class RETune(Parameters):
         findings: Any = None,
         known: Any = None,
         checkpoint: Any = None,
-    ) -> RETune:
+    ) -> Self:
         """Forgets everything and trains the first task.
 
         Args:
@@ -189,7 +192,7 @@ class RETune(Parameters):
         findings: Any = None,
         known: Any = None,
         checkpoint: Any = None,
-    ) -> RETune:
+    ) -> Self:
         """Trains the next task, from where the last one ended; the first is that of ``fit``.
 
         Args:
@@ -221,7 +224,7 @@ class RETune(Parameters):
     def _fit(
         self, verb: str, before: Model | None, X: Any, Y: Any, given: Any, findings: Any, known: Any,
         checkpoint: Any,
-    ) -> RETune:  # fmt: skip
+    ) -> Self:  # fmt: skip
         where = f"RETune.{verb}"
         check_settings(where, self.get_params())
         x = _inputs.features(where, "X", X, None if before is None else before.prompts.shape[2])
@@ -341,7 +344,7 @@ class RETune(Parameters):
         save_model(path, self._fitted(), self.get_params())
 
     @classmethod
-    def load(cls, path: Any) -> RETune:
+    def load(cls, path: Any) -> Self:
         """Reads what ``save`` wrote.
 
         Args:

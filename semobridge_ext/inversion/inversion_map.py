@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -31,6 +31,9 @@ from semobridge_ext.inversion.settings import check_count, check_generator, chec
 from semobridge_ext.inversion.spec import Inversion
 from semobridge_ext.inversion.start import Identity, Layer, Start, identity_of
 from semobridge_ext.inversion.targets import unit_targets
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _FIRST = 50  # pilots at least that are inverted from a cold start, where there are so many
 
@@ -125,7 +128,7 @@ class InversionMap(Start):
         progress: bool = False,
         weights: torch.dtype | None = None,
         out: str | Path | None = None,
-    ) -> InversionMap:
+    ) -> Self:
         """Inverts some of the features, fits the map to their tokens, and trains it on all features.
 
         Args:
@@ -201,7 +204,7 @@ class InversionMap(Start):
                 raise KeyboardInterrupt
             return found.tokens
 
-        def run() -> InversionMap:
+        def run() -> Any:
             own = given.pilots
             every = max(1, min(5, len(own) // _FIRST)) if refine else 1
             part = own[::every]
@@ -272,7 +275,7 @@ class InversionMap(Start):
     @classmethod
     def _fitted(
         cls, engine: TowerEngine, targets: Tensor, tokens: Tensor, ridge: float | None, identity: Identity
-    ) -> InversionMap:
+    ) -> Self:
         def loss(values: Tensor, held: Tensor) -> float:
             start = values.reshape(-1, *tokens.shape[1:]).to(targets)
             return loss_of(engine, start, targets[held.to(targets.device)])
@@ -283,9 +286,9 @@ class InversionMap(Start):
 
     @classmethod
     def _trained(
-        cls, engine: TowerEngine, start: InversionMap, given: Drawn, lr: float, file: Checkpoint | None,
+        cls, engine: TowerEngine, start: Self, given: Drawn, lr: float, file: Checkpoint | None,
         progress: bool,
-    ) -> InversionMap:  # fmt: skip
+    ) -> Self:  # fmt: skip
         solution = Solution(start.matrix, start.offset.flatten())
         training = Training(engine, given.rows, given.held, given.batches, given.inner, solution, lr)
         training.run(file, progress)
@@ -307,12 +310,12 @@ class InversionMap(Start):
         write_map(path, self._parts(), facts)
 
     @classmethod
-    def load(cls, path: Any) -> InversionMap:
+    def load(cls, path: Any) -> Self:
         """Reads what ``save`` wrote to `path`; refuses a foreign or truncated file (ValueError)."""
         return cls._read("InversionMap.load", path)
 
     @classmethod
-    def _read(cls, where: str, path: Any) -> InversionMap:
+    def _read(cls, where: str, path: Any) -> Self:
         with read_map(where, path) as (parts, facts):
             phi = cls(**parts)
             phi._pilots = facts

@@ -15,7 +15,7 @@ was cut. Comparing across modalities is refused; use the model's own features fo
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ from semobridge_ext.clip.affine import Affine
 from semobridge_ext.linear_maps.isoclip_cuts import SIDES, Cuts
 from semobridge_ext.linear_maps.linear_map import LinearMap
 from semobridge_ext.linear_maps.spectrum import UNPUBLISHED, factor_of, published_cuts, weights_name
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _FORMAT = "semobridge-ext isoclip 1"
 _AFFINE = "semobridge-ext isoclip 2"  # with the biases of the projections
@@ -199,7 +202,7 @@ class IsoCLIP(Cuts):
         _files.save_tensors(path, tensors, {"format": kind, "params": json.dumps(params)})
 
     @classmethod
-    def load(cls, path: Any) -> IsoCLIP:
+    def load(cls, path: Any) -> Self:
         """Reads what ``save`` wrote to `path`; refuses a foreign or truncated file (ValueError)."""
         import json
 

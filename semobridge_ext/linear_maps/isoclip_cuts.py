@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -12,8 +12,10 @@ from semobridge_ext._parameters import Parameters
 from semobridge_ext.linear_maps.spectrum import UNPUBLISHED, Spectrum, search_cuts, spectrum_of
 from semobridge_ext.runtime.held import Held
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 SIDES = ("image", "text")
-Self = TypeVar("Self", bound="Cuts")
 
 
 class Cuts(Parameters):
@@ -109,7 +111,7 @@ class Cuts(Parameters):
     # -- chosen by data ------------------------------------------------------------------------------
 
     def tune(
-        self: Self,
+        self,
         X: Any,
         y: Any,
         *,
@@ -141,7 +143,7 @@ class Cuts(Parameters):
         setattr(self, f"{prefix}k_bottom", bottom)
         return self
 
-    def fit(self: Self, X: Any, y: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None) -> Self:
         """Checks the features; chooses the cuts on (X, y) as ``tune`` does where none are given."""
         side, where = self._side("IsoCLIP.fit", None), "IsoCLIP.fit"
         x = _inputs.features(where, "X", X, self._spectrum().width(side))

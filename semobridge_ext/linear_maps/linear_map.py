@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ from semobridge_ext.linear_maps.procrustes import procrustes
 from semobridge_ext.linear_maps.steps import FORMAT, Step, folded, layout_of, schema_of, steps_of, tensors_of
 from semobridge_ext.runtime.held import Held
 from semobridge_ext.runtime.rows import compute_dtype
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class LinearMap:
@@ -86,12 +89,12 @@ class LinearMap:
             b = None if b is None else b.to("cpu", torch.float64, copy=True)
         self._set((Step(m, b, bool(normalize)),))
 
-    def _set(self, steps: Sequence[Step]) -> LinearMap:
+    def _set(self, steps: Sequence[Step]) -> Self:
         self.steps, self._prepared = tuple(steps), {}
         return self
 
     @classmethod
-    def _of(cls, steps: Sequence[Step]) -> LinearMap:
+    def _of(cls, steps: Sequence[Step]) -> Self:
         return cls.__new__(cls)._set(steps)
 
     # -- the family ----------------------------------------------------------------------------------
@@ -272,12 +275,13 @@ class LinearMap:
     # -- files and other programs --------------------------------------------------------------------
 
     @classmethod
-    def _checked(cls, steps: Sequence[Step]) -> LinearMap:
+    def _checked(cls, steps: Sequence[Step]) -> Self:
         """From matrices of elsewhere."""
-        return cls.compose(*(cls(s.matrix, s.offset, normalize=s.normalize) for s in steps))
+        made = [LinearMap(s.matrix, s.offset, normalize=s.normalize) for s in steps]
+        return cls._of(LinearMap.compose(*made).steps)
 
     @classmethod
-    def _restored(cls, function: str, path: Any, layout: str, tensors: dict[str, Tensor]) -> LinearMap:
+    def _restored(cls, function: str, path: Any, layout: str, tensors: dict[str, Tensor]) -> Self:
         with _schema.restoring(function, path):
             return cls._checked(steps_of(layout, tensors))
 
@@ -286,7 +290,7 @@ class LinearMap:
         _files.save_tensors(path, tensors_of(self.steps), {"format": FORMAT, "steps": layout_of(self.steps)})
 
     @classmethod
-    def load(cls, path: Any) -> LinearMap:
+    def load(cls, path: Any) -> Self:
         """Reads what ``save`` wrote to `path`; refuses a foreign or truncated file (ValueError)."""
         where = "LinearMap.load"
         _, meta = _schema.load(where, path, FORMAT, {}, ("steps",))

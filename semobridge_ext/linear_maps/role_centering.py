@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from torch.nn.functional import normalize
 from semobridge_ext import _arrays, _errors, _files, _numbers, _schema
 from semobridge_ext.linear_maps.linear_map import LinearMap
 from semobridge_ext.runtime.rows import compute_dtype
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 FORMAT = "semobridge-ext role centering 1"
 
@@ -71,7 +74,7 @@ class RoleCentering:
             width, found[role] = len(mean), mean.detach().to("cpu", torch.float64, copy=True)
         self.means_ = found
 
-    def fit(self, features: Mapping[str, Tensor]) -> RoleCentering:
+    def fit(self, features: Mapping[str, Tensor]) -> Self:
         """Takes the mean of each role's unit rows.
 
         Args:
@@ -179,7 +182,7 @@ class RoleCentering:
         _files.save_tensors(path, tensors, {"format": FORMAT, "roles": json.dumps(list(self.means_))})
 
     @classmethod
-    def load(cls, path: Any) -> RoleCentering:
+    def load(cls, path: Any) -> Self:
         """Reads what ``save`` wrote to `path`; refuses a foreign or truncated file (ValueError)."""
         where = "RoleCentering.load"
         _, meta = _schema.load(where, path, FORMAT, {}, ("roles",))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -15,6 +15,9 @@ from semobridge_ext.prompts.learner import PromptLearner
 from semobridge_ext.prompts.prompt_features import PromptEncoder, Prompts, checked_names
 from semobridge_ext.prompts.schedule import epoch_batches
 from semobridge_ext.prompts.training import Step
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class _Labelled:
@@ -130,12 +133,12 @@ class CoOp(PromptLearner):
         self.seed, self.checkpoint_every, self.progress = seed, checkpoint_every, progress
 
     @classmethod
-    def _blank(cls, model: Any, tokenizer: Any, params: dict[str, Any]) -> Any:
+    def _blank(cls, model: Any, tokenizer: Any, params: dict[str, Any]) -> Self:
         return cls(model, tokenizer=tokenizer, **params)
 
     # -- fitting -----------------------------------------------------------------------------------
 
-    def fit(self, X: Any, y: Any, *, checkpoint: Any = None) -> CoOp:
+    def fit(self, X: Any, y: Any, *, checkpoint: Any = None) -> Self:
         """Learns the context from cached image features.
 
         Args:
@@ -164,7 +167,7 @@ class CoOp(PromptLearner):
 
     def fit_images(
         self, images: Sequence[Any], y: Any, transform: Callable[[Any], Tensor], *, checkpoint: Any = None
-    ) -> CoOp:
+    ) -> Self:
         """Learns the context from images, transformed and encoded anew in every step.
 
         Args:
@@ -186,7 +189,7 @@ class CoOp(PromptLearner):
         rows = EncodedImages(where, self.model, images, transform, encoder.device, encoder.dtype)
         return self._fit(where, encoder, rows, y, checkpoint)
 
-    def _fit(self, where: str, encoder: PromptEncoder, rows: ImageRows, y: Any, checkpoint: Any) -> CoOp:
+    def _fit(self, where: str, encoder: PromptEncoder, rows: ImageRows, y: Any, checkpoint: Any) -> Self:
         names: list[str] = _inputs.ordered(checked_names(where, self.class_names))  # type: ignore[assignment]
         codes = _inputs.encode(where, _inputs.names(where, y, rows.count), names)
         with exactly(encoder.device):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from semobridge_ext.prompts.learner import PromptLearner
 from semobridge_ext.prompts.prompt_features import Prompts, checked_names
 from semobridge_ext.prompts.schedule import epoch_batches
 from semobridge_ext.prompts.training import Step
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class _Taught:
@@ -166,7 +169,7 @@ class KDPL(PromptLearner):
         self.logit_scale, self.tokenizer, self.batch_rows = logit_scale, tokenizer, batch_rows
         self.seed, self.checkpoint_every, self.progress = seed, checkpoint_every, progress
 
-    def fit(self, X: Any, X_teacher: Any, *, checkpoint: Any = None) -> KDPL:
+    def fit(self, X: Any, X_teacher: Any, *, checkpoint: Any = None) -> Self:
         """Learns the context from cached features of the same images by student and teacher; no labels.
 
         Args:
@@ -264,5 +267,5 @@ class KDPL(PromptLearner):
         return normalize(rows.double(), dim=1)
 
     @classmethod
-    def _blank(cls, model: Any, tokenizer: Any, params: dict[str, Any]) -> Any:
+    def _blank(cls, model: Any, tokenizer: Any, params: dict[str, Any]) -> Self:
         return cls(model, None, tokenizer=tokenizer, **params)

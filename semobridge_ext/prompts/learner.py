@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from semobridge_ext.fewshot.estimator_file import load_estimator, save_estimator
 from semobridge_ext.prompts.prompt_features import PromptEncoder, Prompts, checked_names
 from semobridge_ext.prompts.settings import Settings, check_settings, settings_of
 from semobridge_ext.prompts.training import Task, Trainer, train
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _STD = 0.02  # of random contexts
 
@@ -186,7 +189,7 @@ class PromptLearner(FewShotEstimator):
         save_estimator(path, self._format(), {n: t.contiguous() for n, t in tensors.items()}, fields)
 
     @classmethod
-    def load(cls, path: Any, model: Any, *, tokenizer: Any = None) -> Any:
+    def load(cls, path: Any, model: Any, *, tokenizer: Any = None) -> Self:
         """Reads what ``save`` wrote.
 
         Args:
@@ -216,7 +219,7 @@ class PromptLearner(FewShotEstimator):
     def _restored(
         cls, where: str, path: Any, tensors: dict[str, Tensor], values: dict[str, Any],
         sizes: dict[str, int], encoder: PromptEncoder, model: Any, tokenizer: Any,
-    ) -> Any:  # fmt: skip
+    ) -> Self:  # fmt: skip
         names, params, n_ctx = values["names"], values["params"], values["vectors"]
         has_text = "text_features" in tensors
         need(where, path, bool(names) == has_text, "text features of its classes", names)
@@ -243,6 +246,6 @@ class PromptLearner(FewShotEstimator):
         return self
 
     @classmethod
-    def _blank(cls, model: Any, tokenizer: Any, params: dict[str, Any]) -> Any:
+    def _blank(cls, model: Any, tokenizer: Any, params: dict[str, Any]) -> Self:
         """An estimator with a file's parameters."""
         raise NotImplementedError

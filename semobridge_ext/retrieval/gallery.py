@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from semobridge_ext._ops.topk.op import TopK
 from semobridge_ext._ops.topk.prepared import PreparedGallery, Segment, prepared_rows
 from semobridge_ext.retrieval.range_search import RangeHits, above
 from semobridge_ext.retrieval.row_ids import checked_ids, rows_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 FORMAT = "semobridge-ext gallery 1"
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -275,7 +278,7 @@ class Gallery(PreparedGallery):
         _files.save_tensors(path, tensors, meta)
 
     @classmethod
-    def load(cls, path: Any) -> Gallery:
+    def load(cls, path: Any) -> Self:
         """Reads what ``save`` wrote to `path`; refuses a foreign or inconsistent file (ValueError).
 
         Files of 64 MiB or more are memory-mapped: rows are read when they are searched, and the file must

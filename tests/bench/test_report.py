@@ -105,7 +105,8 @@ def test_one_bench_end_to_end(tmp_path):
     pytest.importorskip("pytest_benchmark")
     results = tmp_path / "r.json"
     command = [
-        sys.executable, "-m", "pytest", str(BENCH), "-q", "-p", "no:cacheprovider",
+        sys.executable, "-m", "pytest", str(BENCH / "ops" / "bench_project_normalize.py"), "-q",
+        "-p", "no:cacheprovider",
         "-k", "test_bridge and (1-native or 1-eager or 1-mm) and not 16",
         f"--benchmark-json={results}",
     ]  # fmt: skip
@@ -123,3 +124,15 @@ def test_one_bench_end_to_end(tmp_path):
         assert 0 < extra["error"] <= tolerance("bridge", "float32").relative
         assert extra["flops"] > 0 and extra["bytes"] > 0
         assert extra["isa"] and extra["threads"] > 0
+
+
+@pytest.mark.slow
+def test_every_bench_is_collected():
+    pytest.importorskip("pytest_benchmark")
+    command = [sys.executable, "-m", "pytest", str(BENCH), "-q", "-p", "no:cacheprovider", "--collect-only"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, cwd=BENCH.parent, env=environment()
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    files = {p.name for folder in ("ops", "engines") for p in (BENCH / folder).glob("bench_*.py")}
+    assert len(files) > 5 and not {name for name in files if f"/{name}::" not in done.stdout}

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import normalize
 
 import semobridge_ext as sb
-from semobridge_ext.fewshot import gda
+from semobridge_ext.fewshot import gda, moments
 from semobridge_ext.fewshot.reference import gda_weights
 from tests.support.assertions import assert_close
 from tests.support.problems import Problem, make
@@ -52,6 +52,7 @@ def test_equal_shots_are_no_spread():
 def test_blocks_do_not_show(monkeypatch):
     p = make(4, 9, 20, dtype=torch.float64)
     monkeypatch.setattr(gda, "CHUNK", 5)
+    monkeypatch.setattr(moments, "CHUNK", 5)
     clf = sb.GDA(p.text, alpha=3.0).fit(p.shots, p.labels)
     assert_close(clf.logits(p.queries), gda_logits(p, 3.0), "gda")
     clf.tune(p.queries, p.targets)

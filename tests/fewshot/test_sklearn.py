@@ -1,9 +1,6 @@
-"""scikit-learn's own checks; the library itself never needs it."""
+"""scikit-learn's own checks of estimators that do not derive from it; tests/sklearn/ has those that do."""
 
 from __future__ import annotations
-
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -22,7 +19,7 @@ ESTIMATORS = [
 ]
 
 
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("ignore:Estimator .* does not inherit:UserWarning")
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: type(e).__name__)
 def test_estimator_checks(estimator):
     from sklearn.utils.estimator_checks import check_estimator
@@ -76,8 +73,3 @@ def test_two_classes_and_names(name):
     assert decision.shape == (20,) and torch.equal(decision, logits[:, 1] - logits[:, 0])
     assert clf.predict(p.queries).tolist() == ["ab"[int(d > 0)] for d in decision]
     assert clf.predict_proba(p.queries.numpy()).shape == (20, 2)
-
-
-def test_import_needs_no_sklearn_nor_optuna():
-    code = "import semobridge_ext, sys; assert not {'sklearn', 'optuna', 'matplotlib'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)

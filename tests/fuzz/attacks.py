@@ -86,10 +86,12 @@ def _flipped(data: bytes, bit: int) -> bytes:
 FLIPS = ("flip in the header", "flip in the data")
 
 
-def flips(data: bytes, head: int, rng: random.Random, some: int = 512) -> Iterator[Case]:
-    """Every bit of the head, and some beyond."""
-    rest = range(8 * head, 8 * len(data))
-    for bit in range(8 * head):
+def flips(
+    data: bytes, head: int, rng: random.Random, some: int = 512, most: int | None = None
+) -> Iterator[Case]:
+    """Every bit of the head, or a draw of `most` of them, and some beyond."""
+    rest, first = range(8 * head, 8 * len(data)), range(8 * head)
+    for bit in first if most is None else rng.sample(first, min(most, len(first))):
         yield Case(FLIPS[0], f"bit {bit}", lambda bit=bit: _flipped(data, bit))
     for bit in rng.sample(rest, min(some, len(rest))):
         yield Case(FLIPS[1], f"bit {bit}", lambda bit=bit: _flipped(data, bit))

@@ -33,7 +33,8 @@ TARGETS = [*TENSORS, *FOLDERS]
 def cases_of(target: Target, path: Path, limit: int | None, seed: int) -> list[Case]:
     """All cases of a loader, or a draw of them in which every kind has its part."""
     rng = random.Random(seed + zlib.crc32(target.name.encode()))
-    found = attacks(path.read_bytes(), target.form, rng)
+    # Of the many bits of a head no more are made than can be drawn.
+    found = attacks(path.read_bytes(), target.form, rng, limit)
     if target.form == "parquet":
         edits = parquet_edits(path.parent, path)
         found += [Case("edit", label, lambda data=data: data) for label, data in edits]

@@ -232,15 +232,17 @@ def tensor_edits(whole: bytes) -> Iterator[Case]:
             yield Case("metadata edit", f"{key}: {label}", lambda changed=changed: raw(changed, parts.data))
 
 
-def _with_checksum(whole: bytes, rng: random.Random) -> Iterator[Case]:
+def _with_checksum(whole: bytes, rng: random.Random, most: int | None) -> Iterator[Case]:
     """The edits, and flipped bits again, with a right checksum: what is behind it stands on its own."""
     head = 8 + int.from_bytes(whole[:8], "little")
-    again = [case._replace(kind=f"{case.kind}, resealed") for case in flips(whole, head, rng)]
-    for case in (*again, *tensor_edits(whole)):
-        if case.label.startswith("checksum: "):
-            yield case
-        else:
-            yield case._replace(data=lambda case=case: resealed(case.data()))
+    for case in flips(whole, head, rng, most=most):
+        yield _resealed(case, f"{case.kind}, resealed")
+    for case in tensor_edits(whole):
+        yield case if case.label.startswith("checksum: ") else _resealed(case, case.kind)
+
+
+def _resealed(case: Case, kind: str) -> Case:
+    return Case(kind, case.label, lambda: resealed(case.data()))
 
 
 # -- .npy --------------------------------------------------------------------------------------------
@@ -287,12 +289,12 @@ def npy_edits(whole: bytes) -> Iterator[Case]:
 # -- all of a form ---------------------------------------------------------------------------------
 
 
-def attacks(whole: bytes, form: str, rng: random.Random) -> list[Case]:
-    """Everything there is to try on a file of a form."""
+def attacks(whole: bytes, form: str, rng: random.Random, most: int | None = None) -> list[Case]:
+    """Everything there is to try on a file of a form; of its head's bits a draw of `most`."""
     head = len(whole)
     edits: Iterator[Case] = iter(())
     if form == "safetensors":
-        head, edits = 8 + int.from_bytes(whole[:8], "little"), _with_checksum(whole, rng)
+        head, edits = 8 + int.from_bytes(whole[:8], "little"), _with_checksum(whole, rng, most)
     elif form == "json":
         edits = json_edits(whole)
     elif form == "lines":
@@ -300,4 +302,4 @@ def attacks(whole: bytes, form: str, rng: random.Random) -> list[Case]:
     elif form == "npy":
         head, edits = 128, npy_edits(whole)
     head = min(head, len(whole))
-    return [*cuts(whole, head, rng), *flips(whole, head, rng), *edits]
+    return [*cuts(whole, head, rng), *flips(whole, head, rng, most=most), *edits]

@@ -110,6 +110,24 @@ def estimators(s: Source) -> Any:
     return _saved(made.fit(p.shots, p.labels)).decision_function(p.queries)
 
 
+def shots_in_parts(s: Source) -> Any:
+    """Two parts, the second with weights."""
+    p = _problem(s)
+    made = s.random.choice(
+        (
+            lambda: sb.SeMoBridgeClassifier(p.bridge(), p.text),
+            lambda: sb.TipAdapter(p.text),
+            lambda: sb.GDA(p.text),
+            sb.NearestClassMean,
+            sb.LDA,
+        )
+    )()
+    half, weights = len(p.shots) // 2, torch.rand(len(p.shots), generator=s.generator) + 1.0
+    made.partial_fit(p.shots[:half], p.labels[:half], classes=range(len(p.text)))
+    made.partial_fit(p.shots[half:], p.labels[half:], sample_weight=weights[half:])
+    return made.decision_function(p.queries)
+
+
 def zero_shot(s: Source) -> Any:
     p = _problem(s)
     return _saved(sb.ZeroShot(p.text).fit()).decision_function(p.queries)
@@ -189,9 +207,9 @@ def layers(s: Source) -> Any:
 
 
 LIBRARY: tuple[Callable[[Source], Any], ...] = (
-    wide_rows, wide_topk, wide_gallery, wide_support, bridge_file, map_file, isoclip, estimators, zero_shot,
-    tip_adapter_f, support_file, diagnosis, revisited, findings_in_tasks, inverted, text_features, prompts,
-    layers, image_features,
+    wide_rows, wide_topk, wide_gallery, wide_support, bridge_file, map_file, isoclip, estimators,
+    shots_in_parts, zero_shot, tip_adapter_f, support_file, diagnosis, revisited, findings_in_tasks, inverted,
+    text_features, prompts, layers, image_features,
 )  # fmt: skip
 ENTRIES: dict[str, Callable[[Source], Any]] = {call.__name__: call for call in (*CALLS, *LIBRARY)}
 # How often a soak draws them, against 1 for the others: they take long.

@@ -121,6 +121,8 @@ def modules() -> list[str]:
     found = [m.name for m in pkgutil.walk_packages(sb.__path__, "semobridge_ext.")]
     if importlib.util.find_spec("triton") is None:  # only kernel files need it
         found = [m for m in found if not m.endswith((".triton", ".triton_backward", ".triton_tuning"))]
+    if importlib.util.find_spec("sklearn") is None:  # the door to it alone needs it
+        found = [m for m in found if not m.startswith("semobridge_ext.sklearn")]
     return ["semobridge_ext", *(m for m in found if not m.endswith(("._C", ".__main__")))]
 
 

@@ -9,6 +9,7 @@ import ast
 import itertools
 import textwrap
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,7 +50,7 @@ LAYERS = (
         "incremental",
         "prompts",
     ),
-    ("data", "cli", "handover", "ops", "reference", ""),  # "": the package's own __init__
+    ("data", "cli", "handover", "ops", "reference", "sklearn", ""),  # "": the package's own __init__
 )
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}
 
@@ -119,6 +120,7 @@ def imports_of(
             yield Import(place, name, called)
 
 
+@cache
 def product_imports(root: Path) -> tuple[dict[str, Path], list[Import]]:
     """Every import of the package by the package."""
     known = modules_below(root / PACKAGE, root)
