@@ -139,6 +139,7 @@ def prepare(
     if args.prompts is not None:
         templates = read_prompts(function, args.prompts, classes)
     text = class_text_features(encoder.model, classes, templates, tokenizer=encoder.tokenizer)
+    hidden = None if text.hidden is None else text.hidden.float().cpu()
     rows = torch.tensor(kept)
 
     def part(chosen: Tensor) -> Part:
@@ -147,7 +148,7 @@ def prepare(
     shown = (lambda chosen: before[rows[chosen]]) if before is not None else None
     problem = Problem(
         title(spec), part(parts.train), part(parts.val), part(parts.test),
-        text.projected.float().cpu(), text.hidden.float().cpu(), _text_matrix(encoder.model), text.length,
+        text.projected.float().cpu(), hidden, _text_matrix(encoder.model), text.length or 1.0,
         None if shown is None else (shown(parts.train), shown(parts.val), shown(parts.test)),
         None if matrix is None else matrix.float().cpu(),
     )  # fmt: skip
@@ -165,8 +166,8 @@ def prepare(
     return Prepared(problem, classes, notes, published, folder, chosen_rows)
 
 
-def _text_matrix(model: Any) -> Tensor | None:  # [T, D]
+def _text_matrix(model: Any) -> Tensor | None:  # [T, D], or [T + 1, D] with a bias
     try:
-        return text_projection(model).float().cpu()
+        return text_projection(model, bias=True).float().cpu()
     except TypeError:  # a text tower without a linear projection has nothing to bridge with
         return None
