@@ -179,6 +179,12 @@ class Folder:
             )
         return torch.from_numpy(rows)
 
+    def parts(self, index: int) -> list[tuple[int, int, int]]:
+        """What is read at once of one shard: its number, first row and end; none of one without rows."""
+        size, width = self.features(index).shape
+        ends = range(0, size, _ROWS) if width else ()
+        return [(index, first, min(first + _ROWS, size)) for first in ends]
+
     def blocks(self, rows: int = _ROWS) -> Iterator[Tensor]:
         """Every row once, in order, float32, at most `rows` at a time."""
         for index in self.shards():

@@ -49,7 +49,7 @@ LAYERS = (
         "incremental",
         "prompts",
     ),
-    ("data", "cli", "ops", "reference", ""),  # "": the package's own __init__
+    ("data", "cli", "ops", "ray", "reference", ""),  # "": the package's own __init__
 )
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}
 

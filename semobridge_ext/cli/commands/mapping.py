@@ -6,12 +6,17 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import numpy as np
 
 from semobridge_ext import _digest, _files
 from semobridge_ext.cli import mappings
 from semobridge_ext.cli.arguments import count
+from semobridge_ext.cli.engine import add_engine, cluster_of
 from semobridge_ext.cli.listing import state
 from semobridge_ext.cli.shard_writer import SEALS, Writer, write_header
 from semobridge_ext.cli.shards import Folder, arrow
@@ -62,6 +67,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--published", metavar="MODEL", help="isoclip: the paper's cuts for MODEL")
     parser.add_argument("--compress", action="store_true", help="isoclip: narrow rows, the same ranking")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_engine(parser)
 
 
 def _file_facts(path: Path) -> str:
@@ -95,14 +101,27 @@ def _check(args: argparse.Namespace, folder: Folder, mapping: mappings.Mapping) 
         raise ValueError(f"map: OUT must be another folder than IN, got {args.out} twice; choose another")
 
 
-def _apply(folder: Folder, out: Writer, index: int, mapping: mappings.Mapping, dtype: str) -> int:
-    """One shard; its rows."""
+def _mapped(
+    args: argparse.Namespace, folder: Folder, indices: list[int], mapping: mappings.Mapping, data: bytes
+) -> Iterator[np.ndarray]:
+    """The mapped rows of every part of these shards, one after another."""
+    parts = (part for index in indices for part in folder.parts(index))
+    cluster = cluster_of("map", args)
+    if cluster is None:
+        rows = (folder.features(index)[first:end] for index, first, end in parts)
+        return (mappings.mapped_rows(mapping, part, args.dtype) for part in rows)
+    from semobridge_ext.ray.jobs import mapped
+
+    return mapped(folder.path, parts, data, args.dtype, cluster)
+
+
+def _apply(folder: Folder, out: Writer, index: int, mapped: Iterator[np.ndarray], dtype: str) -> int:
+    """One shard, whose parts come next; its rows."""
     source = folder.features(index)
 
     def features(file: BinaryIO) -> None:
         width = None
-        for part in source.split(1 << 14) if source.shape[1] else ():
-            rows = mapping.apply(part.float()).numpy().astype(dtype)
+        for rows in islice(mapped, len(folder.parts(index))):
             if width is None:
                 width = rows.shape[1]
                 write_header(file, (len(source), width), dtype)
@@ -118,6 +137,7 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     arrow("map")
+    cluster_of("map", args)
     folder = Folder("map", args.input)
     indices = folder.shards()
     folder.check_finished()
@@ -161,8 +181,9 @@ def run(args: argparse.Namespace) -> int:
         _files.write_bytes(args.out / "mapping.safetensors", data)
         if first:
             print(f"{args.out}: {first} shards are done, going on", file=sys.stderr)
+        mapped = _mapped(args, folder, indices[first:], mapping, data)
         for index in tqdm(indices[first:], unit="shard", desc="map", disable=args.quiet or None):
-            rows += _apply(folder, out, index, mapping, args.dtype)
+            rows += _apply(folder, out, index, mapped, args.dtype)
         seconds = time.perf_counter() - began
         total = sum(len(out.features(i)) for i in out.shards())
         out.finish(
