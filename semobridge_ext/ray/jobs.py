@@ -22,8 +22,8 @@ from torch import Tensor
 from semobridge_ext.cli import mappings, models
 from semobridge_ext.cli.decode import Decoded, batch_of
 from semobridge_ext.cli.listing import Item, given
-from semobridge_ext.cli.shards import Folder
 from semobridge_ext.cli.sources import Source
+from semobridge_ext.cli.tables import open_features
 from semobridge_ext.inversion.descent import Chunk, Elsewhere, Interrupt
 from semobridge_ext.inversion.row_inverter import RowInverter
 from semobridge_ext.inversion.settings import Settings
@@ -126,7 +126,7 @@ class _Shards:
     """Rows of shards by part; the folder is listed once."""
 
     def __init__(self, function: str, path: Path) -> None:
-        self._folder = Folder(function, path)
+        self._folder = open_features(function, path)
         self._folder.shards()
 
     def rows(self, part: Part) -> Tensor:

@@ -20,6 +20,7 @@ from semobridge_ext.cli.engine import add_engine, cluster_of
 from semobridge_ext.cli.listing import state
 from semobridge_ext.cli.shard_writer import SEALS, Writer, write_header
 from semobridge_ext.cli.shards import Folder, arrow
+from semobridge_ext.cli.tables import open_features
 
 _DESCRIPTION = """\
 Applies a mapping to every row of a folder of shards and writes another one: unit rows, the same order,
@@ -41,6 +42,7 @@ examples:
   semobridge-ext map feats/ feats-bridge/ --mapping bridge
   semobridge-ext map feats/ feats-pca/ --mapping pca --components 64 --template "a drawing of {}"
   semobridge-ext map hidden/ feats-iso/ --mapping isoclip --k-top 150 --k-bottom 50
+  semobridge-ext map feats.parquet feats-bridge/ --mapping bridge.safetensors   # or .lance, or a folder
 then: semobridge-ext retrieve feats/ feats-bridge/ feats-pca/
 """
 
@@ -53,7 +55,7 @@ def add_parser(subparsers: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("input", metavar="IN", type=Path, help="folder of shards")
+    parser.add_argument("input", metavar="IN", type=Path, help="folder of shards; .parquet, .lance")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write; made if absent")
     names = "|".join(mappings.MAKERS)
     parser.add_argument("--mapping", required=True, metavar="NAME", help=f"{names}|FILE.safetensors")
@@ -84,7 +86,7 @@ def _source_facts(folder: Folder, indices: list[int]) -> str:
     seals = folder.path / SEALS
     if seals.is_file():
         return _digest.marked(_digest.digest([folder.settings(), seals.read_bytes()]))
-    files = [path for i in indices for path in (folder.features_file(i), folder.metadata_file(i))]
+    files = [path for i in indices for path in folder.source_files(i)]
     return _digest.marked(_digest.digest([[path.name, state(str(path))] for path in files]))
 
 
@@ -129,7 +131,7 @@ def _apply(folder: Folder, out: Writer, index: int, mapped: Iterator[np.ndarray]
         if width is None:  # a shard whose images were all corrupt
             write_header(file, (0, 0), dtype)
 
-    out.write(index, features, folder.metadata_file(index).read_bytes())
+    out.write(index, features, folder.metadata_bytes(index))
     return len(source)
 
 
@@ -138,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
 
     arrow("map")
     cluster_of("map", args)
-    folder = Folder("map", args.input)
+    folder = open_features("map", args.input)
     indices = folder.shards()
     folder.check_finished()
     mapping = mappings.make(args.mapping, args, folder)
