@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,11 +47,18 @@ class Nodes:
         self.cluster = cluster
 
     def kill(self, node_id: str) -> None:
-        node = next(n for n in self.cluster.worker_nodes if n.node_id == node_id)
-        self.cluster.remove_node(node, allow_graceful=False)
+        self._remove(next(n for n in self.cluster.worker_nodes if n.node_id == node_id))
 
     def kill_any(self) -> None:
-        self.cluster.remove_node(sorted(self.cluster.worker_nodes, key=lambda n: n.node_id)[0], False)
+        self._remove(sorted(self.cluster.worker_nodes, key=lambda n: n.node_id)[0])
+
+    def _remove(self, node: Any) -> None:
+        """Its workers first: they would go on for a moment without their node."""
+        raylet = node.all_processes["raylet"][0].process.pid
+        for worker in Path(f"/proc/{raylet}/task/{raylet}/children").read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(worker), signal.SIGKILL)
+        self.cluster.remove_node(node, allow_graceful=False)
 
     def fill_up(self) -> None:
         while len(self.cluster.worker_nodes) < 3:

@@ -17,6 +17,12 @@ from tests.support.assertions import assert_same_bits
 N = 6
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """The arrays are small; conftest puts the count back."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="module")
 def drawings() -> np.ndarray:  # [N, H, W, 3] uint8
     return sb.load_picto("arrows").images[:N].numpy()
@@ -27,8 +33,12 @@ def features(drawings: np.ndarray) -> np.ndarray:  # [N, D]
     model, preprocess, _ = sb.load_picto_clip()
     from PIL import Image
 
+    pixels, threads = torch.stack([preprocess(Image.fromarray(d)) for d in drawings]), torch.get_num_threads()
+    torch.set_num_threads(1)  # last bits of the model's products hang on it
     with torch.inference_mode():
-        return model.encode_image(torch.stack([preprocess(Image.fromarray(d)) for d in drawings])).numpy()
+        found = model.encode_image(pixels).numpy()
+    torch.set_num_threads(threads)
+    return found
 
 
 def png(drawing: np.ndarray) -> bytes:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,17 @@ from tests.support.images import command, write
 
 pytestmark = pytest.mark.slow
 RAY = ["--engine", "ray", "--actors"]
+
+
+class Slow:
+    """A worker whose jobs take long enough for its node to die in one."""
+
+    def __init__(self, make: Any, **arguments: Any) -> None:
+        self._worker = make(**arguments)
+
+    def __call__(self, job: Any) -> Any:
+        time.sleep(0.25)
+        return self._worker(job)
 
 
 class Losses:
@@ -40,6 +53,12 @@ class Losses:
             self.lost += 1
             lost(pool, *arguments)
 
+        begin = Pool.__init__
+
+        def slowly(pool: Pool, function: str, ray: Any, make: Any, *more: Any) -> None:
+            begin(pool, function, ray, partial(Slow, make), *more)
+
+        monkeypatch.setattr(Pool, "__init__", slowly)
         monkeypatch.setattr(Pool, "_finished", watched)
         monkeypatch.setattr(Pool, "_lost", counted)
 
@@ -73,7 +92,7 @@ def test_commands_write_the_files_of_one_process(
         losses.check()
         return outs
 
-    words = ["--quiet", "--workers", 0, "--batch-size", 3, "--shard-size", 6]
+    words = ["--quiet", "--workers", 0, "--batch-size", 6, "--shard-size", 6]
     here, there = both("extract", images, "{}", *words)
     assert contents(here) == contents(there) and len(contents(here)) == 6 * 2 + 4
     assert command("extract", images, there, *words, *RAY, 1) == 0  # nothing to do
@@ -88,7 +107,7 @@ def test_commands_write_the_files_of_one_process(
 
     rows = np.concatenate([np.load(p) for p in sorted((here / "img_emb").iterdir())])
     np.save(tmp_path / "features.npy", rows)
-    words = ["--steps", 4, "--batch-size", 4, "--quiet"]
+    words = ["--steps", 4, "--batch-size", 6, "--quiet"]
     made = both("invert", tmp_path / "features.npy", "{}", *words, ending=".safetensors")
     assert made[0].read_bytes() == made[1].read_bytes()
     assert not list(tmp_path.glob("*.parts"))
