@@ -40,6 +40,7 @@ from semobridge_ext.runtime.backend import backend
 from semobridge_ext.runtime.info import build_info
 
 if TYPE_CHECKING:
+    from semobridge_ext import ray as ray
     from semobridge_ext.cli.image_features import encode_images
     from semobridge_ext.data import list_picto, load_picto, load_picto_clip, picto_transform
     from semobridge_ext.handover import export_gallery
@@ -52,6 +53,8 @@ _LAZY = {
     "list_picto": "semobridge_ext.data",
     "picto_transform": "semobridge_ext.data",
 }
+
+_MODULES = ("ray",)  # not in __all__: a star import would hide Ray itself
 
 __all__ = [  # noqa: RUF022 - plain order
     "APE",
@@ -116,8 +119,12 @@ def __getattr__(name: str) -> Any:
         from importlib import import_module
 
         return getattr(import_module(_LAZY[name]), name)
+    if name in _MODULES:
+        from importlib import import_module
+
+        return import_module(f"semobridge_ext.{name}")
     raise AttributeError(f"module 'semobridge_ext' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY])
+    return sorted([*globals(), *_LAZY, *_MODULES])

@@ -23,11 +23,13 @@ from semobridge_ext.cli.commands import (
     info,
     invert,
     mapping,
-    models,
     report,
     reproduce,
     retrieve,
     search,
+)
+from semobridge_ext.cli.commands import (
+    models as models_table,
 )
 
 COMMANDS = {
@@ -40,7 +42,7 @@ COMMANDS = {
     "info": info,
     "invert": invert,
     "map": mapping,
-    "models": models,
+    "models": models_table,
     "report": report,
     "reproduce": reproduce,
     "retrieve": retrieve,

@@ -60,6 +60,11 @@ def _collate(inputs: list[Decoded]) -> Batch:
     return Batch([d._replace(pixels=None) for d in inputs], torch.stack(pixels) if pixels else None)
 
 
+def batch_of(items: list[Any], transform: Any, max_pixels: int) -> Batch:
+    """What a loader makes of the same inputs, decoded here."""
+    return _collate([_decode(item, transform, max_pixels) for item in items])
+
+
 def batches(
     source: Source,
     transform: Any,

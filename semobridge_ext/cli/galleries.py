@@ -11,6 +11,7 @@ from torch import Tensor
 
 from semobridge_ext.cli.pairs import Finder, keys_finder, read_pairs, rows_finder
 from semobridge_ext.cli.shards import FEATURES, TEXTS, Folder
+from semobridge_ext.cli.tables import open_features
 from semobridge_ext.retrieval.shares import group_shares
 
 KINDS = {FEATURES: "image", TEXTS: "text"}
@@ -31,7 +32,7 @@ def open_folder(path: Path) -> Folder:
     if path.name in KINDS and not (path / path.name).is_dir():
         return Folder("retrieve", path.parent, path.name)
     lone = (path / TEXTS).is_dir() and not (path / FEATURES).is_dir()
-    return Folder("retrieve", path, TEXTS if lone else FEATURES)
+    return open_features("retrieve", path, TEXTS if lone else FEATURES)
 
 
 def read_side(args: argparse.Namespace, paths: list[Path], codes: dict[str, int]) -> Side:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -33,6 +34,11 @@ class Mapping(NamedTuple):
     text: Callable[[Tensor], Tensor] | None
     save: Callable[[Path], None]
     facts: dict[str, Any]
+
+
+def mapped_rows(mapping: Mapping, part: Tensor, dtype: str) -> np.ndarray:  # [n, D] -> [n, M]
+    """Some rows of a shard as `map` stores them."""
+    return mapping.apply(part.float()).numpy().astype(dtype)
 
 
 # -- from objects ------------------------------------------------------------------------------------

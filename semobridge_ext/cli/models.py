@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,6 +55,13 @@ class Encoder(NamedTuple):
                 f"{got}; leave the option out"
             ) from error
         return self._replace(project=False)
+
+
+def rows_of(encoder: Encoder, pixels: Tensor | None, device: str) -> np.ndarray:  # [n, D] float32
+    """The features of a batch; [0, 0] where nothing in it could be decoded."""
+    if pixels is None:
+        return np.empty((0, 0), np.float32)
+    return encoder.images(pixels.to(device, non_blocking=True)).numpy()
 
 
 def add_arguments(parser: Any) -> None:

@@ -51,7 +51,7 @@ def source_facts(folder: Folder) -> str:
     if seals.is_file():
         return _digest.marked(_digest.digest([folder.settings(), seals.read_bytes()]))
     indices = folder.shards()
-    files = [path for i in indices for path in (folder.features_file(i), folder.metadata_file(i))]
+    files = [path for i in indices for path in folder.source_files(i)]
     return _digest.marked(_digest.digest([[path.name, state(str(path))] for path in files]))
 
 

@@ -79,7 +79,7 @@ def _is_text(value: Any) -> bool:
 
 
 @contextmanager
-def _reading(function: str, path: Path, kind: str) -> Iterator[None]:
+def reading(function: str, path: Path, kind: str) -> Iterator[None]:
     """Turns whatever a reader of a file raises into one ValueError that names the file."""
     try:
         yield
@@ -167,7 +167,7 @@ class Folder:
         path = self.features_file(index)
         # Copy-on-write: torch warns about arrays that it may not write to.
         # Empty arrays, where a whole shard was corrupt, cannot be mapped.
-        with _reading(self.function, path, ".npy"):
+        with reading(self.function, path, ".npy"):
             size = path.stat().st_size
             rows = np.load(path, mmap_mode=None if size < 4096 else "c", allow_pickle=False)
             if size != (whole := npy_header(path) + rows.nbytes):
@@ -178,6 +178,12 @@ class Folder:
                 f"{self.function}: {path} must be [n, D] float16 or float32, got {got}; make the folder again"
             )
         return torch.from_numpy(rows)
+
+    def parts(self, index: int) -> list[tuple[int, int, int]]:
+        """What is read at once of one shard: its number, first row and end; none of one without rows."""
+        size, width = self.features(index).shape
+        ends = range(0, size, _ROWS) if width else ()
+        return [(index, first, min(first + _ROWS, size)) for first in ends]
 
     def blocks(self, rows: int = _ROWS) -> Iterator[Tensor]:
         """Every row once, in order, float32, at most `rows` at a time."""
@@ -267,16 +273,24 @@ class Folder:
         """Of an existing shard, whatever way its number is written."""
         return self.path / METADATA / _numbers(self.path / METADATA, rf"{METADATA}_(\d+)\.parquet")[index]
 
+    def metadata_bytes(self, index: int) -> bytes:
+        """The metadata of one shard as a Parquet file."""
+        return self.metadata_file(index).read_bytes()
+
+    def source_files(self, index: int) -> tuple[Path, ...]:
+        """The files that a shard is read from."""
+        return self.features_file(index), self.metadata_file(index)
+
     def table(self, index: int) -> Any:
         """The metadata of one shard: one record for each row of its features."""
         parquet, path = arrow(self.function), self.metadata_file(index)
-        with _reading(self.function, path, "Parquet"):
+        with reading(self.function, path, "Parquet"):
             return parquet.read_table(path)
 
     def check_rows(self, index: int) -> None:
         """Refuses a shard whose two files are not of one length; reads their headers."""
         parquet, path = arrow(self.function), self.metadata_file(index)
-        with _reading(self.function, path, "Parquet"):
+        with reading(self.function, path, "Parquet"):
             found = parquet.read_metadata(path).num_rows
         if found != (rows := len(self.features(index))):
             raise self._wrong(path, f"one record for each of {rows} rows", found)
@@ -284,13 +298,13 @@ class Folder:
     def records(self, index: int, rows: list[int]) -> list[dict[str, Any]]:
         """The metadata of some rows of one shard."""
         table = self.table(index)
-        with _reading(self.function, self.metadata_file(index), "Parquet"):
+        with reading(self.function, self.metadata_file(index), "Parquet"):
             return table.take(rows).to_pylist()
 
     def counts(self, index: int) -> tuple[int, int, list[tuple[str, str]]]:
         """Inputs and rows of one shard, and which images were corrupt and why, as `extract` notes them."""
         parquet, path = arrow(self.function), self.metadata_file(index)
-        with _reading(self.function, path, "Parquet"):
+        with reading(self.function, path, "Parquet"):
             facts = parquet.read_metadata(path)
             inputs = int(facts.metadata[b"inputs"])
             lost = [(p, why) for p, why in _files.parse_json(facts.metadata[b"corrupt"])]
@@ -304,7 +318,7 @@ class Folder:
         """Of all shards; reads the headers of their metadata."""
         parquet, total = arrow(self.function), 0
         for index in self.shards():
-            with _reading(self.function, path := self.metadata_file(index), "Parquet"):
+            with reading(self.function, path := self.metadata_file(index), "Parquet"):
                 total += int(parquet.read_metadata(path).num_rows)
         return total
 
@@ -316,14 +330,14 @@ class Folder:
         """One column, a shard at a time."""
         for index in self.shards():
             table = self.table(index)
-            with _reading(self.function, self.metadata_file(index), "Parquet"):
+            with reading(self.function, self.metadata_file(index), "Parquet"):
                 names = table.column_names
             if name not in names:
                 raise ValueError(
                     f"{self.function}: {option} must be a column of the metadata, got '{name}'; "
                     f"{self.path} has {', '.join(names) or 'none'}; name another"
                 )
-            with _reading(self.function, self.metadata_file(index), "Parquet"):
+            with reading(self.function, self.metadata_file(index), "Parquet"):
                 values = table.column(name).to_pylist()
             yield values
 

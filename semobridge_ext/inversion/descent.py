@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +58,10 @@ def catch_interrupt() -> Iterator[Interrupt]:
         yield interrupt
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+# Start values and targets of each chunk, 1/B of the mean → the chunks, in their order; fewer after Ctrl-C.
+Elsewhere = Callable[[Iterator[tuple[Tensor, Tensor]], float, Interrupt], Generator[Chunk, None, None]]
 
 
 def _improve(

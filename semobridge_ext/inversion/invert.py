@@ -11,7 +11,7 @@ docs/guides/inversion.md explains why and gives the costs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _arrays, _errors
-from semobridge_ext._engines.tower_descent.choice import make_engine
 from semobridge_ext._engines.tower_descent.engine import TowerEngine
-from semobridge_ext.clip.towers import text_entry, vision_entry
-from semobridge_ext.inversion.descent import Chunk, catch_interrupt, run_chunk
+from semobridge_ext.inversion.descent import Chunk, Elsewhere, catch_interrupt, run_chunk
+from semobridge_ext.inversion.prepared import prepared
 from semobridge_ext.inversion.settings import Settings, check_count, check_generator, check_settings
 from semobridge_ext.inversion.spec import Inversion
 from semobridge_ext.inversion.start import Start, identity_of
@@ -36,7 +35,7 @@ _CHUNK = 256  # samples a chunk where the engine does not say: Ctrl-C or a kill 
 _PATCH_CHUNK = 32  # ... of patches, fifty rows a sample: the same work as 800 texts
 
 
-def _initial(
+def initial(
     function: str,
     init: Any,
     generator: torch.Generator | None,
@@ -99,11 +98,15 @@ def invert_rows(
     progress: bool,
     out: str | Path | None,
     description: dict[str, Any],
+    elsewhere: Elsewhere | None = None,
 ) -> Inversion:
-    """What `oti` and `ovi` do once the tower is read; `name` is the argument that `feats` were."""
+    """What `oti` and `ovi` do once the tower is read; `name` is the argument that `feats` were.
+
+    `elsewhere` makes the chunks, in their order, in place of this process.
+    """
     check_generator(function, generator)
     targets = unit_targets(function, name, feats, engine.dim, engine.compute, description["tower"].device)
-    tokens = _initial(function, init, generator, targets, engine, description)
+    tokens = initial(function, init, generator, targets, engine, description)
     if isinstance(init, Start):
         description = {**description, "start": init._mark}
     size = _chunk(function, engine, batch_size, out)
@@ -115,7 +118,9 @@ def invert_rows(
         with nullcontext() if store is None else store.held():
             chunks = [] if store is None else store.finished()  # by a run that held it until now
             if not chunks:
-                chunks, interrupted = _run(function, engine, targets, tokens, settings, size, progress, store)
+                chunks, interrupted = _run(
+                    function, engine, targets, tokens, settings, size, progress, store, elsewhere
+                )
     found = _gather(chunks, settings, interrupted, targets.device, engine.kind)
     return found.as_arrays() if _arrays.is_array(feats) else found
 
@@ -129,6 +134,7 @@ def _run(
     size: int,
     progress: bool,
     store: Store | None,
+    elsewhere: Elsewhere | None,
 ) -> tuple[list[Chunk], bool]:
     """The chunks, those of an earlier run read from the store, and whether Ctrl-C came."""
     batch, device, chunks = len(targets), targets.device, []  # type: int, torch.device, list[Chunk]
@@ -143,15 +149,30 @@ def _run(
             bar.update(count)
             bar.set_postfix(loss=f"{float(losses.nanmean()):.4f}", refresh=False)
 
+    begins = range(0, max(batch, 1), size)
+    # The mean over the whole batch, whatever the chunk: splitting changes nothing.
+    scale = 1.0 / max(batch, 1)
+
+    def parts() -> Iterator[tuple[Tensor, Tensor]]:
+        """Start values and targets of the chunks that are not on disk."""
+        for begin in begins:
+            if store is None or not store.has(begin // size):
+                yield tokens[begin : begin + size], targets[begin : begin + size]
+
     with catch_interrupt() as interrupt:
-        for begin in range(0, max(batch, 1), size):
+        made = None if elsewhere is None else elsewhere(parts(), scale, interrupt)
+        for begin in begins:
             chunk = None if store is None else store.load(begin // size)
             if chunk is None:
-                rows = slice(begin, begin + size)
-                own = tokens[rows].to(device, copy=True)
-                # The mean over the whole batch, whatever the chunk: splitting changes nothing.
-                scale = 1.0 / max(batch, 1)
-                chunk = run_chunk(engine, own, targets[rows], settings, scale, interrupt, advance)
+                if made is not None:
+                    chunk = next(made, None)
+                    if chunk is None:  # interrupted
+                        break
+                    advance(chunk.losses.numel(), chunk.losses[-1:])
+                else:
+                    rows = slice(begin, begin + size)
+                    own = tokens[rows].to(device, copy=True)
+                    chunk = run_chunk(engine, own, targets[rows], settings, scale, interrupt, advance)
                 if store is not None:
                     chunk = chunk.cpu()  # where chunks of an earlier run are read to
                     if not interrupt.asked:
@@ -161,16 +182,15 @@ def _run(
             chunks.append(chunk)
             if interrupt.asked:
                 break
+    if made is not None:
+        made.close()
     if bar is not None:
         bar.close()
+    if not chunks:  # stopped before anything came from elsewhere
+        raise KeyboardInterrupt
     if store is not None and not interrupt.asked:
         store.finish(chunks)
     return chunks, interrupt.asked
-
-
-def _numerics(weights: torch.dtype | None, compute: torch.dtype | None) -> dict[str, str]:
-    """What a file says of them; nothing of what is not asked for, as before."""
-    return {"weights": str(weights)} | ({} if compute is None else {"compute": str(compute)})
 
 
 def oti(
@@ -266,14 +286,10 @@ def oti(
     name = "oti"
     settings = check_settings(name, steps, lr, weight_decay, record_steps, patience, min_delta, weights)
     num_tokens = check_count(name, "num_tokens", num_tokens, 1)
-    tower, rows, run = text_entry(name, model, template, num_tokens=num_tokens, tokenizer=tokenizer)
-    engine = make_engine(name, model, tower, rows, weights, compute, run)
+    engine, description = prepared(name, model, num_tokens, weights, compute, template, tokenizer)
     return invert_rows(
         name, engine, img_feats, "img_feats", settings, init, generator, batch_size, progress, out,
-        {
-            "template": template, "vectors": num_tokens, **_numerics(weights, compute), "tower": tower,
-            "rows": rows,
-        },
+        description,
     )  # fmt: skip
 
 
@@ -332,9 +348,8 @@ def ovi(
     name = "ovi"
     settings = check_settings(name, steps, lr, weight_decay, record_steps, patience, min_delta, weights)
     num_patches = check_count(name, "num_patches", num_patches, 1)
-    tower, rows, run = vision_entry(name, model, num_patches=num_patches)
-    engine = make_engine(name, model, tower, rows, weights, compute, run)
+    engine, description = prepared(name, model, num_patches, weights, compute)
     return invert_rows(
         name, engine, txt_feats, "txt_feats", settings, init, generator, batch_size, progress, out,
-        {"vectors": num_patches, **_numerics(weights, compute), "tower": tower, "rows": rows},
+        description,
     )  # fmt: skip

@@ -126,6 +126,9 @@ class Store:
     def _part(self, index: int) -> Path:
         return _part_of(self.path, index)
 
+    def has(self, index: int) -> bool:
+        return self._part(index).exists()
+
     def load(self, index: int) -> Chunk | None:
         path = self._part(index)
         return self._read(path) if path.exists() else None

@@ -264,7 +264,7 @@ def two(tmp_path: Path) -> Path:
 
 def test_a_second_run_changes_nothing(two: Path, monkeypatch, capsys: pytest.CaptureFixture) -> None:
     """It comes while the first one encodes: refused with the other's name, before it writes its list."""
-    plain, told = command_module._encode, []
+    plain, told = models.rows_of, []
 
     def encode(*given):
         if not told:
@@ -274,7 +274,7 @@ def test_a_second_run_changes_nothing(two: Path, monkeypatch, capsys: pytest.Cap
             assert (two / "out" / "inputs.jsonl").read_bytes() == listing
         return plain(*given)
 
-    monkeypatch.setattr(command_module, "_encode", encode)
+    monkeypatch.setattr(models, "rows_of", encode)
     assert extract(two / "images", two / "out", *WORDS, "--batch-size", 2) == 0
     assert re.search(
         rf"OUT must belong to one run, got .*out, which process {os.getpid()} on \S+ has been writing since "

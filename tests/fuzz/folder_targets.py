@@ -83,6 +83,23 @@ def use_retrieve(path: Path) -> Sequence[Tensor]:
     return [torch.tensor(found[name]) for name in ("mAP", "R-Precision", "Recall@1")]
 
 
+def make_table(folder: Path) -> Path:
+    """Rows as Ray Data writes them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    vectors = pa.array(rows(3, 8).sin().add(0.1).tolist(), pa.list_(pa.float32(), 3))
+    pq.write_table(pa.table({"features": vectors, "label": list("aabbccdd")}), folder / "table.parquet")
+    return folder / "table.parquet"
+
+
+def use_table(path: Path) -> Sequence[Tensor]:
+    out = path.parent / "figures.json"
+    _run("retrieve", path, "--json", out)
+    found = json.loads(out.read_text())[str(path)]
+    return [torch.tensor(found[name]) for name in ("mAP", "R-Precision", "Recall@1")]
+
+
 def make_pairs(folder: Path) -> Path:
     shards(FEATURES)(folder)
     (folder / "pairs.csv").write_text('query,gallery,"a, note"\n0,1,\n7,2,"x\ny"\n3,3,\n')
@@ -370,6 +387,7 @@ TARGETS = [
     Target("extract, a split file", "json", ("extract",), make_split, use_split),
     Target("extract, trainval.txt", "bytes", ("extract",), make_pets, use_pets, depth=2),
     Target("fewshot, prompts", "json", FEWSHOT, make_prompts, use_prompts),
+    Target("retrieve, a table", "bytes", ("retrieve",), make_table, use_table, nan=True),
     Target("retrieve, pairs.csv", "bytes", ("retrieve",), make_pairs, use_pairs),
     Target("invert, .npy", "npy", INVERT, make_npy, use_features, nan=True, free=("shape",)),
     Target("invert, .pt", "bytes", INVERT, make_pt, use_features, free=("flip",)),

@@ -139,7 +139,7 @@ def test_every_public_name_is_in_the_reference():
     documented = {id(_resolve(name)): name for name in _reference_names()}
     doors = {
         name: importlib.import_module(f"semobridge_ext.{name}")
-        for name in ("ops", "reference", "clip", "data", "sklearn")
+        for name in ("ops", "reference", "clip", "data", "ray", "sklearn")
     }
     missing = []
     for prefix, door in [("", sb), *((f"{name}.", door) for name, door in doors.items())]:

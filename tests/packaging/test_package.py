@@ -26,7 +26,7 @@ from tests.support.source_tree import environment, run
 HEAVY = (
     "open_clip", "matplotlib", "torchvision", "triton", "transformers", "sklearn", "scipy", "optuna",
     "PIL", "safetensors", "huggingface_hub", "timm", "pandas", "faiss", "tqdm", "onnx", "onnxruntime",
-    "pyarrow",
+    "pyarrow", "ray",
 )  # fmt: skip
 
 

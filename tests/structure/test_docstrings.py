@@ -115,6 +115,7 @@ def methods(cls: type) -> Iterator[tuple[str, Callable]]:
 
 DOORS: dict[str, ModuleType] = {
     "sb": sb, "sb.ops": sb.ops, "sb.reference": sb.reference, "sb.clip": clip,
+    "sb.ray": sb.ray,
 }  # fmt: skip
 
 

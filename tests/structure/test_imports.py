@@ -50,7 +50,7 @@ LAYERS = (
         "incremental",
         "prompts",
     ),
-    ("data", "cli", "handover", "ops", "reference", "sklearn", ""),  # "": the package's own __init__
+    ("data", "cli", "handover", "ops", "ray", "reference", "sklearn", ""),  # "": the package's own __init__
 )
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}
 

@@ -8,21 +8,25 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from semobridge_ext import _files
 from semobridge_ext.cli import models
 from semobridge_ext.cli.arguments import add_input_dataset, add_max_pixels, count, place_of
+from semobridge_ext.cli.engine import add_engine, cluster_of, device_of
 from semobridge_ext.cli.listing import first_difference
 from semobridge_ext.cli.shard_writer import Writer, write_rows
 from semobridge_ext.cli.shards import arrow
 from semobridge_ext.cli.sources import Source, keep, open_source
 from semobridge_ext.cli.tar_members import MEMBER_BYTES
 from semobridge_ext.cli.tar_streams import UNPACKED_BYTES
+
+if TYPE_CHECKING:
+    from semobridge_ext.cli.decode import Decoded
 
 _DESCRIPTION = """\
 Encodes images with a CLIP model. What cannot be decoded is counted and listed, and stops nothing.
@@ -108,6 +112,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--before-projection", action="store_true",
                         help="store what the image projection is applied to")  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_engine(parser)
 
 
 def _utf8(text: str) -> str:
@@ -183,10 +188,28 @@ def _bar(args: argparse.Namespace, total: int | None, start: int) -> Any:
     return tqdm(total=total, initial=start, unit="image", desc="extract", disable=args.quiet or None)
 
 
-def _encode(encoder: models.Encoder, pixels: torch.Tensor | None, device: str) -> np.ndarray:
-    if pixels is None:
-        return np.empty((0, 0), np.float32)
-    return encoder.images(pixels.to(device, non_blocking=True)).numpy()
+def _encoded(
+    args: argparse.Namespace, source: Source, encoder: models.Encoder, names: Any, start: int
+) -> Iterator[tuple[list[Decoded], np.ndarray]]:
+    """Inputs from `start` on, a batch at a time, with the features of those that could be decoded."""
+    cluster = cluster_of("extract", args, args.device)
+    if cluster is not None:
+        from semobridge_ext.ray.jobs import encoded
+
+        yield from encoded(
+            source, names, models.weights_digest(encoder.model), start, batch_size=args.batch_size,
+            hidden=args.before_projection, max_pixels=args.max_pixels, cluster=cluster,
+            device="cuda" if cluster.gpus else args.device,
+        )  # fmt: skip
+        return
+    from semobridge_ext.cli.decode import batches
+
+    loader = batches(
+        source, encoder.preprocess, start, args.batch_size, args.workers, "cuda" in args.device,
+        args.max_pixels,
+    )  # fmt: skip
+    for batch in loader:
+        yield batch.inputs, models.rows_of(encoder, batch.pixels, args.device)
 
 
 def _collect(folder: Writer) -> tuple[int, int, int]:
@@ -220,6 +243,7 @@ def _settings(args: argparse.Namespace, source: Any, encoder: models.Encoder, na
 
 def run(args: argparse.Namespace) -> int:
     arrow("extract")
+    cluster_of("extract", args, args.device)
     names = models.resolve("extract", args.model, args.pretrained)
     if args.model is None:
         print(models.NOTE, file=sys.stderr)
@@ -245,7 +269,7 @@ def _begin(
             "extract", args.input, staged, label=args.label, column=args.path_column,
             max_member_bytes=args.max_member_bytes, max_tar_bytes=args.max_tar_bytes, place=place_of(args),
         )  # fmt: skip
-        encoder = models.load("extract", *names, args.device)
+        encoder = models.load("extract", *names, device_of(args))
         settings = _settings(args, source, encoder, names)
         if args.before_projection:
             encoder = encoder.before_projection("extract")
@@ -256,8 +280,6 @@ def _begin(
 
 
 def _run(args: argparse.Namespace, names: tuple[str, str | None], folder: Writer) -> int:
-    from semobridge_ext.cli.decode import batches
-
     began = time.perf_counter()
     source, encoder, first = _begin(args, names, folder)
     start, summary = _resume_at(folder, first, args.shard_size), folder.summary()
@@ -268,18 +290,14 @@ def _run(args: argparse.Namespace, names: tuple[str, str | None], folder: Writer
     if start:
         print(f"{args.out}: {start} inputs are done, going on", file=sys.stderr)
     shard = _Shard(folder, first, args, source.columns)
-    loader = batches(
-        source, encoder.preprocess, start, args.batch_size, args.workers, "cuda" in args.device,
-        args.max_pixels,
-    )  # fmt: skip
     done, ended = start, _is_last(folder, first, args.shard_size)
     with _bar(args, source.total, start) as bar:
-        for batch in () if ended else loader:
-            rows = iter(_encode(encoder, batch.pixels, args.device))
-            for path, fields, _, reason in batch.inputs:
+        for inputs, found in () if ended else _encoded(args, source, encoder, names, start):
+            rows = iter(found)
+            for path, fields, _, reason in inputs:
                 shard.add(path, fields, None if reason else next(rows), reason)
-            done += len(batch.inputs)
-            bar.update(len(batch.inputs))
+            done += len(inputs)
+            bar.update(len(inputs))
     if shard.inputs:
         shard.flush()
     if not done:

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from semobridge_ext import _checksum, _errors
 from semobridge_ext.cli import models
+from semobridge_ext.cli.engine import add_engine, cluster_of
 from semobridge_ext.cli.shards import npy_header
+from semobridge_ext.inversion.spec import Inversion
 
 _DESCRIPTION = """\
 Textual inversion (oti: image features in) or visual inversion (ovi: text features in). The result is
@@ -77,6 +79,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--limit", type=int, help="only the first so many rows")
     parser.add_argument("--key", default="features", help="tensor name in a .safetensors input")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_engine(parser)
 
 
 def _picto_features(name: str, model: Any, kind: str, limit: int | None) -> Tensor:
@@ -183,11 +186,42 @@ def _start(args: argparse.Namespace, model: Any, tokenizer: Any, feats: Tensor) 
     return phi
 
 
+def _on_cluster(
+    args: argparse.Namespace, names: tuple[str, str | None], encoder: models.Encoder, feats: Tensor,
+    init: Any, options: dict[str, Any], cluster: Any,
+) -> Inversion:  # fmt: skip
+    """What `oti` and `ovi` do, with the chunks made on a cluster."""
+    from semobridge_ext.inversion.invert import invert_rows
+    from semobridge_ext.inversion.prepared import prepared
+    from semobridge_ext.inversion.settings import check_count, check_settings
+    from semobridge_ext.ray.jobs import elsewhere
+
+    kind, weights, compute = args.kind, options["weights"], options["compute"]
+    steps = args.steps if args.steps is not None else {"oti": 150, "ovi": 1000}[kind]
+    settings = check_settings(
+        kind, steps, args.lr, args.weight_decay, options["record_steps"], args.patience, 1e-4, weights
+    )
+    vectors = check_count(kind, "--tokens", args.tokens, 1)
+    engine, description = prepared(
+        kind, encoder.model, vectors, weights, compute, args.template, encoder.tokenizer
+    )
+    chunks = elsewhere(
+        kind, names, models.weights_digest(encoder.model), cluster, template=args.template, vectors=vectors,
+        settings=settings, weights=weights, compute=compute,
+    )  # fmt: skip
+    return invert_rows(
+        kind, engine, feats, "features", settings, init, options["generator"], args.batch_size,
+        not args.quiet, args.output, description, chunks,
+    )  # fmt: skip
+
+
 def run(args: argparse.Namespace) -> int:
     from semobridge_ext.inversion.invert import oti, ovi
 
     _check_start(args)
-    encoder = models.load("invert", *models.resolve("invert", args.model, args.pretrained))
+    cluster_of("invert", args)
+    names = models.resolve("invert", args.model, args.pretrained)
+    encoder = models.load("invert", *names)
     model, tokenizer = encoder.model, encoder.tokenizer
     if args.input.startswith("picto:"):
         feats = _picto_features(args.input.removeprefix("picto:"), model, args.kind, args.limit)
@@ -208,7 +242,10 @@ def run(args: argparse.Namespace) -> int:
         print(f"stopped; finished pilots are beside {args.start}, the same command goes on from there")
         return 130
     start = time.perf_counter()
-    if args.kind == "oti":
+    cluster = cluster_of("invert", args)
+    if cluster is not None:
+        inv = _on_cluster(args, names, encoder, feats, init, options, cluster)
+    elif args.kind == "oti":
         inv = oti(
             model, feats, tokenizer=tokenizer, template=args.template, num_tokens=args.tokens, init=init,
             **options,

@@ -6,14 +6,20 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import numpy as np
 
 from semobridge_ext import _digest, _files
 from semobridge_ext.cli import mappings
 from semobridge_ext.cli.arguments import count
+from semobridge_ext.cli.engine import add_engine, cluster_of
 from semobridge_ext.cli.shard_writer import Writer, source_facts, write_header
 from semobridge_ext.cli.shards import Folder, arrow
+from semobridge_ext.cli.tables import open_features
 
 _DESCRIPTION = """\
 Applies a mapping to every row of a folder of shards and writes another one: unit rows, the same order,
@@ -43,6 +49,7 @@ examples:
   semobridge-ext map hidden/ feats-iso/ --mapping isoclip --k-top 150 --k-bottom 50
   semobridge-ext map feats/ feats-centred/ --mapping centering
   semobridge-ext map old/ as-new/ --mapping procrustes --fit old-sample/ --onto new-sample/
+  semobridge-ext map feats.parquet feats-bridge/ --mapping bridge.safetensors   # or .lance, or a folder
 then: semobridge-ext retrieve feats/ feats-bridge/ feats-pca/
 """
 
@@ -55,7 +62,7 @@ def add_parser(subparsers: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("input", metavar="IN", type=Path, help="folder of shards")
+    parser.add_argument("input", metavar="IN", type=Path, help="folder of shards; .parquet, .lance")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write; made if absent")
     names = "|".join(mappings.MAKERS)
     parser.add_argument("--mapping", required=True, metavar="NAME", help=f"{names}|FILE.safetensors")
@@ -73,6 +80,7 @@ def add_parser(subparsers: Any) -> None:
     add("--published", metavar="MODEL", help="isoclip: the paper's cuts for MODEL")
     add("--compress", action="store_true", help="isoclip: narrow rows, the same ranking")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_engine(parser)
 
 
 def _file_facts(path: Path) -> str:
@@ -97,14 +105,27 @@ def _check(args: argparse.Namespace, folder: Folder, mapping: mappings.Mapping) 
         raise ValueError(f"map: OUT must be another folder than IN, got {args.out} twice; choose another")
 
 
-def _apply(folder: Folder, out: Writer, index: int, mapping: mappings.Mapping, dtype: str) -> int:
-    """One shard; its rows."""
+def _mapped(
+    args: argparse.Namespace, folder: Folder, indices: list[int], mapping: mappings.Mapping, data: bytes
+) -> Iterator[np.ndarray]:
+    """The mapped rows of every part of these shards, one after another."""
+    parts = (part for index in indices for part in folder.parts(index))
+    cluster = cluster_of("map", args)
+    if cluster is None:
+        rows = (folder.features(index)[first:end] for index, first, end in parts)
+        return (mappings.mapped_rows(mapping, part, args.dtype) for part in rows)
+    from semobridge_ext.ray.jobs import mapped
+
+    return mapped(folder.path, parts, data, args.dtype, cluster)
+
+
+def _apply(folder: Folder, out: Writer, index: int, mapped: Iterator[np.ndarray], dtype: str) -> int:
+    """One shard, whose parts come next; its rows."""
     source = folder.features(index)
 
     def features(file: BinaryIO) -> None:
         width = None
-        for part in source.split(1 << 14) if source.shape[1] else ():
-            rows = mapping.apply(part.float()).numpy().astype(dtype)
+        for rows in islice(mapped, len(folder.parts(index))):
             if width is None:
                 width = rows.shape[1]
                 write_header(file, (len(source), width), dtype)
@@ -112,7 +133,7 @@ def _apply(folder: Folder, out: Writer, index: int, mapping: mappings.Mapping, d
         if width is None:  # a shard whose images were all corrupt
             write_header(file, (0, 0), dtype)
 
-    out.write(index, features, folder.metadata_file(index).read_bytes())
+    out.write(index, features, folder.metadata_bytes(index))
     return len(source)
 
 
@@ -120,7 +141,8 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     arrow("map")
-    folder = Folder("map", args.input)
+    cluster_of("map", args)
+    folder = open_features("map", args.input)
     indices = folder.shards()
     folder.check_finished()
     mapping = mappings.make(args.mapping, args, folder)
@@ -163,8 +185,9 @@ def run(args: argparse.Namespace) -> int:
         _files.write_bytes(args.out / "mapping.safetensors", data)
         if first:
             print(f"{args.out}: {first} shards are done, going on", file=sys.stderr)
+        mapped = _mapped(args, folder, indices[first:], mapping, data)
         for index in tqdm(indices[first:], unit="shard", desc="map", disable=args.quiet or None):
-            rows += _apply(folder, out, index, mapping, args.dtype)
+            rows += _apply(folder, out, index, mapped, args.dtype)
         seconds = time.perf_counter() - began
         total = sum(len(out.features(i)) for i in out.shards())
         out.finish(

@@ -34,6 +34,9 @@ their shares of the gallery and of the relevant items (ties in the order of the 
 texts:
   FOLDER/text_emb/text_emb_0.npy with its metadata, as clip-retrieval writes it. FOLDER/text_emb names
   the texts of a folder that holds images too.
+tables:
+  a .parquet file, a folder of them, or a .lance data set with a column of vectors named features,
+  embedding or vector; the other columns are the metadata.
 pairs:
   a CSV with a header that has query and gallery; a line for each pair, in any order, repeated ones
   count once. Values are row numbers from 0 (of the folders together, in their order), or with --key
@@ -56,7 +59,9 @@ def add_parser(subparsers: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("shards", metavar="SHARDS", type=Path, nargs="+", help="folders of extract or map")
+    parser.add_argument(
+        "shards", metavar="SHARDS", type=Path, nargs="+", help="folders of extract or map; .parquet, .lance"
+    )
     parser.add_argument("--queries", type=Path, metavar="SHARDS", help="take the queries from here instead")
     parser.add_argument(
         "--label", default="label", metavar="COLUMN", help="what must be equal (default: label)"

@@ -15,9 +15,10 @@ from torch.nn.functional import normalize
 from semobridge_ext import _files
 from semobridge_ext.cli import images, mappings, models, sheet
 from semobridge_ext.cli.arguments import add_max_pixels, count
+from semobridge_ext.cli.engine import add_engine, cluster_of
 from semobridge_ext.cli.output import write_json
 from semobridge_ext.cli.shards import Folder
-from semobridge_ext.retrieval.streamed import topk_over
+from semobridge_ext.retrieval.streamed import joined, topk_over
 
 _DESCRIPTION = """\
 Exact search by cosine, shard by shard, memory-mapped: the gallery is never in memory as a whole. The
@@ -50,6 +51,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the hits as JSON too")
     add_max_pixels(parser, "refused as queries, and empty frames in the sheet")
     parser.add_argument("--device", default="cpu", help="for the queries' model (default: cpu)")
+    add_engine(parser)
 
 
 def _check(args: argparse.Namespace, settings: dict[str, Any]) -> None:
@@ -107,13 +109,23 @@ def _queries(args: argparse.Namespace, settings: dict[str, Any]) -> Tensor:  # [
     return torch.cat(parts)
 
 
-def _gallery(folder: Folder, *, unit: bool) -> Iterator[Tensor]:
-    """Unit rows in order; raw ones pass through memory a block at a time to lose their lengths."""
+def _parts(folder: Folder, *, unit: bool) -> Iterator[tuple[int, int, int]]:
+    """Shard, first row and end; raw rows pass through memory a block at a time to lose their lengths."""
     for index in folder.shards():
-        shard = folder.features(index)
-        for part in (shard,) if unit else shard.split(1 << 14):
-            if part.numel():
-                yield part if unit else normalize(part.float(), dim=1)
+        if parts := folder.parts(index):
+            yield from [(index, 0, parts[-1][2])] if unit else parts
+
+
+def _best(args: argparse.Namespace, folder: Folder, queries: Tensor, unit: bool) -> tuple[Tensor, Tensor]:
+    """Scores and row numbers, [N, k] each."""
+    cluster, parts = cluster_of("search", args), _parts(folder, unit=unit)
+    if cluster is not None:
+        from semobridge_ext.ray.jobs import searched
+
+        lists = searched(args.shards, parts, queries, args.k, unit=unit, cluster=cluster)
+        return joined(len(queries), lists, args.k)
+    rows = (folder.features(index)[first:end] for index, first, end in parts)
+    return topk_over(queries, (part if unit else normalize(part.float(), dim=1) for part in rows), args.k)
 
 
 def _records(folder: Folder, wanted: set[int]) -> dict[int, tuple[str, str]]:
@@ -132,6 +144,7 @@ def _records(folder: Folder, wanted: set[int]) -> dict[int, tuple[str, str]]:
 
 
 def run(args: argparse.Namespace) -> int:
+    cluster_of("search", args)
     folder = Folder("search", args.shards)
     for index in folder.shards():
         folder.check_rows(index)
@@ -140,8 +153,7 @@ def run(args: argparse.Namespace) -> int:
     _check(args, settings)
     queries = _queries(args, settings)
     began = time.perf_counter()
-    gallery = _gallery(folder, unit=bool(settings.get("normalized")))
-    scores, found = topk_over(queries, gallery, args.k)
+    scores, found = _best(args, folder, queries, bool(settings.get("normalized")))
     seconds = time.perf_counter() - began
     records = _records(folder, set(found.reshape(-1).tolist()))
     names = [(text, False) for text in args.text] + [(image, True) for image in args.image]
