@@ -94,12 +94,24 @@ def declared(path: Path) -> dict[str, Declared]:
     for match in re.finditer(pattern, text):
         words = [part.split("=")[0].split() for part in (match[1] or "").split(",")]
         end = text.find("\n}\n", match.end())
-        body = text[match.end() : end]
+        body = with_called(path, text[match.end() : end])
         found[match[2]] = Declared(
             tuple(w[-1] for w in words if w), bool(re.search(r"\w*mma\w*(::|\()", body)),
             bool(re.search(r"\bstore\(", body)),
         )  # fmt: skip
     return found
+
+
+def with_called(path: Path, body: str) -> str:
+    """A kernel's body and those of the functions beside it in its folder's headers that it calls."""
+    headers = "".join(p.read_text(encoding="utf-8") for p in sorted(path.parent.glob("cuda*.cuh")))
+    functions = dict(re.findall(r"^__device__ [^;{]*?\b(\w+)\(([\s\S]*?\n})\n", headers, re.MULTILINE))
+    called, found = [body], set[str]()
+    while called:
+        names = set(re.findall(r"\b(\w+)[(<]", called.pop())) & functions.keys() - found
+        found |= names
+        called += [functions[name] for name in names]
+    return "".join([body, *(functions[name] for name in sorted(found))])
 
 
 def parse(text: str, architecture: str) -> list[Code]:

@@ -42,22 +42,33 @@ struct Record {  // of an access
 using Known = std::map<uint32_t, std::vector<Point>>;  // by block
 using Shared = std::shared_ptr<const Known>;
 
+// A point behind a later barrier of the block holds all that one behind an earlier barrier does.
 void add(Known& known, uint32_t block, const Point& point) {
-  for (Point& p : known[block]) {
+  std::vector<Point>& points = known[block];
+  if (!points.empty() && points.front().barrier != point.barrier) {
+    if (points.front().barrier > point.barrier) return;
+    points.clear();
+  }
+  for (Point& p : points) {
     if (p.rank != point.rank) continue;
-    if (point.fence > p.fence || point.barrier > p.barrier || point.warp > p.warp) p = point;
+    if (point.fence > p.fence || point.warp > p.warp) p = point;
     return;
   }
-  known[block].push_back(point);
+  points.push_back(point);
 }
 
 Shared merged(const Shared& a, const Shared& b) {
   if (a == b || b == nullptr) return a;
   if (a == nullptr) return b;
+  static Shared left, right, last;  // the threads of a block ask for the same again and again
+  if (a == left && b == right) return last;
   auto both = std::make_shared<Known>(*a);
   for (const auto& [block, points] : *b) {
     for (const Point& p : points) add(*both, block, p);
   }
+  left = a;
+  right = b;
+  last = both;
   return both;
 }
 
