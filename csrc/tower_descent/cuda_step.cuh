@@ -14,6 +14,15 @@ static_assert(kStepThreads == kFewThreads && kStepThreads == few_attention::kThr
                   kStepThreads == kWarp * kNormWarps && kStepThreads == kWarp * kLossWarps,
               "a phase's tile is a block's");
 
+// A pointer that was read from memory may point anywhere, and loads by it would wait for stores to
+// shared memory: the compiler is told that these point to global memory.
+template <class... P>
+__device__ __forceinline__ void in_global([[maybe_unused]] P*&... pointers) {
+#ifdef __CUDA_ARCH__
+  ((pointers = static_cast<P*>(__cvta_global_to_generic(__cvta_generic_to_global(pointers)))), ...);
+#endif
+}
+
 enum class PhaseKind : int32_t {
   kNorm,
   kNormGrad,
@@ -200,13 +209,21 @@ __device__ __forceinline__ void run_update(const StepEnds<T>& e) {
 }
 
 template <class T>
+__device__ __forceinline__ AttentionPhase<T> attention_of(const StepRecord& record) {
+  auto a = record.get<AttentionPhase<T>>();
+  in_global(a.params.qkv, a.params.prefix, a.params.visible, a.params.lse, a.grad_o, a.out);
+  return a;
+}
+
+template <class T>
 __device__ __forceinline__ void run_phase(const StepRecord& record, const StepEnds<T>& ends,
                                           StepRoom<T>* room) {
   constexpr int kStep = kVector<T>;
   const int tiles = record.tiles;
   switch (record.kind) {
     case PhaseKind::kNorm: {
-      const auto n = record.get<NormPhase<T>>();
+      auto n = record.get<NormPhase<T>>();
+      in_global(n.x, n.delta, n.total, n.weight, n.bias, n.y, n.mean, n.rstd);
       return each_tile(tiles, [&](int tile) {
         layer_norm_rows<T, kStep>(tile, n.x, n.x_stride, n.delta, n.delta_stride, n.total,
                                   n.total_stride, n.weight, n.bias, n.eps, n.y, n.y_stride, n.mean,
@@ -214,7 +231,8 @@ __device__ __forceinline__ void run_phase(const StepRecord& record, const StepEn
       });
     }
     case PhaseKind::kNormGrad: {
-      const auto n = record.get<NormGradPhase<T>>();
+      auto n = record.get<NormGradPhase<T>>();
+      in_global(n.x, n.grad_y, n.weight, n.mean, n.rstd, n.residual, n.grad_x);
       return each_tile(tiles, [&](int tile) {
         layer_norm_grad_rows<T, kStep>(tile, n.x, n.x_stride, n.grad_y, n.grad_y_stride, n.weight,
                                        n.mean, n.rstd, n.residual, n.residual_stride, n.grad_x,
@@ -222,15 +240,20 @@ __device__ __forceinline__ void run_phase(const StepRecord& record, const StepEn
       });
     }
     case PhaseKind::kProduct: {
-      const auto p = record.get<ProductPhase<T>>();
+      auto p = record.get<ProductPhase<T>>();
+      FewRowsParams<T>& f = p.params;
+      in_global(f.x, f.weight, f.normed, f.residual, f.bias, f.other, f.grad, f.y, f.second, f.sums,
+                f.tickets);
+      in_global(f.norm.weight, f.norm.bias, f.norm.mean, f.norm.rstd, f.norm.stats);
+      in_global(f.norm_behind.weight, f.norm_behind.mean, f.norm_behind.rstd, f.norm_behind.stats);
       if (p.before == Before::kPlain) return run_product<T, Before::kPlain>(p, tiles, room);
       if (p.before == Before::kNorm) return run_product<T, Before::kNorm>(p, tiles, room);
       return run_product<T, Before::kNormGrad>(p, tiles, room);
     }
     case PhaseKind::kAttention:
-      return run_attention_of<T, false>(record.get<AttentionPhase<T>>(), tiles, room);
+      return run_attention_of<T, false>(attention_of<T>(record), tiles, room);
     case PhaseKind::kAttentionGrad:
-      return run_attention_of<T, true>(record.get<AttentionPhase<T>>(), tiles, room);
+      return run_attention_of<T, true>(attention_of<T>(record), tiles, room);
     case PhaseKind::kLoss:
       return run_loss(ends);
     case PhaseKind::kUpdate:
