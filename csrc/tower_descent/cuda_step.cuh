@@ -19,7 +19,7 @@ static_assert(kStepThreads == kFewThreads && kStepThreads == few_attention::kThr
 template <class... P>
 __device__ __forceinline__ void in_global([[maybe_unused]] P*&... pointers) {
 #ifdef __CUDA_ARCH__
-  ((pointers = static_cast<P*>(__cvta_global_to_generic(__cvta_generic_to_global(pointers)))), ...);
+  (__builtin_assume(__isGlobal(pointers)), ...);
 #endif
 }
 
