@@ -154,9 +154,11 @@ struct FewRowsPlace {
   int tile, row_tile, part, tiles, row_tiles, splits;
 };
 
-// One tile's part of K; the last part of a tile to come finishes it.
-template <class T, Before kBefore, bool kTransposed>
-__device__ __forceinline__ void few_rows_tile(const FewRowsParams<T>& p, const FewRowsPlace& at,
+// One tile's part of K; the last part of a tile to come finishes it, with what `late` returns:
+// again p, which then need not stay in registers until here.
+template <class T, Before kBefore, bool kTransposed, class Late>
+__device__ __forceinline__ void few_rows_tile(const FewRowsParams<T>& p, Late late,
+                                              const FewRowsPlace& at,
                                               Stage<T, kTransposed>* stage) {
   using S = Stage<T, kTransposed>;
   using M = Multiply<T>;
@@ -220,10 +222,11 @@ __device__ __forceinline__ void few_rows_tile(const FewRowsParams<T>& p, const F
   __syncthreads();
   if (stage->is_last != 1) return;
   __threadfence();
-  add_parts(p, tile_sums, tiles * kTile, splits, row0, rows, tile, stage);
+  const FewRowsParams<T> q = late();
+  add_parts(q, tile_sums, tiles * kTile, splits, row0, rows, tile, stage);
   for (int r = static_cast<int>(threadIdx.x) / kWarp; r < rows; r += kFewThreads / kWarp) {
     const int lane = threadIdx.x % kWarp;  // each thread reads what it has put there
-    finish_row(p, row0 + r, tile, stage->ends[0][r][lane], stage->ends[1][r][lane],
+    finish_row(q, row0 + r, tile, stage->ends[0][r][lane], stage->ends[1][r][lane],
                stage->stats.mean[r], stage->stats.rstd[r]);
   }
   if (threadIdx.x == 0) *ticket = 0;  // ready for the next product

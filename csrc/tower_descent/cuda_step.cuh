@@ -148,18 +148,37 @@ __device__ __forceinline__ void each_tile(int tiles, F f) {
   }
 }
 
-template <class T, Before kBefore>
-__device__ __forceinline__ void run_product(const ProductPhase<T>& phase, int tiles,
-                                            StepRoom<T>* room) {
+template <class T>
+__device__ __forceinline__ ProductPhase<T> product_of(const StepRecord& record) {
+  auto p = record.get<ProductPhase<T>>();
+  FewRowsParams<T>& f = p.params;
+  in_global(f.x, f.weight, f.normed, f.residual, f.bias, f.other, f.grad, f.y, f.second, f.sums,
+            f.tickets);
+  in_global(f.norm.weight, f.norm.bias, f.norm.mean, f.norm.rstd, f.norm.stats);
+  in_global(f.norm_behind.weight, f.norm_behind.mean, f.norm_behind.rstd, f.norm_behind.stats);
+  return p;
+}
+
+template <class T, Before kBefore, bool kTransposed>
+__device__ __forceinline__ void run_product(const StepRecord& record, int tiles,
+                                            Stage<T, kTransposed>* stage) {
+  const ProductPhase<T> phase = product_of<T>(record);
   each_tile(tiles, [&](int tile) {
     FewRowsPlace at = phase.grid;
     at.tile = tile % at.tiles;
     at.row_tile = tile / at.tiles % at.row_tiles;
     at.part = tile / at.tiles / at.row_tiles;
-    if (phase.transposed != 0)
-      return few_rows_tile<T, kBefore, true>(phase.params, at, &room->transposed);
-    few_rows_tile<T, kBefore, false>(phase.params, at, &room->plain);
+    few_rows_tile<T, kBefore>(
+        phase.params, [&] { return product_of<T>(record).params; }, at, stage);
   });
+}
+
+template <class T, Before kBefore>
+__device__ __forceinline__ void run_product_of(const StepRecord& record, int tiles,
+                                               StepRoom<T>* room) {
+  const auto* phase = reinterpret_cast<const ProductPhase<T>*>(record.body);
+  if (phase->transposed != 0) return run_product<T, kBefore>(record, tiles, &room->transposed);
+  run_product<T, kBefore>(record, tiles, &room->plain);
 }
 
 template <class T, int kOwn, bool kGrad>
@@ -240,15 +259,10 @@ __device__ __forceinline__ void run_phase(const StepRecord& record, const StepEn
       });
     }
     case PhaseKind::kProduct: {
-      auto p = record.get<ProductPhase<T>>();
-      FewRowsParams<T>& f = p.params;
-      in_global(f.x, f.weight, f.normed, f.residual, f.bias, f.other, f.grad, f.y, f.second, f.sums,
-                f.tickets);
-      in_global(f.norm.weight, f.norm.bias, f.norm.mean, f.norm.rstd, f.norm.stats);
-      in_global(f.norm_behind.weight, f.norm_behind.mean, f.norm_behind.rstd, f.norm_behind.stats);
-      if (p.before == Before::kPlain) return run_product<T, Before::kPlain>(p, tiles, room);
-      if (p.before == Before::kNorm) return run_product<T, Before::kNorm>(p, tiles, room);
-      return run_product<T, Before::kNormGrad>(p, tiles, room);
+      const Before before = reinterpret_cast<const ProductPhase<T>*>(record.body)->before;
+      if (before == Before::kPlain) return run_product_of<T, Before::kPlain>(record, tiles, room);
+      if (before == Before::kNorm) return run_product_of<T, Before::kNorm>(record, tiles, room);
+      return run_product_of<T, Before::kNormGrad>(record, tiles, room);
     }
     case PhaseKind::kAttention:
       return run_attention_of<T, false>(attention_of<T>(record), tiles, room);

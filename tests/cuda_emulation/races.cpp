@@ -9,6 +9,7 @@
 // Shuffles, votes and wmma bring lanes together and order no memory. An atomic without fences
 // orders nothing but the atomics on its word. Blocks that have ended are as unordered as those that
 // run: which of them run at once is the device's choice.
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <string>
@@ -49,12 +50,14 @@ void add(Known& known, uint32_t block, const Point& point) {
     if (points.front().barrier > point.barrier) return;
     points.clear();
   }
-  for (Point& p : points) {
-    if (p.rank != point.rank) continue;
-    if (point.fence > p.fence || point.warp > p.warp) p = point;
-    return;
+  const auto same = [&](const Point& p) { return p.rank == point.rank; };
+  auto at = points.begin() + std::min<size_t>(point.rank, points.size());  // threads fence in turn
+  if (at == points.end() || !same(*at)) at = std::find_if(points.begin(), points.end(), same);
+  if (at == points.end()) {
+    points.push_back(point);
+  } else if (point.fence > at->fence || point.warp > at->warp) {
+    *at = point;
   }
-  points.push_back(point);
 }
 
 Shared merged(const Shared& a, const Shared& b) {

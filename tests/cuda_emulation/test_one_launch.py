@@ -1,4 +1,4 @@
-"""The inversion step of few rows in one cooperative launch, over the emulated kernel: the launches' own bits."""
+"""The inversion step of few rows in one cooperative launch, emulated: the bits of the launches."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def results(engine: LaunchedTower, samples: int) -> list[Tensor]:
 def same_bits(
     tower: Tower, rows: LearnedRows, stored: torch.dtype, at_once: Any, recorder: Recorder, samples: int = 3
 ) -> OneLaunchPlan:
-    plain, graph, _ = launched.engines(tower, rows, stored, recorder=recorder, plans=FewRowsPlan)
+    plain = launched.engines(tower, rows, stored, recorder=recorder, plans=FewRowsPlan)[0]
     want = results(plain, samples)
     for engine in launched.engines(tower, rows, stored, recorder=recorder, plans=plan_of)[:2]:
         before = at_once.counts()[0]
@@ -128,7 +128,9 @@ def test_where_it_is_not_taken(at_once: Any, recorder: Recorder):
 def test_a_refused_launch_is_told(at_once: Any, recorder: Recorder):
     """A device that lost room since the plan was made."""
     tower = tower_of()
-    engine = launched.engines(tower, some_rows(tower, *SHAPES["apart"]), F32, recorder=recorder, plans=plan_of)[0]
+    engine = launched.engines(
+        tower, some_rows(tower, *SHAPES["apart"]), F32, recorder=recorder, plans=plan_of
+    )[0]
     engine.plan(2)
     at_once.set_processors(1, 1)
     with pytest.raises(RuntimeError, match="tower_step: cooperative launch failed: too many blocks"):

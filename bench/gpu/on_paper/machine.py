@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 NODE = 2.5e-6  # seconds that a launch costs behind the one that it waits for: 2 to 5 µs are usual
 TRIP = 0.35e-6  # seconds of a load that nothing hides, from L2 or memory
-MEETING = 1.5e-6  # seconds until all blocks of a launch have met: 1 to 2 µs are usual with two a multiprocessor
+MEETING = (
+    1.5e-6  # seconds until all blocks of a launch have met: 1 to 2 µs are usual with two a multiprocessor
+)
 RESIDENT = 32 << 20  # bytes that stay in an L2 of 40 or 50 MB from one launch to the next
 
 
@@ -86,7 +88,9 @@ class AtOnce(Launch):
 
     def seconds(self, device: Device) -> float:
         ahead = device.memory * MEETING  # bytes
-        works = [replace(p, memory=max(p.memory - ahead, 0.0)).seconds(device) - NODE for p in self.phases[1:]]
+        works = [
+            replace(p, memory=max(p.memory - ahead, 0.0)).seconds(device) - NODE for p in self.phases[1:]
+        ]
         return self.phases[0].seconds(device) + sum(works) + len(works) * MEETING
 
 

@@ -2,9 +2,9 @@
 
 The launches of few_rows.py are written down once, as phases with the addresses that they name. All blocks of
 a cooperative launch are on the device at once: they take the tiles of a phase in turn, meet, and go on to the
-next. So a step pays for one launch and, phase by phase, for a meeting, which costs less than a launch; and the
-matrix of the next phase is on its way to L2 while they meet. Each phase is the launch's own code over the
-same tiles, in the same order: the same bits.
+next. So a step pays for one launch and, phase by phase, for a meeting, which costs less than a launch; the
+matrix of the next phase is on its way to L2 meanwhile. Each phase is the launch's own code over the same
+tiles, in the same order: the same bits.
 
 Letters as in torch.py.
 """
@@ -55,7 +55,12 @@ class OneLaunchPlan(FewRowsPlan):
     """
 
     def __init__(
-        self, weights: LaunchedWeights, rows: SlotRows, samples: int, pieces: type[CudaTowerPieces], blocks: int
+        self,
+        weights: LaunchedWeights,
+        rows: SlotRows,
+        samples: int,
+        pieces: type[CudaTowerPieces],
+        blocks: int,
     ) -> None:
         super().__init__(weights, rows, samples, pieces)
         for _ in range(2):  # the first time the workspaces grow, and with them their addresses
