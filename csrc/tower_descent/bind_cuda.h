@@ -206,14 +206,14 @@ void bind_step(py::module_& m) {
       py::arg("dtype"), py::arg("device"));
   m.def(
       "tower_step_cuda",
-      [](int dtype, uintptr_t phases, int64_t first, int64_t last, const Loss& loss,
-         const Update& update, int64_t blocks, uintptr_t arrived, int device, uintptr_t stream) {
+      [](int dtype, uintptr_t phases, int64_t first, int64_t last, const py::tuple& loss,
+         const py::tuple& update, int64_t blocks, uintptr_t arrived, int device, uintptr_t stream) {
         const sb::TowerStepCudaArgs a{dtype_of(dtype),
                                       at<const void>(phases),
                                       first,
                                       last,
-                                      std::apply(cosine_loss_args, loss),
-                                      std::apply(adamw_args, update),
+                                      std::apply(cosine_loss_args, loss.cast<Loss>()),
+                                      std::apply(adamw_args, update.cast<Update>()),
                                       blocks,
                                       at<uint64_t>(arrived)};
         py::gil_scoped_release release;

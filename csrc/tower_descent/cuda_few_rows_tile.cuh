@@ -205,11 +205,10 @@ __device__ __forceinline__ void few_rows_tile(const FewRowsParams<T>& p, Late la
     }
   }
 
-  const FewRowsParams<T> q = late();
   // Tiles of one part of K after those of another.
   const int64_t tiles = static_cast<int64_t>(at.tiles) * at.row_tiles;
   constexpr int kTile = kFewRows * kFewCols;
-  float* tile_sums = q.sums + (static_cast<int64_t>(at.row_tile) * at.tiles + tile) * kTile;
+  float* tile_sums = p.sums + (static_cast<int64_t>(at.row_tile) * at.tiles + tile) * kTile;
   if (warp_row < rows) {
     float* own = tile_sums + at.part * tiles * kTile + warp_row * kFewCols;
     for (int c = 0; c < 2; ++c) {
@@ -218,11 +217,12 @@ __device__ __forceinline__ void few_rows_tile(const FewRowsParams<T>& p, Late la
   }
   __threadfence();  // this thread's sums are visible to every block that sees its ticket
   __syncthreads();
-  int* ticket = q.tickets + at.row_tile * at.tiles + tile;
+  int* ticket = p.tickets + at.row_tile * at.tiles + tile;
   if (threadIdx.x == 0) stage->is_last = atomicAdd(ticket, 1) == splits - 1;
   __syncthreads();
   if (stage->is_last != 1) return;
   __threadfence();
+  const FewRowsParams<T> q = late();
   add_parts(q, tile_sums, tiles * kTile, splits, row0, rows, tile, stage);
   for (int r = static_cast<int>(threadIdx.x) / kWarp; r < rows; r += kFewThreads / kWarp) {
     const int lane = threadIdx.x % kWarp;  // each thread reads what it has put there

@@ -162,8 +162,8 @@ __device__ __forceinline__ ProductPhase<T> product_of(const StepRecord& record) 
 template <class T, Before kBefore, bool kTransposed>
 __device__ __forceinline__ void run_product(const StepRecord& record, int tiles,
                                             Stage<T, kTransposed>* stage) {
+  const ProductPhase<T> phase = product_of<T>(record);
   each_tile(tiles, [&](int tile) {
-    const ProductPhase<T> phase = product_of<T>(record);  // anew: what only begins a tile goes
     FewRowsPlace at = phase.grid;
     at.tile = tile % at.tiles;
     at.row_tile = tile / at.tiles % at.row_tiles;

@@ -25,7 +25,7 @@ using StepPhase = std::variant<LayerNormCudaArgs, LayerNormGradCudaArgs, FewRows
 
 int64_t step_phase_bytes();
 // As the kernel reads it, into step_phase_bytes() of the host's memory. Throws
-// std::invalid_argument where rows are not aligned to 16 bytes.
+// std::invalid_argument where rows are not aligned to 16 bytes, and where they are float32.
 void write_step_phase(const StepPhase& phase, void* to);
 // The largest number of tiles of these phases: more blocks would only wait.
 int64_t step_tiles(const void* phases, int64_t bytes);
@@ -40,7 +40,7 @@ struct TowerStepCudaArgs {
   uint64_t* arrived = nullptr;   // [1] a zero before the first launch
 };
 void tower_step_cuda(const TowerStepCudaArgs& args, int device, void* stream);
-// Blocks that the device holds at once; 0: it takes no cooperative launches.
+// Blocks that the device holds at once; 0: it takes no cooperative launches, or not in this type.
 int64_t tower_step_blocks(DType dtype, int device);
 
 }  // namespace semobridge

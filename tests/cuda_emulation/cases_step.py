@@ -20,7 +20,7 @@ from tests.cuda_emulation.cases_few_rows import (
 )
 
 Call = tuple[str, tuple]
-STEPS, DIM, PREFIX, SLOTS = 2, 24, 3, 2
+STEPS, DIM, PREFIX, SLOTS = 2, 40, 3, 2
 PLAINLY = (PLAIN, NO_NORM, NOTHING, NOTHING, NOTHING)
 
 
@@ -209,13 +209,14 @@ class Tower:
 
 
 # dtype, samples, width, layers: heads of 24 and of 72 columns; one and two tiles of rows
-TOWERS = ((FLOAT, 3, 48, 2), (BFLOAT, 2, 72, 1), (HALF, 3, 48, 1), (BFLOAT, 33, 32, 1))
+TOWERS = ((BFLOAT, 3, 48, 2), (BFLOAT, 2, 72, 1), (HALF, 3, 48, 1), (BFLOAT, 33, 32, 1))
 
 
 def case_step(m, rng: np.random.Generator) -> None:
     if hasattr(m, "set_processors"):  # the emulation's
         m.set_processors(2, 3)
-    blocks = m.tower_step_cuda_blocks(FLOAT, 0)
+    assert m.tower_step_cuda_blocks(FLOAT, 0) == 0
+    blocks = m.tower_step_cuda_blocks(BFLOAT, 0)
     assert blocks > 0 or not hasattr(m, "set_processors")
     for dtype, samples, width, layers in TOWERS if blocks else ():
         if dtype not in STORAGES or (SANITIZED and samples > 3):  # where every access is followed
@@ -231,16 +232,18 @@ def case_step(m, rng: np.random.Generator) -> None:
     if hasattr(m, "set_processors"):
         refusals(m, rng)
         m.set_processors(0, 1)
-        assert m.tower_step_cuda_blocks(FLOAT, 0) == 0
+        assert m.tower_step_cuda_blocks(BFLOAT, 0) == 0
 
 
 def refusals(m, rng: np.random.Generator) -> None:
-    tower = Tower(m, rng, FLOAT, 2, 48, 1)
+    tower = Tower(m, rng, BFLOAT, 2, 48, 1)
+    single = (tower.x.address, FLOAT, *tower.x.view[2:])
     off = (tower.x.address + 4, *tower.x.view[1:])
     for run, told in (
         (lambda: tower.at_once(7), "too many blocks"),
         (lambda: m.layer_norm_cuda_phase(off, *tower.calls[0][1][1:]), "aligned to 16 bytes"),
         (lambda: m.few_rows_cuda_phase(off, *tower.calls[1][1][1:]), "aligned to 16 bytes"),
+        (lambda: m.layer_norm_cuda_phase(single, *tower.calls[0][1][1:]), "only float16 and bfloat16"),
         (lambda: m.attention_cuda_phase(off, *tower.calls[2][1][1:]), "aligned to 16 bytes"),
     ):
         try:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.cuda_emulation.all_cases import CASES
-from tests.cuda_emulation.buffers import FLOAT
+from tests.cuda_emulation.buffers import BFLOAT
 from tests.cuda_emulation.build import Emulation, kernel_sources
 from tests.cuda_emulation.cases_step import Tower
 from tests.cuda_emulation.order_sites import CSRC, Site, cases_of, compiled, sites
@@ -149,9 +149,9 @@ def test_no_meeting_of_a_step_is_idle(whole: Emulation, tmp_path: Path):
     module = load(str(built))
     module.set_order(0, 1)
     module.set_processors(3, 1)
-    tower = Tower(module, np.random.default_rng(17), FLOAT, 3, 48, 2)
+    tower = Tower(module, np.random.default_rng(17), BFLOAT, 3, 48, 1)
     phases = len(tower.phases())
-    assert phases == 10 * 2 + 6
+    assert phases == 10 + 6
     module.watch("races")
     tower.at_once(3, steps=1)
     for number in range(phases - 1):

@@ -55,7 +55,7 @@ class CudaTowerPieces(TorchTowerPieces):
 
     @staticmethod
     def blocks_at_once(stored: torch.dtype, device: torch.device) -> int:
-        """Blocks of a step of one launch that the device holds; 0: it takes no cooperative launches."""
+        """Blocks of a step of one launch that the device holds; 0: there is none for it, or in this type."""
         return int(_C.tower_step_cuda_blocks(DTYPE_CODES[stored], device.index or 0))
 
     def norm_state(self, rows: int, width: int) -> tuple[Tensor, Tensor]:
