@@ -1,7 +1,8 @@
 """Which launches take an inversion step on a device with the kernels of csrc/tower_descent.
 
 Few rows: one cooperative launch where the device takes such launches, in half types, and all fits; else
-ten launches a layer, each a product with what stands around it. More rows: cuBLAS's products, with kernels between them.
+ten launches a layer, each a product with what stands around it. More rows: cuBLAS's products, with kernels
+between them.
 """
 
 from __future__ import annotations
