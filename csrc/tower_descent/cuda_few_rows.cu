@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(kFewThreads, kResident)
   const FewRowsPlace at{static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y),
                         static_cast<int>(blockIdx.z), static_cast<int>(gridDim.x),
                         static_cast<int>(gridDim.y),  static_cast<int>(gridDim.z)};
-  few_rows_tile<T, kBefore>(p, [&]() -> const FewRowsParams<T>& { return p; }, at, stage);
+  few_rows_tile<T, kBefore>(p, [&] { return p; }, at, stage);
 }
 
 template <class T, Before kBefore>
