@@ -394,6 +394,18 @@ def attention_cuda(
     device: int,
     stream: int,
 ) -> None: ...
+def attention_cuda_phase(
+    qkv: View,
+    samples: int,
+    heads: int,
+    slots: int,
+    queries: int,
+    prefix: int,
+    prefix_kv: int,
+    visible: int,
+    lse: int,
+    o: View,
+) -> bytes: ...
 def attention_grad_cuda(
     qkv: View,
     samples: int,
@@ -409,6 +421,19 @@ def attention_grad_cuda(
     device: int,
     stream: int,
 ) -> None: ...
+def attention_grad_cuda_phase(
+    qkv: View,
+    samples: int,
+    heads: int,
+    slots: int,
+    queries: int,
+    prefix: int,
+    prefix_kv: int,
+    visible: int,
+    lse: int,
+    grad_o: View,
+    grad_qkv: int,
+) -> bytes: ...
 def bias_loss_cuda(
     classes: int,
     width: int,
@@ -473,6 +498,16 @@ def few_rows_cuda(
     device: int,
     stream: int,
 ) -> None: ...
+def few_rows_cuda_phase(
+    x: View,
+    weight: View,
+    transposed: bool,
+    before: tuple[int, tuple[int, int, float, int, int, int], View, View, View],
+    behind: tuple[int, tuple[int, int, float, int, int, int], int, View, int, View],
+    y: View,
+    sums: int,
+    tickets: int,
+) -> bytes: ...
 def few_rows_cuda_sums(rows: int, k: int, cols: int) -> int: ...
 def few_rows_cuda_tickets(rows: int, cols: int) -> int: ...
 def few_rows_cuda_tiles(cols: int) -> int: ...
@@ -489,6 +524,9 @@ def layer_norm_cuda(
     device: int,
     stream: int,
 ) -> None: ...
+def layer_norm_cuda_phase(
+    x: View, delta: View, total: View, weight: int, bias: int, eps: float, y: View, mean: int, rstd: int
+) -> bytes: ...
 def layer_norm_grad_cuda(
     x: View,
     grad_y: View,
@@ -500,6 +538,9 @@ def layer_norm_grad_cuda(
     device: int,
     stream: int,
 ) -> None: ...
+def layer_norm_grad_cuda_phase(
+    x: View, grad_y: View, weight: int, mean: int, rstd: int, residual: View, grad_x: View
+) -> bytes: ...
 def normalize_rows_cuda(
     x: View, bias: View, normalize: bool, scale: float, out: View, norms: int, device: int, stream: int
 ) -> None: ...
@@ -580,6 +621,23 @@ def topk_merge_cuda(
 def total_loss_cuda(
     size: int, parts: int, step: int, step_now: int, loss: int, losses: int, device: int, stream: int
 ) -> None: ...
+def tower_step_cuda(
+    dtype: int,
+    phases: int,
+    first: int,
+    last: int,
+    loss: tuple,
+    update: tuple,
+    blocks: int,
+    arrived: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def tower_step_cuda_blocks(dtype: int, device: int) -> int: ...
+def tower_step_cuda_bytes() -> int: ...
+def tower_step_cuda_loss() -> bytes: ...
+def tower_step_cuda_tiles(phases: bytes) -> int: ...
+def tower_step_cuda_update() -> bytes: ...
 def unit_grad_cuda(
     rows: int,
     width: int,

@@ -9,7 +9,8 @@ PyTorch would write (folded projector, half types, cuBLAS and torch.topk), by ru
                             operations / rate                waves · loads that nothing hides
 
 where a grid that leaves multiprocessors idle has only a share of L2's bandwidth and of the rate
-(on_paper/machine.py). The host's time and overlap are left out. Both sides are counted the same way.
+(on_paper/machine.py). A launch whose blocks meet costs one NODE, and MEETING between its phases, during which
+the next matrix is fetched. The host's time and overlap are left out. Both sides are counted the same way.
 `--record COMMIT` keeps our side's figures as those of before.
 """
 
@@ -24,7 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this tree, whatever is installed
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from on_paper import loops, ops
-from on_paper.machine import DEVICES, NODE, TRIP
+from on_paper.machine import DEVICES, MEETING, NODE, TRIP
 from on_paper.row import BEFORE, Row, before, summary, times
 
 MARKS = ("<!-- model: written by bench/gpu/model.py -->", "<!-- end of model -->")
@@ -60,7 +61,7 @@ def table(found: Sequence[Row]) -> str:
             seconds = [duration(then[device.name]) for device in DEVICES]
             lines.append(line([title, f"at {commit}", f"{then['launches']:.0f}", "", "", "", *seconds]))
             title = ""
-        for kind, launches in (("ours", row.ours), ("plain", row.plain)):
+        for kind, launches in (("ours", row.ours), *([row.other] if row.other else []), ("plain", row.plain)):
             moved, work = sum(x.memory for x in launches), sum(x.operations for x in launches)
             cache = sum(max(x.cache, x.memory) for x in launches)
             cells = [title, kind, str(len(launches)), f"{amount(moved)}B", f"{amount(cache)}B"]
@@ -86,7 +87,7 @@ def main(argv: Sequence[str]) -> None:
     text = (
         f"**A model, not a measurement.** What programs reach, seen or assumed ({devices}: half-type "
         f"products and float32); {NODE * 1e6:.2g} µs a launch, {TRIP * 1e6:.2g} µs a load that nothing "
-        f"hides.\n\n{table(found)}"
+        f"hides, {MEETING * 1e6:.2g} µs for the blocks of a launch to meet.\n\n{table(found)}"
     )
     if options.docs:
         from resources import write_between  # beside this script

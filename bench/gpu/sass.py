@@ -30,6 +30,7 @@ KINDS = {
     "shared loads": ("LDS", "LDSM"),
     "shared stores": ("STS", "STSM"),
     "local": ("LDL", "STL"),
+    "read-only": (),  # loads that may miss what this launch has written: LDG with .CONSTANT
     "tensor": ("HMMA", "HGMMA", "IMMA", "IGMMA", "QGMMA", "BMMA", "DMMA", "UTCHMMA", "UTCQMMA"),
 }
 _KIND = {name: kind for kind, names in KINDS.items() for name in names}
@@ -59,6 +60,7 @@ class Declared(NamedTuple):
     parameters: tuple[str, ...]  # of its template
     tensor: bool  # multiplies on tensor cores
     packs: bool  # stores several values of a lane at once
+    meets: bool = False  # reads what other blocks of its launch wrote, behind a barrier of the grid
 
 
 def sources() -> list[Path]:
@@ -94,12 +96,24 @@ def declared(path: Path) -> dict[str, Declared]:
     for match in re.finditer(pattern, text):
         words = [part.split("=")[0].split() for part in (match[1] or "").split(",")]
         end = text.find("\n}\n", match.end())
-        body = text[match.end() : end]
+        body = with_called(path, text[match.end() : end])
         found[match[2]] = Declared(
             tuple(w[-1] for w in words if w), bool(re.search(r"\w*mma\w*(::|\()", body)),
-            bool(re.search(r"\bstore\(", body)),
+            bool(re.search(r"\bstore\(", body)), "grid_barrier(" in body,
         )  # fmt: skip
     return found
+
+
+def with_called(path: Path, body: str) -> str:
+    """A kernel's body and those of the functions beside it in its folder's headers that it calls."""
+    headers = "".join(p.read_text(encoding="utf-8") for p in sorted(path.parent.glob("cuda*.cuh")))
+    functions = dict(re.findall(r"^__device__ [^;{]*?\b(\w+)\(([\s\S]*?\n})\n", headers, re.MULTILINE))
+    called, found = [body], set[str]()
+    while called:
+        names = set(re.findall(r"\b(\w+)[(<]", called.pop())) & functions.keys() - found
+        found |= names
+        called += [functions[name] for name in names]
+    return "".join([body, *(functions[name] for name in sorted(found))])
 
 
 def parse(text: str, architecture: str) -> list[Code]:
@@ -113,6 +127,8 @@ def parse(text: str, architecture: str) -> list[Code]:
             base, *modifiers = step[1].split(".")
             if base in _KIND:
                 moves[-1][_KIND[base]].append(width_of(modifiers))
+            if base == "LDG" and "CONSTANT" in modifiers:
+                moves[-1]["read-only"].append(width_of(modifiers))
     plain = subprocess.run(["c++filt", *names], capture_output=True, text=True, check=True) if names else None
     found = []
     for name, mine in zip(plain.stdout.splitlines() if plain else (), moves, strict=True):
@@ -174,6 +190,11 @@ def problems(found: Sequence[Code], kernels: dict[str, Declared] | None = None) 
         if code.count("local"):
             wrong.append(
                 f"{name} holds {code.count('local')} accesses of local memory; index arrays by constants"
+            )
+        if what.meets and code.count("read-only"):
+            wrong.append(
+                f"{name} holds {code.count('read-only')} loads by the read-only path, which would not see "
+                "what other blocks wrote; pass no const __restrict__ pointers to what it runs"
             )
         if what.tensor and not code.count("tensor"):
             wrong.append(f"{name} has no tensor-core instruction")

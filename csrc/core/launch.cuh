@@ -102,6 +102,40 @@ void launch(const char* op, void (*kernel)(P...), dim3 grid, dim3 block, int dev
                          std::index_sequence_for<P...>{}));
 }
 
+// Blocks of a cooperative launch that the device holds at once; 0: it takes none.
+inline int resident_blocks(const char* op, const void* kernel, int threads, int device) {
+  const DeviceGuard guard(op, device);
+  int cooperative = 0, processors = 0, each = 0;
+  check_cuda(op, "cudaDeviceGetAttribute",
+             cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, device));
+  if (cooperative == 0) return 0;
+  check_cuda(op, "cudaDeviceGetAttribute",
+             cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
+  load_once(op, kernel, device);
+  check_cuda(op, "cudaOccupancyMaxActiveBlocksPerMultiprocessor",
+             cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, 0));
+  return each * processors;
+}
+
+// All blocks run at once, or the launch is refused: they may wait for each other.
+template <class... P, size_t... I>
+cudaError_t launch_at_once_with(void (*kernel)(P...), dim3 grid, dim3 block, cudaStream_t stream,
+                                std::tuple<P...>& values, std::index_sequence<I...>) {
+  void* args[] = {&std::get<I>(values)...};
+  return cudaLaunchCooperativeKernel(kernel, grid, block, args, 0, stream);
+}
+
+template <class... P, class... A>
+void launch_at_once(const char* op, void (*kernel)(P...), dim3 grid, dim3 block, int device,
+                    void* stream, A&&... args) {
+  const DeviceGuard guard(op, device);
+  load_once(op, reinterpret_cast<const void*>(kernel), device);
+  std::tuple<P...> values(static_cast<P>(args)...);
+  check_cuda(op, "cooperative launch",
+             launch_at_once_with(kernel, grid, block, static_cast<cudaStream_t>(stream), values,
+                                 std::index_sequence_for<P...>{}));
+}
+
 // Blocks of `each` items; the grid's first axis holds 2³¹ − 1.
 inline unsigned blocks_for(const char* op, int64_t items, int64_t each) {
   const int64_t blocks = (items + each - 1) / each;

@@ -4,11 +4,7 @@
 #include <vector>
 
 #include "bindings.h"
-#include "tower_descent/cuda_activation.h"
-#include "tower_descent/cuda_attention.h"
-#include "tower_descent/cuda_descend.h"
-#include "tower_descent/cuda_few_rows.h"
-#include "tower_descent/cuda_layer_norm.h"
+#include "tower_descent/bind_cuda.h"
 #include "tower_descent/tower_descent.h"
 
 namespace {
@@ -17,11 +13,6 @@ namespace {
 using Linear = std::tuple<uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t>;
 // (weight or 0, bias, eps)
 using Norm = std::tuple<uintptr_t, uintptr_t, double>;
-
-sb::Activation activation_of(int kind) {
-  if (kind < 0 || kind > 2) throw std::invalid_argument("_C: activation must be 0..2");
-  return static_cast<sb::Activation>(kind);
-}
 
 // The tower's addresses, gathered once; the op file keeps the tensors alive.
 class FrozenTower {
@@ -148,64 +139,6 @@ class FrozenTower {
   std::vector<int32_t> source_, visible_, begin_;
 };
 
-// (weight, bias, eps, mean, rstd, stats), addresses or 0
-using FewRowsNorm = std::tuple<uintptr_t, uintptr_t, double, uintptr_t, uintptr_t, uintptr_t>;
-// (kind, norm, normed, residual, grad)
-using Before = std::tuple<int, FewRowsNorm, sb::ConstMatrix, sb::ConstMatrix, sb::Matrix>;
-// (kind, norm, bias, other, activation, second)
-using Behind = std::tuple<int, FewRowsNorm, uintptr_t, sb::ConstMatrix, int, sb::Matrix>;
-
-sb::FewRowsNorm few_rows_norm(const FewRowsNorm& n) {
-  return {at<float>(std::get<0>(n)), at<float>(std::get<1>(n)), std::get<2>(n),
-          at<float>(std::get<3>(n)), at<float>(std::get<4>(n)), at<float>(std::get<5>(n))};
-}
-
-sb::FewRowsCudaArgs few_rows_args(const sb::ConstMatrix& x, const sb::ConstMatrix& weight,
-                                  bool transposed, const Before& before, const Behind& behind,
-                                  const sb::Matrix& y) {
-  if (std::get<0>(before) < 0 || std::get<0>(before) > 2 || std::get<0>(behind) < 0 ||
-      std::get<0>(behind) > 4)
-    throw std::invalid_argument("_C: few_rows has three kinds before a product and five behind");
-  sb::FewRowsCudaArgs a;
-  a.x = x;
-  a.weight = weight;
-  a.transposed = transposed;
-  a.before = static_cast<sb::Before>(std::get<0>(before));
-  a.norm = few_rows_norm(std::get<1>(before));
-  a.normed = std::get<2>(before);
-  a.residual = std::get<3>(before);
-  a.grad = std::get<4>(before);
-  a.behind = static_cast<sb::Behind>(std::get<0>(behind));
-  a.norm_behind = few_rows_norm(std::get<1>(behind));
-  a.bias = at<const void>(std::get<2>(behind));
-  a.other = std::get<3>(behind);
-  a.kind = activation_of(std::get<4>(behind));
-  a.second = std::get<5>(behind);
-  a.y = y;
-  return a;
-}
-
-sb::AttentionCudaArgs attention_args(const sb::ConstMatrix& qkv, int64_t samples, int64_t heads,
-                                     int64_t slots, int64_t queries, int64_t prefix,
-                                     uintptr_t prefix_kv, uintptr_t visible, uintptr_t lse,
-                                     int64_t o_stride) {
-  sb::AttentionCudaArgs a;
-  a.dtype = qkv.dtype;
-  a.samples = samples;
-  a.heads = heads;
-  a.width = qkv.cols / (3 * heads);
-  a.slots = slots;
-  a.queries = queries;
-  a.prefix = prefix;
-  a.qkv = qkv.data;
-  a.qkv_stride = qkv.row_stride;
-  a.prefix_kv = at<void>(prefix_kv);
-  a.visible = at<uint64_t>(visible);
-  a.lse = at<float>(lse);
-  a.o_stride = o_stride;
-  return a;
-}
-
 }  // namespace
 
 SB_BIND_CPU(m) {
@@ -230,145 +163,4 @@ SB_BIND_CPU(m) {
            py::arg("workspace"), py::arg("threads"));
 }
 
-SB_BIND_CUDA(m) {
-  m.def(
-      "layer_norm_cuda",
-      [](const sb::ConstMatrix& x, const sb::ConstMatrix& delta, const sb::Matrix& total,
-         uintptr_t weight, uintptr_t bias, double eps, const sb::Matrix& y, uintptr_t mean,
-         uintptr_t rstd, int device, uintptr_t stream) {
-        const sb::LayerNormCudaArgs a{
-            x,   delta, total,           at<float>(weight), at<float>(bias),
-            eps, y,     at<float>(mean), at<float>(rstd)};
-        py::gil_scoped_release release;
-        sb::layer_norm_cuda(a, device, at<void>(stream));
-      },
-      py::arg("x"), py::arg("delta"), py::arg("total"), py::arg("weight"), py::arg("bias"),
-      py::arg("eps"), py::arg("y"), py::arg("mean"), py::arg("rstd"), py::arg("device"),
-      py::arg("stream"));
-  m.def(
-      "layer_norm_grad_cuda",
-      [](const sb::ConstMatrix& x, const sb::ConstMatrix& grad_y, uintptr_t weight, uintptr_t mean,
-         uintptr_t rstd, const sb::ConstMatrix& residual, const sb::Matrix& grad_x, int device,
-         uintptr_t stream) {
-        const sb::LayerNormGradCudaArgs a{
-            x, grad_y, at<float>(weight), at<float>(mean), at<float>(rstd), residual, grad_x};
-        py::gil_scoped_release release;
-        sb::layer_norm_grad_cuda(a, device, at<void>(stream));
-      },
-      py::arg("x"), py::arg("grad_y"), py::arg("weight"), py::arg("mean"), py::arg("rstd"),
-      py::arg("residual"), py::arg("grad_x"), py::arg("device"), py::arg("stream"));
-  m.def(
-      "activate_cuda",
-      [](int kind, const sb::ConstMatrix& x, const sb::Matrix& y, int device, uintptr_t stream) {
-        const sb::ActivateCudaArgs a{activation_of(kind), x, y};
-        py::gil_scoped_release release;
-        sb::activate_cuda(a, device, at<void>(stream));
-      },
-      py::arg("kind"), py::arg("x"), py::arg("y"), py::arg("device"), py::arg("stream"));
-  m.def(
-      "activate_grad_cuda",
-      [](int kind, const sb::ConstMatrix& x, const sb::Matrix& grad, int device, uintptr_t stream) {
-        const sb::ActivateGradCudaArgs a{activation_of(kind), x, grad};
-        py::gil_scoped_release release;
-        sb::activate_grad_cuda(a, device, at<void>(stream));
-      },
-      py::arg("kind"), py::arg("x"), py::arg("grad"), py::arg("device"), py::arg("stream"));
-  m.def(
-      "attention_cuda",
-      [](const sb::ConstMatrix& qkv, int64_t samples, int64_t heads, int64_t slots, int64_t queries,
-         int64_t prefix, uintptr_t prefix_kv, uintptr_t visible, uintptr_t lse, const sb::Matrix& o,
-         int device, uintptr_t stream) {
-        sb::AttentionCudaArgs a = attention_args(qkv, samples, heads, slots, queries, prefix,
-                                                 prefix_kv, visible, lse, o.row_stride);
-        a.o = o.data;
-        py::gil_scoped_release release;
-        sb::attention_cuda(a, device, at<void>(stream));
-      },
-      py::arg("qkv"), py::arg("samples"), py::arg("heads"), py::arg("slots"), py::arg("queries"),
-      py::arg("prefix"), py::arg("prefix_kv"), py::arg("visible"), py::arg("lse"), py::arg("o"),
-      py::arg("device"), py::arg("stream"));
-  m.def(
-      "attention_grad_cuda",
-      [](const sb::ConstMatrix& qkv, int64_t samples, int64_t heads, int64_t slots, int64_t queries,
-         int64_t prefix, uintptr_t prefix_kv, uintptr_t visible, uintptr_t lse,
-         const sb::ConstMatrix& grad_o, uintptr_t grad_qkv, int device, uintptr_t stream) {
-        const sb::AttentionGradCudaArgs a{
-            attention_args(qkv, samples, heads, slots, queries, prefix, prefix_kv, visible, lse,
-                           grad_o.row_stride),
-            grad_o.data, at<void>(grad_qkv)};
-        py::gil_scoped_release release;
-        sb::attention_grad_cuda(a, device, at<void>(stream));
-      },
-      py::arg("qkv"), py::arg("samples"), py::arg("heads"), py::arg("slots"), py::arg("queries"),
-      py::arg("prefix"), py::arg("prefix_kv"), py::arg("visible"), py::arg("lse"),
-      py::arg("grad_o"), py::arg("grad_qkv"), py::arg("device"), py::arg("stream"));
-  m.def(
-      "few_rows_cuda",
-      [](const sb::ConstMatrix& x, const sb::ConstMatrix& weight, bool transposed,
-         const Before& before, const Behind& behind, const sb::Matrix& y, uintptr_t sums,
-         uintptr_t tickets, int device, uintptr_t stream) {
-        sb::FewRowsCudaArgs a = few_rows_args(x, weight, transposed, before, behind, y);
-        a.sums = at<float>(sums);
-        a.tickets = at<int>(tickets);
-        py::gil_scoped_release release;
-        sb::few_rows_cuda(a, device, at<void>(stream));
-      },
-      py::arg("x"), py::arg("weight"), py::arg("transposed"), py::arg("before"), py::arg("behind"),
-      py::arg("y"), py::arg("sums"), py::arg("tickets"), py::arg("device"), py::arg("stream"));
-  m.def("few_rows_cuda_sums", &sb::few_rows_sums, py::arg("rows"), py::arg("k"), py::arg("cols"));
-  m.def("few_rows_cuda_tickets", &sb::few_rows_tickets, py::arg("rows"), py::arg("cols"));
-  m.def("few_rows_cuda_tiles", &sb::few_rows_tiles, py::arg("cols"));
-  m.def(
-      "cosine_loss_cuda",
-      [](const sb::ConstMatrix& features, const sb::ConstMatrix& targets, double grad_scale,
-         uintptr_t step, uintptr_t step_now, uintptr_t losses, const sb::Matrix& grad,
-         uintptr_t unit, int device, uintptr_t stream) {
-        const sb::CosineLossCudaArgs a{
-            features,          targets, grad_scale,     at<int64_t>(step), at<int64_t>(step_now),
-            at<float>(losses), grad,    at<float>(unit)};
-        py::gil_scoped_release release;
-        sb::cosine_loss_cuda(a, device, at<void>(stream));
-      },
-      py::arg("features"), py::arg("targets"), py::arg("grad_scale"), py::arg("step"),
-      py::arg("step_now"), py::arg("losses"), py::arg("grad"), py::arg("unit"), py::arg("device"),
-      py::arg("stream"));
-  m.def(
-      "adamw_cuda",
-      [](int64_t samples, int64_t vectors, int64_t width, int64_t slots, uintptr_t source,
-         const sb::ConstMatrix& grad_x, uintptr_t tokens, uintptr_t exp_avg, uintptr_t exp_avg_sq,
-         uintptr_t rates, uintptr_t corrections, uintptr_t step_now, uintptr_t step, double lr,
-         double beta1, double beta2, double eps, double weight_decay, double grad_factor,
-         uintptr_t base, int64_t base_samples, const sb::Matrix& x, int device, uintptr_t stream) {
-        sb::AdamwCudaArgs a;
-        a.samples = samples;
-        a.vectors = vectors;
-        a.width = width;
-        a.slots = slots;
-        a.source = at<int32_t>(source);
-        a.grad_x = grad_x;
-        a.tokens = at<float>(tokens);
-        a.exp_avg = at<float>(exp_avg);
-        a.exp_avg_sq = at<float>(exp_avg_sq);
-        a.rates = at<float>(rates);
-        a.corrections = at<float>(corrections);
-        a.step_now = at<int64_t>(step_now);
-        a.step = at<int64_t>(step);
-        a.lr = lr;
-        a.beta1 = beta1;
-        a.beta2 = beta2;
-        a.eps = eps;
-        a.weight_decay = weight_decay;
-        a.grad_factor = grad_factor;
-        a.base = at<float>(base);
-        a.base_samples = base_samples;
-        a.x = x;
-        py::gil_scoped_release release;
-        sb::adamw_cuda(a, device, at<void>(stream));
-      },
-      py::arg("samples"), py::arg("vectors"), py::arg("width"), py::arg("slots"), py::arg("source"),
-      py::arg("grad_x"), py::arg("tokens"), py::arg("exp_avg"), py::arg("exp_avg_sq"),
-      py::arg("rates"), py::arg("corrections"), py::arg("step_now"), py::arg("step"), py::arg("lr"),
-      py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"),
-      py::arg("grad_factor"), py::arg("base"), py::arg("base_samples"), py::arg("x"),
-      py::arg("device"), py::arg("stream"));
-}
+SB_BIND_CUDA(m) { bind_tower_kernels(m); }

@@ -89,3 +89,22 @@ def test_memory_goes_with_its_array(memory: FakeMemory):
     del words
     gc.collect()
     assert not memory.arrays and memory.device._block_of(1 << 40) is None
+
+
+def test_what_a_list_names_is_there_for_its_launch(memory: FakeMemory):
+    """A phase is written down with the device's addresses; its launch takes and brings what they name."""
+    x, y, z = (Matrix(1, 4, values=np.arange(4.0)) for _ in range(3))
+    listed: list[int] = []
+    memory.device.note(lambda a, b: listed.extend((*a, b)), ((x.address,), y.address))
+    assert listed[0] in memory.arrays and listed[1] in memory.arrays
+
+    def tower_step_cuda(address: int) -> None:
+        bytes_at(listed[1], 16)[:] = bytes_at(listed[0], 16)
+        bytes_at(address, 16)[:] = 0
+
+    x._words[...] = Matrix(1, 4, values=7.0)._words
+    memory.device.call(tower_step_cuda, (z.address,), waiting)
+    assert (y.values == 7).all() and (z.values == 0).all()
+    del x, y
+    gc.collect()
+    memory.device.call(lambda a: None, (z.address,), waiting)

@@ -30,6 +30,17 @@ def test_a_launch_takes_the_longest_of_four():
     assert work_of(launch("x", 0)) == 0
 
 
+def test_phases_of_a_launch_meet_and_fetch_ahead():
+    phases = [machine.Launch("x", 1e6), machine.Launch("y", 3e6), machine.Launch("z", 0, 0, 1e9)]
+    whole = machine.at_once("all", phases, 2)
+    assert (whole.memory, whole.cache, whole.operations) == (4e6, 4e6, 1e9)
+    ahead = 1e12 * machine.MEETING
+    assert ahead == 1.5e6
+    rest = max((3e6 - ahead) / 1e12, (3e6 - ahead) / 2e12) + 1e9 / 1e14
+    assert work_of(whole) == pytest.approx(1e-6 + rest + 2 * machine.MEETING)
+    assert all(phase.resident == 2 for phase in whole.phases)
+
+
 def test_the_busiest_multiprocessor_ends_a_launch():
     assert machine.spread(math.inf, 10) == 1 and machine.spread(20, 10) == 1
     assert machine.spread(5, 10) == 0.5, "half of them are idle"
@@ -87,8 +98,10 @@ def test_steps_are_counted_from_the_engines(monkeypatch: pytest.MonkeyPatch):
     assert len(found.ours) == 16 * 3 + 6
     names = [launch.name for launch in found.ours]
     assert names.count("attention") == 3 and names.count("adamw") == 1 and names.count("mm") == 4 * 3 + 2
-    few = loops.oti_step(8, "small", 64, 2, 3, 32).ours
-    assert len(few) == 10 * 3 + 6
+    assert found.other is None
+    (whole,), (name, few) = (row := loops.oti_step(8, "small", 64, 2, 3, 32)).ours, row.other
+    assert name == "launch by launch" and len(few) == len(whole.phases) == 10 * 3 + 6
+    assert whole.memory == sum(launch.memory for launch in few)
     # The projection's columns fit one tile, and so do its 8 rows; K is one step.
     last = [launch for launch in few if launch.name == "few_rows"][8 * 3 // 2]
     assert (
@@ -97,7 +110,8 @@ def test_steps_are_counted_from_the_engines(monkeypatch: pytest.MonkeyPatch):
     assert last.trips == 1 + 3 + 1
     assert last.cache == 2 * (8 * 64 + 64 * 32 + 8 * 32) + 2 * 4 * 64 * 32
     monkeypatch.setattr(loops, "chunk_samples", lambda *_: 3)
-    assert [len(loops.oti_step(n, "s", 64, 2, 3, 32).ours) for n in (3, 8)] == [36, 3 * 36]
+    assert [len(loops.oti_step(n, "s", 64, 2, 3, 32).ours) for n in (3, 8)] == [1, 3]
+    assert [len(loops.oti_step(n, "s", 64, 2, 3, 32).other[1]) for n in (3, 8)] == [36, 3 * 36]
     found = loops.semobridge_t_step(5, 3, 16)
     assert 30 < len(found.ours) < 50 and {"row_loss", "adamw_flat", "mm"} <= {x.name for x in found.ours}
 
@@ -122,3 +136,5 @@ def test_the_table_shows_what_was_before(monkeypatch: pytest.MonkeyPatch):
     assert lines[2].startswith("| a call (a note) | at abcdef0 | 7 |") and lines[2].endswith("| 1 ms |")
     assert lines[3].startswith("|  | ours | 1 | 3 GB | 3 GB | 0 FLOP |") and "| plain | 2 |" in lines[4]
     assert lines[5].startswith("| another (a note) | ours |") and len(lines) == 7
+    both = one._replace(other=("launch by launch", one.plain))
+    assert model.table([both]).splitlines()[4].startswith("|  | launch by launch | 2 | 12 GB |")

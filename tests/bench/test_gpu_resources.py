@@ -45,6 +45,8 @@ LIMITS: dict[str, tuple[int, int, float]] = {
     "attention_fwd_kernel": (160, 17 << 10, 0.18),
     # Tiles of a product: sums in registers, both operands in shared memory; three blocks are resident.
     "few_rows_fwd_kernel": (168, 29 << 10, 0.18),
+    # All phases of a step, each with its arguments in registers; two blocks are resident, as its grid asks.
+    "tower_step_kernel": (255, 18 << 10, 0.12),
     "topk_merge_kernel": (64, 8 << 10, 0.35),  # the candidates of eight warps
 }
 USUAL = (80, 1 << 10, 0.35)

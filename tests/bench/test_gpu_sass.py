@@ -61,8 +61,32 @@ def test_broken_promises_are_told():
     ]
     local, tensor = sass.problems([narrow], promised)
     assert "1 accesses of local memory" in local and "no tensor-core instruction" in tensor
+    meets = {"some_fwd_kernel": sass.Declared(("T", "kStep"), tensor=False, packs=False, meets=True)}
+    (read,) = sass.problems([wide], meets)
+    assert "1 loads by the read-only path" in read
     loads = sass.problems([narrow._replace(variant="__half, 8")], promised)
     assert any("loads 2 bytes at most, not 16" in problem for problem in loads)
+
+
+def test_promises_are_read_from_the_functions_that_a_kernel_calls(tmp_path: Path):
+    (tmp_path / "cuda_parts.cuh").write_text("""
+template <class T>
+__device__ __forceinline__ void outer(T* y) {
+  inner<T>(y);
+}
+
+__device__ void inner(float* y) {
+  store(x, y);
+  grid_barrier(y, y);
+}
+
+__device__ void another(float* y) {
+  wmma::mma_sync(a, b, c, a);
+}
+""")
+    source = tmp_path / "cuda.cu"
+    source.write_text("__global__ void one_kernel(float* y) {\n  outer(y);\n}\n")
+    assert sass.declared(source) == {"one_kernel": sass.Declared((), tensor=False, packs=True, meets=True)}
 
 
 def test_promises_are_read_from_the_source(tmp_path: Path):

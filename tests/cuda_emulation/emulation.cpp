@@ -1,8 +1,8 @@
 // The scheduler of the emulation: fibers, barriers, warp exchanges, shared memory.
 //
-// A few blocks are resident at once, as on a multiprocessor. In shuffled order some warps are slow:
-// what one block reads of another without waiting for it is then really missing. Memory is
-// sequentially consistent; of fences only their places are checked.
+// A few blocks are resident at once, as on a multiprocessor, of a cooperative launch all. In
+// shuffled order some warps are slow: what one block reads of another without waiting for it is
+// then really missing. Memory is sequentially consistent; of fences only their places are checked.
 #include <cuda_runtime.h>
 #include <setjmp.h>
 #include <sys/mman.h>
@@ -32,6 +32,7 @@ std::set<int> contexts;
 std::set<std::pair<const void*, int>> loaded;
 bool capturing = false;
 cudaStreamCaptureMode capture_mode = cudaStreamCaptureModeGlobal;
+int processors = 0, blocks_each = 1, left_out = -1;
 
 int primary_context_state(int of, unsigned* flags, int* active) {
   *flags = 0;
@@ -54,7 +55,7 @@ struct Fiber {
   Block* block = nullptr;
   dim3 thread;
   unsigned rank = 0;
-  bool started = false, done = false;
+  bool started = false, done = false, naps = false;
   bool released = false, acquired = false;  // fenced before, and after, its block's counter rose
   Wait wait = Wait::kNone;
   int line = 0;
@@ -91,6 +92,7 @@ size_t scheduler_stack_size = 0;
 Fiber* current = nullptr;
 const std::function<void()>* body = nullptr;
 unsigned threads = 0;
+bool together = false;  // a cooperative launch
 std::string failure;
 Order order = Order::kAscending;
 std::mt19937_64 shuffle_engine;
@@ -196,7 +198,7 @@ void prepare(Block& block, Fiber* first, dim3 shape) {
     f.block = &block;
     f.thread = dim3(i % shape.x, i / shape.x % shape.y, i / shape.x / shape.y);
     f.rank = i;
-    f.started = f.done = f.released = f.acquired = false;
+    f.started = f.done = f.naps = f.released = f.acquired = false;
     f.wait = Wait::kNone;
     f.fake_stack = nullptr;
   }
@@ -211,14 +213,26 @@ void run_resident(std::vector<Block>& blocks) {
   arrange(all);
   for (bool ready = true; ready;) {
     ready = false;
+    bool moves = false;  // somebody did more than look and nap again, or will
+    const Fiber* asleep = nullptr;
     for (Fiber* f : all) {
       if (f->done || f->wait != Wait::kNone) continue;
       ready = true;
-      if (f->block->warps[f->rank / kWarp].slow && shuffle_engine() % kSlow != 0) continue;
+      if (f->block->warps[f->rank / kWarp].slow && shuffle_engine() % kSlow != 0) {
+        moves = true;
+        continue;
+      }
+      f->naps = false;
       resume(*f);
       leaves();
       if (!failure.empty()) throw std::runtime_error("emulation: " + std::exchange(failure, {}));
+      if (f->naps) asleep = f;
+      moves = moves || !f->naps;
     }
+    if (!ready || moves) continue;
+    throw std::runtime_error("emulation: blocks wait for ever: thread " +
+                             std::to_string(asleep->rank) + " of block " +
+                             std::to_string(asleep->block->number) + " naps, and nobody else runs");
   }
   for (Fiber* f : all) {
     if (f->done) continue;
@@ -249,7 +263,9 @@ void refuse(const char* what) { fail(what); }
 
 void fence() {
   if (watcher != nullptr) watcher->fence(slot_of(current));
-  (current->block->counted ? current->acquired : current->released) = true;
+  // Where blocks meet again and again, each fence stands behind one count and before the next.
+  if (together || !current->block->counted) current->released = true;
+  if (current->block->counted) current->acquired = true;
 }
 
 void raises_counter() {
@@ -259,6 +275,9 @@ void raises_counter() {
     if (!block.fibers[i].released) fail("a counter rises before all of the block have fenced");
   }
   block.counted = true;
+  for (unsigned i = 0; i < threads && together; ++i) {
+    block.fibers[i].released = block.fibers[i].acquired = false;
+  }
 }
 
 void reads_of_others() {
@@ -266,11 +285,19 @@ void reads_of_others() {
   if (!current->acquired) fail("what other blocks wrote is read without a fence");
 }
 
-void run(dim3 grid, dim3 block, const std::function<void()>& thread, const void* kernel) {
+void nap() {
+  current->naps = true;
+  to_scheduler();
+}
+
+void run(dim3 grid, dim3 block, const std::function<void()>& thread, const void* kernel,
+         bool at_once) {
   ++launches;
   threads = block.x * block.y * block.z;
+  together = at_once;
+  const size_t resident = at_once ? size_t{grid.x} * grid.y * grid.z : kResident;
   if (threads % kWarp != 0) throw std::runtime_error("emulation: a block must hold whole warps");
-  while (fibers.size() < threads * kResident) {
+  while (fibers.size() < threads * resident) {
     fibers.emplace_back();
     void* stack = mmap(nullptr, kStack, PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -281,7 +308,7 @@ void run(dim3 grid, dim3 block, const std::function<void()>& thread, const void*
   blockDim = block;
   gridDim = grid;
   launches_from(__builtin_frame_address(0));
-  if (watcher != nullptr) watcher->launch(kernel, threads, threads * kResident);
+  if (watcher != nullptr) watcher->launch(kernel, threads, threads * resident);
   std::vector<dim3> indices;
   for (unsigned z = 0; z < grid.z; ++z) {
     for (unsigned y = 0; y < grid.y; ++y) {
@@ -289,8 +316,8 @@ void run(dim3 grid, dim3 block, const std::function<void()>& thread, const void*
     }
   }
   arrange(indices);
-  for (size_t first = 0; first < indices.size(); first += kResident) {
-    std::vector<Block> blocks(std::min(kResident, indices.size() - first));
+  for (size_t first = 0; first < indices.size(); first += resident) {
+    std::vector<Block> blocks(std::min(resident, indices.size() - first));
     for (size_t i = 0; i < blocks.size(); ++i) {
       const dim3 at = blocks[i].index = indices[first + i];
       blocks[i].number = (at.z * grid.y + at.y) * grid.x + at.x;

@@ -26,6 +26,11 @@ PYBIND11_MODULE(cuda_emulated, m) {
   m.def("contexts", [] {
     return std::vector<int>(cuda_emulation::contexts.begin(), cuda_emulation::contexts.end());
   });
+  m.def("set_processors", [](int processors, int blocks_each) {  // 0: no cooperative launches
+    cuda_emulation::processors = processors;
+    cuda_emulation::blocks_each = blocks_each;
+  });
+  m.def("leave_out", [](int number) { cuda_emulation::left_out = number; });
   m.def("set_capturing", [](bool capturing) { cuda_emulation::capturing = capturing; });
   m.def("capture_mode", [] { return static_cast<int>(cuda_emulation::capture_mode); });
   m.def("last_error", [] { return static_cast<int>(cudaGetLastError()); });

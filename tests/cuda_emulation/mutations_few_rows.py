@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_FEW, _FEW_PARTS = "tower_descent/cuda_few_rows.cu", "tower_descent/cuda_few_rows.cuh"
+_FEW, _FEW_PARTS = "tower_descent/cuda_few_rows_tile.cuh", "tower_descent/cuda_few_rows.cuh"
 FEW_ROWS_MUTATIONS = {
     f"few_rows: {name}": (file, text, instead, "few_rows", order)
     for name, file, text, instead, order in (
@@ -28,8 +28,8 @@ FEW_ROWS_MUTATIONS = {
         ("tickets not given back", _FEW, "*ticket = 0;", ";", "ascending"),
         ("a part of K left out", _FEW, "part < splits; ++part", "part < splits - (splits > 2); ++part",
          "ascending"),
-        ("a step of a part left out", _FEW, "static_cast<int>(blockIdx.z + 1) * steps / splits;",
-         "static_cast<int>(blockIdx.z + 1) * steps / splits - (steps > splits);", "ascending"),
+        ("a step of a part left out", _FEW, "(at.part + 1) * steps / splits;",
+         "(at.part + 1) * steps / splits - (steps > splits);", "ascending"),
         ("last row of a tile left out", _FEW, "r < rows; r += kFewThreads / kWarp",
          "r < rows - 1; r += kFewThreads / kWarp", "ascending"),
         ("columns of the matrix for rows", _FEW,

@@ -32,9 +32,19 @@ class Site(NamedTuple):
         text = (CSRC / self.file).read_text()
         before = text[: list(_STATEMENT.finditer(text))[self.number].start()]
         function = re.findall(r"^__device__ [^;{]*?\b(\w+)\(", before, re.MULTILINE)[-1]
-        return [
-            name for name, path in kernel_sources().items() if re.search(rf"\b{function}\b", path.read_text())
-        ]
+        sources = {name: path.read_text() for name, path in kernel_sources().items()}
+        callers = [name for name, text in sources.items() if re.search(rf"\b{function}\b", text)]
+        # A function of a header that others of its header call, or a header's own.
+        return callers or [name for name, path in kernel_sources().items() if self.file in included(path)]
+
+
+def included(path: Path) -> set[str]:
+    """Headers of csrc that a file includes, and theirs."""
+    found: set[str] = set()
+    names = re.findall(r'^#include "(\w+/\w+\.cuh)"', path.read_text(), re.MULTILINE)
+    for name in names:
+        found |= {name} | included(CSRC / name)
+    return found
 
 
 def sites() -> list[Site]:

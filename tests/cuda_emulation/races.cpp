@@ -9,6 +9,7 @@
 // Shuffles, votes and wmma bring lanes together and order no memory. An atomic without fences
 // orders nothing but the atomics on its word. Blocks that have ended are as unordered as those that
 // run: which of them run at once is the device's choice.
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <string>
@@ -42,22 +43,35 @@ struct Record {  // of an access
 using Known = std::map<uint32_t, std::vector<Point>>;  // by block
 using Shared = std::shared_ptr<const Known>;
 
+// A point behind a later barrier of the block holds all that one behind an earlier barrier does.
 void add(Known& known, uint32_t block, const Point& point) {
-  for (Point& p : known[block]) {
-    if (p.rank != point.rank) continue;
-    if (point.fence > p.fence || point.barrier > p.barrier || point.warp > p.warp) p = point;
-    return;
+  std::vector<Point>& points = known[block];
+  if (!points.empty() && points.front().barrier != point.barrier) {
+    if (points.front().barrier > point.barrier) return;
+    points.clear();
   }
-  known[block].push_back(point);
+  const auto same = [&](const Point& p) { return p.rank == point.rank; };
+  auto at = points.begin() + std::min<size_t>(point.rank, points.size());  // threads fence in turn
+  if (at == points.end() || !same(*at)) at = std::find_if(points.begin(), points.end(), same);
+  if (at == points.end()) {
+    points.push_back(point);
+  } else if (point.fence > at->fence || point.warp > at->warp) {
+    *at = point;
+  }
 }
 
 Shared merged(const Shared& a, const Shared& b) {
   if (a == b || b == nullptr) return a;
   if (a == nullptr) return b;
+  static Shared left, right, last;  // the threads of a block ask for the same again and again
+  if (a == left && b == right) return last;
   auto both = std::make_shared<Known>(*a);
   for (const auto& [block, points] : *b) {
     for (const Point& p : points) add(*both, block, p);
   }
+  left = a;
+  right = b;
+  last = both;
   return both;
 }
 

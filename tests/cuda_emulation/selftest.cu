@@ -1,5 +1,6 @@
 // Small kernels, right and wrong, that show what the emulation does and what it refuses.
 #include "bindings.h"
+#include "core/grid_barrier.cuh"
 #include "core/launch.cuh"
 #include "core/view.h"
 
@@ -71,6 +72,20 @@ __global__ void count_unfenced_kernel(int* count) {
   atomicAdd(count, 1);
 }
 
+// Each block reads what the next one wrote, twice round; `away` does not come to the second
+// meeting.
+__global__ void around_kernel(float* y, unsigned long long* arrived, bool meets, unsigned away) {
+  unsigned long long target = 0;
+  const unsigned mine = blockIdx.x * 64 + threadIdx.x;
+  const unsigned next = (blockIdx.x + 1) % gridDim.x * 64 + threadIdx.x;
+  y[mine] = static_cast<float>(mine);
+  if (meets) semobridge::grid_barrier(arrived, &target);
+  const float value = y[next];
+  if (blockIdx.x == away) return;
+  if (meets) semobridge::grid_barrier(arrived, &target);
+  y[mine] = value;
+}
+
 }  // namespace
 
 void bind_selftest(py::module_& m) {
@@ -103,6 +118,11 @@ void bind_selftest(py::module_& m) {
     } else if (name == "count without a fence") {
       semobridge::launch("selftest", count_unfenced_kernel, dim3(2), dim3(64), 0, nullptr,
                          reinterpret_cast<int*>(y));
+    } else if (name.rfind("around", 0) == 0) {
+      semobridge::launch_at_once("selftest", around_kernel, dim3(4), dim3(64), 0, nullptr, y,
+                                 reinterpret_cast<unsigned long long*>(x_at),
+                                 name != "around without a barrier",
+                                 name == "around but for one" ? 2u : 4u);
     } else if (name == "too many threads") {
       semobridge::launch("selftest", unwritten_kernel, dim3(1), dim3(2048), 0, nullptr, y);
     } else {

@@ -19,6 +19,9 @@ from tests.cuda_emulation.run_cases import ORDERS, load
 m = load(sys.argv[2])
 m.set_order(ORDERS.index(sys.argv[4]), 3)
 x, y = np.arange(256, dtype=np.float32), np.zeros(256, np.float32)
+if sys.argv[3].startswith("around"):
+    m.set_processors(1 if "too large" in sys.argv[3] else 2, 2)
+    x[...] = 0  # the barrier's count
 m.selftest(sys.argv[3], x.ctypes.data, y.ctypes.data)
 print(*y.view(np.int32 if sys.argv[3] == "count" else np.float32))
 """
@@ -61,6 +64,13 @@ def test_atomics_and_grid(emulation: Emulation):
     assert result(emulation, "count", "shuffled")[0] == 5 * 3 * 2 * 64
 
 
+@pytest.mark.parametrize("order", ["ascending", "descending", "shuffled"])
+def test_blocks_of_a_cooperative_launch_meet(emulation: Emulation, order: str):
+    want = (np.arange(256) + 64) % 256
+    assert (result(emulation, "around", order) == want).all()
+    assert (result(emulation, "around without a barrier", order) != want).any()
+
+
 @pytest.mark.parametrize(
     "kernel,told",
     [
@@ -71,6 +81,8 @@ def test_atomics_and_grid(emulation: Emulation):
         ("count without a fence", "a counter rises before all of the block have fenced"),
         ("half mask", "must name all 32 lanes"),
         ("too many threads", "launch failed: invalid configuration"),
+        ("around but for one", "blocks wait for ever: thread 0 of block . naps"),
+        ("around, too large", "cooperative launch failed: too many blocks"),
     ],
 )
 def test_refuses(emulation: Emulation, kernel: str, told: str):

@@ -15,7 +15,8 @@ from semobridge_ext._engines.tower_descent import choice
 from semobridge_ext._engines.tower_descent.cost import counted_step, tower_of_shape
 from semobridge_ext._engines.tower_descent.cuda import CudaTowerPieces
 from semobridge_ext._engines.tower_descent.eager import EagerTower
-from semobridge_ext._engines.tower_descent.few_rows import FEW_ROWS, FewRowsPlan, plan_of
+from semobridge_ext._engines.tower_descent.few_rows import FEW_ROWS, FewRowsPlan
+from semobridge_ext._engines.tower_descent.plans import plan_of
 from semobridge_ext._engines.tower_descent.products import TILE_COLS, TILE_ROWS, Before, Behind, tiles_of
 from semobridge_ext._engines.tower_descent.spec import LearnedRows, Linear
 from semobridge_ext._engines.tower_descent.step import Plan

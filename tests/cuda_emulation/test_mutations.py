@@ -11,6 +11,7 @@ import pytest
 
 from tests.cuda_emulation.build import Emulation, kernel_sources, run_cases
 from tests.cuda_emulation.mutations_few_rows import FEW_ROWS_MUTATIONS
+from tests.cuda_emulation.mutations_step import STEP_MUTATIONS
 from tests.cuda_emulation.mutations_train import TRAIN_MUTATIONS
 from tests.cuda_emulation.order_sites import CSRC, bare, compiled, count_of, sites, stem_of
 from tests.support.own_kernels import tables
@@ -109,7 +110,7 @@ MUTATIONS = {
         "ascending",
     ),
     "layer_norm: one row too many": (
-        "tower_descent/cuda_layer_norm.cu",
+        "tower_descent/cuda_layer_norm.cuh",
         "if (row >= rows) return;\n  const int64_t begin = threadIdx.x % kWarp * kStep;\n"
         "  const T* source = x + row * x_stride;\n  float sum = 0,",
         "if (row > rows) return;\n  const int64_t begin = threadIdx.x % kWarp * kStep;\n"
@@ -118,21 +119,21 @@ MUTATIONS = {
         "ascending",
     ),
     "layer_norm: gradient forgets the mean": (
-        "tower_descent/cuda_layer_norm.cu",
+        "tower_descent/cuda_layer_norm.cuh",
         "(u[j] * w[j] - mean_u - (",
         "(u[j] * w[j] - (",
         "layer_norm",
         "ascending",
     ),
     "layer_norm: rows normed without their residual sum": (
-        "tower_descent/cuda_layer_norm.cu",
+        "tower_descent/cuda_layer_norm.cuh",
         "source = total + row * total_stride;  // each lane reads",
         "// each lane reads",
         "layer_norm",
         "ascending",
     ),
     "layer_norm: residual sum without the delta": (
-        "tower_descent/cuda_layer_norm.cu",
+        "tower_descent/cuda_layer_norm.cuh",
         "value[j] += other[j];",
         "value[j] += 0 * other[j];",
         "layer_norm",
@@ -234,42 +235,42 @@ MUTATIONS = {
         "ascending",
     ),
     "cosine_loss: gradient not scaled by the norm": (
-        "tower_descent/cuda_descend.cu",
+        "tower_descent/cuda_descend.cuh",
         "const float factor = grad_scale * inverse;",
         "const float factor = grad_scale;",
         "cosine_loss",
         "ascending",
     ),
     "adamw: decay forgotten": (
-        "tower_descent/cuda_descend.cu",
+        "tower_descent/cuda_descend.cuh",
         "1 - a.lr * a.weight_decay",
         "1",
         "adamw",
         "ascending",
     ),
     "adamw: gradient of the last slot skipped": (
-        "tower_descent/cuda_descend.cu",
+        "tower_descent/cuda_descend.cuh",
         "for (int64_t slot = 0; slot < slots; ++slot) {\n    if (source[slot] == r) g +=",
         "for (int64_t slot = 0; slot + 1 < slots; ++slot) {\n    if (source[slot] == r) g +=",
         "adamw",
         "ascending",
     ),
     "adamw: step not counted": (
-        "tower_descent/cuda_descend.cu",
+        "tower_descent/cuda_descend.cuh",
         "*step = now + 1;",
         "*step = now;",
         "adamw",
         "ascending",
     ),
     "adamw: scale of the gradient left in": (
-        "tower_descent/cuda_descend.cu",
+        "tower_descent/cuda_descend.cuh",
         "g *= grad_factor;",
         ";",
         "adamw",
         "ascending",
     ),
     "adamw: constants of the first sample for all": (
-        "tower_descent/cuda_descend.cu",
+        "tower_descent/cuda_descend.cuh",
         "(base_samples == 1 ? 0 : s)",
         "(base_samples == 1 ? 0 : s * 0)",
         "adamw",
@@ -402,7 +403,7 @@ MUTATIONS = {
         "ascending",
     ),
 }
-MUTATIONS |= TRAIN_MUTATIONS | FEW_ROWS_MUTATIONS | tables("CUDA_MUTATIONS")
+MUTATIONS |= TRAIN_MUTATIONS | FEW_ROWS_MUTATIONS | STEP_MUTATIONS | tables("CUDA_MUTATIONS")
 
 
 def broken(name: str, emulation: Emulation, folder: Path) -> Path:

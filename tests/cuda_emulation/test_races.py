@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from tests.cuda_emulation.all_cases import CASES
+from tests.cuda_emulation.buffers import BFLOAT
 from tests.cuda_emulation.build import Emulation, kernel_sources
-from tests.cuda_emulation.order_sites import Site, cases_of, compiled, sites
+from tests.cuda_emulation.cases_step import Tower
+from tests.cuda_emulation.order_sites import CSRC, Site, cases_of, compiled, sites
 from tests.cuda_emulation.run_cases import load
 from tests.cuda_emulation.watched import in_lines, race_in, report_of, run_watched, watched
 
@@ -132,3 +134,28 @@ def test_no_barrier_or_fence_is_idle(whole: Emulation, site: Site, tmp_path: Pat
         f"{', '.join(kernels)} has a race. Either nothing needs it: remove it, or enter it in REDUNDANT "
         "with the reason. Or no case reaches what it orders: write one"
     )
+
+
+@pytest.mark.slow
+def test_no_meeting_of_a_step_is_idle(whole: Emulation, tmp_path: Path):
+    """Each barrier between two phases, left out alone, leaves a race; with all of them there is none."""
+    text = (CSRC / "tower_descent/cuda_step.cu").read_text()
+    barrier = "grid_barrier(arrived, &target);"
+    assert text.count(barrier) == 1
+    text = text.replace(barrier, f"if (i != cuda_emulation::left_out) {barrier}")
+    source = kernel_sources()["step"]
+    mutant = compiled(whole, source, "tower_descent/cuda_step.cu", text, tmp_path / "source")
+    built = whole.with_one_replaced("step", mutant, tmp_path / "module")
+    module = load(str(built))
+    module.set_order(0, 1)
+    module.set_processors(3, 1)
+    tower = Tower(module, np.random.default_rng(17), BFLOAT, 3, 48, 1)
+    phases = len(tower.phases())
+    assert phases == 10 + 6
+    module.watch("races")
+    tower.at_once(3, steps=1)
+    for number in range(phases - 1):
+        module.leave_out(number)
+        with pytest.raises(RuntimeError, match="race: "):
+            tower.at_once(3, steps=1)
+    module.watch("")

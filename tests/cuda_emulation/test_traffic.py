@@ -34,6 +34,8 @@ BOUNDS = {
     "attention_fwd_kernel": (Bound(1.25, 4.0), Bound(2.0, 4.0)),
     "topk_filter_kernel": (Bound(3.5, 4.0), USUAL),
     "few_rows_fwd_kernel": (Bound(1.5, 2.0), USUAL),  # a norm's float32 weights beside halves
+    # That in all its variants, and the prefix of heads of 24 and 72 columns, whose packs lie apart.
+    "tower_step_kernel": (Bound(2.0, 2.0), Bound(2.0, 4.0)),
 }
 
 

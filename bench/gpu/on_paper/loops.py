@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from on_paper.counting import Count, counted
-from on_paper.machine import Launch, streamed
+from on_paper.machine import Launch, at_once, streamed
 from on_paper.row import Row
 from semobridge_ext._engines.bridge_training import reference as reference_training
 from semobridge_ext._engines.tower_descent.chunk import chunk_samples, sample_bytes
@@ -20,6 +20,7 @@ from semobridge_ext.inversion import reference as reference_inversion
 FREE = 70 << 30  # bytes of an idle device of 80 GB
 FEW_ROWS_RATE = 0.35  # as tiles of a library that are as small (machine.TILES)
 RESIDENT_TILES = 3  # blocks of few_rows that a multiprocessor holds, by their registers
+RESIDENT_STEP = 2  # ... of tower_step
 TOWERS = {"ViT-B/32": (512, 8, 12, 512), "ViT-L/14": (768, 12, 12, 768)}  # width, heads, layers, features
 
 
@@ -62,10 +63,13 @@ def oti_step(batch: int, name: str, width: int, heads: int, layers: int, feature
     tower = tower_of_shape(width, heads, layers, features)
     found: dict[int, list[Launch]] = {}
     ours: list[Launch] = []
+    launched: list[Launch] = []
     for size in chunks_of(batch, tower, rows):
         if size not in found:
             found[size] = engine_step(size, tower, rows)
-        ours += found[size]
+        few = any(launch.name == "few_rows" for launch in found[size])
+        ours += [at_once("tower_step", found[size], RESIDENT_STEP)] if few else found[size]
+        launched += found[size]
 
     from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
@@ -84,7 +88,9 @@ def oti_step(batch: int, name: str, width: int, heads: int, layers: int, feature
         (v.grad,) = torch.autograd.grad(loss, v)
         optimizer.step()
 
-    return Row(f"OTI step, {name}, B = {batch}, bfloat16", "2 rows instead of 77", ours, counted(plain))
+    other = None if launched == ours else ("launch by launch", launched)
+    title = f"OTI step, {name}, B = {batch}, bfloat16"
+    return Row(title, "2 rows instead of 77", ours, counted(plain), other)
 
 
 def semobridge_t_step(classes: int, shots: int, width: int) -> Row:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 NODE = 2.5e-6  # seconds that a launch costs behind the one that it waits for: 2 to 5 µs are usual
 TRIP = 0.35e-6  # seconds of a load that nothing hides, from L2 or memory
+MEETING = (
+    1.5e-6  # seconds until all blocks of a launch have met: 1 to 2 µs are usual with two a multiprocessor
+)
 RESIDENT = 32 << 20  # bytes that stay in an L2 of 40 or 50 MB from one launch to the next
 
 
@@ -74,6 +78,27 @@ class Launch:
         )
         waves = 1 if math.isinf(self.blocks) else math.ceil(self.blocks / (device.processors * self.resident))
         return NODE + max(work, waves * self.trips * TRIP)
+
+
+@dataclass(frozen=True)
+class AtOnce(Launch):
+    """One launch whose blocks meet between its phases; what a phase reads first is fetched meanwhile."""
+
+    phases: tuple[Launch, ...] = ()
+
+    def seconds(self, device: Device) -> float:
+        ahead = device.memory * MEETING  # bytes
+        works = [
+            replace(p, memory=max(p.memory - ahead, 0.0)).seconds(device) - NODE for p in self.phases[1:]
+        ]
+        return self.phases[0].seconds(device) + sum(works) + len(works) * MEETING
+
+
+def at_once(name: str, launches: Sequence[Launch], resident: int) -> AtOnce:
+    """These launches as the phases of one, of which a multiprocessor holds so many blocks."""
+    moved, through = sum(x.memory for x in launches), sum(max(x.cache, x.memory) for x in launches)
+    phases = tuple(replace(x, resident=resident) for x in launches)
+    return AtOnce(name, moved, through, sum(x.operations for x in launches), phases=phases)
 
 
 class Tile(NamedTuple):

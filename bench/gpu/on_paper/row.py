@@ -16,6 +16,7 @@ class Row(NamedTuple):
     note: str
     ours: list[Launch]
     plain: list[Launch]  # the sequence that a user of PyTorch writes
+    other: tuple[str, list[Launch]] | None = None  # another way of ours, by its name
 
 
 def times(launches: list[Launch]) -> list[float]:

@@ -1,15 +1,20 @@
-"""What is compared before `auto` takes the kernels of a tower descent: all pieces, in two small blocks."""
+"""What is compared before `auto` takes the kernels of a tower descent: all pieces, in two small blocks.
+
+Twice: with cuBLAS's products, and as the device takes so few rows.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from semobridge_ext._engines.tower_descent.cuda import CudaTowerPieces
+from semobridge_ext._engines.tower_descent.plans import plan_of
 from semobridge_ext._engines.tower_descent.spec import Block, LearnedRows, Linear, Norm, Tower
-from semobridge_ext._engines.tower_descent.step import LaunchedTower
+from semobridge_ext._engines.tower_descent.step import LaunchedTower, Plan
 from semobridge_ext._engines.tower_descent.torch import TorchTowerPieces
 from semobridge_ext._engines.tower_descent.weights import LaunchedWeights
 from semobridge_ext.runtime import self_check
@@ -41,15 +46,18 @@ def fixed_tower(
 
 
 def results(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
-    """Features, gradient, and what two steps change, launched without a graph.
+    """Features, gradient, and what two steps change, launched without a graph, by every kind of launches."""
+    return [found for plans in (Plan, plan_of) for found in _results(device, dtype, plans)]
 
-    The moments are not zero: AdamW's first step would be the gradient's sign, which rounding may turn.
-    """
+
+def _results(device: torch.device, dtype: torch.dtype, plans: Callable[..., Plan]) -> list[Tensor]:
+    """The moments are not zero: AdamW's first step would be the gradient's sign, which rounding may turn."""
     rows = LearnedRows(self_check.fixed(5, _WIDTH, device=device, seed=17), (-1, 0, 1, -1, -1), 4)
     pieces = CudaTowerPieces if requested() == "native" else TorchTowerPieces
     engine = LaunchedTower(
-        LaunchedWeights(fixed_tower(device), dtype), rows, pieces=pieces, capture=lambda step, device: step
-    )
+        LaunchedWeights(fixed_tower(device), dtype), rows, pieces=pieces, plans=plans,
+        capture=lambda step, device: step,
+    )  # fmt: skip
     tokens = self_check.fixed(_SAMPLES, 2, _WIDTH, device=device, seed=18)
     grad = self_check.fixed(_SAMPLES, _DIM, device=device, seed=19)
     found = [engine.features(tokens), engine.gradient(tokens, grad)]

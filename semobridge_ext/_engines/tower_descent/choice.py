@@ -16,8 +16,8 @@ from semobridge_ext._engines.tower_descent.cpu import FrozenTower, PackedTower
 from semobridge_ext._engines.tower_descent.cuda import CudaTowerPieces
 from semobridge_ext._engines.tower_descent.eager import EagerTower
 from semobridge_ext._engines.tower_descent.engine import TowerEngine
-from semobridge_ext._engines.tower_descent.few_rows import plan_of
 from semobridge_ext._engines.tower_descent.model import ModelTower, OwnRows, OwnTower
+from semobridge_ext._engines.tower_descent.plans import plan_of
 from semobridge_ext._engines.tower_descent.spec import LearnedRows, Tower
 from semobridge_ext._engines.tower_descent.step import LaunchedTower
 from semobridge_ext._engines.tower_descent.torch import TorchTowerPieces

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from semobridge_ext._engines.tower_descent.cuda import CudaAttention, CudaTowerPieces
-from semobridge_ext._engines.tower_descent.few_rows import plan_of
+from semobridge_ext._engines.tower_descent.plans import plan_of
 from semobridge_ext._engines.tower_descent.products import Before, Behind, tiles_of
 from semobridge_ext._engines.tower_descent.spec import Block, LearnedRows, Linear, Norm, Tower
 from semobridge_ext._engines.tower_descent.step import LaunchedTower
@@ -48,6 +48,10 @@ class _NotedPieces(CudaTowerPieces):
     """A note in place of each launch, once the workspaces are made."""
 
     note: Note | None = None
+
+    @staticmethod
+    def blocks_at_once(stored: torch.dtype, device: torch.device) -> int:
+        return 0  # launch by launch, which a step of one launch has as its phases
 
     def _note(self, kernel: str, moved: int, operations: int = 0) -> None:
         if self.note is not None:

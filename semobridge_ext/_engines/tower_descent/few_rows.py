@@ -7,7 +7,7 @@ A step of few rows is bound by launches and by reading the weights. Here a norm 
 that follows it: its statistics come, tile by tile, from the product before it
 (csrc/tower_descent/cuda_few_rows.h). So a layer is ten launches in place of sixteen, four products and the
 attention each way, and a matrix is read by the whole device at once. More rows are cuBLAS's, in step.py's
-sequence.
+sequence; plans.py chooses.
 
 Letters as in torch.py.
 """
@@ -22,7 +22,6 @@ from semobridge_ext._engines.tower_descent.products import Before, Behind
 from semobridge_ext._engines.tower_descent.rows import SlotRows
 from semobridge_ext._engines.tower_descent.spec import Linear
 from semobridge_ext._engines.tower_descent.step import Plan
-from semobridge_ext._engines.tower_descent.torch import TorchTowerPieces
 from semobridge_ext._engines.tower_descent.weights import LaunchedWeights
 
 # Two tiles of 64. With more, each matrix is read from L2 more often than cuBLAS's larger tiles read it; in
@@ -43,12 +42,6 @@ def _aligned(weight: Tensor) -> bool:  # [K, M], either way round
     wide = max(weight.stride())
     sizes = (*weight.shape, wide, weight.storage_offset())
     return min(weight.stride()) == 1 and all(size % step == 0 for size in sizes)
-
-
-def plan_of(weights: LaunchedWeights, rows: SlotRows, samples: int, pieces: type[TorchTowerPieces]) -> Plan:
-    """The step over buffers for this many samples, by the launches that suit them."""
-    few = issubclass(pieces, CudaTowerPieces) and takes_few(weights, rows, samples)
-    return (FewRowsPlan if few else Plan)(weights, rows, samples, pieces)
 
 
 class FewRowsPlan(Plan):

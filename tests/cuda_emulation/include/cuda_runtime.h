@@ -46,9 +46,11 @@ typedef struct CUstream_st* cudaStream_t;
 enum cudaError_t {
   cudaSuccess = 0,
   cudaErrorInvalidConfiguration = 9,
+  cudaErrorCooperativeLaunchTooLarge = 720,
   cudaErrorStreamCaptureUnsupported = 900
 };
 enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal = 0, cudaStreamCaptureModeRelaxed = 2 };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrCooperativeLaunch = 95 };
 enum cudaDriverEntryPointQueryResult { cudaDriverEntryPointSuccess = 0 };
 struct cudaFuncAttributes {};
 constexpr unsigned long long cudaEnableDefault = 0;
@@ -63,7 +65,9 @@ enum class Wait { kNone, kBlock, kShuffle, kVote, kSyncWarp, kMatrix };
 enum class Order { kAscending = 0, kDescending = 1, kShuffled = 2 };
 
 void set_order(Order order, uint64_t seed);
-void run(dim3 grid, dim3 block, const std::function<void()>& thread, const void* kernel = nullptr);
+// `at_once`: all blocks are resident together, and may wait for each other.
+void run(dim3 grid, dim3 block, const std::function<void()>& thread, const void* kernel = nullptr,
+         bool at_once = false);
 void* shared_memory(const void* site, size_t bytes);
 void sync_block(int line);
 // Leaves `value` for the other lanes, waits for all 32, returns theirs in slots of kSlot bytes.
@@ -75,6 +79,10 @@ unsigned lane();
 void fence();
 void raises_counter();
 void reads_of_others();
+// A thread that waits for others lets them run; all that are left napping end the launch.
+void nap();
+// For sources that leave one of several barriers out: the number of it, -1 for none.
+extern int left_out;
 void touches_atomically(const void* at, size_t size, void* code);
 // Ends the launch with an error.
 [[noreturn]] void refuse(const char* what);
@@ -87,6 +95,8 @@ extern std::set<int> contexts;
 extern std::set<std::pair<const void*, int>> loaded;
 extern bool capturing;
 extern cudaStreamCaptureMode capture_mode;
+// Of the device: 0 multiprocessors take no cooperative launch.
+extern int processors, blocks_each;
 int primary_context_state(int device, unsigned* flags, int* active);
 
 template <class T>
@@ -103,22 +113,50 @@ SB_UNWATCHED void call(void (*kernel)(P...), void** args, std::index_sequence<I.
 
 }  // namespace cuda_emulation
 
+namespace cuda_emulation {
+
 template <class... P>
-cudaError_t cudaLaunchKernel(void (*kernel)(P...), dim3 grid, dim3 block, void** args,
-                             size_t /*shared*/, cudaStream_t /*stream*/) {
+cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, void** args, bool at_once) {
   const uint64_t threads = uint64_t{block.x} * block.y * block.z;
   if (threads == 0 || threads > 1024 || grid.x == 0 || grid.y == 0 || grid.z == 0 ||
       grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) {
-    return cuda_emulation::last_error = cudaErrorInvalidConfiguration;
+    return last_error = cudaErrorInvalidConfiguration;
   }
-  const auto one = std::make_pair(reinterpret_cast<const void*>(kernel), cuda_emulation::device);
-  if (cuda_emulation::capturing && cuda_emulation::loaded.count(one) == 0) {
-    return cuda_emulation::last_error = cudaErrorStreamCaptureUnsupported;
+  const uint64_t resident = static_cast<uint64_t>(processors) * static_cast<uint64_t>(blocks_each);
+  if (at_once && uint64_t{grid.x} * grid.y * grid.z > resident) {
+    return last_error = cudaErrorCooperativeLaunchTooLarge;
   }
-  cuda_emulation::loaded.insert(one);
-  cuda_emulation::run(
-      grid, block, [&] { cuda_emulation::call(kernel, args, std::index_sequence_for<P...>{}); },
-      reinterpret_cast<const void*>(kernel));
+  const auto one = std::make_pair(reinterpret_cast<const void*>(kernel), device);
+  if (capturing && loaded.count(one) == 0) return last_error = cudaErrorStreamCaptureUnsupported;
+  loaded.insert(one);
+  run(
+      grid, block, [&] { call(kernel, args, std::index_sequence_for<P...>{}); },
+      reinterpret_cast<const void*>(kernel), at_once);
+  return cudaSuccess;
+}
+
+}  // namespace cuda_emulation
+
+template <class... P>
+cudaError_t cudaLaunchKernel(void (*kernel)(P...), dim3 grid, dim3 block, void** args,
+                             size_t /*shared*/, cudaStream_t /*stream*/) {
+  return cuda_emulation::launch(kernel, grid, block, args, false);
+}
+template <class... P>
+cudaError_t cudaLaunchCooperativeKernel(void (*kernel)(P...), dim3 grid, dim3 block, void** args,
+                                        size_t /*shared*/, cudaStream_t /*stream*/) {
+  return cuda_emulation::launch(kernel, grid, block, args, true);
+}
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int /*device*/) {
+  const int processors = cuda_emulation::processors;
+  *value = attribute == cudaDevAttrCooperativeLaunch ? processors > 0 : processors;
+  return cudaSuccess;
+}
+inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks,
+                                                                 const void* /*kernel*/,
+                                                                 int /*threads*/,
+                                                                 size_t /*shared*/) {
+  *blocks = cuda_emulation::blocks_each;
   return cudaSuccess;
 }
 
@@ -128,6 +166,7 @@ inline cudaError_t cudaGetLastError() {
 inline const char* cudaGetErrorString(cudaError_t e) {
   if (e == cudaErrorStreamCaptureUnsupported)
     return "operation not permitted when stream is capturing";
+  if (e == cudaErrorCooperativeLaunchTooLarge) return "too many blocks in cooperative launch";
   return e == cudaSuccess ? "no error" : "invalid configuration argument";
 }
 inline cudaError_t cudaGetDevice(int* device) {
@@ -161,6 +200,7 @@ inline cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** fun
 
 inline void __syncthreads(int line = __builtin_LINE()) { cuda_emulation::sync_block(line); }
 inline void __threadfence() { cuda_emulation::fence(); }
+inline void __nanosleep(unsigned) { cuda_emulation::nap(); }
 
 inline void __syncwarp(unsigned mask = 0xffffffffu, int line = __builtin_LINE()) {
   const char nothing = 0;

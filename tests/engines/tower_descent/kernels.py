@@ -87,7 +87,7 @@ def case_attention(m, rng: np.random.Generator) -> None:
     compare(by_hand, g @ complex_step(lambda c: attend(c, k, v)[1], q), "reference", "float64")
 
 
-_ATTENTION = "tower_descent/cuda_attention.cu"
+_ATTENTION = "tower_descent/cuda_attention.cuh"
 CUDA_MUTATIONS = {
     "attention: no barrier between queries and slots": (
         _ATTENTION,
@@ -160,7 +160,7 @@ CUDA_MUTATIONS = {
         "ascending",
     ),
     "attention: vectors where rows are not aligned": (
-        _ATTENTION,
+        "tower_descent/cuda_attention.cu",
         "if (aligned) return f(storage, own, std::integral_constant<int, kStep>{});",
         "if (aligned || own > 0) return f(storage, own, std::integral_constant<int, kStep>{});",
         "attention",
