@@ -37,19 +37,31 @@ def _file(path: str) -> Any:
     return path
 
 
-def thumbnail(path: str, max_pixels: int = images.PIXELS) -> Any:
-    """SIDE pixels, on white; an empty frame where the file is gone, damaged or too large."""
+def opened_small(path: str, side: int, max_pixels: int = images.PIXELS) -> Any:
+    """At most `side` pixels either way, on white; None where the file is gone, damaged or too large."""
     from PIL import Image
 
-    page = Image.new("RGB", (SIDE, SIDE), "white")
     try:
         with images.opened(_file(path), max_pixels) as image:
             image = image.convert("RGBA")
-            image.thumbnail((SIDE, SIDE))
+            image.thumbnail((side, side))
     except Exception:  # PIL's plugins raise whatever their parsing meets
+        return None
+    page = Image.new("RGB", image.size, "white")
+    page.paste(image, (0, 0), image)
+    return page
+
+
+def thumbnail(path: str, max_pixels: int = images.PIXELS) -> Any:
+    """SIDE pixels, on white; an empty frame where the file cannot be shown."""
+    from PIL import Image
+
+    page = Image.new("RGB", (SIDE, SIDE), "white")
+    image = opened_small(path, SIDE, max_pixels)
+    if image is None:
         page.paste((235, 235, 235), (1, 1, SIDE - 1, SIDE - 1))
         return page
-    page.paste(image, ((SIDE - image.width) // 2, (SIDE - image.height) // 2), image)
+    page.paste(image, ((SIDE - image.width) // 2, (SIDE - image.height) // 2))
     return page
 
 
