@@ -39,9 +39,10 @@ table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums
 caption{text-align:left;color:var(--soft);padding:0 0 .4rem;caption-side:top}
 td,th{padding:.3rem 1.1rem .3rem 0;text-align:right;white-space:nowrap;vertical-align:top}
 thead th{border-bottom:2px solid var(--line);font-weight:600;white-space:normal;vertical-align:bottom;
-max-width:13rem;overflow-wrap:anywhere;min-width:4.2rem}tbody>tr>*{border-bottom:1px solid var(--line)}
+max-width:13rem;overflow-wrap:anywhere;min-width:6.4rem}tbody>tr>*{border-bottom:1px solid var(--line)}
 tr>:first-child{text-align:left}tbody th{font-weight:400;white-space:normal;overflow-wrap:anywhere;
 min-width:8rem;max-width:22rem}
+.text th,.words thead th:last-child{text-align:left}
 .text td{text-align:left;white-space:normal;overflow-wrap:anywhere;min-width:8rem}
 td.words{text-align:left;white-space:normal;overflow-wrap:anywhere;min-width:12rem}
 td small{color:var(--soft);font-size:.85em;margin-left:.35em}
@@ -66,6 +67,7 @@ border-bottom:1px solid var(--line)}
 .plot .y{right:100%;margin-right:.4rem;transform:translateY(-50%)}
 .plot .x{top:100%;margin-top:.2rem;transform:translateX(-50%)}
 .axis{font-size:.85rem;color:var(--soft);margin:0}.panels{display:grid;gap:0 2rem;
+align-items:end;
 grid-template-columns:repeat(auto-fit,minmax(min(100%,18rem),1fr))}.panels .plot{height:11rem}
 .panels h3{overflow-wrap:anywhere}.panels>*{min-width:0}
 .key{display:flex;flex-wrap:wrap;gap:.2rem 1.2rem;list-style:none;padding:0;margin:.5rem 0;font-size:.9rem}

@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from semobridge_ext.cli import sheet
+from semobridge_ext.cli import thumbnails
 from semobridge_ext.cli.shards import Folder
 
 SIDE, EACH = 72, 3
@@ -31,7 +31,7 @@ def paths(folder: Folder, label: str) -> list[str] | None:
 
 
 def _address(path: str) -> str | None:
-    image = sheet.opened_small(path, SIDE)
+    image = thumbnails.opened_small(path, SIDE)
     if image is None:
         return None
     data = io.BytesIO()

@@ -169,7 +169,7 @@ def _worst(found: dict[str, Any]) -> Iterator[str]:
         "<p>How many of a class's images have one of their own class as the nearest other image, the worst "
         f"of {name(base)} first, and the classes that the others lie next to there.</p>"
     )
-    yield table(*tables.worst(found), caption="Worst classes and what they are taken for")
+    yield table(*tables.worst(found), "words", "Worst classes and what they are taken for")
 
 
 def _sample_images(found: dict[str, Any], shown: Samples) -> Iterator[str]:
@@ -194,7 +194,8 @@ def _sample_images(found: dict[str, Any], shown: Samples) -> Iterator[str]:
 def _corrupt(found: dict[str, Any]) -> Iterator[str]:
     lost = found["corrupt"]
     more = f" The first {_CORRUPT} are shown; the CSV file has all." if len(lost) > _CORRUPT else ""
-    yield f"<p>{len(lost)} of the files that were extracted could not be read and are in no figure.{more}</p>"
+    many = "1 file" if len(lost) == 1 else f"{len(lost)} files"
+    yield f"<p>{many} could not be read when the features were made: in no figure.{more}</p>"
     yield table(["file", "why"], lost[:_CORRUPT], "text", "Corrupt files")
 
 

@@ -198,7 +198,7 @@ def test_the_page_of_500_classes_is_small(monkeypatch: pytest.MonkeyPatch) -> No
     from PIL import Image
 
     noise = np.random.default_rng(0).integers(0, 256, (72, 72, 3), dtype=np.uint8)
-    monkeypatch.setattr(report_images.sheet, "opened_small", lambda *_: Image.fromarray(noise))
+    monkeypatch.setattr(report_images.thumbnails, "opened_small", lambda *_: Image.fromarray(noise))
     labels = [c for c in range(500) for _ in range(3)]
     shown = report_images.samples(["x"] * len(labels), labels, 500)
     counts = [len(images) for images in shown.images]
@@ -238,7 +238,8 @@ def test_nothing_leaves_a_narrow_screen(page: str, tmp_path: Path, classes: int)
     )
     script = (
         "<script>onload=()=>{document.title=[...document.querySelectorAll('iframe')].map(f=>"
-        "f.contentDocument.documentElement).map(d=>d.scrollWidth-d.clientWidth).join(' ')+' measured'}</script>"
+        "f.contentDocument.documentElement).map(d=>d.scrollWidth-d.clientWidth).join(' ')+' measured'}"
+        "</script>"
     )
     (tmp_path / "frames.html").write_text(f"<!doctype html><meta charset=utf-8>{frames}{script}")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
