@@ -94,12 +94,17 @@ def write_sheet(path: Path, found: Sequence[Found], paths: Sequence[str], proba:
     _files.write_bytes(path, data)
 
 
+def _cell(text: str) -> str:
+    """A name in a table of Markdown: it ends neither its cell nor its line."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
 def report(found: Sequence[Found], facts: Sequence[str]) -> str:
     old, new = ([f for f in found if f.old is kind] for kind in (True, False))
     lines = ["# Discovered classes", "", *(f"- {fact}" for fact in facts)]
     lines += ["", "## New classes", "", "| cluster | strongest concepts | images |", "|---:|---|---:|"]
     ranked = sorted(new, key=lambda f: (-len(f.images), f.cluster))
-    lines += [f"| {f.cluster} | {', '.join(f.concepts)} | {len(f.images)} |" for f in ranked]
+    lines += [f"| {f.cluster} | {_cell(', '.join(f.concepts))} | {len(f.images)} |" for f in ranked]
     lines += [
         "",
         "## Old classes",
@@ -107,5 +112,5 @@ def report(found: Sequence[Found], facts: Sequence[str]) -> str:
         "| cluster | class | images | of these labelled |",
         "|---:|---|---:|---:|",
     ]
-    lines += [f"| {f.cluster} | {f.name} | {len(f.images)} | {f.labelled} |" for f in old]
+    lines += [f"| {f.cluster} | {_cell(f.name)} | {len(f.images)} | {f.labelled} |" for f in old]
     return "\n".join(lines) + "\n"

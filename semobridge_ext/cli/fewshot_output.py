@@ -10,12 +10,14 @@ from statistics import fmean, stdev
 from typing import Any
 
 from semobridge_ext import _files
+from semobridge_ext.cli import fonts
 from semobridge_ext.fewshot.study import paired
 from semobridge_ext.fewshot.study_estimators import METHODS
 
 Record = dict[str, Any]  # set, shots, seed, method, accuracy, seconds_fit, seconds_tune
 MEAN = "mean over sets"
 BASELINE = "nearest class mean"
+_PANEL, _ENTRY, _LINE = 4.6, 2.2, 0.19  # inches: a panel's width, a legend entry's, a legend line's height
 
 
 def _spread(values: Sequence[float]) -> float:
@@ -148,41 +150,51 @@ def findings(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def draw(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """One panel per set: accuracy against shots, the main methods strong, the ablations thin."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib import colormaps, rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(r["set"] for r in rows))
     across = min(3, len(names))
     down = -(-len(names) // across)
-    figure, axes = plt.subplots(down, across, figsize=(4.6 * across, 3.6 * down), squeeze=False)
-    colours = plt.get_cmap("tab20")
-    for axis in axes.flat[len(names) :]:
-        axis.set_visible(False)
-    for axis, name in zip(axes.flat, names, strict=False):
-        mine = [r for r in rows if r["set"] == name]
-        for i, method in enumerate(METHODS):
-            line = sorted((r for r in mine if r["method"] == method), key=lambda r: r["shots"])
-            if not line:
-                continue
-            means, spreads = zip(*((100 * r["accuracy"], 100 * r["std"]) for r in line), strict=True)
-            # Ablations have a comma in their name.
-            style: dict[str, Any] = {"lw": 1, "ls": ":"} if ", " in method else {"lw": 2, "ls": "-"}
-            style |= {
-                "color": colours(i % 20),
-                "marker": "os^vDPX"[i % 7],
-                "ms": 4,
-                "capsize": 2,
-                "label": method,
-            }
-            axis.errorbar([r["shots"] for r in line], means, spreads, **style)
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(sorted({r["shots"] for r in rows if r["set"] == name}))
-        axis.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
-        axis.set(title=name, xlabel="shots per class", ylabel="test accuracy, %")
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=4, fontsize=8, frameon=False)
-    figure.tight_layout(rect=(0, 0.3 / down, 1, 1))
-    _files.write_figure(path, figure, file_format="png", dpi=110)
-    plt.close(figure)
+    methods = [m for m in METHODS if any(r["method"] == m for r in rows)]
+    columns = max(1, int(_PANEL * across / _ENTRY))
+    legend = _LINE * -(-len(methods) // columns)
+    titles, families = fonts.for_matplotlib(names)
+    with rc_context({"font.family": families}):
+        figure = Figure(figsize=(_PANEL * across, 3.6 * down + legend + 0.2), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(down, across, squeeze=False)
+        for axis in axes.flat[len(names) :]:
+            axis.set_visible(False)
+        lines: dict[str, Any] = {}
+        for axis, name, title in zip(axes.flat, names, titles, strict=False):
+            _panel(axis, [r for r in rows if r["set"] == name], methods, colormaps["tab20"], lines)
+            axis.set_title(title, wrap=True)
+        # Constrained layout keeps room for a legend outside of the panels: none of it is cut.
+        shown = [m for m in methods if m in lines]
+        figure.legend(
+            [lines[m] for m in shown], shown, loc="outside lower center", ncols=columns, fontsize=8,
+            frameon=False,
+        )  # fmt: skip
+        _files.write_figure(path, figure, file_format="png", dpi=110)
+
+
+def _panel(
+    axis: Any, mine: Sequence[dict[str, Any]], methods: Sequence[str], colours: Any, lines: dict[str, Any]
+) -> None:
+    """One set's curves; `lines` collects what the legend shows."""
+    for method in methods:
+        i = list(METHODS).index(method)
+        line = sorted((r for r in mine if r["method"] == method), key=lambda r: r["shots"])
+        if not line:
+            continue
+        means, spreads = zip(*((100 * r["accuracy"], 100 * r["std"]) for r in line), strict=True)
+        # Ablations have a comma in their name.
+        style: dict[str, Any] = {"lw": 1, "ls": ":"} if ", " in method else {"lw": 2, "ls": "-"}
+        style |= {"color": colours(i % 20), "marker": "os^vDPX"[i % 7], "ms": 4, "capsize": 2}
+        lines[method] = axis.errorbar([r["shots"] for r in line], means, spreads, **style)
+    shots = sorted({r["shots"] for r in mine})
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(shots, [str(k) for k in shots])
+    axis.set(xlabel="shots per class", ylabel="test accuracy, %")

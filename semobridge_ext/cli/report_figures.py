@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from semobridge_ext.diagnostics import diagnose
-from semobridge_ext.diagnostics.diagnosis import Figures
-from semobridge_ext.diagnostics.resampling import modality_gap
+from semobridge_ext._ops.topk.op import topk
+from semobridge_ext.diagnostics import resampling
 from semobridge_ext.fewshot.held_out import nearest_mean_accuracy, nearest_text_accuracy
 from semobridge_ext.retrieval.metrics import retrieval_metrics
 
 BINS = 100
+RESAMPLES, CONFIDENCE = 1000, 0.95
 _SAMPLE = 4000  # rows of the histograms and spectra: 8 million pairs
+_QUERIES = {"mAP": "AP", "Recall@1": "Recall@1"}  # figures that are means over all images
+CHANGES = (*_QUERIES, "intra-class cosine", "inter-class cosine", "overlap", "effective rank")
 
 
 class Rows(NamedTuple):
@@ -26,46 +29,105 @@ class Rows(NamedTuple):
     texts: Tensor | None  # [C, D] unit rows, of the labels 0 .. C-1
 
 
+class Measured(NamedTuple):
+    """A folder's figures for JSON, the resamples of some, and the row nearest to each."""
+
+    figures: dict[str, Any]
+    samples: dict[str, Tensor]  # by name of CHANGES
+    nearest: Tensor  # [N] int64
+
+
 def sample(count: int, seed: int) -> Tensor:
     """At most _SAMPLE row numbers, sorted."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return order[:_SAMPLE].sort().values
 
 
-def measure(rows: Rows, chosen: Tensor, shots: list[int], seeds: int) -> dict[str, Any]:
+def measure(rows: Rows, chosen: Tensor, shots: list[int], seeds: int) -> Measured:
     """Retrieval, accuracy and gap of all rows; cosines and spectrum of the chosen ones."""
     x, y, texts = rows
     began = time.perf_counter()
-    retrieval: dict[str, Any] = retrieval_metrics(x, x, y, y, same_set=True)
+    retrieval: dict[str, Any] = retrieval_metrics(x, x, y, y, same_set=True, per_query=True)
     retrieval["seconds"] = time.perf_counter() - began
-    # The report shows no intervals, hence the fewest resamples.
-    figures = diagnose(x[chosen], y[chosen], bins=BINS, resamples=2).before
+    samples = _means(retrieval.pop("per_query"))
+    plan = resampling.make_plan(y[chosen], False, RESAMPLES, CONFIDENCE, 0)
+    m = resampling.measure(x[chosen], None, y[chosen], plan, (1,), 1, BINS)
+    values, drawn = resampling.values_of(m), resampling.resampled(m, plan)
+    values |= {name: float(retrieval[name]) for name in _QUERIES}
+    samples = {name: samples[name] if name in samples else drawn[name] for name in CHANGES}
     accuracy = nearest_mean_accuracy(x, y, shots, seeds) if shots else {}
-    return {
+    spectrum = resampling.spectrum_of_moments(*m.moments)
+    figures = {
         "width": x.shape[1],
         "retrieval": retrieval,
-        "accuracy": {str(k): values for k, values in accuracy.items()},
+        "accuracy": {str(k): found for k, found in accuracy.items()},
         "zero_shot": None if texts is None else nearest_text_accuracy(x, y, texts),
-        "cosines": _cosines(figures),
-        "gap": None if texts is None else modality_gap(x, texts),
-        "spectrum": _spectrum(figures, min(len(chosen), x.shape[1])),
+        "cosines": _cosines(m.histogram, values),
+        "gap": None if texts is None else resampling.modality_gap(x, texts),
+        "spectrum": {
+            "shares": (spectrum / spectrum.sum())[: min(len(chosen), x.shape[1])].tolist(),
+            "effective_rank": values["effective rank"],
+        },
+        "intervals": {n: _interval(n, values[n], samples[n]) for n in CHANGES},
     }
+    nearest = topk(x, x, 1, exclude=torch.arange(len(x))).indices[:, 0]
+    return Measured(figures, samples, nearest)
 
 
-def _cosines(figures: Figures) -> dict[str, Any]:
+def _interval(name: str, value: float, samples: Tensor) -> list[float]:
+    return list(resampling.interval(name, value, samples, CONFIDENCE))
+
+
+def change(base: Measured, other: Measured) -> dict[str, list[float]]:
+    """By figure: other minus base, and the interval of the paired resamples."""
+    old, new = base.figures["intervals"], other.figures["intervals"]
+    return {n: _interval(n, new[n][0] - old[n][0], other.samples[n] - base.samples[n]) for n in CHANGES}
+
+
+def _means(per_query: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Resampled means over the queries; those without a relevant image have no part in them."""
+    valid = ~torch.isnan(per_query["AP"])
+    columns = torch.stack([per_query[key][valid].double() for key in _QUERIES.values()], dim=1)
+    count = len(columns)
+    drawn = torch.cat([w @ columns / count for w in resampling.draws(count, RESAMPLES, 0)])
+    return dict(zip(_QUERIES, drawn.unbind(1), strict=True))
+
+
+def _cosines(histogram: Tensor, values: dict[str, float]) -> dict[str, Any]:
     """Shares of the cosines of pairs within and between classes by bin, and their overlap."""
-    intra, inter = figures.intra, figures.inter  # a pair stands there twice, once from each end
+    inter, intra = histogram.sum(dim=0)  # a pair stands there twice, once from each end
     return {
         "intra": (intra / intra.sum()).tolist(),
         "inter": (inter / inter.sum()).tolist(),
         "pairs": [int(intra.sum()) // 2, int(inter.sum()) // 2],
-        "intra_mean": figures["intra-class cosine"].value,
-        "inter_mean": figures["inter-class cosine"].value,
-        "overlap": figures["overlap"].value,
+        "intra_mean": values["intra-class cosine"],
+        "inter_mean": values["inter-class cosine"],
+        "overlap": values["overlap"],
     }
 
 
-def _spectrum(figures: Figures, most: int) -> dict[str, Any]:
-    """Shares of the variance along the principal directions, of which there are at most `most`."""
-    shares = figures.spectrum / figures.spectrum.sum()
-    return {"shares": shares[:most].tolist(), "effective_rank": figures["effective rank"].value}
+def by_class(names: list[str], labels: Tensor, nearest: dict[str, Tensor]) -> list[dict[str, Any]]:
+    """Of every class with two images, the worst of the first folder first.
+
+    How many of its images have one of their own class as the nearest, in each folder; and the classes
+    that the others of the first folder lie next to.
+    """
+    sizes = torch.bincount(labels, minlength=len(names)).tolist()
+    found = {folder: labels[rows] for folder, rows in nearest.items()}
+    right = {
+        folder: torch.bincount(labels[near == labels], minlength=len(names)).tolist()
+        for folder, near in found.items()
+    }
+    first = next(iter(found))
+    wrong: list[Counter[int]] = [Counter() for _ in names]
+    for own, near in zip(labels.tolist(), found[first].tolist(), strict=True):
+        if own != near:
+            wrong[own][near] += 1
+    rows = [
+        {
+            "name": names[c], "images": sizes[c], "right": {f: right[f][c] for f in found},
+            "confused": [[names[k], many] for k, many in wrong[c].most_common(3)],
+        }
+        for c in range(len(names)) if sizes[c] > 1
+    ]  # fmt: skip
+    return sorted(rows, key=lambda row: (row["right"][first] / row["images"], -row["images"]))

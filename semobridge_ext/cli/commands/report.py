@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +13,24 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from semobridge_ext import _files
-from semobridge_ext.cli import mappings, models, report_figures
+from semobridge_ext._version import __version__
+from semobridge_ext.cli import mappings, models, report_figures, report_images, report_page, report_tables
 from semobridge_ext.cli.arguments import count
-from semobridge_ext.cli.output import has_matplotlib, write_csv, write_json
-from semobridge_ext.cli.shards import Folder
+from semobridge_ext.cli.output import write_csv, write_json
+from semobridge_ext.cli.shards import Folder, arrow
 from semobridge_ext.fewshot.held_out import usable_shots
 from semobridge_ext.runtime.info import build_info
 
 _DESCRIPTION = """\
-Compares folders of shards with labels in one HTML file that needs no other: retrieval, accuracy by
-shots, cosines within and between classes, the modality gap, spectra, timings, installation. The tables
-go to CSV files beside it.
+Compares folders of shards with labels in one HTML file that needs no other: retrieval, differences with
+intervals, accuracy by shots, worst classes, sample images, cosines within and between classes, the
+modality gap, spectra, corrupt files, timings, installation. The tables go to CSV files beside it.
 """
 _EPILOG = """\
 The first folder is the baseline, the others usually what `map` made of it. Features are held in memory.
 Class texts are the labels in --template, encoded by the model of the shards; --no-text leaves out what
-needs them (zero-shot, gap).
+needs them (zero-shot, gap). The page holds up to three small images of a class; --no-images leaves
+them out, and the class names and file names of corrupt images stay.
 
 examples:
   semobridge-ext report feats/ feats-bridge/ feats-pca/ --out report.html
@@ -50,6 +53,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--shots", type=count, nargs="+", default=many, metavar="K", help="(1 2 4 8)")
     parser.add_argument("--seeds", type=count, default=5, metavar="N", help="draws of the shots (5)")
     parser.add_argument("--template", default="a photo of {}", help="around a class name")
+    parser.add_argument("--no-images", action="store_true", help="show no sample images")
     parser.add_argument("--no-text", action="store_true", help="load no model, compare with no texts")
 
 
@@ -81,59 +85,21 @@ def _texts_for(folder: Folder, texts: Tensor | None, width: int) -> Tensor | Non
     return normalize(texts, dim=1) if texts.shape[1] == width else None
 
 
-def _tables(found: dict[str, Any]) -> dict[str, tuple[list[str], list[list[Any]]]]:
-    """Header and rows by name; fractions in per cent."""
-    folders = found["folders"].items()
-    metrics = ["mAP", "mAP@R", "R-Precision", "Recall@1", "Recall@5", "Recall@10"]
-    base = next(iter(found["folders"].values()))["retrieval"]["mAP"]
-    shots = [str(k) for k in found["shots"]]
+def _lost(folder: Folder) -> list[list[str]]:
+    """Files that `extract` could not read, and why; folders of other programs do not say."""
+    parquet, lost = arrow("report"), []
+    for index in folder.shards():
+        facts = parquet.read_metadata(folder.metadata_file(index)).metadata or {}
+        if b"corrupt" in facts:
+            lost += [list(pair) for pair in folder.counts(index)[2]]
+    return lost
 
-    def percent(values: list[float]) -> str:
-        mean = sum(values) / len(values)
-        spread = (sum((v - mean) ** 2 for v in values) / max(1, len(values) - 1)) ** 0.5
-        return f"{100 * mean:.2f} ± {100 * spread:.2f}"
 
-    return {
-        "retrieval": (
-            ["folder", *(f"{m} %" for m in metrics), "mAP change", "queries"],
-            [
-                [n, *(100 * f["retrieval"][m] for m in metrics), 100 * (f["retrieval"]["mAP"] - base),
-                 f["retrieval"]["queries"]]
-                for n, f in folders
-            ],
-        ),
-        "accuracy": (
-            ["folder", *(f"{k} shot{'s' * (k != '1')} %" for k in shots), "zero-shot %"],
-            [
-                [n, *(percent(f["accuracy"][k]) for k in shots),
-                 None if f["zero_shot"] is None else 100 * f["zero_shot"]]
-                for n, f in folders
-            ],
-        ),
-        "cosines": (
-            ["folder", "mean within", "mean between", "overlap %", "modality gap"],
-            [
-                [n, f["cosines"]["intra_mean"], f["cosines"]["inter_mean"], 100 * f["cosines"]["overlap"],
-                 f["gap"]]
-                for n, f in folders
-            ],
-        ),
-        "spectra": (
-            ["folder", "width", "effective rank"],
-            [[n, f["width"], f["spectrum"]["effective_rank"]] for n, f in folders],
-        ),
-        "timings": (
-            ["folder", "made by", "rows", "seconds", "rows/s", "retrieval here, s"],
-            [[n, *f["run"], f["retrieval"]["seconds"]] for n, f in folders],
-        ),
-        "backend": (
-            ["", "value"],
-            [
-                [key, ", ".join(map(str, v)) if isinstance(v, (list, tuple)) else v]
-                for key, v in found["environment"].items() if key != "openmp"
-            ],
-        ),
-    }  # fmt: skip
+def _names(paths: list[Path]) -> list[str]:
+    """The folders' names, or their paths where two have one name; halves of characters as their code."""
+    names = [path.resolve().name for path in paths]
+    names = names if len(set(names)) == len(names) else [str(path) for path in paths]
+    return [name.encode("utf-8", "backslashreplace").decode() for name in names]
 
 
 def _run_of(folder: Folder) -> list[Any]:
@@ -145,19 +111,15 @@ def _run_of(folder: Folder) -> list[Any]:
 
 def _measured(
     folder: Folder, codes: Tensor, texts: Tensor | None, chosen: Tensor, shots: list[int], seeds: int
-) -> dict[str, Any]:
+) -> report_figures.Measured:
     """What is said of one folder; its rows go with the call."""
     folder.shards()
     features = folder.rows_of(codes)
     rows = report_figures.Rows(features, codes[codes >= 0], _texts_for(folder, texts, features.shape[1]))
-    return {**report_figures.measure(rows, chosen, shots, seeds), "run": _run_of(folder)}
+    return report_figures.measure(rows, chosen, shots, seeds)
 
 
 def run(args: argparse.Namespace) -> int:
-    from semobridge_ext.cli import report_page
-
-    if not has_matplotlib():
-        raise ImportError("report: matplotlib must be installed, got none; pip install 'semobridge-ext[cli]'")
     codes: dict[str, int] = {}
     # The rows themselves are read one folder after the other: two folders at once may not fit.
     found_codes = [Folder("report", path).label_codes(args.label, codes) for path in args.shards]
@@ -177,19 +139,27 @@ def run(args: argparse.Namespace) -> int:
         )
     shots, classes = usable_shots(labels, args.shots)
     chosen = report_figures.sample(len(labels), 0)
+    first = Folder("report", args.shards[0])
     found: dict[str, Any] = {
-        "images": len(labels), "classes": len(codes), "shots": shots, "shot_classes": classes,
-        "seeds": args.seeds, "sampled": len(chosen), "text_projection": singular, "folders": {},
-        "environment": build_info(),
+        "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "version": __version__,
+        "images": len(labels), "classes": len(codes), "class_names": list(codes), "shots": shots,
+        "shot_classes": classes, "seeds": args.seeds, "sampled": len(chosen), "text_projection": singular,
+        "folders": {}, "corrupt": _lost(first), "environment": build_info(),
     }  # fmt: skip
-    names = [path.resolve().name for path in args.shards]
-    names = names if len(set(names)) == len(names) else [str(path) for path in args.shards]
-    for name, path, given in zip(names, args.shards, found_codes, strict=True):
+    measured: dict[str, report_figures.Measured] = {}
+    for name, path, given in zip(_names(args.shards), args.shards, found_codes, strict=True):
         print(f"measuring {name}", file=sys.stderr)
-        found["folders"][name] = _measured(Folder("report", path), given, texts, chosen, shots, args.seeds)
-    tables = _tables(found)
-    _files.write_bytes(args.out, report_page.page(found, tables))
-    for name, (header, lines) in tables.items():
+        folder = Folder("report", path)
+        measured[name] = one = _measured(folder, given, texts, chosen, shots, args.seeds)
+        base = next(iter(measured.values()))
+        change = {} if one is base else {"change": report_figures.change(base, one)}
+        found["folders"][name] = {**one.figures, **change, "run": _run_of(folder)}
+    nearest = {name: one.nearest for name, one in measured.items()}
+    found["by_class"] = report_figures.by_class(list(codes), labels, nearest)
+    paths = None if args.no_images else report_images.paths(first, args.label)
+    shown = None if paths is None else report_images.samples(paths, labels.tolist(), len(codes))
+    _files.write_bytes(args.out, report_page.page(found, shown))
+    for name, (header, lines) in report_tables.for_csv(found).items():
         write_csv(args.out.with_name(f"{args.out.stem}_{name}.csv"), header, lines)
     write_json(args.out.with_suffix(".json"), found)
     print(f"{args.out}, {args.out.stem}_*.csv and {args.out.with_suffix('.json')}")
