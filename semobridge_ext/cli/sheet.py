@@ -29,7 +29,7 @@ class Row(NamedTuple):
     hits: list[Hit]
 
 
-def _file(path: str) -> Any:
+def file_of(path: str) -> Any:
     """An image file, or a member of a tar as extract names it."""
     inside = re.match(r"(.*?\.(?:tar|tgz|tar\.gz))/(.+)", path)
     if inside and Path(inside[1]).is_file():
@@ -43,7 +43,7 @@ def thumbnail(path: str, max_pixels: int = images.PIXELS) -> Any:
 
     page = Image.new("RGB", (SIDE, SIDE), "white")
     try:
-        with images.opened(_file(path), max_pixels) as image:
+        with images.opened(file_of(path), max_pixels) as image:
             image = image.convert("RGBA")
             image.thumbnail((SIDE, SIDE))
     except Exception:  # PIL's plugins raise whatever their parsing meets
