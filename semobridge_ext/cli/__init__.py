@@ -24,6 +24,7 @@ from semobridge_ext.cli.commands import (
     report,
     retrieve,
     search,
+    serve,
 )
 
 COMMANDS = {
@@ -38,6 +39,7 @@ COMMANDS = {
     "report": report,
     "retrieve": retrieve,
     "search": search,
+    "serve": serve,
 }
 INTERRUPTED = 130  # 128 + SIGINT, what shells report
 
@@ -48,6 +50,7 @@ start here:
   semobridge-ext demo --help        what the figures mean
   semobridge-ext invert --help      textual and visual inversion of a file of features, resumable
   semobridge-ext extract --help     your images in; then map, search, retrieve, report
+  semobridge-ext serve --help       a page on this machine that searches them
   semobridge-ext discover --help    known and new classes among unlabelled images
   semobridge-ext fewshot            every few-shot method on every embedded set: tables and a picture
 
