@@ -82,4 +82,3 @@ class QueryEncoder:
         if self._mapping is not None and self._mapping.fuse is not None:
             return self._mapping.fuse(self._encoder.texts(texts), self._raw(pixels), weight)
         return normalize(weight * self.texts(texts) + (1 - weight) * self.images(pixels), dim=1)
-

@@ -90,7 +90,8 @@ class Guard:
             return _json({"error": _errors.message("serve", "Host", contract, repr(host)[:80], remedy)}, 421)
         if origin is not None and origin != f"{scope['scheme']}://{host}":
             contract = "be the page of serve itself"
-            return _json({"error": _errors.message("serve", "Origin", contract, repr(origin)[:80], remedy)}, 403)
+            told = _errors.message("serve", "Origin", contract, repr(origin)[:80], remedy)
+            return _json({"error": told}, 403)
         return None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -64,9 +64,7 @@ def _rows(folder: Folder) -> Tensor:  # [G, D]
         rows[begin : begin + len(part)] = part
         begin += len(part)
     if not begin:
-        raise ValueError(
-            f"serve: SHARDS must hold features, got none in {folder.path}; extract some images"
-        )
+        raise ValueError(f"serve: SHARDS must hold features, got none in {folder.path}; extract some images")
     _errors.check_rows("serve", "SHARDS", rows, "make the folder again", infinite=False)
     return rows
 
@@ -150,10 +148,8 @@ class Session:
         mask = None
         for name, value in filters.items():
             if name not in self.columns:
-                known = ", ".join(self.columns)
-                raise Refused(
-                    _errors.message("serve", "filters", f"name columns of {known}", repr(name), "name another")
-                )
+                contract, got = f"name columns of {', '.join(self.columns)}", repr(name)[:80]
+                raise Refused(_errors.message("serve", "filters", contract, got, "name another"))
             same = compute.fill_null(compute.equal(self.columns[name], value), False)
             part = torch.from_numpy(same.to_numpy().copy())
             mask = part if mask is None else mask & part

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ipaddress
 import socket
 import sys
@@ -87,9 +88,8 @@ def _warn_if_open(host: str) -> None:
     except ValueError:
         inside = host == "localhost"
     if not inside:
-        print(
-            f"serve: --host {host} lets whoever reaches this port search, and see these images", file=sys.stderr
-        )
+        told = f"serve: --host {host} lets whoever reaches this port search, and see these images"
+        print(told, file=sys.stderr)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -101,16 +101,14 @@ def run(args: argparse.Namespace) -> int:
         _warn_if_open(args.host)
         session = Session(args.shards, args.device, args.max_pixels)
         port, host = listener.getsockname()[1], f"[{args.host}]" if ":" in args.host else args.host
-        gallery = session.gallery
-        print(f"{args.shards}: {len(gallery)} rows of {gallery.width}, {gallery.nbytes / 1e6:.1f} MB in memory")
+        rows, size = session.gallery, f"{session.gallery.nbytes / 1e6:.2g} MB"
+        print(f"{args.shards}: {len(rows)} rows of {rows.width}, {size} in memory")
         print(f"open http://{host}:{port}   (Ctrl-C ends it)", flush=True)
         config = uvicorn.Config(
             make_app(session, args.host), log_level="warning", access_log=False, server_header=False,
             lifespan="off", ws="none", limit_concurrency=64, timeout_graceful_shutdown=5,
         )  # fmt: skip
-        try:
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn has closed what was open, and raises it again
             uvicorn.Server(config).run(sockets=[listener])
-        except KeyboardInterrupt:  # uvicorn has closed what was open, and raises it again
-            pass
     print("serve: ended")
     return 0

@@ -207,7 +207,7 @@ async function begin() {
   try {
     const info = await answerOf(await fetch("/api/info"));
     byId("about").textContent =
-      `${info.shards}: ${info.rows} images, ${info.width} numbers each, ${(info.bytes / 1e6).toFixed(1)} MB`;
+      `${info.shards}: ${info.rows} images, ${info.width} numbers each, ${(info.bytes / 1e6).toPrecision(2)} MB`;
     if (!info.text) {
       byId("text").disabled = true;
       byId("refusal").textContent = info.text_refusal;
@@ -215,6 +215,11 @@ async function begin() {
     }
     info.columns.forEach(addFilter);
     byId("filters").hidden = !info.columns.length;
+    const text = new URLSearchParams(location.search).get("text"); // a search that was kept as a link
+    if (text && info.text) {
+      byId("text").value = text;
+      byId("form").requestSubmit();
+    }
   } catch (error) {
     byId("about").textContent = "";
     showError(error.message);
