@@ -65,8 +65,10 @@ class QueryEncoder:
             with images.opened(file, max_pixels) as image:
                 return self._encoder.preprocess(image)
         except Exception as error:  # PIL's plugins raise whatever their parsing meets
+            # Pillow names an open file by its address in memory.
+            told = str(error).partition(" <_io.")[0]
             raise ValueError(
-                f"{self._function}: {argument} must be a readable image, got {name} ({error})"
+                f"{self._function}: {argument} must be a readable image, got {name} ({told}); choose another"
             ) from error
 
     def _raw(self, pixels: Sequence[Tensor]) -> Tensor:  # [N, D]
