@@ -105,9 +105,9 @@ class Session:
     def info(self) -> dict[str, Any]:
         columns = []
         for name, column in self.columns.items():
-            distinct = column.unique().drop_null()
-            short = name != PATH and len(distinct) <= _LISTED
-            columns.append({"name": name, "values": sorted(distinct.to_pylist()) if short else None})
+            values = None if name == PATH else column.unique().drop_null()
+            short = values is not None and len(values) <= _LISTED
+            columns.append({"name": name, "values": sorted(values.to_pylist()) if short else None})
         return {
             "shards": str(self.path),
             "rows": len(self.gallery),

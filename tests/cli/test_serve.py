@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,16 @@ def test_the_bits_of_search(home: Path, client: Any, tmp_path: Path) -> None:
         hits = ask(client, k=6, **query)["hits"]
         got = [(hit["metadata"]["image_path"], hit["score"]) for hit in hits]
         assert got == [(hit["path"], hit["score"]) for hit in one["hits"]]
+
+
+def test_many_at_once(client: Any) -> None:
+    texts = [
+        f"{word} {kind}" for word in ("red", "small", "open") for kind in ("flag", "clock", "door", "star")
+    ]
+    want = [ask(client, text=text, k=5)["hits"] for text in texts]
+    assert len({str(hits) for hits in want}) == len(texts)
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(lambda text: ask(client, text=text, k=5)["hits"], texts)) == want
 
 
 def test_filters(home: Path, client: Any) -> None:

@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"open http://{host}:{port}   (Ctrl-C ends it)", flush=True)
         config = uvicorn.Config(
             make_app(session, args.host), log_level="warning", access_log=False, server_header=False,
-            lifespan="off", ws="none", limit_concurrency=64, timeout_graceful_shutdown=5,
+            lifespan="off", ws="none", proxy_headers=False, limit_concurrency=64, timeout_graceful_shutdown=5,
         )  # fmt: skip
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn has closed what was open, and raises it again
             uvicorn.Server(config).run(sockets=[listener])
