@@ -106,8 +106,9 @@ class Session:
         columns = []
         for name, column in self.columns.items():
             values = None if name == PATH else column.unique().drop_null()
-            short = values is not None and len(values) <= _LISTED
-            columns.append({"name": name, "values": sorted(values.to_pylist()) if short else None})
+            if values is not None:
+                values = sorted(values.to_pylist()) if len(values) <= _LISTED else None
+            columns.append({"name": name, "values": values})
         return {
             "shards": str(self.path),
             "rows": len(self.gallery),
