@@ -27,6 +27,7 @@ from semobridge_ext.cli.commands import (
     reproduce,
     retrieve,
     search,
+    serve,
 )
 from semobridge_ext.cli.commands import (
     models as models_table,
@@ -47,6 +48,7 @@ COMMANDS = {
     "reproduce": reproduce,
     "retrieve": retrieve,
     "search": search,
+    "serve": serve,
 }
 INTERRUPTED = 130  # 128 + SIGINT, what shells report
 
@@ -58,6 +60,7 @@ start here:
   semobridge-ext invert --help      textual and visual inversion of a file of features, resumable
   semobridge-ext export --help      a gallery for FAISS, cuVS, Lance or Milvus
   semobridge-ext extract --help     your images in; then map, search, retrieve, report
+  semobridge-ext serve --help       a page on this machine that searches them
   semobridge-ext discover --help    known and new classes among unlabelled images
   semobridge-ext models             which methods work on which models, and why others refuse
   semobridge-ext fewshot            every few-shot method on every embedded set: tables and a picture

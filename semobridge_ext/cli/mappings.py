@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ class Mapping(NamedTuple):
     text: Callable[[Tensor], Tensor] | None
     save: Callable[[Path], None]
     facts: dict[str, Any]
+    fuse: Callable[[Tensor, Tensor, float], Tensor] | None = None  # raw text, raw image, the text's weight
 
 
 def mapped_rows(mapping: Mapping, part: Tensor, dtype: str) -> np.ndarray:  # [n, D] -> [n, M]
@@ -69,10 +71,11 @@ def _of_roles(roles: RoleCentering, name: str = "centering") -> Mapping:
             f"map: --mapping {name} must hold a mean of {IMAGE_ROLE}, got {', '.join(roles.means_)}; fit "
             "RoleCentering with that role"
         )
-    text = roles.map_for(TEXT_ROLE) if TEXT_ROLE in roles.means_ else None
-    return Mapping(
-        name, PROJECTED, roles.map_for(IMAGE_ROLE), text, roles.save, {"roles": ", ".join(roles.means_)}
-    )
+    text = fuse = None
+    if TEXT_ROLE in roles.means_:
+        text, fuse = roles.map_for(TEXT_ROLE), partial(roles.fuse, roles=(TEXT_ROLE, IMAGE_ROLE))
+    facts = {"roles": ", ".join(roles.means_)}
+    return Mapping(name, PROJECTED, roles.map_for(IMAGE_ROLE), text, roles.save, facts, fuse)
 
 
 # -- from a name -------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from semobridge_ext.cli.tar_members import read_member
 SIDE = 112  # pixels, of a contact sheet
 
 
-def _file(path: str) -> Any:
+def file_of(path: str) -> Any:
     """An image file, or a member of a tar as extract names it."""
     inside = re.match(r"(.*?\.(?:tar|tgz|tar\.gz))/(.+)", path)
     if inside and Path(inside[1]).is_file():
@@ -26,7 +26,7 @@ def opened_small(path: str, side: int, max_pixels: int = images.PIXELS) -> Any:
     from PIL import Image
 
     try:
-        with images.opened(_file(path), max_pixels) as image:
+        with images.opened(file_of(path), max_pixels) as image:
             image = image.convert("RGBA")
             image.thumbnail((side, side))
     except Exception:  # PIL's plugins raise whatever their parsing meets

@@ -126,6 +126,8 @@ def test_wheel_from_sdist_without_torch(sdist: Path, no_torch: dict[str, str], t
         wheel.extractall(installed)
     assert any(re.fullmatch(r"semobridge_ext/_C\..*\.so", n) for n in names)
     assert {"semobridge_ext/_C.pyi", "semobridge_ext/py.typed"} <= set(names)
+    page = {str(p.relative_to(ROOT)) for p in (ROOT / "semobridge_ext/cli/served").iterdir()}
+    assert len(page) == 4 and page <= set(names), f"the wheel lacks {sorted(page - set(names))}"
     strays = [n for n in names if not re.match(r"semobridge_ext(-[\w.]+\.dist-info)?/", n)]
     assert not strays, f"the wheel installs beside its package: {strays}"
     python_files = {str(p.relative_to(ROOT)) for p in (ROOT / "semobridge_ext").rglob("*.py")}

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from semobridge_ext import _files
-from semobridge_ext.cli import images, mappings, models, sheet
+from semobridge_ext.cli import queries, sheet
 from semobridge_ext.cli.arguments import add_max_pixels, count
 from semobridge_ext.cli.engine import add_engine, cluster_of
 from semobridge_ext.cli.output import write_json
@@ -54,58 +54,30 @@ def add_parser(subparsers: Any) -> None:
     add_engine(parser)
 
 
-def _check(args: argparse.Namespace, settings: dict[str, Any]) -> None:
+def _check(args: argparse.Namespace, folder: Folder) -> None:
     if not args.text and not args.image:
         raise ValueError(
             "search: --text or --image must be given, got neither; for example --text 'a red flag'"
         )
     if args.out is not None and args.out.suffix.lower() not in (".png", ".html"):
         raise ValueError(f"search: --out must end in .png or .html, got {args.out}; choose one of them")
-    if "model" not in settings:
-        raise ValueError(
-            f"search: SHARDS must name their model, got {args.shards} without settings.json; "
-            "extract them here"
-        )
-    hidden = settings.get("features") == mappings.HIDDEN
-    if args.text and (hidden or settings.get("text") is False):
-        raise ValueError(
-            "search: --text must meet features that texts can be compared with, got "
-            f"'{settings['features']}'; "
-            "search the projected features, or by --image"
-        )
+    queries.check_model(folder)
+    if args.text and (refusal := queries.text_refusal(folder, "--text", "--image")):
+        raise ValueError(refusal)
     for name in args.image:
         if not Path(name).is_file():
             raise FileNotFoundError(f"search: --image must be an existing file, got {name}; check the name")
 
 
-def _encode_images(encoder: models.Encoder, names: list[str], device: str, max_pixels: int) -> Tensor:
-    pixels = []
-    for name in names:
-        try:
-            with images.opened(name, max_pixels) as image:
-                pixels.append(encoder.preprocess(image))
-        except Exception as error:  # PIL's plugins raise whatever their parsing meets
-            raise ValueError(f"search: --image must be a readable image, got {name} ({error})") from error
-    return encoder.images(torch.stack(pixels).to(device)).clone()
-
-
-def _queries(args: argparse.Namespace, settings: dict[str, Any]) -> Tensor:  # [N, D] unit rows
+def _queries(args: argparse.Namespace, folder: Folder) -> Tensor:  # [N, D] unit rows
     """Texts, then images, in the space of the shards."""
-    encoder = models.maker_of("search", Folder("search", args.shards), args.device)
-    mapping = None
-    if settings.get("command") == "map":
-        mapping = mappings.load(args.shards / "mapping.safetensors")
+    encoder = queries.QueryEncoder(folder, args.device)
     parts = []
     if args.text:
-        texts = encoder.texts(args.text)
-        parts.append(
-            normalize(texts if mapping is None or mapping.text is None else mapping.text(texts), dim=1)
-        )
+        parts.append(encoder.texts(args.text))
     if args.image:
-        if mappings.HIDDEN in (settings.get("features"), settings.get("takes")):
-            encoder = encoder.before_projection("search")
-        rows = _encode_images(encoder, args.image, args.device, args.max_pixels)
-        parts.append(normalize(rows if mapping is None else mapping.apply(rows), dim=1))
+        pixels = [encoder.pixels(name, name, args.max_pixels, "--image") for name in args.image]
+        parts.append(encoder.images(pixels))
     return torch.cat(parts)
 
 
@@ -149,11 +121,10 @@ def run(args: argparse.Namespace) -> int:
     for index in folder.shards():
         folder.check_rows(index)
     folder.check_finished()
-    settings = folder.settings()
-    _check(args, settings)
-    queries = _queries(args, settings)
+    _check(args, folder)
+    asked = _queries(args, folder)
     began = time.perf_counter()
-    scores, found = _best(args, folder, queries, bool(settings.get("normalized")))
+    scores, found = _best(args, folder, asked, bool(folder.settings().get("normalized")))
     seconds = time.perf_counter() - began
     records = _records(folder, set(found.reshape(-1).tolist()))
     names = [(text, False) for text in args.text] + [(image, True) for image in args.image]
