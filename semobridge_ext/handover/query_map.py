@@ -67,8 +67,8 @@ def _made(name: str, shards: Shards) -> Any:
 
     from semobridge_ext.cli import mappings
 
-    options = Namespace(atol=0.3, components=None, texts=None, template="a photo of {}")
-    apply = mappings.make(name, options, shards.folder).apply
+    options = dict.fromkeys(option for options in mappings.OPTIONS.values() for option in options)
+    apply = mappings.make(name, Namespace(**options), shards.folder).apply
     return getattr(apply, "__self__", apply)
 
 

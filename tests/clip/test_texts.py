@@ -19,7 +19,8 @@ from tests.support.prompts import TEXTS, TOKENIZER
 from tests.support.towers import TEXT_CONFIG, TEXT_MODELS, custom_text_model, exact_dtype, openai_model
 
 F32, F64 = torch.float32, torch.float64
-CAUSAL = {name: make for name, make in TEXT_MODELS.items() if name != "SigLIP text"}
+# SigLIP's rows see each other, and CoCa's class embedding is seen by none before it: no tree of prefixes.
+CAUSAL = {name: make for name, make in TEXT_MODELS.items() if not name.startswith(("SigLIP", "CoCa"))}
 
 
 def oracle(model: nn.Module, prompts: list[str] = TEXTS, dtype: torch.dtype = F64, **options) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import semobridge_ext as sb
 from semobridge_ext.clip import checkpoints
+from semobridge_ext.clip.affine import Affine
 from semobridge_ext.runtime import thresholds
 from tests.support import data_sets, discovery, images, incremental, inversions, prompt_learning, towers
 from tests.support.images import command
@@ -263,7 +264,9 @@ def choices(home: Path, device: str = "B") -> None:
 def pretrained(home: Path, revision: str = "main") -> None:
     """The cache alone: what would come over the network stands here."""
     matrix = problem().projection
-    plain, checkpoints._read = checkpoints._read, lambda *given: {"text": matrix, "image": matrix[:5]}
+    plain, checkpoints._read = checkpoints._read, lambda *given: {
+        "text": Affine(matrix, None), "image": Affine(matrix[:5], matrix[5])
+    }  # fmt: skip
     try:
         found = checkpoints.read_projections(
             "Bridge.from_pretrained", "someone/model", ("text", "image"), revision=revision,
@@ -271,7 +274,8 @@ def pretrained(home: Path, revision: str = "main") -> None:
         )  # fmt: skip
     finally:
         checkpoints._read = plain
-    assert torch.equal(found["text"], matrix) and torch.equal(found["image"], matrix[:5])
+    assert torch.equal(found["text"].matrix, matrix) and found["text"].bias is None
+    assert torch.equal(found["image"].rows, matrix[:6])
 
 
 JOBS: dict[str, Job] = {

@@ -245,9 +245,7 @@ def run(args: argparse.Namespace) -> int:
     arrow("extract")
     cluster_of("extract", args, args.device)
     names = models.resolve("extract", args.model, args.pretrained)
-    if args.model is None:
-        print(models.NOTE, file=sys.stderr)
-    elif names[0] != args.model:
+    if args.model is not None and names[0] != args.model:
         print(f"model: {names[0]}", file=sys.stderr)
     if args.out.is_file():
         raise ValueError(f"extract: OUT must be a folder, got the file {args.out}; choose another name")
@@ -282,6 +280,8 @@ def _begin(
 def _run(args: argparse.Namespace, names: tuple[str, str | None], folder: Writer) -> int:
     began = time.perf_counter()
     source, encoder, first = _begin(args, names, folder)
+    if args.model is None:
+        print(models.NOTE, file=sys.stderr)
     start, summary = _resume_at(folder, first, args.shard_size), folder.summary()
     if summary and summary["inputs"] == start:
         print(f"{args.out}: finished already, {summary['rows']} features")

@@ -100,7 +100,7 @@ def read_remote(data: bytes, folder: Path) -> None:
             found = checkpoints.read_projections(
                 "Bridge.from_pretrained", URL, ("text", "image"), cache_dir=cache, timeout=60
             )
-        assert all(value.ndim == 2 and value.isfinite().all() for value in found.values())
+        assert all(value.rows.ndim == 2 and value.rows.isfinite().all() for value in found.values())
     except ValueError as error:
         check_refusal(error)
     finally:
