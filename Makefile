@@ -9,7 +9,7 @@ WORKERS ?= $(shell n=$$(nproc); echo $$(( n < 8 ? n : 8 )))
 PYTEST := $(BIN)/python -m pytest tests -n $(WORKERS) --dist worksteal
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find cmake csrc python -type f 2>/dev/null)
 
-.PHONY: demo test test-all sanitize fuzz bench docs wheel gpu-check lint clean
+.PHONY: demo test test-all test-ci sanitize fuzz bench docs wheel gpu-check lint clean
 
 demo: $(VENV)/.demo  ## few shots, retrieval and speed on real drawings: tables and demo.png
 	$(BIN)/semobridge-ext demo --out demo.png
@@ -19,6 +19,9 @@ test: $(VENV)/.test  ## what a change is likely to break
 
 test-all: test  ## and mutations, sanitizers, every GPU architecture, wheels, the long studies
 	$(PYTEST) -m slow
+
+test-ci: test  ## test-all without the campaigns: what continuous integration has time for
+	$(PYTEST) -m "slow and not campaign"
 
 sanitize: $(VENV)/.test  ## random calls under sanitizers, for minutes: FUZZ_SECONDS, FUZZ_SEED
 	FUZZ_SECONDS=$${FUZZ_SECONDS:-120} $(BIN)/python -m pytest -s tests/sanitizers

@@ -65,7 +65,7 @@ def test_kernels_are_found():
 @pytest.mark.parametrize(
     "architectures",
     [pytest.param(("90",), id="sm_90"),
-     pytest.param(resources.ARCHITECTURES, id="all", marks=pytest.mark.slow)],
+     pytest.param(resources.ARCHITECTURES, id="all", marks=[pytest.mark.slow, pytest.mark.campaign])],
 )  # fmt: skip
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_kernels_compile_without_spills(source: Path, architectures: tuple[str, ...]):
