@@ -68,4 +68,6 @@ def load_estimator(
         _schema.need(function, path, len(names) == classes, f"{classes} class names", names)
         distinct = len(set(names)) == len(names) and bool(names or unnamed)
         _schema.need(function, path, distinct, "distinct class names", names)
+        nameless = [name for name in names if name is None or name != name]  # None, NaN
+        _schema.need(function, path, not nameless, "a name for every class", nameless)
     return tensors, values, sizes

@@ -67,8 +67,6 @@ class StoredEstimator(FewShotEstimator):
             for name in ("numbers", "params"):
                 need(where, path, isinstance(values[name], dict), f"{name} by name", values[name])
             need(where, path, values["width"] == sizes["D"], f"the width {sizes['D']}", values["width"])
-            nameless = [n for n in values["names"] if n is None or n != n]  # None, NaN
-            need(where, path, not nameless, "a name for every class", nameless)
             for name, parameter in cls._later.items():
                 values["numbers"].setdefault(name, values["params"].get(parameter))
             values["numbers"] = {

