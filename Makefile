@@ -39,7 +39,7 @@ docs: $(VENV)/.test  ## the documentation as a site, build/docs; warnings are er
 	$(BIN)/python -m sphinx -b html -W --keep-going -q docs build/docs
 
 wheel: $(VENV)/.test  ## dist/*.whl for glibc 2.28 or newer, tried in an environment without a compiler
-	$(BIN)/python python/wheel.py
+	$(BIN)/python .ci/wheel.py
 
 gpu-check:  ## with a GPU, nvcc and PyTorch: OUT=folder, STAGE=build|tests|sanitizer|bench (all), SECONDS=540 each
 	$(PYTHON) bench/gpu/check.py --out "$(OUT)" --stage "$(STAGE)" --seconds "$(SECONDS)"

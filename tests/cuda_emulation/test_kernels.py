@@ -9,6 +9,7 @@ import pytest
 
 from tests.cuda_emulation.all_cases import CASES
 from tests.cuda_emulation.build import ORDERS, SANITIZE, Emulation, kernel_sources, report_of, run_cases
+from tests.cuda_emulation.order_sites import CSRC, compiled
 from tests.support.comparer import note
 from tests.support.source_tree import environment
 
@@ -47,11 +48,12 @@ def test_kernels_are_clean_under_sanitizers(tmp_path: Path):
     )  # fmt: skip
     report_of(run_cases(emulation.module, "shuffled", env=env))
     # The same run must be able to fail: a kernel that reads one element past its row.
-    source = kernel_sources()["descend"].read_text()
+    file = "tower_descent/cuda_descend.cuh"
+    source = (CSRC / file).read_text()
     text = "for (int64_t i = lane; i < width; i += kWarp) {\n    const float value"
     assert source.count(text) == 1
-    broken = tmp_path / "descend.cu"
-    broken.write_text(source.replace(text, text.replace("i < width", "i <= width")))
-    module = emulation.with_one_replaced("descend", emulation.compile(broken, strict=False), tmp_path)
+    changed = source.replace(text, text.replace("i < width", "i <= width"))
+    broken = compiled(emulation, kernel_sources()["descend"], file, changed, tmp_path / "source")
+    module = emulation.with_one_replaced("descend", broken, tmp_path)
     done = run_cases(module, "ascending", "cosine_loss", env=env)
     assert done.returncode != 0 and "AddressSanitizer" in done.stderr, done.stderr[-2000:]

@@ -17,7 +17,7 @@ from tests.fuzz.runner import Target, try_all
 from tests.support.source_tree import ROOT, environment, run
 
 
-@pytest.mark.parametrize("limit", [16, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("limit", [16, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.campaign])])
 def test_every_loader(limit: int):
     pytest.importorskip("pyarrow", reason="needed: pip install pyarrow")
     pytest.importorskip("onnx", reason="needed: pip install onnx")

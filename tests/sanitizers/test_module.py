@@ -33,7 +33,10 @@ def test_random_calls_end_well():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("isa", runnable_isas())
+@pytest.mark.parametrize(
+    "isa",  # the portable kernels take the longest, by far
+    [pytest.param(i, marks=pytest.mark.campaign) if i == "portable" else i for i in runnable_isas()],
+)
 def test_random_calls_are_clean(isa: str, tmp_path: Path):
     folder = package_with("address", tmp_path)
     found = report(run_on(folder, "address", CALLS, SECONDS, SEED, SEMOBRIDGE_ISA=isa))

@@ -1,6 +1,6 @@
 """`make wheel`: one wheel for systems with glibc 2.28 or newer, and its trial where there is no compiler.
 
-    python python/wheel.py [--out dist] [--no-trial]
+    python .ci/wheel.py [--out dist] [--no-trial]
 
 The module is linked by zig against stubs of that glibc (cmake/old_glibc.cmake) and judged by auditwheel. The
 trial installs the wheel and its dependencies into a new environment, with nothing else on PATH, and prints
