@@ -170,7 +170,7 @@ def modality_gap(
 def _mean(rows: Tensor) -> Tensor:  # [N, D] -> [D] float64
     """Of the unit rows, block by block."""
     total = torch.zeros(rows.shape[1], dtype=torch.float64)
-    for part in rows.split(1 << 14):
+    for part in rows.split(1 << 12):
         total += unit(part).double().sum(dim=0)
     return total / len(rows)
 

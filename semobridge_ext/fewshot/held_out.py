@@ -55,9 +55,14 @@ _BLOCK = 4096  # rows that are compared with all classes at once
 
 def _share_nearest(features: Tensor, rows: Tensor, answers: Tensor, classes: Tensor) -> float:
     """Share of the rows whose nearest class is the answer; nothing of the set's size is made."""
-    blocks = zip(rows.split(_BLOCK), answers.split(_BLOCK), strict=True)
-    hits = [(features[part] @ classes.T).argmax(dim=1) == y for part, y in blocks]
-    return float(torch.cat(hits).float().mean())
+    hits, texts = 0, classes.T
+    block = features.new_empty(min(_BLOCK, len(rows)), features.shape[1])
+    for part, y in zip(rows.split(_BLOCK), answers.split(_BLOCK), strict=True):
+        # One buffer: a new one for each block, with a small result kept behind it, lets the heap grow
+        # by every block.
+        mine = torch.index_select(features, 0, part, out=block[: len(part)])
+        hits += int(((mine @ texts).argmax(dim=1) == y).sum())
+    return hits / len(rows)
 
 
 def nearest_text_accuracy(
@@ -67,5 +72,4 @@ def nearest_text_accuracy(
 ) -> float:
     """Accuracy of the nearest class text, over all classes and rows."""
     blocks = zip(features.split(_BLOCK), labels.split(_BLOCK), strict=True)
-    hits = [(x @ texts.T).argmax(dim=1) == y for x, y in blocks]
-    return float(torch.cat(hits).float().mean())
+    return sum(int(((x @ texts.T).argmax(dim=1) == y).sum()) for x, y in blocks) / len(features)

@@ -126,8 +126,7 @@ def test_reports_make_nothing_of_the_features_size() -> None:
     y = torch.arange(200_000) % 100
     nearest_mean_accuracy(x[:5000], y[:5000], [1, 2], 1)
     for call in (partial(nearest_mean_accuracy, x, y, [1, 4], 1), partial(modality_gap, x, x[:100])):
-        # What it makes it makes each time; what the allocator keeps of earlier tests counts once or twice.
-        assert min(peaks.added(call)[0] for _ in range(3)) < 90 * MIB
+        assert max(peaks.added(call)[0] for _ in range(3)) < 60 * MIB
 
 
 def test_large_folders_are_sorted_on_disk(tmp_path: Path, monkeypatch) -> None:
