@@ -7,6 +7,7 @@ import importlib.util
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 import semobridge_ext as sb
 from semobridge_ext.cli import build_parser
 from tests.support.source_tree import ROOT, environment, run
+from tests.support.warm import WarmProcess
 
 if not (ROOT / "README.md").is_file():
     pytest.skip("the tests run outside the source tree; needed: README.md and docs/", allow_module_level=True)
@@ -35,6 +37,14 @@ def fenced(path: Path, language: str) -> list[str]:
 
 # -- code blocks -------------------------------------------------------------------------------------
 
+
+@pytest.fixture(scope="module")
+def warm() -> Iterator[WarmProcess]:
+    process = WarmProcess()
+    yield process
+    process.close()
+
+
 WITH_PYTHON = [path for path in PAGES if fenced(path, "python")]
 
 
@@ -44,11 +54,11 @@ def test_readme_begins_with_a_snippet_that_asserts():
 
 
 @pytest.mark.parametrize("path", WITH_PYTHON, ids=name_of)
-def test_python_blocks_run(path: Path, tmp_path: Path):
+def test_python_blocks_run(path: Path, tmp_path: Path, warm: WarmProcess):
     """The blocks of a page, one after another, as one program."""
     script = tmp_path / "snippets.py"
     script.write_text("\n".join(fenced(path, "python")), encoding="utf-8")
-    done = run(sys.executable, script, cwd=tmp_path, env=environment())
+    done = warm.run(script, cwd=tmp_path)
     assert done.returncode == 0, f"{name_of(path)}: {done.stderr}"
 
 
