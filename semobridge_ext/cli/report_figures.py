@@ -30,24 +30,32 @@ class Rows(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """A folder's figures for JSON, the resamples of some, and the row nearest to each."""
+    """A folder's figures for JSON, the resamples of some, and the row nearest to each that asked."""
 
     figures: dict[str, Any]
     samples: dict[str, Tensor]  # by name of CHANGES
-    nearest: Tensor  # [N] int64
+    nearest: Tensor  # [M] int64
 
 
-def sample(count: int, seed: int) -> Tensor:
-    """At most _SAMPLE row numbers, sorted."""
+class Sample(NamedTuple):
+    """Row numbers, sorted; the same in every folder."""
+
+    asked: Tensor  # [M] of the images that ask in retrieval
+    chosen: Tensor  # of histograms and spectra
+
+
+def sample(count: int, queries: int, seed: int) -> Sample:
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    return order[:_SAMPLE].sort().values
+    asked, chosen = order[:queries].sort().values, order[:_SAMPLE].sort().values
+    return Sample(asked, chosen)
 
 
-def measure(rows: Rows, chosen: Tensor, shots: list[int], seeds: int) -> Measured:
-    """Retrieval, accuracy and gap of all rows; cosines and spectrum of the chosen ones."""
-    x, y, texts = rows
+def measure(rows: Rows, taken: Sample, shots: list[int], seeds: int) -> Measured:
+    """Accuracy and gap of all rows, retrieval among all; cosines and spectrum of the chosen ones."""
+    (x, y, texts), (asked, chosen) = rows, taken
+    queries = None if len(asked) == len(x) else asked  # a set that is its own query needs half the products
     began = time.perf_counter()
-    retrieval: dict[str, Any] = retrieval_metrics(x, x, y, y, same_set=True, per_query=True)
+    retrieval: dict[str, Any] = retrieval_metrics(x, x, y, y, same_set=True, queries=queries, per_query=True)
     retrieval["seconds"] = time.perf_counter() - began
     samples = _means(retrieval.pop("per_query"))
     plan = resampling.make_plan(y[chosen], False, RESAMPLES, CONFIDENCE, 0)
@@ -70,7 +78,7 @@ def measure(rows: Rows, chosen: Tensor, shots: list[int], seeds: int) -> Measure
         },
         "intervals": {n: _interval(n, values[n], samples[n]) for n in CHANGES},
     }
-    nearest = topk(x, x, 1, exclude=torch.arange(len(x))).indices[:, 0]
+    nearest = topk(x if queries is None else x[asked], x, 1, exclude=asked).indices[:, 0]
     return Measured(figures, samples, nearest)
 
 
@@ -106,21 +114,25 @@ def _cosines(histogram: Tensor, values: dict[str, float]) -> dict[str, Any]:
     }
 
 
-def by_class(names: list[str], labels: Tensor, nearest: dict[str, Tensor]) -> list[dict[str, Any]]:
-    """Of every class with two images, the worst of the first folder first.
+def by_class(
+    names: list[str], labels: Tensor, asked: Tensor, nearest: dict[str, Tensor]
+) -> list[dict[str, Any]]:
+    """Of every class with two images, one of which asked, the worst of the first folder first.
 
-    How many of its images have one of their own class as the nearest, in each folder; and the classes
-    that the others of the first folder lie next to.
+    How many of its images that asked have one of their own class as the nearest, in each folder; and the
+    classes that the others of the first folder lie next to.
     """
-    sizes = torch.bincount(labels, minlength=len(names)).tolist()
+    many = torch.bincount(labels, minlength=len(names)).tolist()
+    own_labels = labels[asked]
+    sizes = torch.bincount(own_labels, minlength=len(names)).tolist()
     found = {folder: labels[rows] for folder, rows in nearest.items()}
     right = {
-        folder: torch.bincount(labels[near == labels], minlength=len(names)).tolist()
+        folder: torch.bincount(own_labels[near == own_labels], minlength=len(names)).tolist()
         for folder, near in found.items()
     }
     first = next(iter(found))
     wrong: list[Counter[int]] = [Counter() for _ in names]
-    for own, near in zip(labels.tolist(), found[first].tolist(), strict=True):
+    for own, near in zip(own_labels.tolist(), found[first].tolist(), strict=True):
         if own != near:
             wrong[own][near] += 1
     rows = [
@@ -128,6 +140,6 @@ def by_class(names: list[str], labels: Tensor, nearest: dict[str, Tensor]) -> li
             "name": names[c], "images": sizes[c], "right": {f: right[f][c] for f in found},
             "confused": [[names[k], many] for k, many in wrong[c].most_common(3)],
         }
-        for c in range(len(names)) if sizes[c] > 1
+        for c in range(len(names)) if many[c] > 1 and sizes[c]
     ]  # fmt: skip
     return sorted(rows, key=lambda row: (row["right"][first] / row["images"], -row["images"]))

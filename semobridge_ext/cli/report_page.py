@@ -71,8 +71,10 @@ def document(title: str, parts: Sequence[str], foot: str = "") -> bytes:
 
 
 def _retrieval(found: dict[str, Any]) -> Iterator[str]:
+    few = found["asked"] < found["images"]
+    who = f"{found['asked']} images, drawn once for all folders, ask" if few else "Every image asks"
     yield (
-        "<p>Every image a query, all others the gallery; equal labels are relevant. The scale does not begin "
+        f"<p>{who}; all others are the gallery; equal labels are relevant. The scale does not begin "
         "at 0, so that small differences show; the dotted line is the first folder.</p>"
     )
     entries = [charts.Dot(n, *(100 * v for v in f["intervals"]["mAP"])) for n, f in found["folders"].items()]
@@ -167,7 +169,7 @@ def _worst(found: dict[str, Any]) -> Iterator[str]:
     base = next(iter(found["folders"]))
     yield (
         "<p>How many of a class's images have one of their own class as the nearest other image, the worst "
-        f"of {name(base)} first, and the classes that the others lie next to there.</p>"
+        f"of {name(base)} first, and the classes that the others lie next to there. Images that ask.</p>"
     )
     yield table(*tables.worst(found), "words", "Worst classes and what they are taken for")
 

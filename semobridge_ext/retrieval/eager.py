@@ -40,7 +40,7 @@ def retrieval_metrics(
     gallery: Tensor,  # [G, D]
     query_labels: Tensor,  # [N] int64
     gallery_labels: Tensor,  # [G] int64
-    same_set: bool,
+    own: Tensor | None,  # [N] int64, the gallery row that a query is
     recall_at: tuple[int, ...],
 ) -> Tensor:  # [N, 3 + len(recall_at)] float64 on the CPU
     """One query at a time; a NaN score ranks with −inf."""
@@ -52,8 +52,8 @@ def retrieval_metrics(
         scores = torch.mv(gallery, row).cpu()
         scores = torch.where(torch.isnan(scores), -torch.inf, scores)
         relevant = gallery_labels == query_labels[i]
-        if same_set:
-            others = torch.arange(len(gallery)) != i
+        if own is not None:
+            others = torch.arange(len(gallery)) != own[i]
             scores, relevant = scores[others], relevant[others]
         table[i] = torch.tensor(metrics_of_ranking(scores, relevant, recall_at), dtype=torch.float64)
     return table

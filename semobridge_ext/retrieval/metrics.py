@@ -37,13 +37,15 @@ from semobridge_ext.runtime.rows import compute_dtype, unit_columns
 _NAME = "retrieval_metrics"
 
 
-def mark_by_label(query_labels: Tensor, gallery_labels: Tensor, same_set: bool) -> Marked:
-    """The gallery rows of each query's label, as ranges of one list in label order."""
+def mark_by_label(query_labels: Tensor, gallery_labels: Tensor, own: Tensor | None) -> Marked:
+    """The gallery rows of each query's label, as ranges of one list in label order.
+
+    `own` [N]: the gallery row that a query is, which it does not find.
+    """
     ordered, rows = torch.sort(gallery_labels, stable=True)
     begin = torch.searchsorted(ordered, query_labels)
     end = torch.searchsorted(ordered, query_labels, right=True)
-    exclude = torch.arange(len(query_labels), device="cpu") if same_set else None
-    return Marked(rows, begin, end, exclude)
+    return Marked(rows, begin, end, own)
 
 
 def metrics_from_counts(counts: RankCounts, recall_at: Sequence[int]) -> Tensor:
@@ -62,25 +64,26 @@ def _native(
     gallery: Tensor,
     query_labels: Tensor,
     gallery_labels: Tensor,
-    same_set: bool,
+    own: Tensor | None,  # [N]
     recall_at: Sequence[int],
 ) -> Tensor:
     same = _is_same(query, gallery)
     query = unit_columns(query)
     gallery = query if same else unit_columns(gallery)
-    marked = mark_by_label(query_labels, gallery_labels, same_set)
+    marked = mark_by_label(query_labels, gallery_labels, own)
     # Neighbours of one label share the scores of their relevant rows.
     order = torch.argsort(query_labels, stable=True)
     out = torch.empty(len(order), 3 + len(recall_at), dtype=torch.float64, device="cpu")
     if same and fits_at_once(marked.sizes()):
         found = marked.sizes()[order] > 0
         asked = order[found]
-        mine = Marked(marked.rows, marked.begin[asked], marked.end[asked], asked if same_set else None)
+        mine = Marked(marked.rows, marked.begin[asked], marked.end[asked], None if own is None else asked)
         counts = rank_counts_symmetric(gallery, torch.cat([asked, order[~found]]), mine)
         out.fill_(torch.nan)
         out[asked] = metrics_from_counts(counts, recall_at)
         return out
-    marked = Marked(marked.rows, marked.begin[order], marked.end[order], order if same_set else None)
+    own = None if own is None else own[order]
+    marked = Marked(marked.rows, marked.begin[order], marked.end[order], own)
     for part in blocks(marked.sizes()):
         rows = order[part]
         exclude = None if marked.exclude is None else marked.exclude[part]
@@ -115,6 +118,26 @@ def _check(
         contract = f"be the gallery, {list(gallery.shape)} with the same labels, under same_set"
         remedy = "pass the same features twice, or drop same_set"
         raise ValueError(_errors.message(_NAME, "query", contract, query, remedy))
+
+
+def _own_rows(queries: Any, rows: int, same_set: bool, by_label: bool) -> Tensor:  # [M] int64 on the CPU
+    """The gallery row that each query is."""
+    if queries is None:
+        return torch.arange(rows, device="cpu")
+    contract, remedy = "choose rows of one set with labels", "pass same_set=True and labels, or leave it out"
+    if not same_set or not by_label:
+        raise ValueError(_errors.message(_NAME, "queries", contract, queries, remedy))
+    own = _arrays.whole(queries)
+    if not isinstance(own, Tensor) or own.dtype is not torch.int64 or own.dim() != 1 or not own.numel():
+        remedy = "pass a 1-D int64 tensor, an array or a list"
+        raise TypeError(_errors.message(_NAME, "queries", "be [M] whole numbers", queries, remedy))
+    own = own.detach().cpu().clone()
+    wrong = (own < 0) | (own >= rows)
+    if bool(wrong.any()):
+        at = int(wrong.nonzero()[0, 0])
+        contract, got = f"lie in 0..{rows - 1}", f"{int(own[at])} at position {at}"
+        raise ValueError(_errors.message(_NAME, "queries", contract, got, "pass rows of the set"))
+    return own
 
 
 def _check_relevant(query: Tensor, gallery: Tensor, labels: Any, same_set: bool) -> None:
@@ -183,6 +206,7 @@ def retrieval_metrics(
     *,
     relevant: Any = None,  # [M, 2] whole numbers, or N lists
     same_set: bool = False,
+    queries: Any = None,  # [M] whole numbers
     recall_at: Sequence[int] = (1, 5, 10),
     per_query: bool = False,
     at_r: str = "R",
@@ -200,6 +224,8 @@ def retrieval_metrics(
             lists of gallery rows. What is named twice counts once.
         same_set: the query set is the gallery: row i of one is row i of the other. A query then
             finds neither itself nor counts itself among its relevant items.
+        queries: under ``same_set`` with labels, the rows that ask: a sample of a large set. Every
+            row stays in the gallery; ``per_query`` then holds M values, in this order.
         recall_at: the k of Recall@k.
         per_query: adds ``"per_query"``.
         at_r: "R", or "published" for tables of Cross-the-Gap and IsoCLIP alone: their mAP@R looks at R + 1
@@ -240,13 +266,18 @@ def retrieval_metrics(
         rows = _arrays.tensor(_NAME, "query", query, getattr(gallery, "device", None))
         found = retrieval_metrics(
             rows, gallery, query_labels, gallery_labels, relevant=relevant, same_set=same_set,
-            recall_at=recall_at, per_query=per_query, at_r=at_r,
+            queries=queries, recall_at=recall_at, per_query=per_query, at_r=at_r,
         )  # fmt: skip
         if per_query:
             found["per_query"] = {name: _arrays.array(value) for name, value in found["per_query"].items()}
         return found
     gallery = _arrays.tensor(_NAME, "gallery", gallery, getattr(query, "device", None))
     recall_at = check_places(_NAME, "recall_at", recall_at)
+    own = (
+        _own_rows(queries, len(gallery), same_set, relevant is None)
+        if same_set or queries is not None
+        else None
+    )
     if relevant is not None:
         _check_relevant(query, gallery, query_labels if gallery_labels is None else gallery_labels, same_set)
     elif query_labels is None or gallery_labels is None:
@@ -270,10 +301,14 @@ def retrieval_metrics(
         # Read once from here on: what two passes make of them must agree, whatever another thread writes.
         gallery_labels = gallery_labels.clone().resolve_neg()
         query_labels = gallery_labels if same_set else query_labels.clone().resolve_neg()
+        if queries is not None:
+            assert own is not None
+            asked = own.to(query.device)
+            query, query_labels = query[asked], query_labels[asked]
         run = _native if native else eager.retrieval_metrics
-        values = run(query, gallery, query_labels, gallery_labels, same_set, ks)
+        values = run(query, gallery, query_labels, gallery_labels, own, ks)
         if per_query or (published and same_set):
-            marked = mark_by_label(query_labels.cpu(), gallery_labels.cpu(), same_set)
+            marked = mark_by_label(query_labels.cpu(), gallery_labels.cpu(), own)
     known = ~torch.isnan(values[:, 0])
     if not bool(known.any()):
         raise _nothing_relevant(len(values), by_label=relevant is None)

@@ -53,8 +53,9 @@ def _eager(query: Tensor, gallery: Tensor, marked: Marked) -> Tensor:
     wide = compute_dtype(query.dtype, gallery.dtype)
     query, gallery = query.to(wide), gallery.to(wide)
     out = torch.zeros(len(query), dtype=torch.float64)
+    assert marked.exclude is not None
     for i, row in enumerate(query):
-        others = torch.arange(len(gallery)) != i
+        others = torch.arange(len(gallery)) != marked.exclude[i]
         relevant = torch.zeros(len(gallery), dtype=torch.bool)
         relevant[marked.rows[int(marked.begin[i]) : int(marked.end[i])]] = True
         scores, relevant = torch.mv(gallery, row).cpu()[others], relevant[others]
@@ -71,8 +72,8 @@ def _eager(query: Tensor, gallery: Tensor, marked: Marked) -> Tensor:
 def published_values(
     values: Tensor,  # [N, 3 + number of Recall@k] float64: AP, AP@R, R-precision, Recall@k..
     query: Tensor,  # [N, D]
-    gallery: Tensor,  # [N, D]
-    marked: Marked,  # the relevant rows of each query
+    gallery: Tensor,  # [G, D]
+    marked: Marked,  # the relevant rows of each query, and its own
     *,
     native: bool,
 ) -> Tensor:

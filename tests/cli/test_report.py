@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch.nn.functional import normalize
 
 from semobridge_ext._version import __version__
@@ -130,6 +131,26 @@ def test_intervals_are_of_paired_resamples(home: Path) -> None:
     assert "<img" not in out.read_text() and "Sample images" not in out.read_text()
 
 
+def test_a_sample_of_the_images_asks(home: Path) -> None:
+    """Of 30 images 12: they find all the others, the page says so, and the worst classes count them."""
+    out = home / "sampled.html"
+    words = ["report", home / "feats", "--no-text", "--no-images", "--queries", 12, "--out", out]
+    assert command(*words) == 0
+    found = json.loads(out.with_suffix(".json").read_text())
+    assert found["asked"] == found["folders"]["feats"]["retrieval"]["queries"] == 12 < found["images"] == 30
+    assert "12 images, drawn once for all folders, ask" in out.read_text()
+    assert sum(row["images"] for row in found["by_class"]) == 12
+    x = normalize(Folder("test", home / "feats").load(), dim=1)
+    names = Folder("test", home / "feats").column("label")
+    own = {name: i for i, name in enumerate(found["class_names"])}
+    labels = torch.tensor([own[name] for name in names])
+    asked = torch.randperm(30, generator=torch.Generator().manual_seed(0))[:12]
+    order = (x[asked] @ x.T).scatter_(1, asked[:, None], -2.0).argmax(dim=1)
+    share = float((labels[order] == labels[asked]).float().mean())
+    assert found["folders"]["feats"]["retrieval"]["Recall@1"] == pytest.approx(share)
+    assert sum(row["right"]["feats"] for row in found["by_class"]) == round(12 * share)
+
+
 @pytest.mark.parametrize(
     ("low", "high", "places"),
     [(33.0, 35.4, 1), (30, 37, 0), (0.1, 0.7, 1), (0.121, 0.127, 3), (0.0002, 0.9, 4), (-0.2, 0.9, 1),
@@ -184,8 +205,9 @@ def _large(classes: int) -> dict[str, Any]:
     }  # fmt: skip
     return {
         "made": "2026-01-01 00:00 UTC", "version": "1", "images": 9, "classes": classes, "shots": [1],
-        "class_names": names, "shot_classes": 2, "seeds": 2, "sampled": 9, "text_projection": None,
-        "folders": {"feats": folder}, "corrupt": [[f"file {i}", "why"] for i in range(300)],
+        "class_names": names, "shot_classes": 2, "seeds": 2, "sampled": 9, "asked": 9,
+        "text_projection": None, "folders": {"feats": folder},
+        "corrupt": [[f"file {i}", "why"] for i in range(300)],
         "environment": {}, "by_class": [
             {"name": n, "images": 3, "right": {"feats": 1}, "confused": [[names[0], 2]]} for n in names
         ],

@@ -219,6 +219,22 @@ def test_same_set_leaves_the_query_out(isa: str):
     assert twins["Recall@1"] == 1.0
 
 
+@pytest.mark.parametrize("backend", ["native", "eager"])
+@pytest.mark.parametrize("at_r", ["R", "published"])
+def test_some_rows_of_a_set_ask(backend: str, at_r: str):
+    """Their values are those of the whole set's table, in the order that is asked for."""
+    x = torch.randint(
+        -2, 3, (60, 4), generator=torch.Generator().manual_seed(0)
+    ).float()  # ties; exact products
+    y, some = torch.arange(60) % 7, [41, 3, 3, 58]
+    with sb.backend(backend):
+        whole = retrieval_metrics(x, x, y, y, same_set=True, per_query=True, at_r=at_r)
+        got = retrieval_metrics(x, x, y, y, same_set=True, per_query=True, at_r=at_r, queries=some)
+    for name, values in got["per_query"].items():
+        assert torch.equal(values, whole["per_query"][name][some]), name
+    assert got["queries"] == 4 and got["mAP"] == pytest.approx(float(whole["per_query"]["AP"][some].mean()))
+
+
 def test_queries_without_relevant_items_are_reported(isa: str):
     q, g = torch.eye(3), torch.eye(3)
     m = retrieval_metrics(q, g, torch.tensor([0, 5, 2]), torch.tensor([0, 1, 2]), per_query=True)
@@ -317,6 +333,10 @@ BAD = [
     ({"gallery_labels": Y[:2]}, ValueError, r"gallery_labels must be \[4\]"),
     ({"same_set": True, "query": X[:2], "query_labels": Y[:2]}, ValueError, "query must be the gallery"),
     ({"same_set": True, "query_labels": Y + 1}, ValueError, "query must be the gallery"),
+    ({"queries": [0]}, ValueError, "queries must choose rows of one set"),
+    ({"same_set": True, "queries": [0, 4]}, ValueError, r"queries must lie in 0\.\.3, got 4 at position 1"),
+    ({"same_set": True, "queries": [0.5]}, TypeError, r"queries must be \[M\] whole numbers"),
+    ({"same_set": True, "queries": []}, TypeError, r"queries must be \[M\] whole numbers"),
     ({"recall_at": (0,)}, ValueError, "recall_at must be ≥ 1"),
     ({"recall_at": (1.5,)}, TypeError, "recall_at must hold ints"),
 ]

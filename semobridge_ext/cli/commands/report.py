@@ -28,6 +28,7 @@ modality gap, spectra, corrupt files, timings, installation. The tables go to CS
 """
 _EPILOG = """\
 The first folder is the baseline, the others usually what `map` made of it. Features are held in memory.
+Of more than --queries images as many ask, drawn once for all folders; every image can be found.
 Class texts are the labels in --template, encoded by the model of the shards; --no-text leaves out what
 needs them (zero-shot, gap). The page holds up to three small images of a class; --no-images leaves
 them out, and the class names and file names of corrupt images stay.
@@ -52,6 +53,8 @@ def add_parser(subparsers: Any) -> None:
     many = [1, 2, 4, 8]
     parser.add_argument("--shots", type=count, nargs="+", default=many, metavar="K", help="(1 2 4 8)")
     parser.add_argument("--seeds", type=count, default=5, metavar="N", help="draws of the shots (5)")
+    parser.add_argument("--queries", type=count, default=20_000, metavar="N",
+                        help="images that ask in retrieval, drawn where there are more (20000)")  # fmt: skip
     parser.add_argument("--template", default="a photo of {}", help="around a class name")
     parser.add_argument("--no-images", action="store_true", help="show no sample images")
     parser.add_argument("--no-text", action="store_true", help="load no model, compare with no texts")
@@ -110,13 +113,18 @@ def _run_of(folder: Folder) -> list[Any]:
 
 
 def _measured(
-    folder: Folder, codes: Tensor, texts: Tensor | None, chosen: Tensor, shots: list[int], seeds: int
+    folder: Folder,
+    codes: Tensor,
+    texts: Tensor | None,
+    taken: report_figures.Sample,
+    shots: list[int],
+    seeds: int,
 ) -> report_figures.Measured:
     """What is said of one folder; its rows go with the call."""
     folder.shards()
     features = folder.rows_of(codes)
     rows = report_figures.Rows(features, codes[codes >= 0], _texts_for(folder, texts, features.shape[1]))
-    return report_figures.measure(rows, chosen, shots, seeds)
+    return report_figures.measure(rows, taken, shots, seeds)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -138,24 +146,25 @@ def run(args: argparse.Namespace) -> int:
             f"{args.shards[0]}; name another column with --label"
         )
     shots, classes = usable_shots(labels, args.shots)
-    chosen = report_figures.sample(len(labels), 0)
+    taken = report_figures.sample(len(labels), args.queries, 0)
     first = Folder("report", args.shards[0])
     found: dict[str, Any] = {
         "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "version": __version__,
         "images": len(labels), "classes": len(codes), "class_names": list(codes), "shots": shots,
-        "shot_classes": classes, "seeds": args.seeds, "sampled": len(chosen), "text_projection": singular,
+        "shot_classes": classes, "seeds": args.seeds, "sampled": len(taken.chosen),
+        "asked": len(taken.asked), "text_projection": singular,
         "folders": {}, "corrupt": _lost(first), "environment": build_info(),
     }  # fmt: skip
     measured: dict[str, report_figures.Measured] = {}
     for name, path, given in zip(_names(args.shards), args.shards, found_codes, strict=True):
         print(f"measuring {name}", file=sys.stderr)
         folder = Folder("report", path)
-        measured[name] = one = _measured(folder, given, texts, chosen, shots, args.seeds)
+        measured[name] = one = _measured(folder, given, texts, taken, shots, args.seeds)
         base = next(iter(measured.values()))
         change = {} if one is base else {"change": report_figures.change(base, one)}
         found["folders"][name] = {**one.figures, **change, "run": _run_of(folder)}
     nearest = {name: one.nearest for name, one in measured.items()}
-    found["by_class"] = report_figures.by_class(list(codes), labels, nearest)
+    found["by_class"] = report_figures.by_class(list(codes), labels, taken.asked, nearest)
     paths = None if args.no_images else report_images.paths(first, args.label)
     shown = None if paths is None else report_images.samples(paths, labels.tolist(), len(codes))
     _files.write_bytes(args.out, report_page.page(found, shown))
