@@ -23,7 +23,7 @@ def write():
         tail.copy_(sound)
         tail.fill_(wild)
 threading.Thread(target=write, daemon=True).start()
-end, calls = time.monotonic() + 6, 0
+end, calls = time.monotonic() + 2, 0
 while time.monotonic() < end:
     calls += 1
     try:
