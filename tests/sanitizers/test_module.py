@@ -13,7 +13,7 @@ from tests.sanitizers.module import package_with, run_on
 from tests.support.places import runnable_isas
 from tests.support.source_tree import ROOT, environment, run
 
-SECONDS = float(os.environ.get("FUZZ_SECONDS", "20"))  # `make sanitize` gives it longer
+SECONDS = float(os.environ.get("FUZZ_SECONDS", "8"))  # `make sanitize` gives it longer
 SEED = int(os.environ.get("FUZZ_SEED", "1000"))
 CALLS = ROOT / "tests" / "sanitizers" / "calls.py"
 
