@@ -74,7 +74,7 @@ def test_embedded_images(tmp_path: Path) -> None:
 
 
 def test_killed_command_goes_on(tmp_path: Path, features: Path) -> None:
-    words = ["invert", str(features), "--steps", "800", "--batch-size", "2", "--quiet"]
+    words = ["invert", str(features), "--steps", "300", "--batch-size", "2", "--quiet"]
     out, whole = tmp_path / "killed.safetensors", tmp_path / "whole.safetensors"
     child = subprocess.Popen(
         [sys.executable, "-m", "semobridge_ext.cli", *words[:2], str(out), *words[2:]],

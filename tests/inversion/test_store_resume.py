@@ -220,7 +220,7 @@ def features(tmp_path: Path) -> Path:
 
 def test_three_commands_at_once(tmp_path: Path, features: Path):
     """Each has the result or names the run that has the file; the file is that of a run alone."""
-    words = ["invert", str(features), "out", "--steps", "60", "--batch-size", "1", "--quiet"]
+    words = ["invert", str(features), "out", "--steps", "20", "--batch-size", "1", "--quiet"]
     out, alone = tmp_path / "out.safetensors", tmp_path / "alone.safetensors"
     children = [
         subprocess.Popen(

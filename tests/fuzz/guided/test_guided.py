@@ -65,6 +65,7 @@ def clang() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.campaign
 def test_kernels_under_libfuzzer():
     clang()
     status, told, count = run.run(run.KERNELS, 10)
