@@ -253,9 +253,12 @@ class IsoCLIP(Cuts):
         maps: dict[tuple, LinearMap] = self.__dict__["_kept"][2]
         key = (side, top, bottom, compress, normalize)
         if key not in maps:
-            basis = spectrum.bases[side][:, top : len(spectrum.singular) - bottom]
-            rows = basis.T @ spectrum.projections[side]  # [k, D]
-            matrix, offset = spectrum.parts(side, basis @ (factor_of(rows) if compress else rows))
+            if compress:
+                basis = spectrum.basis(side, top, bottom)
+                found = basis @ factor_of(basis.T @ spectrum.projections[side])
+            else:
+                found = spectrum.projector(side, top, bottom)
+            matrix, offset = spectrum.parts(side, found)
             maps[key] = LinearMap(matrix, offset, normalize=normalize)
         return maps[key]
 
