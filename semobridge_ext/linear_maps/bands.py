@@ -4,15 +4,16 @@
 
 The eigenvectors V of ΨᵀΨ give either side: V itself, and ΨV with the lengths taken out. In float64 that costs
 less than half of Ψ's decomposition, but an angle between kept and cut directions is then wrong by about
-ε·λ₁/(λ_i − λ_j), where the decomposition has ε·σ₁/(σ_i − σ_j): a σ₁/σ worse at the bottom. So directions close
-to a cut are turned once more by what is left of their equation, which Ψ in place of ΨᵀΨ gives exactly:
+ε·λ₁/(λ_i − λ_j), where the decomposition has ε·σ₁/(σ_i − σ_j): σ₁/2σ times as much, so most at the bottom. Directions
+close to a cut, or short ones, are therefore turned once by what is left of their equation, for which Ψ itself
+stands in the place of ΨᵀΨ:
 
-    r_j = Ψᵀ(Ψv_j)/λ_j − v_j          v_j += Σ_i v_i·(v_iᵀr_j)/(1 − λ_i/λ_j)          i on the other side of the cut
+    y = Ψv     μ = ‖y‖²     r = Ψᵀy/μ − v     v += Σ_i v_i·(v_iᵀr)/(1 − λ_i/μ)     i on the other side of the cut
 
-and the lengths and angles within the band by the first order of (U Uᵀ)⁻¹. Both corrections are small, so float32
-holds them. Where one is not small (singular values that are equal across a cut, or vanish), the second order
-would show: there is no answer here then, and the caller decomposes Ψ. Which it is depends on the matrices and the
-cuts alone.
+That takes the rounding of y along Ψv_i out as well. The sum is small, so float32 holds it. Where it is not small
+(singular values that are equal across a cut), its square would show; where y is so short that its rounding
+beside all Ψv_i would, nothing is left to take it out with. There is no answer then, and the caller decomposes Ψ.
+Which it is depends on the matrices and the cuts alone.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Of λ₁: what lies nearer to the other side of a cut is turned. Farther, the angle is right to 2⁻⁵²·2¹⁰ of a
-# single pair, which a map of hundreds of directions shows no more.
+# Of λ₁: nearer eigenvalues on the two sides of a cut are turned apart, and what is smaller is turned.
 _NEAR = 2.0**-8
-# Of a correction: its square is what the first order leaves.
+# Of a sum above: its square is what the first order leaves.
 _FIRST_ORDER = 2.0**-26
-# Of λ₁: Ψv is right to 2⁻⁵³·σ₁, and of a direction of σ = 2⁻¹⁴·σ₁ little enough of it is left.
-_LEAST = 2.0**-28
+# Of the inner products of a band's unit vectors: beyond, their factor would be worth less than they are.
+_SKEW = 2.0**-3
+# How often the rounding of a unit vector may stand in the projected matrix: 2⁻⁵³·2⁸ of its length.
+_ROUNDING = 2.0**8
 # Of Ψ's largest entry: its squares and its float32 are finite and normal there.
 _RANGE = (2.0**-60, 2.0**60)
 _BLOCKS = 4
@@ -49,10 +51,16 @@ def gram_of(tall: Tensor, short: Tensor) -> Gram | None:  # [m, D] and [n, D] fl
     if short.shape[0] > short.shape[1]:
         factor, short = torch.linalg.qr(short)
     psi = tall @ short.T
-    if not _RANGE[0] <= float(psi.abs().amax()) <= _RANGE[1]:
+    if not _RANGE[0] <= _largest(psi) <= _RANGE[1]:
         return None
     values, vectors = torch.linalg.eigh(_lower(psi))
     return Gram(psi, values, vectors.T, factor)
+
+
+def _largest(t: Tensor) -> float:
+    """The largest magnitude, NaN where there is one; reads t once and makes no copy of it."""
+    least, most = t.aminmax()
+    return max(-float(least), float(most))
 
 
 def _lower(psi: Tensor) -> Tensor:
@@ -62,7 +70,7 @@ def _lower(psi: Tensor) -> Tensor:
     step = -(-width // _BLOCKS)
     for begin in range(0, width, step):
         part = slice(begin, min(begin + step, width))
-        gram[part, : part.stop] = psi[:, part].T @ psi[:, : part.stop]
+        torch.mm(psi[:, part].T, psi[:, : part.stop], out=gram[part, : part.stop])
     return gram
 
 
@@ -75,47 +83,73 @@ def band_map(
 ) -> Tensor | None:  # [m, D] or [n, D]
     """U_S U_Sᵀ L; None where the corrections of both bands, the kept and the cut, are too large."""
     rank = len(gram.values)
-    kept, rest = torch.arange(bottom, rank - top), torch.arange(rank)
-    rest = rest[(rest < bottom) | (rest >= rank - top)]
-    # All r directions span L's rows where L has no more dimensions than r; else the cut ones do not say what is kept.
+    kept = [slice(bottom, rank - top)]
+    cut = [slice(0, bottom), slice(rank - top, rank)]
+    # All r directions span the columns of L where L has no more than r; else the cut ones do not say what is kept.
     whole = not is_tall or rank == min(matrix.shape)
-    bands = [(rest, kept, True), (kept, rest, False)] if whole else [(kept, rest, False)]
-    for band, others, is_cut in sorted(bands, key=lambda b: len(b[0])):
-        if not len(band):
-            return matrix.clone()
-        found = _projected(gram, matrix, is_tall, band, others)
+    if whole and top + bottom == 0:
+        return matrix.clone()
+    ways = [(cut, kept)] if whole else []
+    ways.insert(0 if 2 * (rank - top - bottom) <= rank else len(ways), (kept, cut))
+    for inside, outside in ways:
+        found = _projected(gram, matrix, is_tall, _Band.of(gram, inside), _Band.of(gram, outside), inside is cut)
         if found is not None:
-            return matrix - found if is_cut else found
+            return found
     return None
 
 
-def _projected(gram: Gram, matrix: Tensor, is_tall: bool, band: Tensor, others: Tensor) -> Tensor | None:
-    psi, largest = gram.psi, float(gram.values[-1])
-    values, vectors, other = gram.values[band], gram.vectors[band], gram.vectors[others]
-    if is_tall and not float(values.amin()) >= _LEAST * largest:
+class _Band(NamedTuple):
+    values: Tensor  # [b] ascending
+    vectors: Tensor  # [b, r]
+
+    @classmethod
+    def of(cls, gram: Gram, parts: list[slice]) -> _Band:
+        return cls(*(torch.cat([t[part] for part in parts]) for t in (gram.values, gram.vectors)))
+
+
+def _projected(
+    gram: Gram, matrix: Tensor, is_tall: bool, inside: _Band, outside: _Band, is_cut: bool
+) -> Tensor | None:
+    """The projection onto a band, or without it; None as above."""
+    basis = _basis(gram, is_tall, inside, outside)
+    if basis is None:
         return None
-    basis = vectors @ psi.T if is_tall else vectors
-    if len(others):
-        apart = values.unsqueeze(1) - gram.values[others]
-        near = (apart.abs().amin(1) < _NEAR * largest).nonzero().flatten()
-        if len(near):
-            own, scale = vectors[near], values[near].unsqueeze(1)
-            images = basis[near] if is_tall else own @ psi.T
-            left = ((images @ psi) / scale - own).float()
-            other = other.float()
-            turn = (left @ other.T) / (apart[near] / scale).float()
-            if not float(turn.abs().amax()) <= _FIRST_ORDER:
-                return None
-            change = turn @ other
-            basis[near] += change @ psi.float().T if is_tall else change
+    length = basis.square().sum(1, keepdim=True).sqrt()
+    basis /= length
+    inner = basis @ basis.T
+    inner.diagonal().sub_(1)
+    if not _largest(inner) <= _SKEW:
+        return None
+    inner.diagonal().add_(1)
+    factor, failed = torch.linalg.cholesky_ex(inner)
+    if bool(failed):
+        return None
+    basis = torch.linalg.solve_triangular(factor, basis, upper=False)
+    rows = basis @ matrix
+    found = torch.addmm(matrix, basis.T, rows, alpha=-1) if is_cut else basis.T @ rows
     if is_tall:
-        basis = basis / values.sqrt().unsqueeze(1)
-    elif gram.factor is not None:
-        basis = basis @ gram.factor.T
-    skew = basis @ basis.T
-    skew.diagonal().sub_(1)
-    if not float(skew.abs().amax()) <= _FIRST_ORDER:
-        return None
-    product = basis @ matrix
-    product -= skew.float() @ product.float()
-    return basis.T @ product
+        rounding = (rows.square().sum(1, keepdim=True) / length.square()).sum() * gram.values[-1]
+        if not float(rounding) <= _ROUNDING**2 * float(found.square().sum()):
+            return None
+    return found
+
+
+def _basis(gram: Gram, is_tall: bool, inside: _Band, outside: _Band) -> Tensor | None:  # [b, m] or [b, n]
+    """Rows that span the band's singular vectors of a side; of the taller side as long as their values."""
+    psi = gram.psi
+    basis = inside.vectors @ psi.T if is_tall else inside.vectors
+    if len(outside.values):
+        apart = inside.values.unsqueeze(1) - outside.values
+        least = torch.minimum(apart.abs().amin(1), inside.values)
+        near = (least < _NEAR * gram.values[-1]).nonzero().flatten()
+        own = inside.vectors[near]
+        images = basis[near] if is_tall else own @ psi.T
+        square = images.square().sum(1, keepdim=True)
+        left = ((images @ psi) / square - own).float()
+        others = outside.vectors.float()
+        turn = (left @ others.T) / (1 - outside.values / square).float()
+        if len(near) and not _largest(turn) <= _FIRST_ORDER:
+            return None
+        change = turn @ others
+        basis[near] += change @ psi.float().T if is_tall else change
+    return basis if is_tall or gram.factor is None else basis @ gram.factor.T
