@@ -2,17 +2,17 @@
 
     M = U_S U_Sᵀ L = L − U_C U_Cᵀ L          L: A or W, U its side's singular vectors, S kept, C cut
 
-The eigenvectors V of ΨᵀΨ give either side: V itself, and ΨV with the lengths taken out. In float64 that costs
-less than half of Ψ's decomposition, but an angle between kept and cut directions is then wrong by about
-ε·λ₁/(λ_i − λ_j), where the decomposition has ε·σ₁/(σ_i − σ_j): σ₁/2σ times as much, so most at the bottom. Directions
-close to a cut, or short ones, are therefore turned once by what is left of their equation, for which Ψ itself
-stands in the place of ΨᵀΨ:
+The eigenvectors V of ΨᵀΨ give either side: V itself, and ΨV with the lengths taken out. In float64 that
+costs less than half of Ψ's decomposition, but an angle between kept and cut directions is then wrong by about
+ε·λ₁/(λ_i − λ_j), where the decomposition has ε·σ₁/(σ_i − σ_j): σ₁/2σ times as much, so most at the bottom.
+Directions close to a cut, or short ones, are therefore turned once by what is left of their equation, for
+which Ψ itself stands in the place of ΨᵀΨ:
 
-    y = Ψv     μ = ‖y‖²     r = Ψᵀy/μ − v     v += Σ_i v_i·(v_iᵀr)/(1 − λ_i/μ)     i on the other side of the cut
+    y = Ψv     μ = ‖y‖²     r = Ψᵀy/μ − v     v += Σ_i v_i·(v_iᵀr)/(1 − λ_i/μ)     i beyond the cut
 
-That takes the rounding of y along Ψv_i out as well. The sum is small, so float32 holds it. Where it is not small
-(singular values that are equal across a cut), its square would show; where y is so short that its rounding
-beside all Ψv_i would, nothing is left to take it out with. There is no answer then, and the caller decomposes Ψ.
+That takes the rounding of y along Ψv_i out as well. The sum is small, so float32 holds it. Where it is not
+small (singular values that are equal across a cut) its square would show, and where y is so short that its
+rounding beside all Ψv_i does, nothing takes that out. There is no answer then, and the caller decomposes Ψ.
 Which it is depends on the matrices and the cuts alone.
 """
 
@@ -85,14 +85,15 @@ def band_map(
     rank = len(gram.values)
     kept = [slice(bottom, rank - top)]
     cut = [slice(0, bottom), slice(rank - top, rank)]
-    # All r directions span the columns of L where L has no more than r; else the cut ones do not say what is kept.
+    # All r directions span the columns of L where it has no more; else the cut ones leave other things too.
     whole = not is_tall or rank == min(matrix.shape)
     if whole and top + bottom == 0:
         return matrix.clone()
     ways = [(cut, kept)] if whole else []
     ways.insert(0 if 2 * (rank - top - bottom) <= rank else len(ways), (kept, cut))
     for inside, outside in ways:
-        found = _projected(gram, matrix, is_tall, _Band.of(gram, inside), _Band.of(gram, outside), inside is cut)
+        bands = _Band.of(gram, inside), _Band.of(gram, outside)
+        found = _projected(gram, matrix, is_tall, *bands, inside is cut)
         if found is not None:
             return found
     return None

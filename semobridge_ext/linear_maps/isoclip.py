@@ -56,10 +56,11 @@ class IsoCLIP(Cuts):
         TypeError, ValueError: at first use, as scikit-learn has it: matrices that do not fit, cuts that
             leave no direction, features of another width.
 
-    Numerics: SVD and factors in float64, application in float32 (float64 for float64 rows) by the fused
-        op. Differentiable in the features. Compressed and D-wide inner products agree to rounding.
+    Numerics: projectors and factors in float64, application in float32 (float64 for float64 rows) by the
+        fused op. Differentiable in the features. Compressed and D-wide inner products agree to rounding.
+        D-wide maps come from a Gram matrix with one correction, compressed ones and ``tune`` from an SVD.
 
-    Memory: the two matrices in float64 and one map per side and form in use.
+    Memory: the two matrices, their product and its vectors in float64, and one map per side and form in use.
 
     Example:
         >>> import torch, semobridge_ext as sb

@@ -63,7 +63,7 @@ class Spectrum:
 
     @cached_property
     def decomposition(self) -> Decomposition:
-        """The thin SVD of Ψ through the factors of tall matrices: D×D instead of V×T, and no rank beyond D."""
+        """The thin SVD of Ψ by the factors of tall matrices: D×D instead of V×T, and no rank beyond D."""
         (qa, ra), (qw, rw) = (_tall(self.projections[side]) for side in ("image", "text"))
         u, s, ht = torch.linalg.svd(ra @ rw.T, full_matrices=False)
         bases = {side: m if q is None else q @ m for side, q, m in (("image", qa, u), ("text", qw, ht.T))}

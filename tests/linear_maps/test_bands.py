@@ -35,7 +35,9 @@ def exact(a: Tensor, w: Tensor, top: int, bottom: int) -> dict[str, Tensor]:
         for side, basis in zip(SIDES, (vt.T, u) if flat else (u, vt.T), strict=True):
             kept = basis[:, top : rank - bottom]
             m = kept * (kept.T * own[side])
-            found[side] = torch.tensor([[float(m[i, j]) for j in range(m.cols)] for i in range(m.rows)], dtype=F64)
+            found[side] = torch.tensor(
+                [[float(m[i, j]) for j in range(m.cols)] for i in range(m.rows)], dtype=F64
+            )
     return found
 
 
@@ -52,7 +54,7 @@ def by_gram(spectrum: Spectrum) -> bool:
 
 
 def check(spectrum: Spectrum, top: int, bottom: int, context: str) -> None:
-    """Both sides are as near to the exact map as LAPACK's decomposition in float64, or as float64 can tell."""
+    """Both sides are as near to the exact map as LAPACK's decomposition, or as float64 can tell."""
     a, w = (spectrum.projections[side] for side in SIDES)
     want, lapack = exact(a, w, top, bottom), decomposed(a, w, top, bottom)
     for side, own in zip(SIDES, (a, w), strict=True):
@@ -95,11 +97,12 @@ HARD = {
     "far below float64's squares": ([1, 0.5, 0.25, *[10.0 ** (-9 - i) for i in range(5)]], ((1, 5), (3, 2))),
     "close across four digits": ([1, 0.5, 0.25 + 1e-8, 0.25, 0.1, 0.05, 0.02, 0.01], ((3, 0), (3, 2))),
     "one direction": (GEOMETRIC, ((7, 0), (0, 7))),
+    "a cut among zeros": ([*GEOMETRIC[:5], 0, 0, 0], ((0, 2), (2, 1), (2, 0))),
 }
 
 
 @pytest.mark.parametrize("spectrum", HARD)
-@pytest.mark.parametrize("shape", ["square", "tall images", "both taller than D"])
+@pytest.mark.parametrize("shape", ["square", "both taller than D"])
 def test_hard_spectra(shape: str, spectrum: str):
     """By either way; which it was does not matter."""
     values, cuts = HARD[spectrum]
@@ -120,7 +123,6 @@ EQUAL = {
     "at the top": ([4, 3, 1, 1, 0.5, 0.25, 0.125, 0.0625], 3, 0),
     "at the bottom": ([1, 0.5, 0.25, 0.125, 0.0625, 0.01, 0.01, 0.01], 0, 2),
     "everywhere": ([1.0] * 8, 4, 2),
-    "zeros": ([1, 0.5, 0.25, 0.125, 0.0625, 0, 0, 0], 0, 2),
 }
 
 
@@ -158,7 +160,9 @@ def test_widths(d: int):
     for top, bottom in ((d // 3, d // 8), (d // 2, d // 4), (1, 0), (0, 0)):
         found, want = spectrum_of(a, w), decomposed(a, w, top, bottom)
         for side in SIDES:
-            assert_figures(found.projector(side, top, bottom), want[side], "isoclip", context=f"{top}, {bottom}")
+            assert_figures(
+                found.projector(side, top, bottom), want[side], "isoclip", context=f"{top}, {bottom}"
+            )
         assert by_gram(found)
 
 
