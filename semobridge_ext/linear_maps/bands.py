@@ -27,8 +27,6 @@ from torch import Tensor
 _NEAR = 2.0**-8
 # Of a sum above: its square is what the first order leaves.
 _FIRST_ORDER = 2.0**-26
-# Of the inner products of a band's unit vectors: beyond, their factor would be worth less than they are.
-_SKEW = 2.0**-3
 # How often the rounding of a unit vector may stand in the projected matrix: 2⁻⁵³·2⁸ of its length.
 _ROUNDING = 2.0**8
 # Of Ψ's largest entry: its squares and its float32 are finite and normal there.
@@ -117,12 +115,7 @@ def _projected(
         return None
     length = basis.square().sum(1, keepdim=True).sqrt()
     basis /= length
-    inner = basis @ basis.T
-    inner.diagonal().sub_(1)
-    if not _largest(inner) <= _SKEW:
-        return None
-    inner.diagonal().add_(1)
-    factor, failed = torch.linalg.cholesky_ex(inner)
+    factor, failed = torch.linalg.cholesky_ex(basis @ basis.T)
     if bool(failed):
         return None
     basis = torch.linalg.solve_triangular(factor, basis, upper=False)
