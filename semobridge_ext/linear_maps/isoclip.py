@@ -56,10 +56,11 @@ class IsoCLIP(Cuts):
         TypeError, ValueError: at first use, as scikit-learn has it: matrices that do not fit, cuts that
             leave no direction, features of another width.
 
-    Numerics: SVD and factors in float64, application in float32 (float64 for float64 rows) by the fused
-        op. Differentiable in the features. Compressed and D-wide inner products agree to rounding.
+    Numerics: projectors and factors in float64, application in float32 (float64 for float64 rows) by the
+        fused op. Differentiable in the features. Compressed and D-wide inner products agree to rounding.
+        D-wide maps come from a Gram matrix with one correction, compressed ones and ``tune`` from an SVD.
 
-    Memory: the two matrices in float64 and one map per side and form in use.
+    Memory: the two matrices, their product and its vectors in float64, and one map per side and form in use.
 
     Example:
         >>> import torch, semobridge_ext as sb
@@ -253,9 +254,12 @@ class IsoCLIP(Cuts):
         maps: dict[tuple, LinearMap] = self.__dict__["_kept"][2]
         key = (side, top, bottom, compress, normalize)
         if key not in maps:
-            basis = spectrum.bases[side][:, top : len(spectrum.singular) - bottom]
-            rows = basis.T @ spectrum.projections[side]  # [k, D]
-            matrix, offset = spectrum.parts(side, basis @ (factor_of(rows) if compress else rows))
+            if compress:
+                basis = spectrum.basis(side, top, bottom)
+                found = basis @ factor_of(basis.T @ spectrum.projections[side])
+            else:
+                found = spectrum.projector(side, top, bottom)
+            matrix, offset = spectrum.parts(side, found)
             maps[key] = LinearMap(matrix, offset, normalize=normalize)
         return maps[key]
 

@@ -59,7 +59,7 @@ class Cuts(Parameters):
     @property
     def singular_values(self) -> Tensor:
         """[r] float64, of ``A·Wᵀ``, descending."""
-        return self._spectrum().singular.clone()
+        return self._spectrum().decomposition.singular.clone()
 
     def _side(self, function: str, side: str | None) -> str:
         side = self.side if side is None else side
@@ -84,7 +84,7 @@ class Cuts(Parameters):
 
     def _cut(self, side: str) -> tuple[int, int]:
         """(k_top, k_bottom) of a side, checked."""
-        rank = len(self._spectrum().singular)
+        rank = self._spectrum().rank
         cut = self._given(side)
         for name, value in zip(("k_top", "k_bottom"), cut, strict=True):
             name = f"text_{name}" if side == "text" and getattr(self, f"text_{name}") is not None else name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from semobridge_ext import _errors, _inputs
 from semobridge_ext.clip.affine import with_bias
+from semobridge_ext.linear_maps.bands import Gram, band_map, gram_of
 from semobridge_ext.linear_maps.linear_map import LinearMap
 from semobridge_ext.retrieval.metrics import retrieval_metrics
 
@@ -36,17 +38,20 @@ WEIGHTS: dict[str, tuple[str, ...]] = {
 _GRID = (0.0, 0.01, 0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 
 
-class Spectrum(NamedTuple):
-    """What follows from the two projections, in float64 on the CPU.
+class Spectrum:
+    """What follows from the two projections, in float64 on the CPU, each part at its first use.
 
     A projection with a bias is the matrix [A; a] of rows with a one appended: one row taller, which V and T
     here count.
+
+    Args:
+        projections: A [V, D] and W [T, D] by side.
+        constants: whether a side's last row belongs to the appended one.
     """
 
-    bases: dict[str, Tensor]  # [V, r] and [T, r] singular vectors of Ψ
-    singular: Tensor  # [r]
-    projections: dict[str, Tensor]  # [V, D] and [T, D]
-    constants: dict[str, bool]  # whether the last row belongs to the appended one
+    def __init__(self, projections: dict[str, Tensor], constants: dict[str, bool]) -> None:
+        self.projections, self.constants = projections, constants
+        self.rank = min(min(m.shape) for m in projections.values())  # r, of Ψ at most
 
     def width(self, side: str) -> int:
         """Of the features before the projection, without the one."""
@@ -56,6 +61,42 @@ class Spectrum(NamedTuple):
         """A map of rows with a one appended as a matrix and an offset."""
         return (matrix[:-1], matrix[-1]) if self.constants[side] else (matrix, None)
 
+    @cached_property
+    def decomposition(self) -> Decomposition:
+        """The thin SVD of Ψ by the factors of tall matrices: D×D instead of V×T, and no rank beyond D."""
+        (qa, ra), (qw, rw) = (_tall(self.projections[side]) for side in ("image", "text"))
+        u, s, ht = torch.linalg.svd(ra @ rw.T, full_matrices=False)
+        bases = {side: m if q is None else q @ m for side, q, m in (("image", qa, u), ("text", qw, ht.T))}
+        return Decomposition(bases, s)
+
+    @cached_property
+    def _gram(self) -> Gram | None:
+        image, text = self.projections["image"], self.projections["text"]
+        return gram_of(image, text) if len(image) >= len(text) else gram_of(text, image)
+
+    def projector(self, side: str, top: int, bottom: int) -> Tensor:  # [V, D] or [T, D]
+        """``U_k U_kᵀ A`` or ``H_k H_kᵀ W``, by the Gram matrix where that is as exact as the decomposition.
+
+        A decomposition that is there already is not asked: the bits are the same whatever ran before.
+        """
+        matrix = self.projections[side]
+        if self._gram is not None:
+            is_tall = (side == "image") == (len(self.projections["image"]) >= len(self.projections["text"]))
+            found = band_map(self._gram, matrix, is_tall, top, bottom)
+            if found is not None:
+                return found
+        basis = self.basis(side, top, bottom)
+        return basis @ (basis.T @ matrix)
+
+    def basis(self, side: str, top: int, bottom: int) -> Tensor:  # [V, k] or [T, k]
+        """The singular vectors that a cut leaves."""
+        return self.decomposition.bases[side][:, top : self.rank - bottom]
+
+
+class Decomposition(NamedTuple):
+    bases: dict[str, Tensor]  # [V, r] and [T, r] singular vectors of Ψ
+    singular: Tensor  # [r]
+
 
 def spectrum_of(
     image: Tensor,  # [V, D]
@@ -63,16 +104,11 @@ def spectrum_of(
     image_bias: Tensor | None = None,  # [D]
     text_bias: Tensor | None = None,  # [D]
 ) -> Spectrum:
-    """The thin SVD of Ψ through the factors of tall matrices: D×D instead of V×T, and no rank beyond D."""
     a, w = (
         with_bias("IsoCLIP", f"{side}_bias", m.detach().to("cpu", torch.float64), b)
         for side, m, b in (("image", image, image_bias), ("text", text, text_bias))
     )
-    (qa, ra), (qw, rw) = _tall(a), _tall(w)
-    u, s, ht = torch.linalg.svd(ra @ rw.T, full_matrices=False)
-    bases = {side: m if q is None else q @ m for side, q, m in (("image", qa, u), ("text", qw, ht.T))}
-    taller = {"image": len(a) > len(image), "text": len(w) > len(text)}
-    return Spectrum(bases, s, {"image": a, "text": w}, taller)
+    return Spectrum({"image": a, "text": w}, {"image": len(a) > len(image), "text": len(w) > len(text)})
 
 
 def _tall(m: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -103,17 +139,17 @@ def search_cuts(
     x = _inputs.features(function, "X", X, spectrum.width(side))
     names = _inputs.names(function, y, len(x))
     codes = _inputs.encode(function, names, _inputs.ordered(names))
-    rank = len(spectrum.singular)
+    rank, bases = spectrum.rank, spectrum.decomposition.bases
     grid = [_grid(function, name, v, rank) for name, v in (("k_top", tops), ("k_bottom", bottoms))]
     # Equal scores go to the smaller cut.
     cuts = sorted(((a, b) for a in grid[0] for b in grid[1] if a + b < rank), key=lambda c: (sum(c), c[0]))
     if not cuts:
         got, remedy = f"{grid[0]} and {grid[1]}", f"the model has {rank} directions"
         raise ValueError(_errors.message(function, "k_top", "leave a direction", got, remedy))
-    basis, constant = spectrum.parts(side, spectrum.bases[side])
+    basis, constant = spectrum.parts(side, bases[side])
     coordinates = x.to("cpu", torch.float64) @ basis  # [N, r], once
     coordinates = (coordinates if constant is None else coordinates + constant).float()
-    rows = spectrum.bases[side].T @ spectrum.projections[side]  # [r, D]
+    rows = bases[side].T @ spectrum.projections[side]  # [r, D]
     gram = rows @ rows.T
     ks = (int(metric[7:]),) if metric.startswith("Recall@") and metric[7:].isdigit() else (1,)
     results = []

@@ -115,6 +115,8 @@ LIMITS: dict[tuple[str, str], tuple[float, float]] = {
     ("linear_map", F64): (2e-14, 4.4e-15),
     ("linear_map", F32): (1e-5, 1.5e-6),
     ("isoclip", F64): (2e-13, 2.7e-14),
+    # Its projectors by a Gram matrix, in errors of LAPACK's decomposition (and units in the last place).
+    ("band", F64): (16.0, 8.3),
     ("whitened", F64): (3e-13, 1.2e-13),
     # A model's features against its own modules, in its own dtype; scores of rows that were kept as float16.
     ("features", F32): (3e-6, 9.5e-7),
