@@ -5,6 +5,8 @@ The emulated module takes CPU tensors where the real one takes CUDA tensors; eve
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -14,12 +16,13 @@ from semobridge_ext._ops.blend_logits.eager import blend_logits as eager_blend
 from semobridge_ext._ops.blend_logits.op import BlendOperand
 from semobridge_ext._ops.blend_logits.spec import BlendParams
 from semobridge_ext._ops.project_normalize import cuda as cuda_projection
+from semobridge_ext._ops.project_normalize import prepared
 from semobridge_ext._ops.topk import chunks as topk_chunks
 from semobridge_ext._ops.topk import cuda as topk_cuda
 from semobridge_ext._ops.topk import eager
 from semobridge_ext._ops.topk import takes as topk_takes
 from semobridge_ext.runtime import backend as _backend
-from semobridge_ext.runtime import half_products
+from semobridge_ext.runtime import half_products, self_check
 from semobridge_ext.runtime.choice import resolve
 from tests.support.assertions import assert_close
 from tests.support.projections import chain
@@ -105,6 +108,32 @@ def test_many_rows_of_bfloat16_meet_one_part(
     plain = torch.nn.functional.normalize(x @ (matrix / size).bfloat16(), dim=1)
     ours, theirs = ((y.double() - want).square().mean().sqrt() for y in (got.double() / 1.5, plain))
     assert ours < 0.75 * theirs
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_self_check_calls_every_kernel(
+    dtype: torch.dtype, emulated, tensor_cores: TensorCores, monkeypatch: pytest.MonkeyPatch
+):
+    """What it does not call, a rule would take unchecked."""
+    called = []
+
+    def noted(name: str):
+        kernel = getattr(emulated, name)
+        return lambda *args: (called.append(name), kernel(*args))[1]
+
+    kernels = ("project_normalize_cuda", "normalize_rows_cuda", "scale_rows_cuda")
+    module = SimpleNamespace(
+        project_normalize_cuda_tickets=emulated.project_normalize_cuda_tickets,
+        **{name: noted(name) for name in kernels},
+    )
+    monkeypatch.setattr(cuda_projection, "_C", module)
+    monkeypatch.setattr(prepared, "direct", lambda *_: "auto")
+    monkeypatch.setattr(prepared, "direct_kernel", lambda *_, **__: "native")
+    got = prepared._check_kernel(CPU, dtype)
+    monkeypatch.setattr(prepared, "direct_kernel", lambda *_, **__: "")
+    for ours, plain in zip(got, prepared._check_kernel(CPU, dtype), strict=True):
+        assert (ours - plain).abs().max() <= self_check.TOLERANCE[dtype]
+    assert set(called) == set(kernels[: 3 if dtype is torch.bfloat16 else 2])
 
 
 def test_what_keeps_its_two_parts(tensor_cores: TensorCores, monkeypatch: pytest.MonkeyPatch):
