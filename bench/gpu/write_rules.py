@@ -83,6 +83,8 @@ def derive(
                 continue
             rules = []
             for dtypes in KINDS:
+                if op != "prepared_projection":  # which alone has another kernel for each half type
+                    dtypes = dtypes[-1:]
                 ratios: dict[int, list[float]] = {}
                 kernel = ""
                 for machine in machines:
@@ -91,7 +93,7 @@ def derive(
                             ours, plain = (sum(x.seconds(machine) for x in side) for side in call[-2:])
                             ratios.setdefault(call.size, []).append(plain / ours)
                             kernel = call.kernel
-                rules.append(rule_of(ratios, kernel, dtypes == KINDS[0]))
+                rules.append(rule_of(ratios, kernel, torch.float32 in dtypes))
             found[capability][op] = rules[0], rules[1]
     return found
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 from unittest.mock import patch
 
@@ -65,12 +66,10 @@ _counted: dict[tuple[object, ...], list[Launch]] = {}  # by what is counted and 
 def _eager(what: object, function: Callable[..., object], *args: object) -> list[Launch]:
     """As on a device that multiplies half types, whose rows meta tensors would widen.
 
-    The second of two calls counts: the first makes what a loop of calls has ready. PyTorch's launches are
-    the same on all machines with the same L2.
+    PyTorch's launches are the same on all machines with the same L2.
     """
     key = what, resident()
     if key not in _counted:
-        _plain(lambda: function(*args))
         _counted[key] = _plain(lambda: function(*args))
     return _counted[key]
 
@@ -88,6 +87,7 @@ def _prepared(dtype: torch.dtype) -> Iterator[Call]:
     for width, sizes in ((WIDTH, ROWS), (2 * WIDTH, ROWS), (WIDER, (1, 512, 65536))):
         matrix = ops.made(width, width, dtype=torch.float64)
         plan = projection_eager.Projection(matrix, None, torch.device("meta"))
+        _plain(partial(plan, ops.made(1, width, dtype=dtype)))  # what a loop of calls has ready
         for n in sizes:
             x = ops.made(n, width, dtype=dtype)
             size = n if width < WIDER else 0
@@ -119,6 +119,7 @@ def _blend(dtype: torch.dtype) -> Iterator[Call]:
         rows, factor = (ops.made(n, WIDTH, dtype=torch.float64) for n in (classes, WIDTH))
         exponents = ops.made(classes, dtype=torch.float64)
         operand = BlendOperand(rows, rows, rows, exponents, factor, factor[:, :RANK])
+        _plain(partial(_labels, operand, ops.made(1, WIDTH, dtype=dtype)))
         for n in ROWS:
             x = ops.made(n, WIDTH, dtype=dtype)
             ours = ops.blended(n, classes, WIDTH, RANK, dtype)
@@ -224,6 +225,7 @@ def _training(dtype: torch.dtype) -> Iterator[Call]:
                 step()
             _counted[key] = count.launches
         trainer = BridgeTrainer(w.clone(), w, x, labels, t, s, pieces=TorchTrainingPieces)
+        trainer.launch()
         plain = _eager(("trainer", classes), trainer.launch)
         yield Call("bridge_training", 1, f"{classes} classes", "native", _counted[key], plain)
 
