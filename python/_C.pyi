@@ -572,6 +572,7 @@ def row_loss_cuda(
     device: int,
     stream: int,
 ) -> None: ...
+def scale_rows_cuda(x: View, out: View, device: int, stream: int) -> None: ...
 def shot_grads_cuda(
     rows: int,
     width: int,

@@ -1,6 +1,7 @@
 #include "bindings.h"
 #include "project_normalize/cuda.h"
 #include "project_normalize/cuda_normalize_rows.h"
+#include "project_normalize/cuda_scale_rows.h"
 #include "project_normalize/project_normalize.h"
 
 namespace {
@@ -89,4 +90,11 @@ SB_BIND_CUDA(m) {
       py::arg("x"), py::arg("matrix"), py::arg("bias"), py::arg("normalize"), py::arg("scale"),
       py::arg("out"), py::arg("norms"), py::arg("raw"), py::arg("tickets"), py::arg("device"),
       py::arg("stream"));
+  m.def(
+      "scale_rows_cuda",
+      [](const sb::ConstMatrix& x, const sb::Matrix& out, int device, uintptr_t stream) {
+        py::gil_scoped_release release;
+        sb::scale_rows_cuda({x, out}, device, at<void>(stream));
+      },
+      py::arg("x"), py::arg("out"), py::arg("device"), py::arg("stream"));
 }

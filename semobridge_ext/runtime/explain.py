@@ -42,9 +42,7 @@ def _of_dtype(op: str, device: torch.device, dtype: torch.dtype) -> str:
         return "an error: the file of the measured choices is refused"
     why = "calibrated"
     if steps is None:
-        rule = _rules.rule_for(_rules.capability(device))
-        steps = _rules.steps(op, device, dtype)
-        why = "no rule for this architecture" if rule is None else f"rule of sm_{rule[0]}{rule[1]}"
+        steps, why = _rules.steps(op, device, dtype), _rules.reason(op, device, dtype)
     parts: list[str] = []
     for least, backend in steps:
         lacking = _lacking(op, backend, dtype, device)

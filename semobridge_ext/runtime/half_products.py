@@ -12,6 +12,10 @@ kernel that adds them up they may lie side by side, which saves the copy of x:
 
     x·[hi | lo] = [x·hi | x·lo]
 
+Many rows of bfloat16 can do with one part. float16 holds their eight bits exactly once a power of two has
+brought a row into its range, and a matrix rounded to it is eight times nearer than one rounded to bfloat16:
+`rounded` makes that part, and who multiplies by it scales the rows.
+
 Devices and versions without such products get widened operands.
 """
 
@@ -93,6 +97,15 @@ def split(matrix: Tensor, dtype: torch.dtype, *, beside: bool = False) -> Parts:
     low = torch.where(torch.isfinite(high), low, torch.zeros_like(low)).to(dtype)
     unscale = None if scale is None else scale.reciprocal().to(torch.float32)
     return Parts(torch.cat([high, low], dim=int(beside)), 2, beside, unscale)
+
+
+def rounded(matrix: Tensor, dtype: torch.dtype) -> Parts:  # [K, M]
+    """A matrix of any float dtype in one part: half a unit of an entry is left out."""
+    matrix = matrix.detach().to(compute_dtype(matrix.dtype))
+    scale = _float16_scale(matrix) if dtype is torch.float16 else None
+    if scale is None:
+        return Parts(matrix.to(dtype), 1)
+    return Parts((matrix * scale).to(dtype), 1, unscale=scale.reciprocal().to(torch.float32))
 
 
 def on(parts: Parts, device: torch.device) -> Parts:

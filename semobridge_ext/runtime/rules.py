@@ -1,8 +1,8 @@
 """What `auto` takes on a CUDA device where nothing was measured: rules by architecture.
 
-They follow from the model on paper (docs/gpu.md): native kernels where one launch stands against a chain of
-them, Triton where it saves an array that plain PyTorch would write, plain PyTorch where that is as fast. What
-was measured on the device (thresholds.py) comes first, and no rule's kernel runs unchecked (self_check.py).
+They are written from the model on paper (rule_table.py by bench/gpu/write_rules.py; docs/gpu.md): a kernel
+where it is ahead of the plain program of this package, which rounds as it does. What was measured on the
+device (thresholds.py) comes first, and no rule's kernel runs unchecked (self_check.py).
 """
 
 from __future__ import annotations
@@ -11,29 +11,11 @@ from functools import lru_cache
 
 import torch
 
-Steps = list[tuple[int, str]]  # from this size on, this backend; ascending
-Capability = tuple[int, int]
+from semobridge_ext.runtime.rule_table import GAINS, RULES, Capability, Steps
+
 SINGLE, HALF = (torch.float32,), (torch.float16, torch.bfloat16)
 
 _PLAIN: Steps = [(0, "eager")]
-_NATIVE: Steps = [(0, "native")]
-
-# Compute capability → operator or loop → its steps for float32 and for half types. Sizes are those of the
-# operator's `Kernels.size`.
-RULES: dict[Capability, dict[str, tuple[Steps, Steps]]] = {
-    (8, 0): {
-        "prepared_projection": (_NATIVE, _NATIVE),
-        "project_normalize": (_NATIVE, _NATIVE),
-        "blend_logits": (_NATIVE, _NATIVE),
-        "symmetric_kl": (_NATIVE, _NATIVE),
-        "topk": (_NATIVE, _NATIVE),
-        # Half types on tensor cores write no [N, S] array; from about 4 MB of it on that is felt. Float32
-        # products of Triton are several times slower than cuBLAS's, which is more than the array costs.
-        "support_logits": (_PLAIN, [(0, "eager"), (1 << 20, "triton")]),
-        "tower_descent": (_NATIVE, _NATIVE),
-        "bridge_training": (_NATIVE, _PLAIN),
-    },
-}
 
 
 @lru_cache(maxsize=16)
@@ -56,6 +38,17 @@ def steps(op: str, device: torch.device, dtype: torch.dtype) -> Steps:
     if rule is None or op not in RULES[rule] or dtype not in (*SINGLE, *HALF):
         return _PLAIN
     return RULES[rule][op][0 if dtype in SINGLE else 1]
+
+
+def reason(op: str, device: torch.device, dtype: torch.dtype) -> str:
+    """Why the rule is what it is, in words: the architecture, and what the model on paper says."""
+    rule = rule_for(capability(device))
+    if rule is None:
+        return "no rule for this architecture"
+    gains = GAINS.get(rule, {}).get(op, (None, None))
+    gain = gains[0 if dtype in SINGLE else 1]
+    said = f"{gain[0]:g} to {gain[1]:g} times as fast as PyTorch" if gain else "no kernel is ahead of PyTorch"
+    return f"rule of sm_{rule[0]}{rule[1]}: on paper {said}"
 
 
 def at(steps: Steps, size: int) -> str:

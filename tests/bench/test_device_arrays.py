@@ -8,7 +8,7 @@ import gc
 import numpy as np
 import pytest
 
-from bench.gpu.device_arrays import DeviceArrays
+from bench.gpu.device_arrays import CudaMemory, DeviceArrays
 from tests.cuda_emulation import buffers
 from tests.cuda_emulation.buffers import HALF, Matrix, plain
 from tests.support.device_memory import FakeMemory
@@ -108,3 +108,51 @@ def test_what_a_list_names_is_there_for_its_launch(memory: FakeMemory):
     del x, y
     gc.collect()
     memory.device.call(lambda a: None, (z.address,), waiting)
+
+
+class Runtime:
+    """CUDA's runtime as far as its memory goes, on the host's."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, ctypes.Array] = {}
+        self.cudaGetErrorString = lambda status: f"error {status}".encode()  # a function that takes `restype`
+
+    def cudaMalloc(self, found, size: ctypes.c_size_t) -> int:
+        if size.value > 1 << 20:
+            return 2
+        block = ctypes.create_string_buffer(size.value)
+        found._obj.value = ctypes.addressof(block)
+        self.held[ctypes.addressof(block)] = block
+        return 0
+
+    def cudaFree(self, address: ctypes.c_void_p) -> int:
+        del self.held[address.value]
+        return 0
+
+    def cudaMemcpy(
+        self, to: ctypes.c_void_p, source: ctypes.c_void_p, size: ctypes.c_size_t, kind: int
+    ) -> int:
+        inside = to if kind == 1 else source
+        if inside.value not in self.held:
+            return 1
+        ctypes.memmove(to, source, size.value)
+        return 0
+
+
+def test_memory_of_cuda(monkeypatch: pytest.MonkeyPatch):
+    runtime, asked = Runtime(), []
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: (asked.append(name), runtime)[1])
+    memory = CudaMemory("13.0")
+    assert asked == ["libcudart.so.13"], "that of PyTorch's major version"
+    address = memory.malloc(8)
+    there, back = np.arange(8, dtype=np.uint8), np.zeros(8, np.uint8)
+    memory.upload(address, there)
+    memory.download(back, address)
+    assert (back == there).all()
+    with pytest.raises(RuntimeError, match=r"^device_arrays: cudaMalloc failed: error 2$"):
+        memory.malloc(1 << 21)
+    with pytest.raises(RuntimeError, match=r"^device_arrays: cudaMemcpy failed: error 1$"):
+        memory.download(back, 16)
+    memory.free(address)
+    assert not runtime.held
+    assert DeviceArrays(memory).allocate(0).size == 0 and not runtime.held, "nothing is nothing there too"

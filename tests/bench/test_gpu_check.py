@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,10 +28,48 @@ def test_the_kernels_run_as_on_a_gpu(emulation: Emulation):
     kernels, waits = load_script("gpu/kernels"), []
     memory = FakeMemory()
     worst = kernels.run_cases(
-        load(str(emulation.module)), lambda: waits.append(1), memory, "normalize_rows", "adamw"
+        load(str(emulation.module)), lambda: waits.append(1), memory, "normalize_rows", "scale_rows", "adamw"
     )
     assert len(waits) > 50 and memory.most > 2
     assert 0 < worst["normalize_rows/float32"] <= tolerance("kernel", "float32").relative
+
+
+def test_the_check_of_kernels_on_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """The program itself, with a kernel and a Triton run that stand in."""
+    kernels, called = load_script("gpu/kernels"), []
+    native = SimpleNamespace(some_cuda=lambda: called.append("kernel"), blocks=lambda: 7)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: called.append("wait"))
+    monkeypatch.setattr(kernels, "_backend", SimpleNamespace(_C=native, HAS_CUDA=False))
+    with pytest.raises(SystemExit, match="holds no CUDA kernels; SEMOBRIDGE_CUDA=on"):
+        kernels.main([])
+
+    def case(m, rng) -> None:
+        m.some_cuda()
+        assert m.blocks() == 7, "what is no launch is asked of the module itself"
+
+    monkeypatch.setattr(kernels._backend, "HAS_CUDA", True)
+    monkeypatch.setattr(kernels.all_cases, "CASES", {"some": case})
+    monkeypatch.setattr(kernels.cases, "WORST", {"some/float32": 1e-7})
+    monkeypatch.setattr(kernels, "CudaMemory", lambda version: FakeMemory())
+    done, asked = SimpleNamespace(returncode=0, stdout='words\n{"worst": {"topk/float32": 2e-7}}\n'), []
+
+    def run_instead(*_: object, env: dict[str, str], **__: object) -> SimpleNamespace:
+        asked.append(env)
+        return done
+
+    monkeypatch.setattr(kernels.subprocess, "run", run_instead)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    kernels.main(["--no-triton"])
+    assert capsys.readouterr().out.splitlines() == ["some: right", '{"some/float32": 1e-07}'] and not asked
+    kernels.main([])
+    assert '"Triton topk/float32": 2e-07' in capsys.readouterr().out
+    (env,) = asked
+    assert env["CHECK_DEVICE"] == "cuda" and "TRITON_INTERPRET" not in env, "compiled, not interpreted"
+    assert called == ["kernel", "wait"] * 2
+    done.returncode = 1
+    with pytest.raises(SystemExit, match="a Triton kernel is wrong on this GPU"):
+        kernels.main([])
 
 
 def test_errors_are_tabulated_by_dtype():

@@ -119,6 +119,56 @@ def normalize_parts(m, rng: np.random.Generator) -> None:
         raise AssertionError("a product of one and a half parts was accepted")
 
 
+def case_scale_rows(m, rng: np.random.Generator) -> None:
+    """The power of two comes from frexp here, and from the exponent of a float there."""
+    for rows, cols in ((1, 1), (3, 33), (9, 128), (17, 264), (2, 72)):
+        for layout in layouts():
+            for size in (1e-33, 1e-3, 1.0, 1e37):
+                given = size * rng.standard_normal((rows, cols))
+                x, out = (
+                    Matrix(rows, cols, BFLOAT, values=given, **layout),
+                    Matrix(rows, cols, HALF, **layout),
+                )
+                m.scale_rows_cuda(x.view, out.view, *PLACE)
+                exponent = np.frexp(np.abs(x.values).max(1, keepdims=True))[1] - 1
+                want = x.values * np.exp2(14.0 - exponent)
+                assert (np.abs(want).max(1) >= 2**14).all() and (np.abs(want).max(1) < 2**15).all()
+                # Exact but for what is so far below the row's largest that float16 ends before it.
+                far = np.abs(want) < 2.0**-17
+                assert (out.values == want)[~far].all() and not far.mean() > 0.01
+                assert (np.abs(out.values - want) <= 2.0**-25).all()
+                out.check_guards()
+    for layout in layouts():  # either side may be the one that is not aligned
+        for one, other in ((layout, {}), ({}, layout)):
+            x, out = Matrix(3, 64, BFLOAT, values=np.ones((3, 64)), **one), Matrix(3, 64, HALF, **other)
+            m.scale_rows_cuda(x.view, out.view, *PLACE)
+            assert (out.values == 2.0**14).all()
+            out.check_guards()
+    x, out = Matrix(6, 40, BFLOAT, values=np.ones((6, 40))), Matrix(6, 40, HALF)
+    x._words[0] = 0
+    x._words[1, 7] = 0x7FC0  # NaN
+    x._words[2, 7] = 0xFF80  # −∞
+    x._words[3] = 1  # 2^-133, the smallest there is: its factor would not be a float32
+    x._words[4, 1:] = 0x3380  # 2^-24
+    x._words[5, 1:] = 0x2F80  # 2^-32
+    m.scale_rows_cuda(x.view, out.view, *PLACE)
+    got = out.values
+    assert (got[0] == 0).all() and np.isnan(got[1, 7]) and np.isneginf(got[2, 7])
+    assert (np.delete(got[1], 7) == 2.0**14).all() and (np.delete(got[2], 7) == 1).all()
+    assert (got[3] == 2.0**-6).all() and (got[4] == [2.0**14, *[2.0**-10] * 39]).all()
+    assert (got[5] == [2.0**14, *[2.0**-18] * 39]).all()
+    m.scale_rows_cuda((*x.view[:2], 0, 40, 40), (*out.view[:2], 0, 40, 40), *PLACE)
+    for a, b, told in (
+        (out.view, x.view, "x must be bfloat16"), (x.view, (*out.view[:3], 39, 40), "have the shape of x")
+    ):  # fmt: skip
+        try:
+            m.scale_rows_cuda(a, b, *PLACE)
+        except ValueError as error:
+            assert told in str(error)
+        else:
+            raise AssertionError(f"accepted, though {told}")
+
+
 def project(m, x: Matrix, matrix: Matrix, out: Matrix, *, bias=None, normalize=True, scale=1.0) -> np.ndarray:
     """Runs it and checks that the tickets are back at zero; returns the norms."""
     norms, raw = Matrix(1, x.rows), Matrix(x.rows, out.cols)

@@ -5,6 +5,8 @@ The emulated module takes CPU tensors where the real one takes CUDA tensors; eve
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -14,12 +16,13 @@ from semobridge_ext._ops.blend_logits.eager import blend_logits as eager_blend
 from semobridge_ext._ops.blend_logits.op import BlendOperand
 from semobridge_ext._ops.blend_logits.spec import BlendParams
 from semobridge_ext._ops.project_normalize import cuda as cuda_projection
+from semobridge_ext._ops.project_normalize import prepared
 from semobridge_ext._ops.topk import chunks as topk_chunks
 from semobridge_ext._ops.topk import cuda as topk_cuda
 from semobridge_ext._ops.topk import eager
 from semobridge_ext._ops.topk import takes as topk_takes
 from semobridge_ext.runtime import backend as _backend
-from semobridge_ext.runtime import half_products
+from semobridge_ext.runtime import half_products, self_check
 from semobridge_ext.runtime.choice import resolve
 from tests.support.assertions import assert_close
 from tests.support.projections import chain
@@ -60,7 +63,7 @@ def test_projection(shape: tuple[int, ...], dtype: torch.dtype):
 def test_many_rows_go_in_blocks(
     size: float, dtype: torch.dtype, tensor_cores: TensorCores, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(cuda_projection, "block_rows", lambda cols, bytes_: 64)
+    monkeypatch.setattr(cuda_projection, "block_rows", lambda bytes_: 64)
     x, matrix = torch.randn(150, 20).to(dtype), size * torch.randn(20, 12, dtype=torch.float64)
     want = torch.nn.functional.normalize(x.double() @ matrix.float().double(), dim=-1)
     plan = cuda_projection.Projection(matrix, None, CPU)
@@ -74,10 +77,90 @@ def test_many_rows_go_in_blocks(
 
 
 def test_blocks_leave_their_sums_in_l2():
-    for cols, size, parts in ((512, 2, 2), (512, 4, 1), (768, 2, 2), (2048, 4, 1)):
-        rows = cuda_projection.block_rows(cols, size)
-        assert rows % 128 == 0 and 4 * rows * cols * parts <= 32 << 20 < 4 * (rows + 128) * cols * parts
-    assert cuda_projection.block_rows(1 << 20, 4) == 1024, "never a handful of rows"
+    for row in (4 * 512 * 2, 4 * 512, 4 * 768 * 2, 4 * 2048):
+        rows = cuda_projection.block_rows(row)
+        assert rows % 128 == 0 and row * rows <= 32 << 20 < row * (rows + 128)
+    assert cuda_projection.block_rows(4 << 20) == 1024, "never a handful of rows"
+
+
+@pytest.mark.parametrize("length", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("size", [1e-9, 1.0, 1e6])
+def test_many_rows_of_bfloat16_meet_one_part(
+    size: float, length: float, tensor_cores: TensorCores, monkeypatch: pytest.MonkeyPatch
+):
+    """float16 holds a row times its power of two, and the matrix eight times better than bfloat16."""
+    monkeypatch.setattr(cuda_projection, "block_rows", lambda bytes_: 64)
+    monkeypatch.setattr(cuda_projection, "ONE_PART", 100)
+    x = (length * 10 ** torch.linspace(-3, 3, 150)[:, None] * torch.randn(150, 96)).bfloat16()
+    x[3] = 0
+    matrix = size * torch.randn(96, 40, dtype=torch.float64)
+    want = torch.nn.functional.normalize(x.double() @ matrix, dim=1, eps=0)
+    want[3] = 0
+    plan = cuda_projection.Projection(matrix, None, CPU, scale=1.5)
+    for rows in (x, x.repeat(1, 2)[:, :96]):
+        got = plan(rows)
+        assert got.dtype is torch.bfloat16 and (got[3] == 0).all()
+        assert_close(got, 1.5 * want, "one_part")
+    assert tensor_cores.shapes == [(n, 96, 40) for n in (64, 64, 22)] * 2
+    assert {m.dtype for pair in tensor_cores.products for m in pair} == {torch.float16}
+    assert len({m.data_ptr() for _, m in tensor_cores.products}) == 1, "the matrix is rounded once"
+    # A user's own line: the projector in bfloat16, and a product that is rounded before its norm.
+    plain = torch.nn.functional.normalize(x @ (matrix / size).bfloat16(), dim=1)
+    ours, theirs = ((y.double() - want).square().mean().sqrt() for y in (got.double() / 1.5, plain))
+    assert ours < 0.75 * theirs
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_self_check_calls_every_kernel(
+    dtype: torch.dtype, emulated, tensor_cores: TensorCores, monkeypatch: pytest.MonkeyPatch
+):
+    """What it does not call, a rule would take unchecked."""
+    called = []
+
+    def noted(name: str):
+        kernel = getattr(emulated, name)
+        return lambda *args: (called.append(name), kernel(*args))[1]
+
+    kernels = ("project_normalize_cuda", "normalize_rows_cuda", "scale_rows_cuda")
+    module = SimpleNamespace(
+        project_normalize_cuda_tickets=emulated.project_normalize_cuda_tickets,
+        **{name: noted(name) for name in kernels},
+    )
+    monkeypatch.setattr(cuda_projection, "_C", module)
+    monkeypatch.setattr(prepared, "direct", lambda *_: "auto")
+    monkeypatch.setattr(prepared, "direct_kernel", lambda *_, **__: "native")
+    got = prepared._check_kernel(CPU, dtype)
+    monkeypatch.setattr(prepared, "direct_kernel", lambda *_, **__: "")
+    for ours, plain in zip(got, prepared._check_kernel(CPU, dtype), strict=True):
+        assert (ours - plain).abs().max() <= self_check.TOLERANCE[dtype]
+    assert set(called) == set(kernels[: 3 if dtype is torch.bfloat16 else 2])
+
+
+def test_what_keeps_its_two_parts(tensor_cores: TensorCores, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cuda_projection, "ONE_PART", 100)
+    matrix, offset = torch.randn(20, 12, dtype=torch.float64), torch.randn(12, dtype=torch.float64)
+    x = torch.randn(100, 20)
+    for rows, bias, normalize in (
+        (x[:99].bfloat16(), None, True), (x.half(), None, True), (x.bfloat16(), offset, True),
+        (x.bfloat16(), None, False),
+    ):  # fmt: skip
+        got = cuda_projection.Projection(matrix, bias, CPU, normalize=normalize)(rows)
+        exact = rows.double() @ matrix.float().double() + (0 if bias is None else bias.float().double())
+        assert_near(got, torch.nn.functional.normalize(exact, dim=1) if normalize else exact, rows.dtype)
+        assert tensor_cores.shapes[-1] == (len(rows), 20, 24), "both parts, side by side"
+
+
+def test_a_row_that_is_no_number_keeps_it_to_itself(
+    tensor_cores: TensorCores, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(cuda_projection, "ONE_PART", 100)
+    x, matrix = torch.randn(120, 20).bfloat16(), torch.randn(20, 12, dtype=torch.float64)
+    x[7, 3], x[9, 4] = torch.nan, torch.inf
+    got = cuda_projection.Projection(matrix, None, CPU)(x)
+    assert got[7].isnan().all() and got[9].isnan().all()
+    fine = torch.tensor([i not in (7, 9) for i in range(120)])
+    assert_close(got[fine], torch.nn.functional.normalize(x[fine].double() @ matrix, dim=1), "one_part")
+    assert len(tensor_cores.products) == 1
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -118,7 +201,7 @@ def test_bridge_takes_its_folded_projector():
 def test_linear_map_takes_the_same_kernels(
     normalize: bool, rows: int, dtype: torch.dtype, tensor_cores: TensorCores, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(cuda_projection, "block_rows", lambda cols, bytes_: 64)
+    monkeypatch.setattr(cuda_projection, "block_rows", lambda bytes_: 64)
     matrix, offset = torch.randn(20, 12, dtype=torch.float64), torch.randn(12, dtype=torch.float64)
     x = torch.randn(rows, 20).to(dtype)
     want = x.double() @ matrix.float().double() + offset.float().double()

@@ -47,17 +47,23 @@ def automatic(op: str, dtype: torch.dtype = F32, size: int = 100) -> str:
 
 
 def test_the_table_is_whole():
-    for rule in rules.RULES.values():
-        assert set(rule) == OPS | LOOPS
+    assert set(rules.RULES) == {(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)} == set(rules.GAINS)
+    for capability, rule in rules.RULES.items():
+        assert set(rule) == OPS | LOOPS == set(rules.GAINS[capability])
         for pair in rule.values():
             for steps in pair:
                 assert steps == sorted(steps) and steps[0][0] == 0, "every size has a choice"
                 assert {backend for _, backend in steps} <= {"eager", "native", "triton"}
+        for op, pair in rule.items():  # a reason for each
+            for steps, gain in zip(pair, rules.GAINS[capability][op], strict=True):
+                assert (gain is None) == (steps == [(0, "eager")]) and (gain is None or gain[0] <= gain[1])
     assert set(self_check._checks) == OPS | LOOPS, "what a rule takes can be checked"
 
 
 def test_newer_architectures_take_the_nearest_older_rule(monkeypatch: pytest.MonkeyPatch):
-    assert rules.rule_for((8, 0)) == rules.rule_for((8, 9)) == rules.rule_for((12, 1)) == (8, 0)
+    own = {(8, 0): (8, 0), (8, 9): (8, 9), (9, 0): (9, 0), (10, 0): (10, 0), (12, 0): (12, 0)}
+    older = {(8, 6): (8, 0), (8, 7): (8, 0), (10, 3): (10, 0), (11, 0): (10, 0), (12, 1): (12, 0)}
+    assert {found: rules.rule_for(found) for found in own | older} == own | older
     assert rules.rule_for((7, 5)) is None and rules.rule_for(None) is None
     monkeypatch.setattr(rules, "RULES", {(8, 0): {"a": ([(0, "native")],) * 2}, (9, 0): {}})
     assert rules.rule_for((8, 9)) == (8, 0) and rules.rule_for((10, 0)) == (9, 0)
@@ -79,9 +85,12 @@ def test_the_capability_of_a_device(monkeypatch: pytest.MonkeyPatch):
     assert ask(CUDA) is None, "gfx942 is not sm_94"
 
 
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (10, 0)])
 @pytest.mark.parametrize("dtype", [F32, F16, BF16])
-def test_what_an_unmeasured_gpu_takes(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
-    FakeGpu(monkeypatch).passes(*OPS, *LOOPS)
+def test_what_an_unmeasured_gpu_takes(
+    dtype: torch.dtype, capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+):
+    FakeGpu(monkeypatch, capability).passes(*OPS, *LOOPS)
     for op in OPS - {"support_logits"}:
         assert automatic(op, dtype, 1) == automatic(op, dtype, 10**9) == "native", op
     many = "eager" if dtype is F32 else "triton"
@@ -89,6 +98,16 @@ def test_what_an_unmeasured_gpu_takes(dtype: torch.dtype, monkeypatch: pytest.Mo
     assert choose_tower("oti", CUDA, F32, dtype) == "cuda"
     with sb.backend("eager"):
         assert automatic("topk", dtype) == "eager" and choose_tower("oti", CUDA, F32, dtype) == "eager"
+
+
+def test_architectures_have_their_own_rules(monkeypatch: pytest.MonkeyPatch):
+    """Memory is slow beside the cores of sm_120, and the array that Triton saves costs more than its rate."""
+    gpu = FakeGpu(monkeypatch, (12, 0))
+    gpu.passes(*OPS)
+    assert automatic("support_logits", F32, 1 << 24) == "triton"
+    assert automatic("support_logits", F32, (1 << 24) - 1) == "eager"
+    gpu.capability = (9, 0)
+    assert automatic("support_logits", F32, 1 << 24) == "eager"
 
 
 def test_training_takes_its_kernels(monkeypatch: pytest.MonkeyPatch):
@@ -134,10 +153,16 @@ def test_the_choices_are_told(monkeypatch: pytest.MonkeyPatch):
     gpu.passes(*OPS)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    why = "rule of sm_90: on paper {} times as fast as PyTorch"
+    gains = {
+        (9, 0): rules.GAINS[9, 0] | {"topk": ((1.5, 2.0), (1.5, 2.0)), "support_logits": (None, (3.0, 40.0))}
+    }
+    monkeypatch.setattr(rules, "GAINS", gains)
     found = choices()
-    assert found["topk"] == "native (rule of sm_80)"
+    assert found["topk"] == f"native ({why.format('1.5 to 2')})"
     assert found["support_logits"] == (
-        "float32: PyTorch (rule of sm_80); float16, bfloat16: PyTorch, triton from 1048576 (rule of sm_80)"
+        "float32: PyTorch (rule of sm_90: on paper no kernel is ahead of PyTorch); float16, bfloat16: "
+        f"PyTorch, triton from 1048576 ({why.format('3 to 40')})"
     )
     self_check.register("topk", lambda device, dtype: [torch.ones(2) * len(sb.runtime.backend.requested())])
     with pytest.warns(RuntimeWarning, match="topk"):
@@ -150,7 +175,9 @@ def test_the_choices_are_told(monkeypatch: pytest.MonkeyPatch):
     self_check._found.clear()
     assert choices()["topk"].startswith("float32: PyTorch, native from 1000 (calibrated); float16, bf")
     monkeypatch.setattr(sb.runtime.backend, "HAS_CUDA", False)
-    assert choices()["blend_logits"] == "PyTorch (native was not built with CUDA) (rule of sm_80)"
+    assert choices()["symmetric_kl"].startswith(
+        "float32: PyTorch (native was not built with CUDA) (rule of sm_90: on paper "
+    )
     gpu.capability = (7, 0)
     assert choices()["blend_logits"] == "PyTorch (no rule for this architecture)"
     with sb.backend("eager"):

@@ -57,6 +57,9 @@ TABLE: dict[tuple[str, str], Tolerance] = {
     # with the suite's base seed, 6.4e-6 with another.
     ("cuda_op", BF16): Tolerance(0.5, 8e-6, 0.4996),
     ("cuda_op", F16): Tolerance(0.5, 2e-6, 0.499),
+    # Many rows of bfloat16 and a matrix in one part of float16, 2^-12 of an entry: 3.6e-4 of a row's largest
+    # value seen beyond the half unit.
+    ("one_part", BF16): Tolerance(0.5, 1e-3, 0.38),
     # Products of half rows with a matrix in two parts, before they are rounded.
     ("half_product", BF16): Tolerance(0, 2e-5, 8.4e-6),
     ("half_product", F16): Tolerance(0, 4e-6, 9.6e-7),

@@ -9,22 +9,47 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from on_paper.machine import RESIDENT, Launch, product
+from on_paper.machine import Launch, product, resident
 
 DIGITS = 4  # passes of PyTorch's selection of the best: eight bits of the score each, and one that gathers
 _FREE = ("empty", "new_empty", "empty_like", "empty_strided", "_unsafe_view", "lift_fresh", "item",
          "_local_scalar_dense", "is_same_size", "set_", "resize_")  # fmt: skip
 
 
-class Recent:
-    """Which tensors L2 still holds: those used last, whole ones.
+class Places:
+    """Where storages lie: a new one where the last one of its size was freed, as PyTorch's allocator has it.
 
-    A storage that is freed and made again counts as the same memory, as PyTorch's allocator would have it.
+    The same calls give the same places, whatever the host's own allocator does.
     """
+
+    def __init__(self) -> None:
+        self._live: dict[int, tuple[StorageWeakRef, int, int]] = {}  # reference, bytes, place
+        self._free: dict[int, list[int]] = {}  # places by bytes
+        self._count = 0
+
+    def of(self, t: Tensor) -> int:
+        storage = t.untyped_storage()
+        if storage._cdata in self._live:  # a weak reference keeps the address from being used again
+            return self._live[storage._cdata][2]
+        for key, (reference, size, place) in list(self._live.items()):
+            if reference.expired():
+                self._free.setdefault(size, []).append(place)
+                del self._live[key]
+        left = self._free.get(storage.nbytes())
+        if not left:
+            self._count += 1
+            left = [self._count]
+        self._live[storage._cdata] = StorageWeakRef(storage), storage.nbytes(), left.pop()
+        return self._live[storage._cdata][2]
+
+
+class Recent:
+    """Which tensors L2 still holds: those used last, whole ones, by their places."""
 
     def __init__(self) -> None:
         self._held: OrderedDict[int, int] = OrderedDict()
@@ -32,10 +57,10 @@ class Recent:
     def missed(self, key: int, size: int) -> int:
         """Bytes that come from memory, or go there."""
         found = self._held.pop(key, None)
-        if size > RESIDENT:
+        if size > resident():
             return size
         self._held[key] = size
-        while sum(self._held.values()) > RESIDENT:
+        while sum(self._held.values()) > resident():
             self._held.popitem(last=False)
         return 0 if found == size else size
 
@@ -51,7 +76,7 @@ class Count(TorchDispatchMode):
         super().__init__()
         self.launches: list[Launch] = []
         self.paused = False
-        self._recent = Recent()
+        self._recent, self._places = Recent(), Places()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -62,7 +87,7 @@ class Count(TorchDispatchMode):
         touched = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
         distinct = list({id(t): t for t in touched}.values())
         moved = float(sum(map(_size, distinct)))
-        memory = float(sum(self._recent.missed(t.untyped_storage()._cdata, _size(t)) for t in distinct))
+        memory = float(sum(self._recent.missed(self._places.of(t), _size(t)) for t in distinct))
         half = all(t.element_size() == 2 for t in touched if t.is_floating_point())
         if name in ("mm", "addmm"):
             a, b = args[-2:] if name == "mm" and len(args) == 2 else args[int(name == "addmm") :][:2]
@@ -75,6 +100,11 @@ class Count(TorchDispatchMode):
             scores = _size(args[0])
             one = Launch(name, scores if memory >= scores else 0.0, scores)
             self.launches += [one] * (DIGITS + 1)
+        elif name == "sort":
+            keys = args[0]  # a radix sort: a pass for eight bits, each moves the keys and their places twice
+            moved = 2.0 * keys.numel() * (keys.element_size() + 8)
+            one = Launch(name, moved if moved > resident() else 0.0, moved)
+            self.launches += [one] * keys.element_size()
         else:
             flops = flop_registry.get(func._overloadpacket)
             work = float(flops(*args, **(kwargs or {}), out_val=out)) if flops else 0.0
@@ -118,4 +148,4 @@ def fused_attention(count: Count) -> Iterator[None]:
 
 
 def _attention(name: str, moved: float, work: float) -> Launch:
-    return Launch(name, moved if moved > RESIDENT else 0.0, moved, work)
+    return Launch(name, moved if moved > resident() else 0.0, moved, work)

@@ -24,10 +24,11 @@ RESIDENT_STEP = 2  # ... of tower_step
 TOWERS = {"ViT-B/32": (512, 8, 12, 512), "ViT-L/14": (768, 12, 12, 768)}  # width, heads, layers, features
 
 
-def noted(launches: list[Launch]) -> Callable[..., None]:
+def noted(launches: list[Launch], *, half: bool = True) -> Callable[..., None]:
     """What a kernel's stand-in calls: its name, bytes and operations, which run outside of tensor cores.
 
-    A product of few rows also tells its tiles; its matrix comes from memory, since a step's do not fit L2.
+    A product of few rows also tells its tiles, on tensor cores where its type is `half`; its matrix comes
+    from memory, since a step's do not fit L2.
     """
 
     def note(name: str, moved: float, operations: float = 0.0, tiles: Tiles | None = None) -> None:
@@ -35,7 +36,7 @@ def noted(launches: list[Launch]) -> Callable[..., None]:
             launches.append(streamed(name, moved, operations))
             return
         launches.append(
-            Launch(name, tiles.weight, tiles.cache, operations, True, tiles.blocks, RESIDENT_TILES,
+            Launch(name, tiles.weight, tiles.cache, operations, half, tiles.blocks, RESIDENT_TILES,
                    tiles.trips, FEW_ROWS_RATE)
         )  # fmt: skip
 

@@ -1,11 +1,14 @@
-"""Two machines, and the time of a launch on them: by memory, L2, rate, waves and what nothing hides."""
+"""A machine, and the time of a launch on it: by memory, L2, rate, waves and what nothing hides."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
+
+from semobridge_ext.runtime import multiprocessors as _multiprocessors
 
 NODE = 2.5e-6  # seconds that a launch costs behind the one that it waits for: 2 to 5 µs are usual
 TRIP = 0.35e-6  # seconds of a load that nothing hides, from L2 or memory
@@ -24,6 +27,29 @@ class Device(NamedTuple):
     half: float  # operations/s of bfloat16 and float16 products, float32 accumulation
     single: float  # ... of float32 outside tensor cores
     processors: int
+    node: float = NODE
+    meeting: float = MEETING
+    resident: int = RESIDENT
+
+
+_resident = RESIDENT
+
+
+def resident() -> int:
+    """Bytes that stay in the L2 of the machine that is counted for."""
+    return _resident
+
+
+@contextlib.contextmanager
+def counting_for(device: Device) -> Iterator[None]:
+    """Launches that are counted inside are cut for this device's multiprocessors, and find its L2."""
+    global _resident
+    before = _resident, _multiprocessors.ASSUMED
+    _resident, _multiprocessors.ASSUMED = device.resident, device.processors
+    try:
+        yield
+    finally:
+        _resident, _multiprocessors.ASSUMED = before
 
 
 # H100: copies and bfloat16 products as seen on one, the others assumed. A100: the same shares of what is
@@ -77,7 +103,7 @@ class Launch:
             self.operations / (peak * share),
         )
         waves = 1 if math.isinf(self.blocks) else math.ceil(self.blocks / (device.processors * self.resident))
-        return NODE + max(work, waves * self.trips * TRIP)
+        return device.node + max(work, waves * self.trips * TRIP)
 
 
 @dataclass(frozen=True)
@@ -87,11 +113,12 @@ class AtOnce(Launch):
     phases: tuple[Launch, ...] = ()
 
     def seconds(self, device: Device) -> float:
-        ahead = device.memory * MEETING  # bytes
+        ahead = device.memory * device.meeting  # bytes
         works = [
-            replace(p, memory=max(p.memory - ahead, 0.0)).seconds(device) - NODE for p in self.phases[1:]
+            replace(p, memory=max(p.memory - ahead, 0.0)).seconds(device) - device.node
+            for p in self.phases[1:]
         ]
-        return self.phases[0].seconds(device) + sum(works) + len(works) * MEETING
+        return self.phases[0].seconds(device) + sum(works) + len(works) * device.meeting
 
 
 def at_once(name: str, launches: Sequence[Launch], resident: int) -> AtOnce:
@@ -129,7 +156,7 @@ class Product(Launch):
         if min(self.rows, self.cols) == 1:  # a matrix and a vector: read once, outside of tensor cores
             return Launch(self.name, self.memory, self.cache, self.operations, False).seconds(device)
         return min(
-            self._tiled(tile, split).seconds(device) + (NODE if split > 1 else 0.0)
+            self._tiled(tile, split).seconds(device) + (device.node if split > 1 else 0.0)
             for tile in TILES
             for split in SPLITS
             if split == 1 or self.depth / split >= 64
@@ -159,4 +186,4 @@ def product(
 
 def streamed(name: str, moved: float, operations: float = 0.0, *, half: bool = False) -> Launch:
     """An elementwise kernel: what is small was just written and comes from L2."""
-    return Launch(name, moved if moved > RESIDENT else 0.0, moved, operations, half)
+    return Launch(name, moved if moved > resident() else 0.0, moved, operations, half)

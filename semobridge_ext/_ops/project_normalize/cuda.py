@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -12,12 +14,18 @@ from semobridge_ext.runtime.rows import compute_dtype
 from semobridge_ext.runtime.views import place, row_view, view
 
 FEW = 32  # rows: up to here M is read by warps; beyond, a tiled product is due
+ONE_PART = 4096  # rows of bfloat16 whose copy in float16 costs less than multiplying by a second part
 BLOCK = 32 << 20  # bytes of a block's sums, which the next launch finds in an L2 of 40 MB
 
 
-def block_rows(cols: int, size: int) -> int:
-    """Rows of a block whose result has `cols` columns and whose values take `size` bytes."""
-    return max(1024, BLOCK // (4 * (2 if size == 2 else 1) * cols) // 128 * 128)
+def block_rows(row_bytes: int) -> int:
+    """Rows of a block whose sums take so many bytes each."""
+    return max(1024, BLOCK // row_bytes // 128 * 128)
+
+
+def one_part(rows: Tensor, bias: Tensor | None, normalize: bool) -> bool:
+    """Whether rows meet the matrix as float16 rows that a norm brings back to their length."""
+    return rows.dtype is torch.bfloat16 and rows.shape[0] >= ONE_PART and normalize and bias is None
 
 
 class Projection:
@@ -30,12 +38,14 @@ class Projection:
         scale: length of the rows that come out, or a plain factor.
 
     Numerics: float32 sums. Many rows of a half type meet the matrix in two parts
-        (runtime/half_products.py), which keep 16 (bfloat16) or 22 bits, below the rounding of the result;
-        products of float32 rows are `torch.mm`'s, which follows torch's own setting of TF32. The result is in
+        (runtime/half_products.py), which keep 16 (bfloat16) or 22 bits, below the rounding of the result.
+        `ONE_PART` rows of bfloat16 and more, where they are normalised and have no bias, meet one part of
+        float16, which keeps 11 bits of an entry: an eighth of what rounding the result to bfloat16 costs.
+        Products of float32 rows are `torch.mm`'s, which follows torch's own setting of TF32. The result is in
         the dtype of the rows.
 
-    Memory: two copies of the matrix, and one for each half type that many rows had; beside the result 32 MiB
-        while a call runs.
+    Memory: two copies of the matrix, and one for each half type that many rows had or were turned into;
+        beside the result 32 MiB while a call runs.
     """
 
     def __init__(
@@ -52,6 +62,8 @@ class Projection:
         self._bias = None if bias is None else bias.detach().to(device, torch.float32).contiguous()
         self._finish = row_view(self._bias), normalize, scale  # what follows the product
         self._transposed = self._matrix.T.contiguous()
+        self._normalize = normalize
+        self._one: Parts | None = None
         self._parts: dict[torch.dtype, Parts] = {}
         self._tickets: dict[int, Tensor] = {}  # by stream: its launches follow each other
 
@@ -64,9 +76,9 @@ class Projection:
         if 0 < n <= FEW:
             self._few(rows, out)
         else:
-            step = block_rows(cols, rows.element_size())
+            step, product = self._blocks(rows)
             for first in range(0, n, step):
-                self._many(rows[first : first + step], out[first : first + step])
+                self._many(product, rows[first : first + step], out[first : first + step])
         return out.reshape(*x.shape[:-1], cols)
 
     def _few(self, rows: Tensor, out: Tensor) -> None:
@@ -78,10 +90,17 @@ class Projection:
             tickets.data_ptr(), device, stream,
         )  # fmt: skip
 
-    def _many(self, rows: Tensor, out: Tensor) -> None:
+    def _blocks(self, rows: Tensor) -> tuple[int, Callable[[Tensor], Tensor]]:
+        """How many rows are taken at once, and what multiplies them."""
+        cols, served = self._matrix.shape[1], half_products.served(rows)
+        if served and one_part(rows, self._bias, self._normalize):
+            return block_rows(4 * cols), self._scaled_product
+        return block_rows(4 * cols * (2 if served else 1)), self._product
+
+    def _many(self, product: Callable[[Tensor], Tensor], rows: Tensor, out: Tensor) -> None:
         """A block; its sums are freed here, so that the next block's lie in the same place of L2."""
-        product = self._product(rows)
-        _C.normalize_rows_cuda(view(product), *self._finish, view(out), 0, *place(rows))
+        sums = product(rows)
+        _C.normalize_rows_cuda(view(sums), *self._finish, view(out), 0, *place(rows))
 
     def _product(self, rows: Tensor) -> Tensor:  # [N, K] -> [N, M] float32, or both parts [N, 2·M]
         if not half_products.served(rows):
@@ -90,6 +109,14 @@ class Projection:
             made = half_products.split(self._given, rows.dtype, beside=True)
             self._parts[rows.dtype] = half_products.on(made, self._device)
         return half_products.multiply(rows, self._parts[rows.dtype])
+
+    def _scaled_product(self, rows: Tensor) -> Tensor:  # [N, K] bfloat16 -> [N, M] float32, of any length
+        if self._one is None:
+            made = half_products.rounded(self._given, torch.float16)._replace(unscale=None)
+            self._one = half_products.on(made, self._device)
+        scaled = torch.empty_like(rows, dtype=torch.float16, memory_format=torch.contiguous_format)
+        _C.scale_rows_cuda(view(rows), view(scaled), *place(rows))
+        return half_products.multiply(scaled, self._one)
 
     def _ticket(self, rows: Tensor, stream: int) -> Tensor:
         """Counters that are zero between launches."""

@@ -114,10 +114,13 @@ class PreparedProjection:
 
 
 def _check_kernel(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
-    """What is compared before `auto` takes a kernel: few rows and many have their own."""
+    """What is compared before `auto` takes a kernel: few rows, many, and many of bfloat16 have their own."""
     projection = PreparedProjection(self_check.fixed(48, 40, device=torch.device("cpu"), dtype=torch.float64))
     rows = self_check.fixed(43, 48, device=device, dtype=dtype)
-    return [projection(rows[:3]), projection(rows)]
+    found = [projection(rows[:3]), projection(rows)]
+    if dtype is torch.bfloat16:
+        found.append(projection(rows.repeat(-(-cuda.ONE_PART // len(rows)), 1)))
+    return found
 
 
 self_check.register(PREPARED.op, _check_kernel)
