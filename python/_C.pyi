@@ -380,6 +380,9 @@ def adamw_flat_cuda(
     device: int,
     stream: int,
 ) -> None: ...
+def add_halves_cuda(
+    raw: View, parts: int, bounds: int, split: int, out: View, accumulate: bool, device: int, stream: int
+) -> None: ...
 def attention_cuda(
     qkv: View,
     samples: int,
@@ -474,6 +477,17 @@ def class_sums_cuda(
     device: int,
     stream: int,
 ) -> None: ...
+def class_sums_halves_cuda(
+    classes: int,
+    offsets: int,
+    row_begin: int,
+    x: View,
+    left: int,
+    bound: int,
+    out: int,
+    device: int,
+    stream: int,
+) -> None: ...
 def cosine_loss_cuda(
     features: View,
     targets: View,
@@ -486,6 +500,7 @@ def cosine_loss_cuda(
     device: int,
     stream: int,
 ) -> None: ...
+def cut_rows_cuda(x: View, copies: int, out: int, scale: int, device: int, stream: int) -> None: ...
 def few_rows_cuda(
     x: View,
     weight: View,
@@ -569,6 +584,20 @@ def row_loss_cuda(
     add: int,
     loss: int,
     dot: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def row_loss_halves_cuda(
+    x: View,
+    labels: int,
+    coefficient: float,
+    scale: int,
+    add: int,
+    loss: int,
+    dot: int,
+    left: int,
+    right: int,
+    bound: int,
     device: int,
     stream: int,
 ) -> None: ...

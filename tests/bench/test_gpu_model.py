@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from semobridge_ext._engines.bridge_training.cuda import CudaTrainingPieces
 from tests.support.scripts import load_script
 
 model = load_script("gpu/model")
@@ -73,6 +74,14 @@ def test_plain_sequences_are_counted():
     assert launches[1].memory == 4 * 48 and launches[1].cache == 4 * 96, "its operand is still in L2"
 
 
+def test_products_that_add_are_counted():
+    x, w, out = (torch.empty(*s, device="meta") for s in ((8, 4), (4, 6), (8, 6)))
+    for step in (lambda: out.addmm_(x, w), lambda: torch.addmm(out, x, w)):
+        (added,) = counting.counted(step)
+        assert added.operations == 2 * 8 * 4 * 6 and not added.half
+        assert isinstance(added, machine.Product), "granted a tile like any other"
+
+
 def test_half_products_with_a_float32_result_are_counted():
     x, w = (torch.empty(*s, device="meta", dtype=torch.bfloat16) for s in ((8, 4), (4, 6)))
     (mm,) = counting.counted(lambda: torch.mm(x, w, out_dtype=torch.float32))
@@ -114,6 +123,13 @@ def test_steps_are_counted_from_the_engines(monkeypatch: pytest.MonkeyPatch):
     assert [len(loops.oti_step(n, "s", 64, 2, 3, 32).other[1]) for n in (3, 8)] == [36, 3 * 36]
     found = loops.semobridge_t_step(5, 3, 16)
     assert 30 < len(found.ours) < 50 and {"row_loss", "adamw_flat", "mm"} <= {x.name for x in found.ours}
+    assert not any(x.half for x in found.ours if x.name in ("mm", "addmm_"))
+    monkeypatch.setattr(CudaTrainingPieces, "least", 0)
+    found = loops.semobridge_t_step(5, 3, 16)
+    products = [x for x in found.ours if x.name == "mm" and x.half]
+    assert [(x.rows, x.depth, x.cols, x.size, x.out_size) for x in products] == [
+        (15, 3 * 16, 2 * 5, 2, 4), (2 * 16, 15, 2 * 2 * 5, 2, 4)
+    ]  # fmt: skip
 
 
 def test_operators_are_counted_from_their_tiles():

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from on_paper.counting import Count, counted
 from on_paper.machine import Launch, at_once, streamed
+from on_paper.machine import product as machine_product
 from on_paper.row import Row
 from semobridge_ext._engines.bridge_training import reference as reference_training
 from semobridge_ext._engines.tower_descent.chunk import chunk_samples, sample_bytes
@@ -27,10 +28,17 @@ TOWERS = {"ViT-B/32": (512, 8, 12, 512), "ViT-L/14": (768, 12, 12, 768)}  # widt
 def noted(launches: list[Launch]) -> Callable[..., None]:
     """What a kernel's stand-in calls: its name, bytes and operations, which run outside of tensor cores.
 
-    A product of few rows also tells its tiles; its matrix comes from memory, since a step's do not fit L2.
+    A product of few rows also tells its tiles; its matrix comes from memory, since a step's do not fit L2. A
+    library's product of half types with a float32 result tells its rows, depth and columns.
     """
 
-    def note(name: str, moved: float, operations: float = 0.0, tiles: Tiles | None = None) -> None:
+    def note(
+        name: str, moved: float, operations: float = 0.0, tiles: Tiles | None = None,
+        product: tuple[int, int, int] | None = None,
+    ) -> None:  # fmt: skip
+        if product is not None:
+            launches.append(machine_product(name, *product, out_size=4))
+            return
         if tiles is None:
             launches.append(streamed(name, moved, operations))
             return
