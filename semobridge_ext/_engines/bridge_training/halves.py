@@ -7,7 +7,7 @@ that keep float16's range. R's rows are F̂ and (W⁺B)ᵀ, and products of halv
     f Rᵀ = left·right·[f₁ | f₂ | f₁] [R₁ | R₁ | R₂]ᵀ      without f₂R₂, which is below 2⁻²² of it
     fᵀ G = s·Σ [f₁ | f₂]ᵀ (G₁, G₂)                       G's halves lie side by side, as pairs
 
-Where the shots were float16, or bfloat16 within its range, f₂ is zero and goes: two products in place of three
+Where the shots were float16, or bfloat16 in its range, f₂ is zero and goes: two products in place of three
 and four. The kernel of the loss undoes the first product's powers and cuts its own gradient, in place
 (csrc/bridge_training/cuda_halves.cuh); a last one adds the sums of fᵀG up.
 """
