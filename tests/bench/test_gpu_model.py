@@ -40,6 +40,10 @@ def test_phases_of_a_launch_meet_and_fetch_ahead():
     rest = max((3e6 - ahead) / 1e12, (3e6 - ahead) / 2e12) + 1e9 / 1e14
     assert work_of(whole) == pytest.approx(1e-6 + rest + 2 * machine.MEETING)
     assert all(phase.resident == 2 for phase in whole.phases)
+    alone = machine.Launch("y", 3e6, meets=False)
+    whole = machine.at_once("all", [phases[0], alone, phases[2]], 2)
+    rest = 3e6 / 1e12 + 1e9 / 1e14
+    assert work_of(whole) == pytest.approx(1e-6 + rest + machine.MEETING + machine.TRIP), "nothing fetched ahead"
 
 
 def test_the_busiest_multiprocessor_ends_a_launch():
@@ -111,6 +115,13 @@ def test_steps_are_counted_from_the_engines(monkeypatch: pytest.MonkeyPatch):
     (whole,), (name, few) = (row := loops.oti_step(8, "small", 64, 2, 3, 32)).ours, row.other
     assert name == "launch by launch" and len(few) == len(whole.phases) == 10 * 3 + 6
     assert whole.memory == sum(launch.memory for launch in few)
+    attention = [launch for launch in few if launch.name.startswith("attention")]
+    assert [launch.meets for launch in attention] == [False] * 6, "8 samples of 2 slots are one block's"
+    assert {launch.blocks for launch in attention} == {2} and attention[0].trips == 1 + 1 + 2
+    # The last layer's gradient has one query, which sees one key more than the prefix.
+    assert [launch.trips for launch in attention[3:]] == [4 + 2, 4 + 3, 4 + 3]
+    (whole,) = loops.oti_step(9, "small", 64, 2, 3, 32).ours
+    assert all(launch.meets for launch in whole.phases), "two rounds of one block cost more than to meet"
     # The projection's columns fit one tile, and so do its 8 rows; K is one step.
     last = [launch for launch in few if launch.name == "few_rows"][8 * 3 // 2]
     assert (
