@@ -43,7 +43,8 @@ def test_phases_of_a_launch_meet_and_fetch_ahead():
     alone = machine.Launch("y", 3e6, meets=False)
     whole = machine.at_once("all", [phases[0], alone, phases[2]], 2)
     rest = 3e6 / 1e12 + 1e9 / 1e14
-    assert work_of(whole) == pytest.approx(1e-6 + rest + machine.MEETING + machine.TRIP), "nothing fetched ahead"
+    want = 1e-6 + rest + machine.MEETING + machine.TRIP
+    assert work_of(whole) == pytest.approx(want), "nothing is fetched ahead"
 
 
 def test_the_busiest_multiprocessor_ends_a_launch():

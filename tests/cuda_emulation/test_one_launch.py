@@ -89,7 +89,7 @@ def test_ends_of_a_tower(final: bool, projection: bool, at_once: Any, recorder: 
 
 
 def test_more_samples_than_a_block_has_meet(at_once: Any, recorder: Recorder):
-    """A head's attention would be several rounds of one block; the sixteen rows of a block are 8 samples of 2."""
+    """A head's attention would be several rounds of one block, which has 16 rows at once: 8 samples of 2."""
     tower = tower_of(layers=1)
     rows = some_rows(tower, (-1, 0, -1), 2)
     assert len(LaunchedTower(LaunchedWeights(tower, BF16), rows, pieces=CudaTowerPieces).rows.source) == 2

@@ -4,8 +4,8 @@ The launches of few_rows.py are written down once, as phases with the addresses 
 a cooperative launch are on the device at once: they take the tiles of a phase in turn, meet, and go on to the
 next. So a step pays for one launch and, phase by phase, for a meeting, which costs less than a launch; the
 matrix of the next phase is on its way to L2 meanwhile. The attention of a few samples needs no meeting: who
-finishes a head's last columns goes on with it, and a layer has eight in place of ten. Each phase is the launch's own code over the same
-tiles, in the same order: the same bits.
+finishes a head's last columns goes on with it, and a layer has eight in place of ten. Each phase is the
+launch's own code over the same tiles, in the same order: the same bits.
 
 Letters as in torch.py.
 """
