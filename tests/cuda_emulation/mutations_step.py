@@ -28,8 +28,6 @@ STEP_MUTATIONS = {
         ("a head taken a tile early", _PHASES, "before + 1 != heads.tiles_of", "before + 2 != heads.tiles_of",
          "ascending"),
         ("a head's count kept", _PHASES, "heads.done[head] = 0;", ";", "ascending"),
-        ("heads of a phase kept for the next", _STEP, "if (threadIdx.x == 0) *won = 0;\n  }",
-         "}", "ascending"),
         ("a cut between product and attention forgotten", _STEP, "i != first && phases[i].by_head != 0",
          "phases[i].by_head != 0", "ascending"),
         ("heads of a tile's first column alone", _PHASES, "run <= last / heads.cols",
