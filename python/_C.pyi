@@ -380,6 +380,9 @@ def adamw_flat_cuda(
     device: int,
     stream: int,
 ) -> None: ...
+def add_halves_cuda(
+    raw: View, parts: int, bounds: int, split: int, out: View, accumulate: bool, device: int, stream: int
+) -> None: ...
 def attention_cuda(
     qkv: View,
     samples: int,
@@ -474,6 +477,17 @@ def class_sums_cuda(
     device: int,
     stream: int,
 ) -> None: ...
+def class_sums_halves_cuda(
+    classes: int,
+    offsets: int,
+    row_begin: int,
+    x: View,
+    left: int,
+    bound: int,
+    out: int,
+    device: int,
+    stream: int,
+) -> None: ...
 def cosine_loss_cuda(
     features: View,
     targets: View,
@@ -486,6 +500,7 @@ def cosine_loss_cuda(
     device: int,
     stream: int,
 ) -> None: ...
+def cut_rows_cuda(x: View, copies: int, out: int, scale: int, device: int, stream: int) -> None: ...
 def few_rows_cuda(
     x: View,
     weight: View,
@@ -572,6 +587,20 @@ def row_loss_cuda(
     device: int,
     stream: int,
 ) -> None: ...
+def row_loss_halves_cuda(
+    x: View,
+    labels: int,
+    coefficient: float,
+    scale: int,
+    add: int,
+    loss: int,
+    dot: int,
+    left: int,
+    right: int,
+    bound: int,
+    device: int,
+    stream: int,
+) -> None: ...
 def scale_rows_cuda(x: View, out: View, device: int, stream: int) -> None: ...
 def shot_grads_cuda(
     rows: int,
@@ -636,6 +665,7 @@ def tower_step_cuda(
 ) -> None: ...
 def tower_step_cuda_blocks(dtype: int, device: int) -> int: ...
 def tower_step_cuda_bytes() -> int: ...
+def tower_step_cuda_heads(phases: bytes, done: int) -> tuple[bytes, int]: ...
 def tower_step_cuda_loss() -> bytes: ...
 def tower_step_cuda_tiles(phases: bytes) -> int: ...
 def tower_step_cuda_update() -> bytes: ...

@@ -201,6 +201,59 @@ SB_BIND_CUDA(m) {
       py::arg("x"), py::arg("labels"), py::arg("coefficient"), py::arg("scale"), py::arg("add"),
       py::arg("loss"), py::arg("dot"), py::arg("device"), py::arg("stream"));
   m.def(
+      "row_loss_halves_cuda",
+      [](const sb::Matrix& x, uintptr_t labels, double coefficient, uintptr_t scale, uintptr_t add,
+         uintptr_t loss, uintptr_t dot, uintptr_t left, uintptr_t right, uintptr_t bound,
+         int device, uintptr_t stream) {
+        const sb::RowLossCudaArgs a{x,
+                                    at<int64_t>(labels),
+                                    coefficient,
+                                    at<float>(scale),
+                                    at<float>(add),
+                                    at<float>(loss),
+                                    at<float>(dot),
+                                    at<float>(left),
+                                    at<float>(right),
+                                    at<float>(bound)};
+        py::gil_scoped_release release;
+        sb::row_loss_cuda(a, device, at<void>(stream));
+      },
+      py::arg("x"), py::arg("labels"), py::arg("coefficient"), py::arg("scale"), py::arg("add"),
+      py::arg("loss"), py::arg("dot"), py::arg("left"), py::arg("right"), py::arg("bound"),
+      py::arg("device"), py::arg("stream"));
+  m.def(
+      "class_sums_halves_cuda",
+      [](int64_t classes, uintptr_t offsets, int64_t row_begin, const sb::ConstMatrix& x,
+         uintptr_t left, uintptr_t bound, uintptr_t out, int device, uintptr_t stream) {
+        const sb::ClassSumsCudaArgs a{
+            classes,        at<int64_t>(offsets), row_begin,       x, nullptr, nullptr,
+            at<float>(out), at<float>(left),      at<float>(bound)};
+        py::gil_scoped_release release;
+        sb::class_sums_cuda(a, device, at<void>(stream));
+      },
+      py::arg("classes"), py::arg("offsets"), py::arg("row_begin"), py::arg("x"), py::arg("left"),
+      py::arg("bound"), py::arg("out"), py::arg("device"), py::arg("stream"));
+  m.def(
+      "cut_rows_cuda",
+      [](const sb::ConstMatrix& x, int copies, uintptr_t out, uintptr_t scale, int device,
+         uintptr_t stream) {
+        const sb::CutRowsCudaArgs a{x, copies, at<void>(out), at<float>(scale)};
+        py::gil_scoped_release release;
+        sb::cut_rows_cuda(a, device, at<void>(stream));
+      },
+      py::arg("x"), py::arg("copies"), py::arg("out"), py::arg("scale"), py::arg("device"),
+      py::arg("stream"));
+  m.def(
+      "add_halves_cuda",
+      [](const sb::ConstMatrix& raw, int64_t parts, uintptr_t bounds, int64_t split,
+         const sb::Matrix& out, bool accumulate, int device, uintptr_t stream) {
+        const sb::AddHalvesCudaArgs a{raw, parts, at<float>(bounds), split, out, accumulate};
+        py::gil_scoped_release release;
+        sb::add_halves_cuda(a, device, at<void>(stream));
+      },
+      py::arg("raw"), py::arg("parts"), py::arg("bounds"), py::arg("split"), py::arg("out"),
+      py::arg("accumulate"), py::arg("device"), py::arg("stream"));
+  m.def(
       "bias_loss_cuda",
       [](int64_t classes, int64_t width, double weight, uintptr_t tau, uintptr_t norms,
          uintptr_t inverse, uintptr_t grad_tau, uintptr_t loss, int device, uintptr_t stream) {

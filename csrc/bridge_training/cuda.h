@@ -6,6 +6,12 @@
 // Steps are counted on the device, so that one captured graph serves every step: total_loss reads
 // `step` and hands it on in `step_now`, adamw_flat reads that and writes `step` anew. No kernel
 // reads what it writes.
+//
+// By halves (cuda_halves.cuh) the wide products run on tensor cores. Each operand is two of float16
+// that add up to it, times powers of two which their results are multiplied by: `left` [N] those of
+// the shots' rows, `right` [C] those of the other operand's. Gradients leave as pairs of halves,
+// (high, low) in the four bytes of their float, times left_n and half_scale(bound): `bound` is at
+// least the largest of |gradient·left_n|.
 #pragma once
 #include "core/view.h"
 
@@ -30,6 +36,8 @@ struct ClassSumsCudaArgs {
   const float* norms = nullptr;      // [N] or null; rows of norm 0 add nothing
   const float* extra = nullptr;      // [C, M] or null
   float* out = nullptr;              // [C, M] written
+  const float* left = nullptr;       // [N] of row x[0] on: x holds pairs of halves; no norms, extra
+  const float* bound = nullptr;      // [1], used with left
 };
 void class_sums_cuda(const ClassSumsCudaArgs& args, int device, void* stream);
 
@@ -53,6 +61,9 @@ struct RowLossCudaArgs {
   const float* add = nullptr;    // [C, C] or null
   float* loss = nullptr;         // [N] written
   float* dot = nullptr;          // [N] written, or null
+  const float* left = nullptr;   // [N]: x is a product by halves, and its gradient leaves in pairs
+  const float* right = nullptr;  // [C], used with left
+  const float* bound = nullptr;  // [1], used with left
 };
 void row_loss_cuda(const RowLossCudaArgs& args, int device, void* stream);
 
@@ -119,5 +130,26 @@ struct AdamwFlatCudaArgs {
   double beta1 = 0.9, beta2 = 0.999, eps = 1e-8;
 };
 void adamw_flat_cuda(const AdamwFlatCudaArgs& args, int device, void* stream);
+
+// Rows of a product's right operand: x_r = scale_r·(high_r + low_r). The left one stands as [high |
+// high] where its low halves are zero, else as [high | low | high].
+struct CutRowsCudaArgs {
+  ConstMatrix x;           // [R, K] float32
+  int copies = 1;          // of the high halves
+  void* out = nullptr;     // [R, (copies + 1)·K] float16: high halves, `copies` times, and low
+  float* scale = nullptr;  // [R] written
+};
+void cut_rows_cuda(const CutRowsCudaArgs& args, int device, void* stream);
+
+// out_dc (+)= Σ over the parts p and both halves h of raw[p·D + d, 2c + h] / half_scale(bounds_c)
+struct AddHalvesCudaArgs {
+  ConstMatrix raw;                // [parts·D, 2C] float32
+  int64_t parts = 1;              // of the left operand
+  const float* bounds = nullptr;  // [2]: of the columns before `split`, and behind
+  int64_t split = 0;
+  Matrix out;  // [D, C]
+  bool accumulate = false;
+};
+void add_halves_cuda(const AddHalvesCudaArgs& args, int device, void* stream);
 
 }  // namespace semobridge

@@ -3,6 +3,7 @@
 // row_loss reads a row three times (maximum, sum, gradient), once from memory and twice from cache.
 // A row belongs to a warp where there are many rows, to a block where rows are few or long.
 #include "bridge_training/cuda.h"
+#include "bridge_training/cuda_halves.cuh"
 #include "core/adamw.h"
 #include "core/device.cuh"
 #include "core/launch.cuh"
@@ -38,12 +39,14 @@ struct RowTeam {
   }
 };
 
-template <bool kBlock, int kStep>
+template <bool kBlock, int kStep, bool kHalves>
 __global__ void __launch_bounds__(kThreads)
     row_loss_kernel(float* x, int64_t x_stride, const int64_t* __restrict__ labels,
                     float coefficient, const float* __restrict__ scale,
                     const float* __restrict__ add, float* __restrict__ loss,
-                    float* __restrict__ dot, int64_t rows, int64_t classes) {
+                    float* __restrict__ dot, const float* __restrict__ left,
+                    const float* __restrict__ right, const float* __restrict__ bound, int64_t rows,
+                    int64_t classes) {
   SB_SHARED(float, partial, kWarps);
   const RowTeam<kBlock> team{partial};
   constexpr int kTeam = RowTeam<kBlock>::kSize;
@@ -54,8 +57,14 @@ __global__ void __launch_bounds__(kThreads)
   float* row = x + n * x_stride;
   const float* bias = add == nullptr ? nullptr : add + y * classes;
   float value[kStep], more[kStep];
+  const float left_scale = kHalves ? left[n] : 1.0f;
   const auto logits = [&](int64_t i) {
     load(row + i, value);
+    if constexpr (kHalves) {  // powers of two: nothing is rounded
+      load(right + i, more);
+#pragma unroll
+      for (int j = 0; j < kStep; ++j) value[j] *= more[j] * left_scale;
+    }
     if (bias != nullptr) load(bias + i, more);
 #pragma unroll
     for (int j = 0; j < kStep; ++j) {
@@ -88,13 +97,19 @@ __global__ void __launch_bounds__(kThreads)
   others = team.sum(others);
   const float mine = expf(own), total = others + mine, share = coefficient * factor / total;
   weighted = team.sum(weighted) + mine * own;
+  const float out_scale = kHalves ? half_scale(*bound) : 1.0f;
   for (int64_t i = begin; i < classes; i += stride) {
     logits(i);
 #pragma unroll
     for (int j = 0; j < kStep; ++j) {
       value[j] = (i + j == y ? -others : expf(value[j] - most)) * share;
+      if constexpr (kHalves) value[j] *= left_scale * out_scale;
     }
-    store(value, row + i);
+    if constexpr (kHalves) {
+      store_halves(value, row + i);
+    } else {
+      store(value, row + i);
+    }
   }
   if (begin != 0) return;
   loss[n] = coefficient * (logf(total) - own);
@@ -150,26 +165,34 @@ __global__ void __launch_bounds__(kThreads)
   if (i == 0) *step = now + 1;
 }
 
-template <bool kBlock, int kStep>
+template <bool kBlock, int kStep, bool kHalves>
 void launch_row_loss(const RowLossCudaArgs& a, int device, void* stream) {
   constexpr char kOp[] = "row_loss";
   constexpr int kRows = kBlock ? 1 : kWarps;
-  launch(kOp, row_loss_kernel<kBlock, kStep>, blocks_for(kOp, a.x.rows, kRows), kThreads, device,
-         stream, static_cast<float*>(a.x.data), a.x.row_stride, a.labels,
-         static_cast<float>(a.coefficient), a.scale, a.add, a.loss, a.dot, a.x.rows, a.x.cols);
+  launch(kOp, row_loss_kernel<kBlock, kStep, kHalves>, blocks_for(kOp, a.x.rows, kRows), kThreads,
+         device, stream, static_cast<float*>(a.x.data), a.x.row_stride, a.labels,
+         static_cast<float>(a.coefficient), a.scale, a.add, a.loss, a.dot, a.left, a.right, a.bound,
+         a.x.rows, a.x.cols);
+}
+
+template <bool kHalves>
+void row_loss_of(const RowLossCudaArgs& a, int device, void* stream) {
+  const int64_t classes = a.x.cols;
+  const bool block = classes >= kLongRow || (classes > kShortRow && a.x.rows < kManyRows);
+  const bool vectors = rows_aligned(a.x.data, DType::kFloat32, classes, a.x.row_stride) &&
+                       (a.add == nullptr || is_aligned(a.add)) &&
+                       (a.right == nullptr || is_aligned(a.right));
+  const auto run =
+      block ? (vectors ? launch_row_loss<true, 4, kHalves> : launch_row_loss<true, 1, kHalves>)
+            : (vectors ? launch_row_loss<false, 4, kHalves> : launch_row_loss<false, 1, kHalves>);
+  run(a, device, stream);
 }
 
 }  // namespace
 
 void row_loss_cuda(const RowLossCudaArgs& a, int device, void* stream) {
   if (a.x.rows == 0) return;
-  const int64_t classes = a.x.cols;
-  const bool block = classes >= kLongRow || (classes > kShortRow && a.x.rows < kManyRows);
-  const bool vectors = rows_aligned(a.x.data, DType::kFloat32, classes, a.x.row_stride) &&
-                       (a.add == nullptr || is_aligned(a.add));
-  const auto run = block ? (vectors ? launch_row_loss<true, 4> : launch_row_loss<true, 1>)
-                         : (vectors ? launch_row_loss<false, 4> : launch_row_loss<false, 1>);
-  run(a, device, stream);
+  (a.left == nullptr ? row_loss_of<false> : row_loss_of<true>)(a, device, stream);
 }
 
 void bias_loss_cuda(const BiasLossCudaArgs& a, int device, void* stream) {

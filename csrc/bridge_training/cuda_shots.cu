@@ -2,6 +2,7 @@
 // row of 2-5 KiB hits L1. Sums over a class are a launch of their own: rows spread over the whole
 // device whatever the classes' sizes, and no atomics make the order a matter of luck.
 #include "bridge_training/cuda.h"
+#include "bridge_training/cuda_halves.cuh"
 #include "core/device.cuh"
 #include "core/launch.cuh"
 
@@ -59,10 +60,12 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
 }
 
 // One thread per column of a class: consecutive threads read consecutive values.
+template <bool kHalves>
 __global__ void __launch_bounds__(kColumns)
     class_sums_kernel(const int64_t* __restrict__ offsets, int64_t row_begin,
                       const float* __restrict__ x, int64_t x_stride,
                       const float* __restrict__ norms, const float* __restrict__ extra,
+                      const float* __restrict__ left, const float* __restrict__ bound,
                       float* __restrict__ out, int64_t cols) {
   const int64_t c = blockIdx.x, i = static_cast<int64_t>(blockIdx.y) * kColumns + threadIdx.x;
   if (i >= cols) return;
@@ -71,9 +74,16 @@ __global__ void __launch_bounds__(kColumns)
   float sum = 0;
 #pragma unroll 4
   for (int64_t n = begin; n < end; ++n) {
-    const float factor = norms == nullptr ? 1.0f : reciprocal(norms[n]) * share;
-    sum += x[n * x_stride + i] * factor;
+    if constexpr (kHalves) {
+      float pair[2];
+      load(reinterpret_cast<const __half*>(x + n * x_stride + i), pair);
+      sum += (pair[1] + pair[0]) / left[n];
+    } else {
+      const float factor = norms == nullptr ? 1.0f : reciprocal(norms[n]) * share;
+      sum += x[n * x_stride + i] * factor;
+    }
   }
+  if constexpr (kHalves) sum /= half_scale(*bound);
   out[c * cols + i] = sum + (extra == nullptr ? 0.0f : extra[c * cols + i]);
 }
 
@@ -162,8 +172,9 @@ void class_sums_cuda(const ClassSumsCudaArgs& a, int device, void* stream) {
   constexpr char kOp[] = "class_sums";
   if (a.classes == 0 || a.x.cols == 0) return;
   const dim3 grid(blocks_for(kOp, a.classes, 1), blocks_for(kOp, a.x.cols, kColumns));
-  launch(kOp, class_sums_kernel, grid, kColumns, device, stream, a.offsets, a.row_begin,
-         static_cast<const float*>(a.x.data), a.x.row_stride, a.norms, a.extra, a.out, a.x.cols);
+  launch(kOp, a.left == nullptr ? class_sums_kernel<false> : class_sums_kernel<true>, grid,
+         kColumns, device, stream, a.offsets, a.row_begin, static_cast<const float*>(a.x.data),
+         a.x.row_stride, a.norms, a.extra, a.left, a.bound, a.out, a.x.cols);
 }
 
 void row_dots_cuda(const RowDotsCudaArgs& a, int device, void* stream) {

@@ -199,6 +199,15 @@ void bind_step(py::module_& m) {
         return sb::step_tiles(records.data(), static_cast<int64_t>(records.size()));
       },
       py::arg("phases"));
+  m.def(
+      "tower_step_cuda_heads",
+      [](const py::bytes& phases, uintptr_t done) {
+        std::string records = phases;
+        const int64_t joined = sb::join_step_heads(
+            records.data(), static_cast<int64_t>(records.size()), at<int>(done));
+        return py::make_tuple(py::bytes(records), joined);
+      },
+      py::arg("phases"), py::arg("done"));
   m.def("tower_step_cuda_bytes", &sb::step_phase_bytes);
   m.def(
       "tower_step_cuda_blocks",

@@ -155,9 +155,9 @@ struct FewRowsPlace {
 };
 
 // One tile's part of K; the last part of a tile to come finishes it, with what `late` returns:
-// again p, which then need not stay in registers until here.
+// again p, which then need not stay in registers until here. Whether this block has.
 template <class T, Before kBefore, bool kTransposed, class Late>
-__device__ __forceinline__ void few_rows_tile(const FewRowsParams<T>& p, Late late,
+__device__ __forceinline__ bool few_rows_tile(const FewRowsParams<T>& p, Late late,
                                               const FewRowsPlace& at,
                                               Stage<T, kTransposed>* stage) {
   using S = Stage<T, kTransposed>;
@@ -220,7 +220,7 @@ __device__ __forceinline__ void few_rows_tile(const FewRowsParams<T>& p, Late la
   int* ticket = p.tickets + at.row_tile * at.tiles + tile;
   if (threadIdx.x == 0) stage->is_last = atomicAdd(ticket, 1) == splits - 1;
   __syncthreads();
-  if (stage->is_last != 1) return;
+  if (stage->is_last != 1) return false;
   __threadfence();
   const FewRowsParams<T> q = late();
   add_parts(q, tile_sums, tiles * kTile, splits, row0, rows, tile, stage);
@@ -230,6 +230,7 @@ __device__ __forceinline__ void few_rows_tile(const FewRowsParams<T>& p, Late la
                stage->stats.mean[r], stage->stats.rstd[r]);
   }
   if (threadIdx.x == 0) *ticket = 0;  // ready for the next product
+  return true;
 }
 
 inline int64_t row_tiles(int64_t rows) { return (rows + kFewRows - 1) / kFewRows; }

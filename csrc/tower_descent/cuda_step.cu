@@ -20,16 +20,21 @@ __global__ void __launch_bounds__(kStepThreads, kResident)
                       unsigned long long* arrived) {
   using Room = StepRoom<T>;
   SB_SHARED(Room, room, 1);
+  SB_SHARED(unsigned long long, won, 1);  // heads whose rows this block has completed
   unsigned long long target = 0;
+  if (threadIdx.x == 0) *won = 0;
 #pragma unroll 1
   for (int i = first; i < last; ++i) {
-    run_phase(phases[i], ends, room);
+    // A launch that begins here has counted nothing: its blocks take an attention's tiles in turn.
+    run_phase(phases[i], ends, room, won, i != first && phases[i].by_head != 0);
     if (i + 1 == last) return;
     const StepRecord& next = phases[i + 1];
+    if (next.by_head != 0) continue;
     if (next.matrix != nullptr) {
       prefetch_rows(next.matrix, next.matrix_rows, next.matrix_bytes, next.matrix_stride);
     }
     grid_barrier(arrived, &target);  // the next phase reads what this one wrote
+    if (threadIdx.x == 0) *won = 0;
   }
 }
 
@@ -188,6 +193,43 @@ int64_t step_tiles(const void* phases, int64_t bytes) {
     most = std::max(most, record.tiles);
   }
   return most;
+}
+
+int64_t join_step_heads(void* phases, int64_t bytes, int* done) {
+  using Product = ProductPhase<__half>;  // the same in both half types
+  using Attention = AttentionPhase<__half>;
+  const int64_t size = step_phase_bytes();
+  const auto at = [&](int64_t place) { return static_cast<char*>(phases) + place; };
+  int64_t joined = 0;
+  for (int64_t place = size; place < bytes; place += size) {
+    StepRecord before, record;
+    std::memcpy(static_cast<void*>(&before), at(place - size), sizeof(before));
+    std::memcpy(static_cast<void*>(&record), at(place), sizeof(record));
+    const bool grad = record.kind == PhaseKind::kAttentionGrad;
+    if (before.kind != PhaseKind::kProduct || (!grad && record.kind != PhaseKind::kAttention)) {
+      continue;
+    }
+    Product product;
+    Attention attention;
+    std::memcpy(static_cast<void*>(&product), before.body, sizeof(product));
+    std::memcpy(static_cast<void*>(&attention), record.body, sizeof(attention));
+    const auto& a = attention.params;
+    // With more samples one block would take several rounds, which cost more than to meet.
+    const bool alone = record.tiles == a.heads && a.heads <= kMostStepHeads;
+    const int64_t stride = grad ? a.o_stride : a.qkv_stride;
+    const int64_t off = product.params.y - (grad ? attention.grad_o : a.qkv);
+    const int64_t columns = static_cast<int64_t>(a.heads) * a.width * (grad ? 1 : 3);
+    if (!alone || product.params.cols != columns || product.params.y_stride != stride ||
+        off % stride != 0) {
+      continue;
+    }
+    before.heads = {done, a.heads, a.width};
+    record.by_head = 1;
+    std::memcpy(at(place - size), static_cast<const void*>(&before), sizeof(before));
+    std::memcpy(at(place), static_cast<const void*>(&record), sizeof(record));
+    ++joined;
+  }
+  return joined;
 }
 
 int64_t tower_step_blocks(DType dtype, int device) {

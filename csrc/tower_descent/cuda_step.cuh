@@ -108,6 +108,21 @@ struct StepEnds {
   int64_t x_stride, vectors, width;
 };
 
+// Heads whose tiles a product counts: `cols` columns each, as many times side by side as fit.
+struct StepHeads {
+  int* done;  // [heads] tiles so far
+  int32_t heads, cols;
+
+  // Tiles of `kFewCols` columns that hold some of a head's, over all rows.
+  __device__ __forceinline__ int tiles_of(int head, int width, int row_tiles) const {
+    int tiles = 0;
+    for (int first = head * cols; first < width; first += heads * cols) {
+      tiles += (first + cols - 1) / kFewCols - first / kFewCols + 1;
+    }
+    return tiles * row_tiles;
+  }
+};
+
 // One phase of the list; `body` holds the struct of its kind.
 struct alignas(16) StepRecord {
   static constexpr int kBody = 336;
@@ -116,6 +131,8 @@ struct alignas(16) StepRecord {
   const void* matrix;                 // that it multiplies by, or null
   int64_t matrix_stride;              // in bytes
   int32_t matrix_rows, matrix_bytes;  // of a row
+  StepHeads heads;                    // of a product before an attention by heads; else done = null
+  int32_t by_head;                    // of an attention: whoever completed a head's rows has it
   alignas(16) unsigned char body[kBody];
 
   // A copy, in registers: what is read through a pointer would be read anew behind every store.
@@ -148,6 +165,23 @@ __device__ __forceinline__ void each_tile(int tiles, F f) {
   }
 }
 
+// A finished tile is counted for its heads; those that are complete are this block's.
+__device__ __forceinline__ void count_heads(const StepHeads& heads, const FewRowsPlace& at,
+                                            int width, unsigned long long* won) {
+  __threadfence();  // this thread's columns are visible to every block that sees them counted
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  const int first = at.tile * kFewCols;
+  const int last = (first + kFewCols < width ? first + kFewCols : width) - 1;
+  for (int run = first / heads.cols; run <= last / heads.cols; ++run) {
+    const int head = run % heads.heads;
+    const int before = atomicAdd(heads.done + head, 1);
+    if (before + 1 != heads.tiles_of(head, width, at.row_tiles)) continue;
+    heads.done[head] = 0;  // ready for the next product
+    *won |= 1ull << head;
+  }
+}
+
 template <class T>
 __device__ __forceinline__ ProductPhase<T> product_of(const StepRecord& record) {
   auto p = record.get<ProductPhase<T>>();
@@ -161,49 +195,70 @@ __device__ __forceinline__ ProductPhase<T> product_of(const StepRecord& record) 
 
 template <class T, Before kBefore, bool kTransposed>
 __device__ __forceinline__ void run_product(const StepRecord& record, int tiles,
-                                            Stage<T, kTransposed>* stage) {
+                                            Stage<T, kTransposed>* stage, unsigned long long* won) {
   const ProductPhase<T> phase = product_of<T>(record);
   each_tile(tiles, [&](int tile) {
     FewRowsPlace at = phase.grid;
     at.tile = tile % at.tiles;
     at.row_tile = tile / at.tiles % at.row_tiles;
     at.part = tile / at.tiles / at.row_tiles;
-    few_rows_tile<T, kBefore>(
+    const bool finished = few_rows_tile<T, kBefore>(
         phase.params, [&] { return product_of<T>(record).params; }, at, stage);
+    if (finished && record.heads.done != nullptr) {
+      count_heads(record.heads, at, phase.params.cols, won);
+    }
   });
 }
 
 template <class T, Before kBefore>
 __device__ __forceinline__ void run_product_of(const StepRecord& record, int tiles,
-                                               StepRoom<T>* room) {
+                                               StepRoom<T>* room, unsigned long long* won) {
   const auto* phase = reinterpret_cast<const ProductPhase<T>*>(record.body);
-  if (phase->transposed != 0) return run_product<T, kBefore>(record, tiles, &room->transposed);
-  run_product<T, kBefore>(record, tiles, &room->plain);
+  if (phase->transposed != 0) return run_product<T, kBefore>(record, tiles, &room->transposed, won);
+  run_product<T, kBefore>(record, tiles, &room->plain, won);
 }
 
+// All blocks take tiles in turn; by heads (`won` is not null) each those of the heads it has.
 template <class T, int kOwn, bool kGrad>
 __device__ __forceinline__ void run_attention(const AttentionPhase<T>& phase, int tiles,
-                                              StepRoom<T>* room) {
+                                              StepRoom<T>* room, const unsigned long long* won) {
   constexpr int kStep = kVector<T>;
   auto& own = room->attention;
   few_attention::AttentionParams<T> params = phase.params;
-  each_tile(tiles, [&](int tile) {
-    params.block = tile;
-    if constexpr (kGrad) {
-      few_attention::attention_backward<T, kOwn, kStep>(params, phase.grad_o, phase.out, own.keys,
-                                                        own.values, own.means);
-    } else {
-      few_attention::attention_forward<T, kOwn, kStep>(params, phase.out, own.keys, own.values);
+  unsigned long long heads = 1;
+  int first = static_cast<int>(blockIdx.x), step = static_cast<int>(gridDim.x);
+  if (won != nullptr) {
+    __syncthreads();  // the first thread has counted
+    heads = *won;
+    __threadfence();  // what it reads from here on is no older than the counts
+    first = 0;
+    step = params.heads;
+  }
+  bool again = false;
+#pragma unroll 1
+  for (; heads != 0; heads >>= 1, ++first) {
+    if ((heads & 1) == 0) continue;
+#pragma unroll 1
+    for (int tile = first; tile < tiles; tile += step) {
+      if (again) __syncthreads();  // the last tile's shared memory is free
+      again = true;
+      params.block = tile;
+      if constexpr (kGrad) {
+        few_attention::attention_backward<T, kOwn, kStep>(params, phase.grad_o, phase.out, own.keys,
+                                                          own.values, own.means);
+      } else {
+        few_attention::attention_forward<T, kOwn, kStep>(params, phase.out, own.keys, own.values);
+      }
     }
-  });
+  }
 }
 
 template <class T, bool kGrad>
 __device__ __forceinline__ void run_attention_of(const AttentionPhase<T>& phase, int tiles,
-                                                 StepRoom<T>* room) {
+                                                 StepRoom<T>* room, const unsigned long long* won) {
   if (phase.params.width <= 8 * few_attention::kLanes)
-    return run_attention<T, 8, kGrad>(phase, tiles, room);
-  run_attention<T, 16, kGrad>(phase, tiles, room);
+    return run_attention<T, 8, kGrad>(phase, tiles, room, won);
+  run_attention<T, 16, kGrad>(phase, tiles, room, won);
 }
 
 template <class T>
@@ -236,7 +291,8 @@ __device__ __forceinline__ AttentionPhase<T> attention_of(const StepRecord& reco
 
 template <class T>
 __device__ __forceinline__ void run_phase(const StepRecord& record, const StepEnds<T>& ends,
-                                          StepRoom<T>* room) {
+                                          StepRoom<T>* room, unsigned long long* won,
+                                          bool by_head) {
   constexpr int kStep = kVector<T>;
   const int tiles = record.tiles;
   switch (record.kind) {
@@ -260,14 +316,18 @@ __device__ __forceinline__ void run_phase(const StepRecord& record, const StepEn
     }
     case PhaseKind::kProduct: {
       const Before before = reinterpret_cast<const ProductPhase<T>*>(record.body)->before;
-      if (before == Before::kPlain) return run_product_of<T, Before::kPlain>(record, tiles, room);
-      if (before == Before::kNorm) return run_product_of<T, Before::kNorm>(record, tiles, room);
-      return run_product_of<T, Before::kNormGrad>(record, tiles, room);
+      if (before == Before::kPlain)
+        return run_product_of<T, Before::kPlain>(record, tiles, room, won);
+      if (before == Before::kNorm)
+        return run_product_of<T, Before::kNorm>(record, tiles, room, won);
+      return run_product_of<T, Before::kNormGrad>(record, tiles, room, won);
     }
     case PhaseKind::kAttention:
-      return run_attention_of<T, false>(attention_of<T>(record), tiles, room);
+      return run_attention_of<T, false>(attention_of<T>(record), tiles, room,
+                                        by_head ? won : nullptr);
     case PhaseKind::kAttentionGrad:
-      return run_attention_of<T, true>(attention_of<T>(record), tiles, room);
+      return run_attention_of<T, true>(attention_of<T>(record), tiles, room,
+                                       by_head ? won : nullptr);
     case PhaseKind::kLoss:
       return run_loss(ends);
     case PhaseKind::kUpdate:

@@ -5,6 +5,10 @@
 // to the next. Tiles, their parts of K and the order of their sums are those of the launches,
 // however many blocks there are: the same bits.
 //
+// An attention of few samples need not wait for all blocks: a block that finishes a tile of the
+// product before counts it for the heads whose columns it holds, and whoever counts a head's last
+// tile has that head's attention next, while others still multiply.
+//
 // The list lies in the device's memory, written once for a plan whose buffers stay where they are.
 // What a call sets, the loss's and the update's numbers, comes with the launch.
 #pragma once
@@ -29,6 +33,11 @@ int64_t step_phase_bytes();
 void write_step_phase(const StepPhase& phase, void* to);
 // The largest number of tiles of these phases: more blocks would only wait.
 int64_t step_tiles(const void* phases, int64_t bytes);
+
+constexpr int kMostStepHeads = 64;
+// Joins each attention of a list to the product before it, where a block has a head's samples at
+// once; `done` [kMostStepHeads] zeros of the device's memory, and zeros again. Returns how many.
+int64_t join_step_heads(void* phases, int64_t bytes, int* done);
 
 struct TowerStepCudaArgs {
   DType dtype = DType::kFloat32;

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from semobridge_ext._engines.bridge_training.cuda import CudaTrainingPieces
 from tests.support.scripts import load_script
 
 model = load_script("gpu/model")
@@ -39,6 +40,11 @@ def test_phases_of_a_launch_meet_and_fetch_ahead():
     rest = max((3e6 - ahead) / 1e12, (3e6 - ahead) / 2e12) + 1e9 / 1e14
     assert work_of(whole) == pytest.approx(1e-6 + rest + 2 * machine.MEETING)
     assert all(phase.resident == 2 for phase in whole.phases)
+    alone = machine.Launch("y", 3e6, meets=False)
+    whole = machine.at_once("all", [phases[0], alone, phases[2]], 2)
+    rest = 3e6 / 1e12 + 1e9 / 1e14
+    want = 1e-6 + rest + machine.MEETING + machine.TRIP
+    assert work_of(whole) == pytest.approx(want), "nothing is fetched ahead"
 
 
 def test_the_busiest_multiprocessor_ends_a_launch():
@@ -73,6 +79,14 @@ def test_plain_sequences_are_counted():
     assert launches[1].memory == 4 * 48 and launches[1].cache == 4 * 96, "its operand is still in L2"
 
 
+def test_products_that_add_are_counted():
+    x, w, out = (torch.empty(*s, device="meta") for s in ((8, 4), (4, 6), (8, 6)))
+    for step in (lambda: out.addmm_(x, w), lambda: torch.addmm(out, x, w)):
+        (added,) = counting.counted(step)
+        assert added.operations == 2 * 8 * 4 * 6 and not added.half
+        assert isinstance(added, machine.Product), "granted a tile like any other"
+
+
 def test_half_products_with_a_float32_result_are_counted():
     x, w = (torch.empty(*s, device="meta", dtype=torch.bfloat16) for s in ((8, 4), (4, 6)))
     (mm,) = counting.counted(lambda: torch.mm(x, w, out_dtype=torch.float32))
@@ -102,6 +116,13 @@ def test_steps_are_counted_from_the_engines(monkeypatch: pytest.MonkeyPatch):
     (whole,), (name, few) = (row := loops.oti_step(8, "small", 64, 2, 3, 32)).ours, row.other
     assert name == "launch by launch" and len(few) == len(whole.phases) == 10 * 3 + 6
     assert whole.memory == sum(launch.memory for launch in few)
+    attention = [launch for launch in few if launch.name.startswith("attention")]
+    assert [launch.meets for launch in attention] == [False] * 6, "8 samples of 2 slots are one block's"
+    assert {launch.blocks for launch in attention} == {2} and attention[0].trips == 1 + 1 + 2
+    # The last layer's gradient has one query, which sees one key more than the prefix.
+    assert [launch.trips for launch in attention[3:]] == [4 + 2, 4 + 3, 4 + 3]
+    (whole,) = loops.oti_step(9, "small", 64, 2, 3, 32).ours
+    assert all(launch.meets for launch in whole.phases), "two rounds of one block cost more than to meet"
     # The projection's columns fit one tile, and so do its 8 rows; K is one step.
     last = [launch for launch in few if launch.name == "few_rows"][8 * 3 // 2]
     assert (
@@ -114,6 +135,13 @@ def test_steps_are_counted_from_the_engines(monkeypatch: pytest.MonkeyPatch):
     assert [len(loops.oti_step(n, "s", 64, 2, 3, 32).other[1]) for n in (3, 8)] == [36, 3 * 36]
     found = loops.semobridge_t_step(5, 3, 16)
     assert 30 < len(found.ours) < 50 and {"row_loss", "adamw_flat", "mm"} <= {x.name for x in found.ours}
+    assert not any(x.half for x in found.ours if x.name in ("mm", "addmm_"))
+    monkeypatch.setattr(CudaTrainingPieces, "least", 0)
+    found = loops.semobridge_t_step(5, 3, 16)
+    products = [x for x in found.ours if x.name == "mm" and x.half]
+    assert [(x.rows, x.depth, x.cols, x.size, x.out_size) for x in products] == [
+        (15, 3 * 16, 2 * 5, 2, 4), (2 * 16, 15, 2 * 2 * 5, 2, 4)
+    ]  # fmt: skip
 
 
 def test_operators_are_counted_from_their_tiles():

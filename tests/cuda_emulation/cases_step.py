@@ -43,6 +43,7 @@ class Tower:
         self.sums = self.new(1, m.few_rows_cuda_sums(*counts) + 8, FLOAT)
         self.sums_at = self.sums.address + -self.sums.address % 32  # where wmma may store
         self.tickets = plain(np.zeros(m.few_rows_cuda_tickets(self.rows, widest)), np.int32)
+        self.done = plain(np.zeros(64), np.int32)
         self.stats = self.new(1, 2 * self.rows * m.few_rows_cuda_tiles(widest), FLOAT)
         self.base, self.x = normal(rng, SLOTS, width), self.drawn(self.rows, width)
         self.calls: list[Call] = []
@@ -173,7 +174,7 @@ class Tower:
         self.step[...] = 0
 
     def found(self, steps: int) -> list[np.ndarray]:
-        assert not self.tickets.any(), "tickets are not back at zero"
+        assert not self.tickets.any() and not self.done.any(), "tickets are not back at zero"
         assert self.step[0] == steps
         return [matrix._words.copy() for matrix in self.made if matrix is not self.sums]
 
@@ -187,6 +188,10 @@ class Tower:
             self.m.adamw_cuda(*self.update, *PLACE)
         return self.found(STEPS)
 
+    def named(self) -> list[str]:
+        names = [name for name, _ in self.calls]
+        return [*names[: self.loss_at], "loss", *names[self.loss_at :], "update"]
+
     def phases(self) -> list[bytes]:
         records = [getattr(self.m, f"{name}_cuda_phase")(*args) for name, args in self.calls]
         records.insert(self.loss_at, self.m.tower_step_cuda_loss())
@@ -196,14 +201,20 @@ class Tower:
         """In launches that end at `cuts` and at the end of the step."""
         self.fresh()
         records = self.phases()
-        room = Matrix(1, len(b"".join(records)) // 4 + 4)  # from a 16-byte boundary
-        room._words[0, :-4] = np.frombuffer(b"".join(records), np.uint32)
+        whole, joined = self.m.tower_step_cuda_heads(b"".join(records), self.done.ctypes.data)
+        names = [name for name, _ in self.calls]
+        alone = self.samples <= 16 // SLOTS  # that one block has at once
+        assert joined == alone * sum(name.startswith("attention") for name in names)
+        room = Matrix(1, len(whole) // 4 + 4)  # from a 16-byte boundary
+        room._words[0, :-4] = np.frombuffer(whole, np.uint32)
         arrived, ends = plain([0], np.int64), (*cuts, len(records))
         for _ in range(steps):
             for begin, end in zip((0, *ends), ends, strict=False):
                 self.m.tower_step_cuda(self.dtype, room.address, begin, end, self.loss, self.update, blocks,
                                        arrived.ctypes.data, *PLACE)  # fmt: skip
-        met = steps * (len(records) - len(ends))
+        # An attention by heads meets nobody before it, unless its launch begins there.
+        met = steps * (len(records) - len(ends) - joined + sum(name.startswith("attention") for at, name in
+                       enumerate(self.named()) if alone and at in cuts))  # fmt: skip
         assert arrived[0] == met * blocks, "blocks met another number of times"
         return self.found(steps)
 
@@ -226,7 +237,8 @@ def case_step(m, rng: np.random.Generator) -> None:
         losses = tower.losses.values
         assert np.isfinite(losses).all() and (losses[0] != losses[1]).all()
         at = tower.loss_at
-        for few, cuts in ((min(blocks, 3 if SANITIZED else 5), ()), (2, (at, at + 1, at + 3))):
+        # The last cut stands between a product and its attention.
+        for few, cuts in ((min(blocks, 3 if SANITIZED else 5), ()), (2, (at, at + 1, at + 3, at + 5))):
             for got, expected in zip(tower.at_once(few, cuts), want, strict=True):
                 assert np.array_equal(got, expected), "one launch differs from the launches in bits"
     if hasattr(m, "set_processors"):

@@ -57,6 +57,7 @@ struct Fiber {
   unsigned rank = 0;
   bool started = false, done = false, naps = false;
   bool released = false, acquired = false;  // fenced before, and after, its block's counter rose
+  bool counts = false;                      // raised a counter, and no fence or barrier since
   Wait wait = Wait::kNone;
   int line = 0;
   void* fake_stack = nullptr;
@@ -263,6 +264,7 @@ void refuse(const char* what) { fail(what); }
 
 void fence() {
   if (watcher != nullptr) watcher->fence(slot_of(current));
+  current->counts = false;
   // Where blocks meet again and again, each fence stands behind one count and before the next.
   if (together || !current->block->counted) current->released = true;
   if (current->block->counted) current->acquired = true;
@@ -270,6 +272,7 @@ void fence() {
 
 void raises_counter() {
   if (watcher != nullptr) return;  // who follows the memory knows more
+  if (current->counts) return;     // counts in a row stand behind the same fences
   Block& block = *current->block;
   for (unsigned i = 0; i < threads; ++i) {
     if (!block.fibers[i].released) fail("a counter rises before all of the block have fenced");
@@ -278,6 +281,7 @@ void raises_counter() {
   for (unsigned i = 0; i < threads && together; ++i) {
     block.fibers[i].released = block.fibers[i].acquired = false;
   }
+  current->counts = true;
 }
 
 void reads_of_others() {
@@ -352,6 +356,7 @@ void sync_block(int line) {
     fail("divergent barrier: lines " + std::to_string(block.line) + " and " + std::to_string(line));
   }
   block.line = line;
+  me->counts = false;
   if (++block.waiting < threads) {
     me->wait = Wait::kBlock;
     me->line = line;

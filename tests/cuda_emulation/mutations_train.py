@@ -91,6 +91,50 @@ TRAIN_MUTATIONS = _faults(
         "adamw_flat: one value too many": ("if (i >= size) return;", "if (i > size) return;"),
     },
 )
+TRAIN_MUTATIONS |= _faults(
+    "halves",
+    {
+        "cut_rows: one copy too few": ("copy < copies; ++copy", "copy + 1 < copies; ++copy"),
+        "cut_rows: each lane's own largest entry": ("half_scale(warp_max(most))", "half_scale(most)"),
+        "cut_rows: sign of the largest entry": (
+            "most = fabsf(value[j]) > most ? fabsf(value[j]) : most;",
+            "most = value[j] > most ? value[j] : most;",
+        ),
+        "cut_rows: stride of the rows ignored": ("x + n * x_stride;", "x + n * width;"),
+        "cut_rows: one row too many": ("if (n >= rows) return;", "if (n > rows) return;"),
+        "cut_rows: the power for its reciprocal": ("scale[n] = 1.0f / factor;", "scale[n] = factor;"),
+        "add_halves: low halves forgotten": ("pair[2 * j + 1] + pair[2 * j]", "pair[2 * j]"),
+        "add_halves: second part forgotten": ("int part = parts - 1;", "int part = 0 * parts;"),
+        "add_halves: the first bound for all": ("col + j < split ? 0 : 1", "col + j < split ? 0 : 0"),
+        "add_halves: adds without being asked": (
+            "if (accumulate) load(target, old);",
+            "if (rows > 0) load(target, old);",
+        ),
+        "add_halves: one pack too many": ("if (at >= rows * packs)", "if (at > rows * packs)"),
+    },
+)
+TRAIN_MUTATIONS |= {
+    name: (f"bridge_training/{file}", text, instead, case, "ascending")
+    for name, file, text, instead, case in (
+        ("halves: scaled beyond float16's range", "cuda_halves.cuh", "kHalfTop = 14;", "kHalfTop = 16;",
+         "halves"),
+        ("halves: infinity has a power", "cuda_halves.cuh", " || !(bound < INFINITY)", "", "halves"),
+        ("halves: nothing left for the low one", "cuda_halves.cuh", "value - __half2float(*high)",
+         "0 * value", "halves"),
+        ("row_loss by halves: powers of the shots forgotten", "cuda_losses.cu", "more[j] * left_scale;",
+         "more[j];", "losses_by_halves"),
+        ("row_loss by halves: gradient without its row's power", "cuda_losses.cu",
+         "value[j] *= left_scale * out_scale;", "value[j] *= out_scale;", "losses_by_halves"),
+        ("row_loss by halves: gradient not brought to float16's range", "cuda_losses.cu",
+         "value[j] *= left_scale * out_scale;", "value[j] *= left_scale;", "losses_by_halves"),
+        ("class_sums by halves: low halves forgotten", "cuda_shots.cu", "(pair[1] + pair[0]) / left[n]",
+         "pair[0] / left[n]", "sums_by_halves"),
+        ("class_sums by halves: powers of the rows forgotten", "cuda_shots.cu",
+         "(pair[1] + pair[0]) / left[n]", "(pair[1] + pair[0])", "sums_by_halves"),
+        ("class_sums by halves: bound forgotten", "cuda_shots.cu", "sum /= half_scale(*bound);", ";",
+         "sums_by_halves"),
+    )
+}  # fmt: skip
 # In the header, as the kernels of cuda_losses.cu see it.
 TRAIN_MUTATIONS |= {
     "block sum: partial sums read without a barrier": (

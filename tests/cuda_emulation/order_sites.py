@@ -67,7 +67,9 @@ def bare(text: str) -> str:
 
 def stem_of(case: str) -> str:
     """The kernels' source of a case."""
-    return {"cosine_loss": "descend", "adamw": "descend"}.get(case, case)
+    others = {"cosine_loss": "descend", "adamw": "descend"}
+    others |= {"losses_by_halves": "losses", "sums_by_halves": "shots"}
+    return others.get(case, case)
 
 
 def cases_of(kernel: str) -> list[str]:

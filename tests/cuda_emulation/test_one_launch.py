@@ -68,6 +68,7 @@ def test_causal(shape: str, stored: torch.dtype, at_once: Any, recorder: Recorde
     tower = tower_of()
     plan = same_bits(tower, some_rows(tower, *SHAPES[shape]), stored, at_once, recorder)
     assert plan.count == 10 * 2 + 6, "a phase for each launch"
+    assert plan.joined == 4, "two attentions a layer go on without a meeting"
 
 
 @pytest.mark.parametrize("pooling", [False, True])
@@ -85,6 +86,16 @@ def test_ends_of_a_tower(final: bool, projection: bool, at_once: Any, recorder: 
         projection=tower.projection if projection else None,
     )  # fmt: skip
     same_bits(tower, some_rows(tower, *SHAPES["apart"]), BF16, at_once, recorder)
+
+
+def test_more_samples_than_a_block_has_meet(at_once: Any, recorder: Recorder):
+    """A head's attention would be several rounds of one block, which has 16 rows at once: 8 samples of 2."""
+    tower = tower_of(layers=1)
+    rows = some_rows(tower, (-1, 0, -1), 2)
+    assert len(LaunchedTower(LaunchedWeights(tower, BF16), rows, pieces=CudaTowerPieces).rows.source) == 2
+    for samples, joined in ((8, 2), (9, 0)):
+        plan = same_bits(tower, rows, BF16, at_once, recorder, samples)
+        assert plan.joined == joined and not plan.done.any()
 
 
 def test_against_float64(at_once: Any, recorder: Recorder):

@@ -22,7 +22,10 @@ from tests.cuda_emulation.watched import in_lines, race_in, report_of, run_watch
 # Races of today, by case. They go by themselves: a kernel without its race is tested like the others.
 KNOWN: dict[str, str] = {}
 # Sites whose removal no case can notice, with the reason.
-REDUNDANT: dict[tuple[str, int], str] = {}
+REDUNDANT: dict[tuple[str, int], str] = {
+    ("tower_descent/cuda_step.cuh", 5): "between two tiles of an attention: staging a prefix begins with a "
+    "barrier of its own, and only a tower without one needs this for the gradient's means",
+}
 NONE, SHUFFLE, VOTE, WARP, BLOCK = range(5)  # Order of order_selftest.cu
 FENCE, BARRIER, FENCE_BEHIND, BARRIER_BEHIND, ONE_FENCE = 1, 2, 4, 8, 16  # Ticket
 
@@ -150,11 +153,13 @@ def test_no_meeting_of_a_step_is_idle(whole: Emulation, tmp_path: Path):
     module.set_order(0, 1)
     module.set_processors(3, 1)
     tower = Tower(module, np.random.default_rng(17), BFLOAT, 3, 48, 1)
-    phases = len(tower.phases())
-    assert phases == 10 + 6
+    names = tower.named()
+    assert len(names) == 10 + 6
+    met = [n for n in range(len(names) - 1) if not names[n + 1].startswith("attention")]
+    assert len(met) == 8 + 5, "an attention of few samples waits for nobody"
     module.watch("races")
     tower.at_once(3, steps=1)
-    for number in range(phases - 1):
+    for number in met:
         module.leave_out(number)
         with pytest.raises(RuntimeError, match="race: "):
             tower.at_once(3, steps=1)

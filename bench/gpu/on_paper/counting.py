@@ -89,8 +89,8 @@ class Count(TorchDispatchMode):
         moved = float(sum(map(_size, distinct)))
         memory = float(sum(self._recent.missed(self._places.of(t), _size(t)) for t in distinct))
         half = all(t.element_size() == 2 for t in touched if t.is_floating_point())
-        if name in ("mm", "addmm"):
-            a, b = args[-2:] if name == "mm" and len(args) == 2 else args[int(name == "addmm") :][:2]
+        if name in ("mm", "addmm", "addmm_"):
+            a, b = args[int(name != "mm") :][:2]
             size = a.element_size()
             self.launches.append(
                 product(name, len(a), a.shape[1], b.shape[1], size=size, out_size=out.element_size(),

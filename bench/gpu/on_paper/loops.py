@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from on_paper.counting import Count, counted
 from on_paper.machine import Launch, at_once, streamed
+from on_paper.machine import product as machine_product
 from on_paper.row import Row
 from semobridge_ext._engines.bridge_training import reference as reference_training
 from semobridge_ext._engines.tower_descent.chunk import chunk_samples, sample_bytes
 from semobridge_ext._engines.tower_descent.cost import counted_step, tower_of_shape
-from semobridge_ext._engines.tower_descent.products import Tiles
+from semobridge_ext._engines.tower_descent.products import Rounds, Tiles
 from semobridge_ext._engines.tower_descent.spec import LearnedRows, Tower
 from semobridge_ext.inversion import reference as reference_inversion
 
@@ -21,23 +22,37 @@ FREE = 70 << 30  # bytes of an idle device of 80 GB
 FEW_ROWS_RATE = 0.35  # as tiles of a library that are as small (machine.TILES)
 RESIDENT_TILES = 3  # blocks of few_rows that a multiprocessor holds, by their registers
 RESIDENT_STEP = 2  # ... of tower_step
+RESIDENT_ATTENTION = 2  # ... of attention's gradient
 TOWERS = {"ViT-B/32": (512, 8, 12, 512), "ViT-L/14": (768, 12, 12, 768)}  # width, heads, layers, features
 
 
 def noted(launches: list[Launch], *, half: bool = True) -> Callable[..., None]:
     """What a kernel's stand-in calls: its name, bytes and operations, which run outside of tensor cores.
 
-    A product of few rows also tells its tiles, on tensor cores where its type is `half`; its matrix comes
-    from memory, since a step's do not fit L2.
+    A product of few rows also tells its tiles, on tensor cores where its type is `half`; its matrix comes from
+    memory, since a step's do not fit L2. A library's product of half types with a float32 result tells its
+    rows, depth and columns; an attention its blocks and the loads of one that wait for each other.
     """
 
-    def note(name: str, moved: float, operations: float = 0.0, tiles: Tiles | None = None) -> None:
-        if tiles is None:
+    def note(
+        name: str, moved: float, operations: float = 0.0, cut: Tiles | Rounds | None = None,
+        product: tuple[int, int, int] | None = None,
+    ) -> None:  # fmt: skip
+        if product is not None:
+            launches.append(machine_product(name, *product, out_size=4))
+            return
+        if isinstance(cut, Rounds):
+            launches.append(
+                Launch(name, streamed(name, moved).memory, moved, operations, False, cut.blocks,
+                       RESIDENT_ATTENTION, cut.trips, meets=not cut.alone)
+            )  # fmt: skip
+            return
+        if cut is None:
             launches.append(streamed(name, moved, operations))
             return
         launches.append(
-            Launch(name, tiles.weight, tiles.cache, operations, half, tiles.blocks, RESIDENT_TILES,
-                   tiles.trips, FEW_ROWS_RATE)
+            Launch(name, cut.weight, cut.cache, operations, half, cut.blocks, RESIDENT_TILES, cut.trips,
+                   FEW_ROWS_RATE)
         )  # fmt: skip
 
     return note

@@ -82,6 +82,7 @@ class Launch:
         resident: blocks that a multiprocessor holds at once.
         trips: loads of one block that wait for each other and that nothing hides.
         rate: share of the device's rate that its tile reaches.
+        meets: as a phase of a launch it waits for all blocks; else each block goes on with what it completed.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Launch:
     resident: int = 1
     trips: float = 0.0
     rate: float = 1.0
+    meets: bool = True
 
     def seconds(self, device: Device) -> float:
         share = spread(self.blocks, device.processors)
@@ -114,11 +116,14 @@ class AtOnce(Launch):
 
     def seconds(self, device: Device) -> float:
         ahead = device.memory * device.meeting  # bytes
-        works = [
-            replace(p, memory=max(p.memory - ahead, 0.0)).seconds(device) - device.node
-            for p in self.phases[1:]
-        ]
-        return self.phases[0].seconds(device) + sum(works) + len(works) * device.meeting
+        total = self.phases[0].seconds(device)
+        for phase in self.phases[1:]:
+            if phase.meets:
+                fetched = replace(phase, memory=max(phase.memory - ahead, 0.0))
+                total += device.meeting + fetched.seconds(device) - device.node
+            else:
+                total += TRIP + phase.seconds(device) - device.node  # the count of what is complete
+        return total
 
 
 def at_once(name: str, launches: Sequence[Launch], resident: int) -> AtOnce:

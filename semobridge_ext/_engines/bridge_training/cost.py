@@ -40,6 +40,31 @@ class _NotedPieces(CudaTrainingPieces):
     ) -> None:  # fmt: skip
         self._note("row_loss", bytes_of(x, labels, scale, add, x, loss, dot))
 
+    def _multiplies_halves(self, shots: Tensor) -> bool:
+        return True  # as the devices of the model do
+
+    def half_product(self, x: Tensor, matrix: Tensor, out: Tensor) -> None:
+        if self.note is not None:
+            shape = (*x.shape, matrix.shape[1])
+            self.note("mm", bytes_of(x, matrix, out), 2 * x.numel() * matrix.shape[1], product=shape)
+
+    def cut_rows(self, x: Tensor, copies: int, out: Tensor, scale: Tensor) -> None:
+        self._note("cut_rows", bytes_of(x, out, scale))
+
+    def add_halves(
+        self, raw: Tensor, parts: int, bounds: Tensor, split: int, out: Tensor, accumulate: bool
+    ) -> None:
+        self._note("add_halves", bytes_of(raw, out, out if accumulate else None))
+
+    def _cross_entropy_halves(
+        self, x: Tensor, labels: Tensor, factor: float, scale: Tensor, add: Tensor | None, loss: Tensor,
+        dot: Tensor | None, left: Tensor, right: Tensor, bound: Tensor,
+    ) -> None:  # fmt: skip
+        self._note("row_loss_halves", bytes_of(x, labels, scale, add, x, loss, dot, left, right))
+
+    def _class_sums_halves(self, x: Tensor, chunk: Chunk, left: Tensor, bound: Tensor, out: Tensor) -> None:
+        self._note("class_sums_halves", bytes_of(x, left, out))
+
     def _shot_grads(
         self, e: Tensor, h: Tensor, r: Tensor, inverse_q: Tensor, dot: Tensor | None, grad_mean: Tensor
     ) -> None:

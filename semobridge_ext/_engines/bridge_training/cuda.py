@@ -5,8 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from semobridge_ext._engines.bridge_training import halves
+from semobridge_ext._engines.bridge_training.halves import WideHalves
 from semobridge_ext._engines.bridge_training.spec import Batch, Chunk
 from semobridge_ext._engines.bridge_training.torch import CHUNK_VALUES_CUDA, TorchTrainingPieces
+from semobridge_ext.runtime import half_products
 from semobridge_ext.runtime.adamw import BETAS, EPS
 from semobridge_ext.runtime.backend import _C
 from semobridge_ext.runtime.views import address, place, row_view, view
@@ -16,6 +19,7 @@ class CudaTrainingPieces(TorchTrainingPieces):
     """Every piece by the native module; cost.py counts the launches of the methods that make one."""
 
     loss_per_row = True
+    least = halves.LEAST
 
     def __init__(self, batch: Batch) -> None:
         super().__init__(batch)
@@ -24,6 +28,59 @@ class CudaTrainingPieces(TorchTrainingPieces):
     @property
     def chunk_values(self) -> int:
         return CHUNK_VALUES_CUDA
+
+    # -- wide products by halves -------------------------------------------------------------------
+
+    def wide_halves(self, shots: Tensor, wide: int) -> WideHalves | None:
+        if shots.numel() * wide < self.least or not self._multiplies_halves(shots):
+            return None
+        return WideHalves(shots, wide, self)
+
+    def _multiplies_halves(self, shots: Tensor) -> bool:
+        return half_products.served(shots.new_empty(0, dtype=torch.float16))
+
+    def half_product(self, x: Tensor, matrix: Tensor, out: Tensor) -> None:
+        half_products.product_into(out, x, matrix)
+
+    def cut_rows(self, x: Tensor, copies: int, out: Tensor, scale: Tensor) -> None:
+        _C.cut_rows_cuda(view(x), copies, out.data_ptr(), scale.data_ptr(), *place(x))
+
+    def add_halves(
+        self, raw: Tensor, parts: int, bounds: Tensor, split: int, out: Tensor, accumulate: bool
+    ) -> None:
+        _C.add_halves_cuda(view(raw), parts, bounds.data_ptr(), split, view(out), accumulate, *place(raw))
+
+    def row_loss_halves(
+        self, chunk: Chunk, x: Tensor, factor: float, scale: Tensor, loss: Tensor, add: Tensor | None,
+        dot: Tensor | None, sums: Tensor | None, left: Tensor, right: Tensor, bound: Tensor,
+    ) -> None:  # fmt: skip
+        """``row_loss`` of a product by halves, whose gradient becomes halves in its place."""
+        first, last = chunk
+        rows = slice(self.batch.bounds[first], self.batch.bounds[last])
+        part = None if dot is None else dot[rows]
+        self._cross_entropy_halves(
+            x, self.batch.labels[rows], factor, scale[rows], add, loss[rows], part, left[rows], right, bound
+        )
+        if sums is not None:
+            self._class_sums_halves(x, chunk, left[rows], bound, sums[first:last])
+
+    def _cross_entropy_halves(
+        self, x: Tensor, labels: Tensor, factor: float, scale: Tensor, add: Tensor | None, loss: Tensor,
+        dot: Tensor | None, left: Tensor, right: Tensor, bound: Tensor,
+    ) -> None:  # fmt: skip
+        _C.row_loss_halves_cuda(
+            view(x), labels.data_ptr(), factor, scale.data_ptr(), address(add), loss.data_ptr(), address(dot),
+            left.data_ptr(), right.data_ptr(), bound.data_ptr(), *place(x),
+        )  # fmt: skip
+
+    def _class_sums_halves(self, x: Tensor, chunk: Chunk, left: Tensor, bound: Tensor, out: Tensor) -> None:
+        first, last = chunk
+        _C.class_sums_halves_cuda(
+            last - first, self.batch.offsets[first:].data_ptr(), self.batch.bounds[first], view(x),
+            left.data_ptr(), bound.data_ptr(), out.data_ptr(), *place(x),
+        )  # fmt: skip
+
+    # -- shots ---------------------------------------------------------------------------------------
 
     def class_means(self, e: Tensor, tau: Tensor | None, r: Tensor, mean: Tensor) -> None:
         self._shot_norms(e, tau, r)
@@ -124,3 +181,9 @@ class CudaTrainingPieces(TorchTrainingPieces):
             parameter.numel(), parameter.data_ptr(), gradient.data_ptr(), first.data_ptr(), second.data_ptr(),
             self._table.data_ptr(), now.data_ptr(), count.data_ptr(), *BETAS, EPS, *place(parameter),
         )  # fmt: skip
+
+
+class HalvesOfAnySize(CudaTrainingPieces):
+    """Small wide products too, which the self-check compares."""
+
+    least = 0

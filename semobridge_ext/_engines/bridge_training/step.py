@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from semobridge_ext._engines.bridge_training.choice import OP, Choice, PiecesOf, choose
-from semobridge_ext._engines.bridge_training.cuda import CudaTrainingPieces
+from semobridge_ext._engines.bridge_training.cuda import CudaTrainingPieces, HalvesOfAnySize
+from semobridge_ext._engines.bridge_training.halves import WideHalves
 from semobridge_ext._engines.bridge_training.spec import LossWeights
 from semobridge_ext._engines.bridge_training.torch import TorchTrainingPieces
 from semobridge_ext._engines.bridge_training.workspace import Workspace
@@ -52,11 +53,12 @@ class BridgeTrainer(Workspace):
             device and dtype.
 
     Numerics: sums in that dtype, in an order that does not depend on the threads. Products are
-    PyTorch's and follow ``torch.backends.cuda.matmul.allow_tf32``.
+    PyTorch's and follow ``torch.backends.cuda.matmul.allow_tf32``; large wide ones are of float16 halves on
+    CUDA devices (halves.py), which keep 22 bits of an operand.
 
     Memory: 2·N·T values (plain PyTorch: 3·N·T), a chunk of logits (plain PyTorch: two; Triton: none, but
-    up to 16 of [D, C]), three of [C, C], four copies of the parameters, and about a dozen of [C, D] and
-    [C, T].
+    up to 16 of [D, C]; by halves 1 or 1.5·N·D and five of [2C, D] more), three of [C, C], four copies of
+    the parameters, and about a dozen of [C, D] and [C, T].
     """
 
     def __init__(
@@ -128,8 +130,11 @@ class BridgeTrainer(Workspace):
         if not self.consistency_on:
             return  # the operand is F̂ᵀ itself
         torch.mm(self.w, self.hat.T, out=self.back)
-        torch.mm(self.parameters["inverse"], self.back, out=self.carried)
-        if self.image_on and self._streamed is None:
+        if self._halves is None:
+            torch.mm(self.parameters["inverse"], self.back, out=self.carried)
+        else:
+            torch.mm(self.back.T, self.parameters["inverse"].T, out=self.carried.T)
+        if self.image_on and self._streamed is None and self._halves is None:
             torch.cat((self.hat.T, self.carried), dim=1, out=self.operand)
         if tau is not None:
             torch.mm(tau, self.back, out=self.square)
@@ -142,6 +147,9 @@ class BridgeTrainer(Workspace):
         """
         if self._streamed is not None:
             self._wide_streamed(self._streamed)
+            return
+        if self._halves is not None:
+            self._wide_of_halves(self._halves)
             return
         c, n, p = self.classes, len(self.shots), self.pieces
         self.z.zero_()
@@ -157,6 +165,30 @@ class BridgeTrainer(Workspace):
                 add = None if self.sums is None else self.square
                 p.row_loss(chunk, logits[:, -c:], factor, self.inverse_q, loss, add, self.dot, self.sums)
             self.z.addmm_(f.T, logits)
+
+    def _wide_of_halves(self, halves: WideHalves) -> None:
+        c, n, on, p = self.classes, len(self.shots), self.weights, halves.pieces
+        halves.cut()
+        if self.consistency_on:
+            halves.bound_consistency(on.consistency / n, self.inverse_q)
+        # Columns of the first loss: their gradients have the first bound.
+        split = c if self.image_on else 0
+        for i, chunk in enumerate(self._chunks):
+            begin, end = self.bounds[chunk[0]], self.bounds[chunk[1]]
+            logits = self.logits[: end - begin]
+            halves.multiply(begin, end, logits)
+            if self.image_on:
+                p.row_loss_halves(
+                    chunk, logits[:, :c], on.image / n, self.image_scale, self._parts["image"], None, None,
+                    None, halves.left, halves.right[:c], halves.bounds[:1],
+                )  # fmt: skip
+            if self.consistency_on:
+                p.row_loss_halves(
+                    chunk, logits[:, -c:], on.consistency / n, self.inverse_q, self._parts["consistency"],
+                    None if self.sums is None else self.square, self.dot, self.sums, halves.left,
+                    halves.right[-c:], halves.bounds[1:],
+                )  # fmt: skip
+            halves.add(begin, end, logits, split, self.z, first=i == 0)
 
     def _wide_streamed(self, losses: Callable[..., None]) -> None:
         c, n, on = self.classes, len(self.shots), self.weights
@@ -239,7 +271,15 @@ class BridgeTrainer(Workspace):
 
 
 def _check_kernels(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
-    """What is compared before `auto` takes the kernels: the loss, its gradients, and what a step changes.
+    """What is compared before `auto` takes the kernels; by halves too, where the device multiplies them."""
+    kinds: tuple[PiecesOf, ...] = (TorchTrainingPieces, TorchTrainingPieces)
+    if requested() == "native":
+        kinds = CudaTrainingPieces, HalvesOfAnySize
+    return [found for pieces in kinds for found in _checked_step(device, dtype, pieces)]
+
+
+def _checked_step(device: torch.device, dtype: torch.dtype, pieces: PiecesOf) -> list[Tensor]:
+    """The loss, its gradients, and what a step changes.
 
     The moments are not zero: AdamW's first step would be the gradient's sign, which rounding may turn.
     """
@@ -249,7 +289,6 @@ def _check_kernels(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
         for i, shape in enumerate(((24, 20), (20, 24), (8, 24), (3, 24), (3, 20)))
     )
     unit = torch.nn.functional.normalize
-    pieces = CudaTrainingPieces if requested() == "native" else TorchTrainingPieces
     trainer = BridgeTrainer(
         inverse, w, shots, labels, unit(text, dim=1), unit(hidden, dim=1), logit_scale=4.0, pieces=pieces
     )

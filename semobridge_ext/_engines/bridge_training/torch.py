@@ -8,6 +8,7 @@ repeat a step. No sum depends on the order in which threads finish.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +37,10 @@ class TorchTrainingPieces:
     @property
     def chunk_values(self) -> int:
         return CHUNK_VALUES_CUDA if self.batch.labels.is_cuda else CHUNK_VALUES
+
+    def wide_halves(self, shots: Tensor, wide: int) -> Any:
+        """What makes the wide products of halves (halves.py); None: they are float32's."""
+        return None
 
     def _take(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return self.scratch.take(name, shape, dtype or self.batch.counts.dtype)

@@ -96,6 +96,10 @@ class Workspace:
         self.mean, self.grad_mean = new(c, t), new(c, t)
         self.hat, self.hat_norms, self.grad_hat = new(c, d), new(c, 1), new(c, d)
         wide = c * (self.image_on + self.consistency_on)
+        self._halves = None if self._streamed or not wide else self.pieces.wide_halves(self.shots, wide)
+        if self._halves is not None and self.image_on:
+            self.hat = self._halves.rows[:c]
+            self._halves.bound_image(self.weights.image / n, self.image_scale)
         longest = max(self.bounds[b] - self.bounds[a] for a, b in self._chunks)
         self.logits = new(0 if self._streamed else longest, wide)
         self.pieces.longest = longest
@@ -104,7 +108,12 @@ class Workspace:
         self.operand = self.hat.T
         if self.consistency_on:
             self.back, self.grad_back, self.carried = new(t, c), new(t, c), new(d, c)
-            self.operand = new(d, wide) if self.image_on else self.carried
+            if self._halves is not None:
+                self.carried = self._halves.rows[-c:].T
+            elif self.image_on:
+                self.operand = new(d, wide)
+            else:
+                self.operand = self.carried
         self.sums = self.extra = None
         if self.consistency_on and "tau" in self.parameters:
             self.sums, self.extra = new(c, c), new(c, t)

@@ -10,13 +10,15 @@ from torch import Tensor
 
 from semobridge_ext._engines.tower_descent.cuda import CudaAttention, CudaTowerPieces
 from semobridge_ext._engines.tower_descent.plans import plan_of
-from semobridge_ext._engines.tower_descent.products import Before, Behind, tiles_of
+from semobridge_ext._engines.tower_descent.products import Before, Behind, Rounds, tiles_of
 from semobridge_ext._engines.tower_descent.spec import Block, LearnedRows, Linear, Norm, Tower
 from semobridge_ext._engines.tower_descent.step import LaunchedTower
 from semobridge_ext._engines.tower_descent.tensors import Ends
 from semobridge_ext._engines.tower_descent.torch import TorchAttention, TorchTowerPieces
 from semobridge_ext._engines.tower_descent.weights import LaunchedWeights
 from semobridge_ext.runtime.launches import Note, bytes_of
+
+ROWS = 16  # that a block of csrc/tower_descent/cuda_attention.cuh works on at once
 
 
 def _attention_cost(state: CudaAttention) -> tuple[int, int]:
@@ -26,6 +28,15 @@ def _attention_cost(state: CudaAttention) -> tuple[int, int]:
     seen = h.prefix_rows * len(h.visible) + sum(map(len, h.visible))
     rows = (queries + 2 * h.slots * h.samples + 2 * h.prefix_rows) * h.model * size
     return rows + bytes_of(state.lse), 4 * seen * h.samples * h.model
+
+
+def _rounds(state: CudaAttention, grad: bool) -> Rounds:
+    """Its query, the prefix a tile at a time, its keys; for the gradient the queries of a key behind them."""
+    h = state.heads
+    together = max(1, ROWS // h.slots)  # samples of a block
+    groups = -(-h.samples // together)
+    trips = 1 + -(-h.prefix_rows // ROWS) + h.slots
+    return Rounds(groups * h.heads, trips + grad * (1 + len(h.visible)), groups == 1)
 
 
 def tower_of_shape(
@@ -84,13 +95,16 @@ class _NotedPieces(CudaTowerPieces):
         if isinstance(state, TorchAttention):
             return super().attention(state, o)
         moved, work = _attention_cost(state)
-        self._note("attention", moved + bytes_of(o), work)
+        if self.note is not None:
+            self.note("attention", moved + bytes_of(o), work, _rounds(state, grad=False))
 
     def attention_grad(self, state: Any, grad_o: Tensor, grad_qkv: Tensor) -> None:
         if isinstance(state, TorchAttention):
             return super().attention_grad(state, grad_o, grad_qkv)
         moved, work = _attention_cost(state)
-        self._note("attention_grad", moved + bytes_of(grad_o, grad_qkv), 4 * work)
+        if self.note is not None:
+            moved += bytes_of(grad_o, grad_qkv)
+            self.note("attention_grad", moved, 4 * work, _rounds(state, grad=True))
 
     def cosine_loss(self, e: Ends) -> None:
         self._note("cosine_loss", bytes_of(e.features, e.targets, e.grad_features, e.unit, e.live))

@@ -3,8 +3,9 @@
 The launches of few_rows.py are written down once, as phases with the addresses that they name. All blocks of
 a cooperative launch are on the device at once: they take the tiles of a phase in turn, meet, and go on to the
 next. So a step pays for one launch and, phase by phase, for a meeting, which costs less than a launch; the
-matrix of the next phase is on its way to L2 meanwhile. Each phase is the launch's own code over the same
-tiles, in the same order: the same bits.
+matrix of the next phase is on its way to L2 meanwhile. The attention of a few samples needs no meeting: who
+finishes a head's last columns goes on with it, and a layer has eight in place of ten. Each phase is the
+launch's own code over the same tiles, in the same order: the same bits.
 
 Letters as in torch.py.
 """
@@ -20,6 +21,8 @@ from semobridge_ext._engines.tower_descent.cuda import FEW_SLOTS, WIDEST_HEAD, C
 from semobridge_ext._engines.tower_descent.few_rows import FewRowsPlan
 from semobridge_ext._engines.tower_descent.rows import SlotRows
 from semobridge_ext._engines.tower_descent.weights import LaunchedWeights
+
+MOST_HEADS = 64  # as in csrc/tower_descent/cuda_step.h
 
 
 def takes_one_launch(weights: LaunchedWeights, rows: SlotRows) -> bool:
@@ -68,7 +71,9 @@ class OneLaunchPlan(FewRowsPlan):
         native = self.pieces.native
         records = [*forward, native.tower_step_cuda_loss(), *backward, native.tower_step_cuda_update()]
         self.loss, self.count = len(forward), len(records)
-        whole = b"".join(records)
+        # Tiles of a head that a product has finished, where its attention need not wait for all blocks.
+        self.done = torch.zeros(MOST_HEADS, dtype=torch.int32, device=self.device)
+        whole, self.joined = native.tower_step_cuda_heads(b"".join(records), self.done.data_ptr())
         self.phases = torch.frombuffer(bytearray(whole), dtype=torch.uint8).to(self.device, copy=True)
         self.blocks = min(blocks, native.tower_step_cuda_tiles(whole))
         self.arrived = torch.zeros(1, dtype=torch.int64, device=self.device)

@@ -61,6 +61,14 @@ class Tiles(NamedTuple):
     trips: int  # loads of a block that wait for each other
 
 
+class Rounds(NamedTuple):
+    """How an attention is cut, likewise."""
+
+    blocks: int
+    trips: int
+    alone: bool  # a block has a head's samples at once: in one launch it waits for nobody
+
+
 def tiles_of(before: Before, weight: Tensor, behind: Behind) -> Tiles:
     """What the launch of this product moves."""
     (rows, k), cols, size = before.x.shape, weight.shape[1], before.x.element_size()
