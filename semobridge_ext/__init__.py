@@ -41,11 +41,18 @@ from semobridge_ext.runtime.info import build_info
 
 if TYPE_CHECKING:
     from semobridge_ext import ray as ray
+    from semobridge_ext.cli.calls.reading import read_shards, retrieve, search
+    from semobridge_ext.cli.calls.writing import extract, map_shards
     from semobridge_ext.cli.image_features import encode_images
     from semobridge_ext.data import list_picto, load_picto, load_picto_clip, picto_transform
     from semobridge_ext.handover import export_gallery
 
 _LAZY = {
+    "extract": "semobridge_ext.cli.calls.writing",
+    "map_shards": "semobridge_ext.cli.calls.writing",
+    "read_shards": "semobridge_ext.cli.calls.reading",
+    "retrieve": "semobridge_ext.cli.calls.reading",
+    "search": "semobridge_ext.cli.calls.reading",
     "encode_images": "semobridge_ext.cli.image_features",
     "export_gallery": "semobridge_ext.handover",
     "load_picto_clip": "semobridge_ext.data",
@@ -96,18 +103,23 @@ __all__ = [  # noqa: RUF022 - plain order
     "encode_images",
     "encode_text",
     "export_gallery",
+    "extract",
     "gcd_accuracy",
     "incremental_report",
     "list_picto",
     "load_picto",
     "load_picto_clip",
+    "map_shards",
     "ops",
     "oti",
     "ovi",
     "picto_transform",
+    "read_shards",
     "reference",
     "retrieval_metrics",
+    "retrieve",
     "revisited_metrics",
+    "search",
     "support_logits",
     "topk",
     "use",

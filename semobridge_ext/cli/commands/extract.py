@@ -6,7 +6,6 @@ import argparse
 import io
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,8 @@ from semobridge_ext.cli import models
 from semobridge_ext.cli.arguments import add_input_dataset, add_max_pixels, count, place_of
 from semobridge_ext.cli.engine import add_engine, cluster_of, device_of
 from semobridge_ext.cli.listing import first_difference
+from semobridge_ext.cli.output import Tell, bar_off, tell
+from semobridge_ext.cli.results import Extracted
 from semobridge_ext.cli.shard_writer import Writer, write_rows
 from semobridge_ext.cli.shards import arrow
 from semobridge_ext.cli.sources import Source, keep, open_source
@@ -185,7 +186,7 @@ class _Shard:
 def _bar(args: argparse.Namespace, total: int | None, start: int) -> Any:
     from tqdm import tqdm
 
-    return tqdm(total=total, initial=start, unit="image", desc="extract", disable=args.quiet or None)
+    return tqdm(total=total, initial=start, unit="image", desc="extract", disable=bar_off(args.quiet))
 
 
 def _encoded(
@@ -242,16 +243,26 @@ def _settings(args: argparse.Namespace, source: Any, encoder: models.Encoder, na
 
 
 def run(args: argparse.Namespace) -> int:
+    found = perform(args, tell)
+    if found.finished_already:
+        print(f"{args.out}: finished already, {found.records} features")
+    else:
+        _print_summary(found)
+    return 0
+
+
+def perform(args: argparse.Namespace, tell: Tell) -> Extracted:
+    """The whole of the command but its last line; `tell` takes what it says on the way."""
     arrow("extract")
     cluster_of("extract", args, args.device)
     names = models.resolve("extract", args.model, args.pretrained)
     if args.model is not None and names[0] != args.model:
-        print(f"model: {names[0]}", file=sys.stderr)
+        tell(f"model: {names[0]}")
     if args.out.is_file():
         raise ValueError(f"extract: OUT must be a folder, got the file {args.out}; choose another name")
     folder = Writer("extract", args.out)
     with folder.claim():
-        return _run(args, names, folder)
+        return _run(args, names, folder, tell)
 
 
 def _begin(
@@ -277,18 +288,17 @@ def _begin(
         staged.unlink(missing_ok=True)
 
 
-def _run(args: argparse.Namespace, names: tuple[str, str | None], folder: Writer) -> int:
+def _run(args: argparse.Namespace, names: tuple[str, str | None], folder: Writer, tell: Tell) -> Extracted:
     began = time.perf_counter()
     source, encoder, first = _begin(args, names, folder)
     if args.model is None:
-        print(models.NOTE, file=sys.stderr)
+        tell(models.NOTE)
     start, summary = _resume_at(folder, first, args.shard_size), folder.summary()
     if summary and summary["inputs"] == start:
-        print(f"{args.out}: finished already, {summary['rows']} features")
-        return 0
+        return Extracted.of_summary(args.out, summary, already=True)
     folder.reopen()
     if start:
-        print(f"{args.out}: {start} inputs are done, going on", file=sys.stderr)
+        tell(f"{args.out}: {start} inputs are done, going on")
     shard = _Shard(folder, first, args, source.columns)
     done, ended = start, _is_last(folder, first, args.shard_size)
     with _bar(args, source.total, start) as bar:
@@ -309,13 +319,13 @@ def _run(args: argparse.Namespace, names: tuple[str, str | None], folder: Writer
             f"shards of {args.out} and {done} read; something else wrote there: delete it and run again"
         )
     seconds = time.perf_counter() - began
-    folder.finish({
+    summary = {
         "inputs": done, "rows": kept, "corrupt": lost, "ignored": source.ignored,
         "resumed_at": start, "seconds": seconds, "images_per_second": (done - start) / seconds,
         "device": args.device, "batch_size": args.batch_size, "workers": args.workers,
-    })  # fmt: skip
-    _print_summary(args.out, done, start, kept, lost, source.ignored, seconds)
-    return 0
+    }  # fmt: skip
+    folder.finish(summary)
+    return Extracted.of_summary(args.out, summary, already=False)
 
 
 def _resume_at(folder: Writer, first: int, size: int) -> int:
@@ -330,10 +340,10 @@ def _is_last(folder: Writer, first: int, size: int) -> bool:
     return first > 0 and _resume_at(folder, first, size) < first * size
 
 
-def _print_summary(
-    out: Path, done: int, start: int, kept: int, lost: int, ignored: int, seconds: float
-) -> None:
-    corrupt = f"{lost} corrupt (listed in {out / 'corrupt.tsv'})" if lost else "none corrupt"
-    other = f", {ignored} other files ignored" if ignored else ""
-    rate = (done - start) / seconds if seconds else 0.0
-    print(f"{out}: {kept} features of {done} images, {corrupt}{other}; {seconds:.1f} s, {rate:.0f} images/s")
+def _print_summary(found: Extracted) -> None:
+    lost, seconds = found.corrupt, found.seconds
+    corrupt = f"{lost} corrupt (listed in {found.path / 'corrupt.tsv'})" if lost else "none corrupt"
+    other = f", {found.ignored} other files ignored" if found.ignored else ""
+    rate = (found.inputs - found.resumed_at) / seconds if seconds else 0.0
+    what = f"{found.records} features of {found.inputs} images"
+    print(f"{found.path}: {what}, {corrupt}{other}; {seconds:.1f} s, {rate:.0f} images/s")

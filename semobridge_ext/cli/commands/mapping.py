@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,6 +16,8 @@ from semobridge_ext import _digest, _files
 from semobridge_ext.cli import mappings
 from semobridge_ext.cli.arguments import count
 from semobridge_ext.cli.engine import add_engine, cluster_of
+from semobridge_ext.cli.output import Tell, bar_off, tell
+from semobridge_ext.cli.results import Mapped
 from semobridge_ext.cli.shard_writer import Writer, source_facts, write_header
 from semobridge_ext.cli.shards import Folder, arrow
 from semobridge_ext.cli.tables import open_features
@@ -95,7 +96,7 @@ def _file_facts(path: Path) -> str:
 def _check(args: argparse.Namespace, folder: Folder, mapping: mappings.Mapping) -> None:
     found = folder.settings().get("features", mappings.PROJECTED)
     if found != mapping.takes:
-        option = " --before-projection" if mapping.takes == mappings.HIDDEN else ""
+        option = " with --before-projection" if mapping.takes == mappings.HIDDEN else ""
         raise ValueError(
             f"map: IN must hold features of the kind '{mapping.takes}' for {mapping.name}, got '{found}' in "
             f"{folder.path}; "
@@ -138,6 +139,16 @@ def _apply(folder: Folder, out: Writer, index: int, mapped: Iterator[np.ndarray]
 
 
 def run(args: argparse.Namespace) -> int:
+    found = perform(args, tell)
+    if found.finished_already:
+        print(f"{args.out}: finished already, {found.records} rows")
+    else:
+        print(f"{args.out}: {found.records} rows by {found.mapping} {found.options}, {found.seconds:.2f} s")
+    return 0
+
+
+def perform(args: argparse.Namespace, tell: Tell) -> Mapped:
+    """The whole of the command but its last line; `tell` takes what it says on the way."""
     from tqdm import tqdm
 
     arrow("map")
@@ -179,19 +190,18 @@ def run(args: argparse.Namespace) -> int:
     with out.claim():
         first = out.begin(settings)
         if out.summary() and first == len(indices):
-            print(f"{args.out}: finished already, {out.summary()['rows']} rows")
-            return 0
+            return Mapped.of_summary(args.out, out.summary(), mapping.name, mapping.facts, already=True)
         out.reopen()
         _files.write_bytes(args.out / "mapping.safetensors", data)
         if first:
-            print(f"{args.out}: {first} shards are done, going on", file=sys.stderr)
+            tell(f"{args.out}: {first} shards are done, going on")
         mapped = _mapped(args, folder, indices[first:], mapping, data)
-        for index in tqdm(indices[first:], unit="shard", desc="map", disable=args.quiet or None):
+        for index in tqdm(indices[first:], unit="shard", desc="map", disable=bar_off(args.quiet)):
             rows += _apply(folder, out, index, mapped, args.dtype)
         seconds = time.perf_counter() - began
         total = sum(len(out.features(i)) for i in out.shards())
-        out.finish(
-            {"rows": total, "resumed_at": first, "seconds": seconds, "rows_per_second": rows / seconds}
-        )
-    print(f"{args.out}: {total} rows by {mapping.name} {mapping.facts}, {seconds:.2f} s")
-    return 0
+        summary = {
+            "rows": total, "resumed_at": first, "seconds": seconds, "rows_per_second": rows / seconds,
+        }  # fmt: skip
+        out.finish(summary)
+    return Mapped.of_summary(args.out, summary, mapping.name, mapping.facts, already=False)
