@@ -181,11 +181,11 @@ def search(
 
     Args:
         shards: a folder of `extract` or `map_shards`.
-        queries: [N, D] features of any float dtype in the space of the shards, a tensor or an array, of any
-            length; or None, and in their place
-        text: a text or a list of them, and
-        image: the path of an image or a list of them. Both are encoded by the model that made the shards and
-            pass their mapping; texts come first.
+        queries: [N, D] features in the space of the shards, a tensor or an array of any float dtype, rows of
+            any length. None: ``text`` and ``image`` are the queries, texts first.
+        text: a text or a list of them, encoded by the model that made the shards, behind `map_shards` mapped
+            as its mapping maps texts.
+        image: the path of an image or a list of them, encoded and mapped likewise.
         k: hits a query; fewer where the shards hold fewer rows.
         device: where that model runs.
         max_pixels: larger images are refused.

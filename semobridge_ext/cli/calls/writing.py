@@ -203,8 +203,9 @@ def map_shards(
         >>> import tempfile, torch, semobridge_ext as sb
         >>> import pyarrow as pa, pyarrow.parquet as pq
         >>> shift = sb.LinearMap.centering(torch.full((4,), 0.5))
+        >>> table = pa.table({"features": torch.eye(4).tolist(), "label": list("abcd")})
         >>> with tempfile.TemporaryDirectory() as home:
-        ...     pq.write_table(pa.table({"features": torch.eye(4).tolist()}), f"{home}/rows.parquet")
+        ...     pq.write_table(table, f"{home}/rows.parquet")
         ...     found = sb.map_shards(f"{home}/rows.parquet", f"{home}/centred", mapping=shift)
         ...     rows = sb.read_shards(f"{home}/centred").features
         >>> found.records, found.mapping, rows[0].tolist()
