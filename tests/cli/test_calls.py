@@ -120,6 +120,17 @@ def test_map_shards_writes_the_commands_files(home: Path, tmp_path: Path, capsys
     assert_close(got, normalize(rows, dim=1), "written", dtype=torch.float32)
 
 
+def test_a_table_is_the_commands_table(home: Path, tmp_path: Path) -> None:
+    words = ["--mapping", "bridge", "--format", "parquet", "--quiet"]
+    assert command("map", home / "feats", tmp_path / "by-command", *words) == 0
+    sb.map_shards(home / "feats", tmp_path / "table", mapping="bridge", format="parquet")
+    assert files(tmp_path / "table") == files(tmp_path / "by-command")
+    found, plain = sb.read_shards(tmp_path / "table"), sb.read_shards(home / "bridged")
+    assert torch.equal(found.features, plain.features) and found.columns == plain.columns
+    hits = [sb.search(place, plain.features[:2], k=3) for place in (tmp_path / "table", home / "bridged")]
+    assert torch.equal(hits[0].indices, hits[1].indices) and hits[0].records == hits[1].records
+
+
 def test_texts_as_a_list_are_those_of_a_file(home: Path, tmp_path: Path) -> None:
     texts = [f"a drawing of {i}" for i in range(6)]
     (tmp_path / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
@@ -290,6 +301,10 @@ REFUSALS: dict[str, tuple[Callable[[Path], Any], type, str]] = {
                 "extract: normalize must be True or False, got int 1;"),
     "other settings": (lambda h: sb.extract(h / "images", h / "feats", model="picto"), ValueError,
                        r"extract: out must hold a run of the same settings .* shard_size 5 \(now 10000\);"),
+    "a name of a table": (
+        lambda h: sb.extract(h / "images", h / "x.parquet", model="picto"), ValueError,
+        "extract: out must be the name of a folder, .*, and pass format='parquet' for a table in it",
+    ),
     "an address alone": (lambda h: sb.extract(h / "images", h / "x", model="picto", address="a:1"),
                          ValueError, "extract: address must stand beside engine='ray', got a:1 alone;"),
     "no root": (lambda h: sb.extract("torchvision:DTD", h / "x", model="picto"), ValueError,
@@ -333,6 +348,8 @@ REFUSALS: dict[str, tuple[Callable[[Path], Any], type, str]] = {
     "no galleries": (lambda h: sb.retrieve([]), ValueError, r"retrieve: shards must hold one at least, got"),
     "no place": (lambda h: sb.retrieve(h / "feats", recall_at=[0]), ValueError,
                  "retrieve: recall_at must be a whole number from 1 up, got int 0"),
+    "no maker": (lambda h: sb.search(h / "feats", text="a", model="picto"), ValueError,
+                 "search: model must stand with features that name no model, got picto for .*; leave it out"),
     "no query": (lambda h: sb.search(h / "feats"), ValueError,
                  "search: queries, text or image must be given, got none of them;"),
     "two kinds": (lambda h: sb.search(h / "feats", torch.ones(1, 192), text="a"), ValueError,

@@ -67,24 +67,26 @@ def read_shards(shards: Any, *, normalize: bool = False) -> ShardRows:
 
 
 def _stored(folder: Folder, indices: list[int]) -> Tensor:  # [N, D]
-    """All rows, as they are stored."""
-    # Facts alone: pages of a mapped file stay in memory for as long as its rows are held.
-    facts = [(rows.shape, rows.dtype) for i in indices if (rows := folder.features(i)).numel()]
-    widths = list(dict.fromkeys(shape[1] for shape, _ in facts))
+    """All rows, as they are stored; each shard is read once."""
+    # Shapes alone: pages of a mapped file stay in memory for as long as its rows are held.
+    shapes = [shape for index in indices if all(shape := folder.shape(index))]
+    widths = list(dict.fromkeys(width for _, width in shapes))
     if len(widths) > 1:
         raise ValueError(
             f"read_shards: SHARDS must be of one width, got {widths[0]} and {widths[1]} in {folder.path}; "
             "make the folder again"
         )
-    dtypes = {dtype for _, dtype in facts}
-    dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
-    found = torch.empty(sum(shape[0] for shape, _ in facts), widths[0] if widths else 0, dtype=dtype)
-    at = 0
+    found, at = torch.empty(0, 0), 0
     for index in indices:
         rows = folder.features(index)
-        if rows.numel():
-            found[at : at + len(rows)] = rows
-            at += len(rows)
+        if not rows.numel():
+            continue
+        if at == 0:
+            found = torch.empty(sum(count for count, _ in shapes), rows.shape[1], dtype=rows.dtype)
+        elif rows.dtype is not found.dtype:
+            found = found.float()
+        found[at : at + len(rows)] = rows
+        at += len(rows)
     return found
 
 
@@ -93,7 +95,7 @@ def _columns(folder: Folder, indices: list[int]) -> dict[str, list[Any]]:
     count = 0
     for index in indices:
         part = folder.table(index).to_pydict()
-        size = len(folder.features(index))
+        size = folder.shape(index)[0]
         for name in part:
             found.setdefault(name, [None] * count)
         for name, values in found.items():
@@ -168,6 +170,8 @@ def search(
     text: Any = (),
     image: Any = (),
     k: int = 10,
+    model: str | None = None,
+    pretrained: Any = None,
     device: str = "cpu",
     max_pixels: int = PIXELS,
     engine: str = "local",
@@ -180,13 +184,16 @@ def search(
     `Gallery` searches one that is, again and again.
 
     Args:
-        shards: a folder of `extract` or `map_shards`.
+        shards: a folder of `extract`, `map_shards` or clip-retrieval, a .parquet file or a folder of them, or
+            a .lance data set.
         queries: [N, D] features in the space of the shards, a tensor or an array of any float dtype, rows of
             any length. None: ``text`` and ``image`` are the queries, texts first.
         text: a text or a list of them, encoded by the model that made the shards, behind `map_shards` mapped
             as its mapping maps texts.
         image: the path of an image or a list of them, encoded and mapped likewise.
         k: hits a query; fewer where the shards hold fewer rows.
+        model: what made the rows, by the names of `extract`, where they do not name it themselves.
+        pretrained: open_clip's tag or a checkpoint file of ``model``.
         device: where that model runs.
         max_pixels: larger images are refused.
         engine: "local", or "ray" for the actors of a Ray cluster, which find the same rows.
@@ -220,8 +227,8 @@ def search(
         (1, '1.png')
     """
     args = SEARCH.arguments(
-        shards=shards, text=text, image=image, k=k, device=device, max_pixels=max_pixels, engine=engine,
-        address=address, actors=actors,
+        shards=shards, text=text, image=image, k=k, model=model, pretrained=pretrained, device=device,
+        max_pixels=max_pixels, engine=engine, address=address, actors=actors,
     )  # fmt: skip
     if queries is None and not args.text and not args.image:
         remedy = "pass features, or for example text='a red flag'"
@@ -246,7 +253,7 @@ def _unit_queries(queries: Any, shards: Path) -> Tensor:  # [N, D] float32
         remedy = "pass one row per query, for example queries[None]"
         raise ValueError(_errors.message("search", "queries", "be [N, D]", given, remedy))
     folder = open_features("search", shards)
-    width = next((w for i in folder.shards() if (w := folder.features(i).shape[1])), given.shape[1])
+    width = next((w for i in folder.shards() if (w := folder.shape(i)[1])), given.shape[1])
     _errors.check_last_dim("search", "queries", given, width, f"{shards} holds rows of that width")
     _errors.check_rows("search", "queries", given, "drop them", infinite=False)
     return torch.nn.functional.normalize(given.detach().cpu().float(), dim=1)

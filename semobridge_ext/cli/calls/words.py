@@ -19,8 +19,8 @@ from semobridge_ext import _errors, _numbers
 _PROSE = ("text", "template")  # what a person writes, whatever it begins with
 # A word of the usage, unless it is part of a path.
 _METAVAR = r"(?<![\w/.-]){}(?![\w/.-])"
-# What may stand behind an option in a sentence as its value: a name, or a word that is one.
-_VALUE = r"(?: (?P<value>ray|cpu|[A-Z][\w/.-]*))?"
+# What may stand behind an option in a sentence as its value: a name, or one of the option's words.
+_VALUE = r"(?: (?P<value>{}[A-Z][\w/.-]*))?"
 
 
 class Call:
@@ -154,7 +154,9 @@ class Call:
         for dest, action in self.actions.items():
             for flag in action.option_strings:
                 if flag.startswith("--"):
-                    pattern = rf"(?<![\w/-]){flag}(?![\w-])" + ("" if action.nargs == 0 else _VALUE)
+                    words = "".join(f"{word}|" for word in (action.choices or ("cpu",)))
+                    value = "" if action.nargs == 0 else _VALUE.format(words)
+                    pattern = rf"(?<![\w/-]){flag}(?![\w-]){value}"
                     text = re.sub(pattern, self._written(dest, action), text)
         return text
 

@@ -40,6 +40,7 @@ def extract(
     batch_size: int = 128,
     workers: int = 0,
     dtype: str = "float16",
+    format: str = "shards",
     shard_size: int = 10000,
     label: str = "parent",
     path_column: str | None = None,
@@ -75,6 +76,8 @@ def extract(
         batch_size: images encoded at once.
         workers: processes that decode; 0 decodes in this one.
         dtype: of the stored rows, "float16" or "float32".
+        format: "shards"; or "parquet", "lance": ``out`` holds a table in place of shards, which every
+            function that takes shards reads too.
         shard_size: inputs a shard: what a kill can lose.
         label: of a folder, which one names the class: "parent" of the image, the "first" below ``source``, or
             "none".
@@ -124,8 +127,8 @@ def extract(
         raise TypeError(_errors.message("extract", "model", contract, model, remedy))
     args = EXTRACT.arguments(
         progress, input=source, out=out, model=model, pretrained=pretrained, device=device,
-        batch_size=batch_size, workers=workers, dtype=dtype, shard_size=shard_size, label=label,
-        path_column=path_column, normalize=normalize, before_projection=before_projection,
+        batch_size=batch_size, workers=workers, dtype=dtype, format=format, shard_size=shard_size,
+        label=label, path_column=path_column, normalize=normalize, before_projection=before_projection,
         max_pixels=max_pixels, max_member_bytes=max_member_bytes, max_tar_bytes=max_tar_bytes, root=root,
         download=download, split=split, engine=engine, address=address, actors=actors,
     )  # fmt: skip
@@ -139,6 +142,7 @@ def map_shards(
     *,
     mapping: Any,
     dtype: str = "float16",
+    format: str = "shards",
     atol: float | None = None,
     components: int | None = None,
     texts: Any = None,
@@ -168,6 +172,7 @@ def map_shards(
         mapping: a fitted `Bridge`, `IsoCLIP`, `LinearMap` or `RoleCentering`, the file that its ``save``
             wrote, or a name: "bridge", "centering", "isoclip", "pca", "procrustes".
         dtype: of the stored rows, "float16" or "float32".
+        format: "shards"; or "parquet", "lance": ``out`` holds a table in place of shards.
         atol: bridge: singular values up to it are dropped; None: 0.3.
         components: pca: the number of directions; None: half the width.
         texts: pca, centering: a list, or a file with one text a line; None: the class names of ``shards``.
@@ -214,9 +219,10 @@ def map_shards(
     with tempfile.TemporaryDirectory(prefix="semobridge-ext-") as place:
         file, lines = _stored(mapping, Path(place)), _listed(texts, Path(place))
         args = MAP.arguments(
-            progress, input=shards, out=out, mapping=file, dtype=dtype, atol=atol, components=components,
-            texts=lines, template=template, fit=fit, onto=onto, center=center, k_top=k_top, k_bottom=k_bottom,
-            published=published, compress=compress, engine=engine, address=address, actors=actors,
+            progress, input=shards, out=out, mapping=file, dtype=dtype, format=format, atol=atol,
+            components=components, texts=lines, template=template, fit=fit, onto=onto, center=center,
+            k_top=k_top, k_bottom=k_bottom, published=published, compress=compress, engine=engine,
+            address=address, actors=actors,
         )  # fmt: skip
         with MAP.own_words({str(file): f"a fitted {type(mapping).__name__}"} if file is not mapping else {}):
             return map_command.perform(args, _silent)

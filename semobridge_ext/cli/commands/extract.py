@@ -20,9 +20,10 @@ from semobridge_ext.cli.engine import add_engine, cluster_of, device_of
 from semobridge_ext.cli.listing import first_difference
 from semobridge_ext.cli.output import Tell, bar_off, tell
 from semobridge_ext.cli.results import Extracted
-from semobridge_ext.cli.shard_writer import Writer, write_rows
+from semobridge_ext.cli.shard_writer import Writer
 from semobridge_ext.cli.shards import arrow
 from semobridge_ext.cli.sources import Source, keep, open_source
+from semobridge_ext.cli.table_writer import add_format, open_writer
 from semobridge_ext.cli.tar_members import MEMBER_BYTES
 from semobridge_ext.cli.tar_streams import UNPACKED_BYTES
 
@@ -66,6 +67,9 @@ output (the layout of clip-retrieval):
   OUT/img_emb/img_emb_0.npy           [n, D] raw rows of encode_image; --normalize gives the unit rows
                                       that clip-retrieval itself stores
   OUT/metadata/metadata_0.parquet     image_path, label ..: row i belongs to row i of the features
+  OUT/features/part-00000.parquet     with --format parquet, in place of both: column features beside the
+                                      others; a folder that any reader of Parquet data sets takes
+  OUT/features.lance                  with --format lance; needs pylance (semobridge-ext[lance])
   OUT/corrupt.tsv                     what could not be decoded, and why; tabs, line breaks and
                                       backslashes in names as \\t, \\n, \\\\
   OUT/settings.json, summary.json     what was run; how many, how long
@@ -77,6 +81,7 @@ examples:
   semobridge-ext extract list.txt feats/ --model ViT-B-16 --pretrained checkpoints/vitb16.pt
   semobridge-ext extract --dataset torchvision:DTD feats/ --root data/
   semobridge-ext extract 'shards/{00000..00099}.tar' feats/ --model hf-hub:OWNER/NAME --workers 8
+  semobridge-ext extract photos/ feats/ --format parquet --dtype float32
   semobridge-ext extract photos/ hidden/ --before-projection      for map --mapping isoclip
 then: semobridge-ext map, search, retrieve, report
 """
@@ -99,6 +104,7 @@ def add_parser(subparsers: Any) -> None:
     text = f"decoding processes; 0: in this one (default here: {cores})"
     parser.add_argument("--workers", type=lambda w: count(w, 0), default=cores, metavar="N", help=text)
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the shards")
+    add_format(parser)
     parser.add_argument("--shard-size", type=count, default=10000, metavar="N",
                         help="inputs a shard: what a kill can lose (default: 10000)")  # fmt: skip
     parser.add_argument("--label", choices=("parent", "first", "none"), default="parent",
@@ -178,7 +184,7 @@ class _Shard:
         table = table.replace_schema_metadata({"inputs": str(self.inputs), "corrupt": losses})
         parquet = io.BytesIO()
         arrow("extract").write_table(table, parquet)
-        self.folder.write(self.index, lambda file: write_rows(file, rows), parquet.getvalue())
+        self.folder.add(self.index, len(rows), [rows], self.dtype, parquet.getvalue())
         self.index += 1
         self._clear()
 
@@ -260,7 +266,7 @@ def perform(args: argparse.Namespace, tell: Tell) -> Extracted:
         tell(f"model: {names[0]}")
     if args.out.is_file():
         raise ValueError(f"extract: OUT must be a folder, got the file {args.out}; choose another name")
-    folder = Writer("extract", args.out)
+    folder = open_writer("extract", args.out, args.format)
     with folder.claim():
         return _run(args, names, folder, tell)
 

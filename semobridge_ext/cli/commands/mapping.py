@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -18,8 +18,9 @@ from semobridge_ext.cli.arguments import count
 from semobridge_ext.cli.engine import add_engine, cluster_of
 from semobridge_ext.cli.output import Tell, bar_off, tell
 from semobridge_ext.cli.results import Mapped
-from semobridge_ext.cli.shard_writer import Writer, source_facts, write_header
+from semobridge_ext.cli.shard_writer import Writer, source_facts
 from semobridge_ext.cli.shards import Folder, arrow
+from semobridge_ext.cli.table_writer import add_format, open_writer
 from semobridge_ext.cli.tables import open_features
 
 _DESCRIPTION = """\
@@ -51,6 +52,7 @@ examples:
   semobridge-ext map feats/ feats-centred/ --mapping centering
   semobridge-ext map old/ as-new/ --mapping procrustes --fit old-sample/ --onto new-sample/
   semobridge-ext map feats.parquet feats-bridge/ --mapping bridge.safetensors   # or .lance, or a folder
+  semobridge-ext map feats/ bridged/ --mapping bridge --format parquet   # bridged/features/part-00000.parquet
 then: semobridge-ext retrieve feats/ feats-bridge/ feats-pca/
 """
 
@@ -68,6 +70,7 @@ def add_parser(subparsers: Any) -> None:
     names = "|".join(mappings.MAKERS)
     parser.add_argument("--mapping", required=True, metavar="NAME", help=f"{names}|FILE.safetensors")
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of OUT")
+    add_format(parser)
     add = parser.add_argument
     add("--atol", type=float, help=f"bridge: singular values dropped ({mappings.ATOL})")
     add("--components", type=count, metavar="K", help="pca: directions (default: D/2)")
@@ -122,20 +125,10 @@ def _mapped(
 
 def _apply(folder: Folder, out: Writer, index: int, mapped: Iterator[np.ndarray], dtype: str) -> int:
     """One shard, whose parts come next; its rows."""
-    source = folder.features(index)
-
-    def features(file: BinaryIO) -> None:
-        width = None
-        for rows in islice(mapped, len(folder.parts(index))):
-            if width is None:
-                width = rows.shape[1]
-                write_header(file, (len(source), width), dtype)
-            file.write(rows.tobytes())
-        if width is None:  # a shard whose images were all corrupt
-            write_header(file, (0, 0), dtype)
-
-    out.write(index, features, folder.metadata_bytes(index))
-    return len(source)
+    parts = folder.parts(index)
+    size = parts[-1][2] if parts else 0
+    out.add(index, size, islice(mapped, len(parts)), dtype, folder.metadata_bytes(index))
+    return size
 
 
 def run(args: argparse.Namespace) -> int:
@@ -186,7 +179,7 @@ def perform(args: argparse.Namespace, tell: Tell) -> Mapped:
         "source": str(args.input.resolve()),
         "source_digest": source_facts(folder),
     }
-    out, began, rows = Writer("map", args.out), time.perf_counter(), 0
+    out, began, rows = open_writer("map", args.out, args.format), time.perf_counter(), 0
     with out.claim():
         first = out.begin(settings)
         if out.summary() and first == len(indices):
@@ -199,9 +192,9 @@ def perform(args: argparse.Namespace, tell: Tell) -> Mapped:
         for index in tqdm(indices[first:], unit="shard", desc="map", disable=bar_off(args.quiet)):
             rows += _apply(folder, out, index, mapped, args.dtype)
         seconds = time.perf_counter() - began
-        total = sum(len(out.features(i)) for i in out.shards())
         summary = {
-            "rows": total, "resumed_at": first, "seconds": seconds, "rows_per_second": rows / seconds,
+            "rows": out.row_total(), "resumed_at": first, "seconds": seconds,
+            "rows_per_second": rows / seconds,
         }  # fmt: skip
         out.finish(summary)
     return Mapped.of_summary(args.out, summary, mapping.name, mapping.facts, already=False)
