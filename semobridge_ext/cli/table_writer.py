@@ -5,7 +5,8 @@
     FOLDER/shards.jsonl                  one line a shard: its number, what proves it, counts, what was lost
     FOLDER/settings.json, summary.json   as shards have them
 
-Columns: those of the metadata, and `features`, a list of fixed size of float16 or float32.
+Columns: those of the metadata, `text_features` where `map` found texts, and `features`: lists of fixed size,
+of float16 or float32.
 """
 
 from __future__ import annotations
@@ -54,6 +55,22 @@ def open_writer(function: str, path: Path, layout: str) -> Writer:
     return _WRITERS.get(layout, Writer)(function, path)
 
 
+def with_texts(function: str, metadata: bytes, texts: np.ndarray) -> bytes:  # [n, D]
+    """Records as a Parquet file, and the vectors of their texts as one column more."""
+    import pyarrow
+
+    parquet, file = arrow(function), io.BytesIO()
+    table = parquet.read_table(io.BytesIO(metadata))
+    if len(table) != len(texts):
+        raise ValueError(
+            f"{function}: IN must have a text for each of {len(table)} rows of a shard, got {len(texts)}; "
+            "make the folder again"
+        )
+    column = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(texts.reshape(-1)), texts.shape[1])
+    parquet.write_table(table.append_column(TEXT_COLUMN, column), file)
+    return file.getvalue()
+
+
 class TableWriter(Writer):
     """A table that this run makes, or goes on with."""
 
@@ -99,7 +116,9 @@ class TableWriter(Writer):
         import pyarrow
 
         for name in (COLUMNS[0], TEXT_COLUMN):
-            if name in table.column_names:
+            kinds = [field.type for field in table.schema if field.name == name]
+            texts = name == TEXT_COLUMN and len(kinds) == 1 and pyarrow.types.is_fixed_size_list(kinds[0])
+            if kinds and not texts:
                 raise ValueError(
                     f"{self.function}: --format {self.layout} must meet metadata without a column {name}, "
                     "got one; rename it, or write shards"
@@ -169,7 +188,8 @@ class ParquetWriter(TableWriter):
 
     def _store(self, index: int, parts: Iterator[Any]) -> Iterator[Any]:
         parquet, path, first = arrow(self.function), self._part(index), next(parts)
-        plain = [name for name in first.column_names if name != COLUMNS[0]]  # vectors repeat nothing
+        vectors = COLUMNS[0], TEXT_COLUMN  # which repeat nothing
+        plain = [name for name in first.column_names if name not in vectors]
         with _files.replaced(path) as file:
             with parquet.ParquetWriter(file, first.schema, use_dictionary=plain) as writer:
                 for part in chain([first], parts):

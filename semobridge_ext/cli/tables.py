@@ -66,6 +66,14 @@ def holds_features(path: str | Path) -> bool:
     return (Path(path) / FEATURES).is_dir() or _table_at(Path(path), FEATURES) is not None
 
 
+def texts_beside(folder: Folder) -> Folder | None:
+    """The texts of the same rows; None where there are none."""
+    if isinstance(folder, Tables):
+        found = folder.shards() and folder.has_texts()
+        return type(folder)(folder.function, folder.path, folder.data, TEXTS) if found else None
+    return Folder(folder.function, folder.path, TEXTS) if (folder.path / TEXTS).is_dir() else None
+
+
 def lance_library(function: str, task: str) -> Any:
     try:
         import lance
@@ -138,8 +146,18 @@ class Tables(Folder):
 
     def _others(self, source: int) -> list[str]:
         """The names of the metadata."""
-        vectors = (self._column(source), *((COLUMNS[0], TEXT_COLUMN) if self.data != self.path else ()))
+        vectors = [self._column(source), *([TEXT_COLUMN] if self.has_texts(source) else [])]
+        if self.data != self.path:  # its texts are asked for: the images are no metadata either
+            vectors.append(COLUMNS[0])
         return [name for name in self._schema(source).names if name not in vectors]
+
+    def has_texts(self, source: int = 0) -> bool:
+        """Whether there is a column of the texts' vectors."""
+        import pyarrow
+
+        at = self._schema(source).get_field_index(TEXT_COLUMN)
+        kind = None if at < 0 else self._schema(source).field(at).type
+        return kind is not None and pyarrow.types.is_nested(getattr(kind, "storage_type", kind))
 
     def _taken(self, columns: list[str], index: int) -> Any:
         place = self._places[index]
@@ -329,7 +347,7 @@ def read_seals(home: Path) -> dict[int, Seal]:
             pairs = [(path, why) for path, why in lost]
         except (ValueError, TypeError):
             continue
-        whole = all(type(number) is int and number >= 0 for number in (index, rows, inputs))
-        if whole and all(isinstance(text, str) for pair in pairs for text in pair):
+        whole = all(type(number) is int and 0 <= number < 1 << 53 for number in (index, rows, inputs))
+        if whole and inputs == rows + len(pairs) and all(isinstance(text, str) for p in pairs for text in p):
             found[index] = Seal(proof, rows, inputs, pairs)
     return found

@@ -72,7 +72,7 @@ def test_extract_writes_the_commands_files_and_is_silent(home: Path, tmp_path: P
     assert capsys.readouterr() == ("", "")
 
 
-def test_an_interrupted_call_goes_on(home: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_an_interrupted_call_goes_on(home: Path, tmp_path: Path, monkeypatch, capsys, caplog) -> None:
     calls, plain = [], models.rows_of
 
     def interrupted(*args: Any) -> np.ndarray:
@@ -88,7 +88,9 @@ def test_an_interrupted_call_goes_on(home: Path, tmp_path: Path, monkeypatch, ca
     assert not (tmp_path / "feats" / "summary.json").exists()
     with pytest.raises(ValueError, match=r"^read_shards: shards must be finished, got"):
         sb.read_shards(tmp_path / "feats")
-    found = sb.extract(home / "images", tmp_path / "feats", **FEW, progress=True)
+    with caplog.at_level("INFO", "semobridge_ext"):
+        found = sb.extract(home / "images", tmp_path / "feats", **FEW, progress=True)
+    assert caplog.messages == [f"{tmp_path / 'feats'}: {SHARD} inputs are done, going on"]
     assert found.resumed_at == SHARD and found.records == 11
     told = capsys.readouterr()
     assert told.out == "" and "extract:" in told.err and "12/12" in told.err  # the bar, and nothing else

@@ -15,6 +15,7 @@ import torch
 import semobridge_ext as sb
 from semobridge_ext.cli import discovery_problem, fewshot_problems, parquet_rows, serve_session, tables
 from semobridge_ext.clip.class_text import class_text_features
+from semobridge_ext.ray import jobs
 from tests.cli.test_tables import shards
 from tests.support.images import command, write
 
@@ -78,6 +79,21 @@ def test_shards_of_a_long_table(kind: str, tmp_path: Path, monkeypatch: pytest.M
     assert folder.column("id") == list(range(20))
     assert np.array_equal(torch.cat(list(folder.blocks())).numpy(), values)
     assert folder.records(1, [0, 5]) == [{"id": 6, "name": "g"}, {"id": 11, "name": "l"}]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parts_of_an_actor(kind: str, rows: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a node of a cluster reads by shard, first row and end, in whatever order."""
+    monkeypatch.setattr(tables, "ROWS", 5)
+    monkeypatch.setattr("semobridge_ext.cli.shards._ROWS", 2)
+    path = table(kind, tmp_path, rows)
+    folder, values = tables.open_features("map", path), np.stack(rows["embedding"].to_numpy())
+    parts = [part for index in folder.shards() for part in folder.parts(index)]
+    assert parts == [(0, 0, 2), (0, 2, 4), (0, 4, 5), (1, 0, 2), (1, 2, 4), (1, 4, 5), (2, 0, 2)]
+    actor = jobs._Shards("map", path)
+    for part in parts[::-2] + parts[1::2]:
+        index, first, end = part
+        assert np.array_equal(actor.rows(part).numpy(), values[5 * index + first : 5 * index + end])
 
 
 def test_a_large_file_is_never_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""`--format parquet` and `lance`: the rows of the shards, by the formats' own libraries; also of broken runs."""
+"""`--format parquet` and `lance`: the rows of the shards, by the formats' own libraries; broken runs too."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import semobridge_ext as sb
 from semobridge_ext import _files
 from semobridge_ext.cli import tables
 from semobridge_ext.cli.commands import report
+from semobridge_ext.cli.galleries import open_folder
 from semobridge_ext.cli.tables import open_features
 from tests.cli.test_tables import shards
 from tests.support.images import command, write
@@ -139,6 +140,30 @@ def test_map_of_blocks(kind: str, source: Path, monkeypatch: pytest.MonkeyPatch)
     assert sum(1 for _ in open_features("map", out).blocks()) == 3
     again = open_features("map", out)
     assert again.summary()["rows"] == N and again.column("name") == [f"n{i}" for i in range(N)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_go_along_through_their_own_side(
+    kind: str, source: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """As the column text_features, which retrieve reads as texts."""
+    rng, linear = np.random.default_rng(1), sb.LinearMap.load(source.parent / "map.safetensors")
+    texts = rng.standard_normal((N, D)).astype(np.float32)
+    (source / "text_emb").mkdir()
+    for i, part in enumerate(np.split(texts, (7, 12))):
+        np.save(source / "text_emb" / f"text_emb_{i}.npy", part)
+    assert mapped(source, kind) == 0
+    check(kind, source)
+    out = source.parent / "out"
+    found = np.stack(stored(kind, out)["text_features"].to_numpy())
+    want = linear(torch.from_numpy(texts)).numpy()
+    assert found.dtype == np.float32 and np.array_equal(found, want)
+    side = open_folder(out / "text_emb")
+    assert side.part == "text_emb" and np.array_equal(torch.cat(list(side.blocks())).numpy(), want)
+    assert side.table(0).column_names == open_features("map", out).table(0).column_names == ["id", "name"]
+    np.save(source / "text_emb" / "text_emb_1.npy", texts[:3])
+    assert mapped(source, kind, "short") == 2
+    assert "must have a text for each of 5 rows of a shard, got 3" in capsys.readouterr().err
 
 
 class _Broken(Exception):

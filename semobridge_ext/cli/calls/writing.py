@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Sequence
@@ -26,8 +27,7 @@ MAP = Call("map_shards", "map", map_command, {"input": "shards"}, _OTHERS)
 _FITTED = {Bridge: "bridge", IsoCLIP: "isoclip", LinearMap: "linear map", RoleCentering: "centering"}
 
 
-def _silent(line: str) -> None:
-    pass
+_tell = logging.getLogger("semobridge_ext").info  # what a command says on stderr
 
 
 def extract(
@@ -133,7 +133,7 @@ def extract(
         download=download, split=split, engine=engine, address=address, actors=actors,
     )  # fmt: skip
     with EXTRACT.own_words():
-        return extract_command.perform(args, _silent)
+        return extract_command.perform(args, _tell)
 
 
 def map_shards(
@@ -225,7 +225,7 @@ def map_shards(
             address=address, actors=actors,
         )  # fmt: skip
         with MAP.own_words({str(file): f"a fitted {type(mapping).__name__}"} if file is not mapping else {}):
-            return map_command.perform(args, _silent)
+            return map_command.perform(args, _tell)
 
 
 def _stored(mapping: Any, place: Path) -> Any:

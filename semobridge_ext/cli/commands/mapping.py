@@ -20,8 +20,8 @@ from semobridge_ext.cli.output import Tell, bar_off, tell
 from semobridge_ext.cli.results import Mapped
 from semobridge_ext.cli.shard_writer import Writer, source_facts
 from semobridge_ext.cli.shards import Folder, arrow
-from semobridge_ext.cli.table_writer import add_format, open_writer
-from semobridge_ext.cli.tables import open_features
+from semobridge_ext.cli.table_writer import add_format, open_writer, with_texts
+from semobridge_ext.cli.tables import open_features, texts_beside
 
 _DESCRIPTION = """\
 Applies a mapping to every row of a folder of shards and writes another one: unit rows, the same order,
@@ -123,11 +123,32 @@ def _mapped(
     return mapped(folder.path, parts, data, args.dtype, cluster)
 
 
-def _apply(folder: Folder, out: Writer, index: int, mapped: Iterator[np.ndarray], dtype: str) -> int:
+def _texts_beside(folder: Folder, out: Writer, mapping: mappings.Mapping, tell: Tell) -> Folder | None:
+    """The texts that a table takes along, through their own side of the mapping."""
+    texts = None if out.layout == "shards" else texts_beside(folder)
+    if texts is not None and mapping.text is None:
+        tell(f"{folder.path}: its texts are left out, {mapping.name} has no map for them")
+        return None
+    return texts
+
+
+def _records(
+    folder: Folder, texts: Folder | None, index: int, mapping: mappings.Mapping, dtype: str
+) -> bytes:
+    metadata = folder.metadata_bytes(index)
+    if texts is None or mapping.text is None or not folder.shape(index)[0]:
+        return metadata
+    rows = mapping.text(texts.features(index).float()).numpy().astype(dtype)
+    return with_texts("map", metadata, rows)
+
+
+def _apply(
+    folder: Folder, out: Writer, index: int, mapped: Iterator[np.ndarray], dtype: str, metadata: bytes
+) -> int:
     """One shard, whose parts come next; its rows."""
     parts = folder.parts(index)
     size = parts[-1][2] if parts else 0
-    out.add(index, size, islice(mapped, len(parts)), dtype, folder.metadata_bytes(index))
+    out.add(index, size, islice(mapped, len(parts)), dtype, metadata)
     return size
 
 
@@ -180,6 +201,10 @@ def perform(args: argparse.Namespace, tell: Tell) -> Mapped:
         "source_digest": source_facts(folder),
     }
     out, began, rows = open_writer("map", args.out, args.format), time.perf_counter(), 0
+    texts = _texts_beside(folder, out, mapping, tell)
+    if texts is not None:
+        texts.shards()
+        settings["texts_digest"] = source_facts(texts)
     with out.claim():
         first = out.begin(settings)
         if out.summary() and first == len(indices):
@@ -190,7 +215,8 @@ def perform(args: argparse.Namespace, tell: Tell) -> Mapped:
             tell(f"{args.out}: {first} shards are done, going on")
         mapped = _mapped(args, folder, indices[first:], mapping, data)
         for index in tqdm(indices[first:], unit="shard", desc="map", disable=bar_off(args.quiet)):
-            rows += _apply(folder, out, index, mapped, args.dtype)
+            metadata = _records(folder, texts, index, mapping, args.dtype)
+            rows += _apply(folder, out, index, mapped, args.dtype, metadata)
         seconds = time.perf_counter() - began
         summary = {
             "rows": out.row_total(), "resumed_at": first, "seconds": seconds,
