@@ -42,6 +42,7 @@ from semobridge_ext.runtime.info import build_info
 if TYPE_CHECKING:
     from semobridge_ext import ray as ray
     from semobridge_ext.cli.calls.reading import read_shards, retrieve, search
+    from semobridge_ext.cli.calls.reporting import report_shards
     from semobridge_ext.cli.calls.writing import extract, map_shards
     from semobridge_ext.cli.image_features import encode_images
     from semobridge_ext.data import list_picto, load_picto, load_picto_clip, picto_transform
@@ -51,6 +52,7 @@ _LAZY = {
     "extract": "semobridge_ext.cli.calls.writing",
     "map_shards": "semobridge_ext.cli.calls.writing",
     "read_shards": "semobridge_ext.cli.calls.reading",
+    "report_shards": "semobridge_ext.cli.calls.reporting",
     "retrieve": "semobridge_ext.cli.calls.reading",
     "search": "semobridge_ext.cli.calls.reading",
     "encode_images": "semobridge_ext.cli.image_features",
@@ -116,6 +118,7 @@ __all__ = [  # noqa: RUF022 - plain order
     "picto_transform",
     "read_shards",
     "reference",
+    "report_shards",
     "retrieval_metrics",
     "retrieve",
     "revisited_metrics",

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 import semobridge_ext as sb
 from semobridge_ext.cli import models
-from semobridge_ext.cli.calls import reading, writing
+from semobridge_ext.cli.calls import reading, reporting, writing
 from tests.support.assertions import assert_close, assert_figures
 from tests.support.images import command, write
 
@@ -133,6 +133,7 @@ def test_a_table_is_the_commands_table(home: Path, tmp_path: Path) -> None:
     assert torch.equal(hits[0].indices, hits[1].indices) and hits[0].records == hits[1].records
 
 
+@pytest.mark.slow
 def test_texts_as_a_list_are_those_of_a_file(home: Path, tmp_path: Path) -> None:
     texts = [f"a drawing of {i}" for i in range(6)]
     (tmp_path / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
@@ -228,14 +229,40 @@ def test_search_by_features(home: Path) -> None:
     assert sb.search(home / "feats", rows[:1], k=99).scores.shape == (1, 11)
 
 
+@pytest.mark.slow
+def test_report_shards_writes_the_commands_files(home: Path, tmp_path: Path, capsys) -> None:
+    given, words = [home / "feats", home / "bridged"], ["--shots", 1, "--seeds", 2, "--no-text"]
+    assert command("report", *given, *words, "--out", tmp_path / "c" / "r.html") == 0
+    capsys.readouterr()
+    found = sb.report_shards(given, out=tmp_path / "p" / "r.html", shots=[1], seeds=2, text=False)
+    assert capsys.readouterr() == ("", "")
+    assert list(found["folders"]) == ["feats", "bridged"] and found["images"] == 11
+    made = [json.loads((tmp_path / name / "r.json").read_text()) for name in "cp"]
+    for one in made:
+        one.pop("made")  # the minute
+        one.pop("environment")
+        for figures in one["folders"].values():
+            figures["retrieval"].pop("seconds")
+    assert made[0] == made[1]
+    names = sorted(path.name for path in (tmp_path / "c").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "p").iterdir()) and len(names) > 4
+    for name in (name for name in names if name.endswith(".csv") and name != "r_timings.csv"):
+        assert (tmp_path / "p" / name).read_bytes() == (tmp_path / "c" / name).read_bytes(), name
+    shown = [(tmp_path / name / "r.html").read_text().count("data:image/") for name in "cp"]
+    assert shown[0] == shown[1] >= CLASSES
+
+
 # -- words -------------------------------------------------------------------------------------------
 
 
-CALLS = {call.function: call for call in (writing.EXTRACT, writing.MAP, reading.RETRIEVE, reading.SEARCH)}
+CALLS = {
+    call.function: call
+    for call in (writing.EXTRACT, writing.MAP, reading.RETRIEVE, reading.SEARCH, reporting.REPORT)
+}
 # What a command has and its function has not: files of the result, and what only words need.
 LEFT_OUT = {
     "extract": {"quiet", "dataset"}, "map_shards": {"quiet"}, "retrieve": {"csv", "json"},
-    "search": {"out", "json"},
+    "search": {"out", "json"}, "report_shards": set(),
 }  # fmt: skip
 OWN = {"extract": {"model", "workers", "progress"}, "map_shards": {"progress"}, "search": {"queries"}}
 
@@ -251,7 +278,9 @@ def test_a_function_takes_what_its_command_takes(name: str) -> None:
         default = taken[keyword].default
         if action.option_strings and not action.required and keyword not in OWN.get(name, set()):
             as_list = list(default) if isinstance(default, tuple) else default
-            assert as_list == action.default, keyword
+            as_list = Path(default) if action.type is Path and default is not None else as_list
+            taken_back = action.dest.startswith("no_")  # the keyword says it the other way round
+            assert as_list == (not action.default if taken_back else action.default), keyword
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -347,6 +376,10 @@ REFUSALS: dict[str, tuple[Callable[[Path], Any], type, str]] = {
                     "retrieve: key must stand beside pairs, got a alone; pass pairs=FILE"),
     "no label": (lambda h: sb.retrieve(h / "feats", label="a"), ValueError,
                  "retrieve: label must be a column of the metadata, got 'a';"),
+    "no label of a report": (lambda h: sb.report_shards(h / "feats", label="x"), ValueError,
+                             "report_shards: label must be a column of the metadata, got 'x';"),
+    "half a shot": (lambda h: sb.report_shards(h / "feats", shots=[1.5]), TypeError,
+                    "report_shards: shots must be an int, got float 1.5"),
     "no galleries": (lambda h: sb.retrieve([]), ValueError, r"retrieve: shards must hold one at least, got"),
     "no place": (lambda h: sb.retrieve(h / "feats", recall_at=[0]), ValueError,
                  "retrieve: recall_at must be a whole number from 1 up, got int 0"),

@@ -16,6 +16,7 @@ from typing import Any
 
 from semobridge_ext import _errors, _numbers
 
+_NOT = "no_"  # of an option that takes something back; its keyword says it the other way round
 _PROSE = ("text", "template")  # what a person writes, whatever it begins with
 # A word of the usage, unless it is part of a path.
 _METAVAR = r"(?<![\w/.-]){}(?![\w/.-])"
@@ -60,7 +61,7 @@ class Call:
         if action.nargs == 0:
             if not isinstance(value, bool):
                 raise self._wrong_kind(action, "be True or False", value)
-            return value
+            return value != action.dest.startswith(_NOT)
         if action.nargs == "+":
             if isinstance(value, (str, os.PathLike)) or _numbers.is_whole(value):
                 value = [value]
@@ -165,7 +166,7 @@ class Call:
 
         def write(match: re.Match[str]) -> str:
             if action.nargs == 0:
-                return f"{name}=True"
+                return f"{name}={not dest.startswith(_NOT)}"
             value = match["value"]
             if value is None:
                 return name

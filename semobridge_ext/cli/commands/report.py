@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from semobridge_ext import _files
 from semobridge_ext._version import __version__
 from semobridge_ext.cli import mappings, models, report_figures, report_images, report_page, report_tables
 from semobridge_ext.cli.arguments import count
-from semobridge_ext.cli.output import write_csv, write_json
+from semobridge_ext.cli.output import Tell, tell, write_csv, write_json
 from semobridge_ext.cli.shards import Folder
 from semobridge_ext.cli.tables import open_features
 from semobridge_ext.fewshot.held_out import usable_shots
@@ -112,6 +111,13 @@ def _measured(
 
 
 def run(args: argparse.Namespace) -> int:
+    perform(args, tell)
+    print(f"{args.out}, {args.out.stem}_*.csv and {args.out.with_suffix('.json')}")
+    return 0
+
+
+def perform(args: argparse.Namespace, tell: Tell) -> dict[str, Any]:
+    """The whole of the command but its last line: writes the files, and gives what the JSON file holds."""
     codes: dict[str, int] = {}
     # The rows themselves are read one folder after the other: two folders at once may not fit.
     found_codes = [open_features("report", path).label_codes(args.label, codes) for path in args.shards]
@@ -140,7 +146,7 @@ def run(args: argparse.Namespace) -> int:
     }  # fmt: skip
     measured: dict[str, report_figures.Measured] = {}
     for name, path, given in zip(_names(args.shards), args.shards, found_codes, strict=True):
-        print(f"measuring {name}", file=sys.stderr)
+        tell(f"measuring {name}")
         folder = open_features("report", path)
         measured[name] = one = _measured(folder, given, texts, chosen, shots, args.seeds)
         base = next(iter(measured.values()))
@@ -154,5 +160,4 @@ def run(args: argparse.Namespace) -> int:
     for name, (header, lines) in report_tables.for_csv(found).items():
         write_csv(args.out.with_name(f"{args.out.stem}_{name}.csv"), header, lines)
     write_json(args.out.with_suffix(".json"), found)
-    print(f"{args.out}, {args.out.stem}_*.csv and {args.out.with_suffix('.json')}")
-    return 0
+    return found
