@@ -183,8 +183,17 @@ class ParquetWriter(TableWriter):
         index = next((index for index, seal in self._sealed.items() if seal.rows), None)
         if index is None:
             return None
+        import pyarrow
+
         with reading(self.function, self._part(index), "Parquet"):
-            return arrow(self.function).read_schema(self._part(index)).remove_metadata()
+            found = arrow(self.function).read_schema(self._part(index)).remove_metadata()
+        # Parquet has its own name for the items of a list; the same bytes come of the first one.
+        again = [
+            pyarrow.field(f.name, pyarrow.list_(f.type.value_type, f.type.list_size))
+            if pyarrow.types.is_fixed_size_list(f.type) and f.name in (COLUMNS[0], TEXT_COLUMN) else f
+            for f in found
+        ]  # fmt: skip
+        return pyarrow.schema(again)
 
     def _store(self, index: int, parts: Iterator[Any]) -> Iterator[Any]:
         parquet, path, first = arrow(self.function), self._part(index), next(parts)

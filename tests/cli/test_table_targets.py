@@ -198,6 +198,10 @@ def test_a_broken_run_goes_on(kind: str, source: Path, broken: list, capsys: pyt
     assert mapped(source, kind) == 0 and "1 shards are done, going on" in capsys.readouterr().err
     check(kind, source)
     assert not list(out.rglob("*.tmp"))
+    if kind == "parquet":  # and the same bytes
+        assert mapped(source, kind, "whole") == 0
+        for path in (source.parent / "whole" / "features").iterdir():
+            assert (out / "features" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 @pytest.mark.parametrize("kind", KINDS)
