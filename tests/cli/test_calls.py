@@ -159,11 +159,15 @@ def test_read_shards(home: Path) -> None:
 
 
 def test_read_shards_of_another_program(tmp_path: Path) -> None:
-    """Texts, of two dtypes, with a column that one shard lacks, and a shard without rows."""
+    """Texts, of two dtypes, with columns that some shards lack, and a shard without rows."""
     import pyarrow as pa
 
     parts = [np.eye(3, 4, dtype=np.float16), np.empty((0, 0), np.float16), np.full((2, 4), 0.1, np.float32)]
-    columns = [{"caption": list("abc")}, {"caption": []}, {"caption": ["d", "e"], "n": [1, 2]}]
+    columns = [
+        {"caption": list("abc"), "m": [7, 8, 9]},
+        {"caption": []},
+        {"caption": list("de"), "n": [1, 2]},
+    ]
     for name in ("text_emb", "metadata"):
         (tmp_path / name).mkdir()
     for i, (rows, table) in enumerate(zip(parts, columns, strict=True)):
@@ -174,7 +178,8 @@ def test_read_shards_of_another_program(tmp_path: Path) -> None:
         assert found.features.dtype is torch.float32
         np.testing.assert_array_equal(found.features[:3].numpy(), parts[0])
         np.testing.assert_array_equal(found.features[3:].numpy(), parts[2])
-        assert found.columns == {"caption": list("abcde"), "n": [None, None, None, 1, 2]}
+        assert found.columns["caption"] == list("abcde")
+        assert found.columns["m"] == [7, 8, 9, None, None] and found.columns["n"] == [None, None, None, 1, 2]
     np.save(tmp_path / "text_emb" / "text_emb_2.npy", np.ones((2, 5), np.float32))
     with pytest.raises(ValueError, match=r"^read_shards: shards must be of one width, got 4 and 5 in"):
         sb.read_shards(tmp_path)
