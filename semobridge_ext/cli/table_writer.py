@@ -26,15 +26,8 @@ import numpy as np
 from semobridge_ext import _digest, _files
 from semobridge_ext.cli.shard_writer import Writer
 from semobridge_ext.cli.shards import SEALS, arrow, reading
-from semobridge_ext.cli.tables import (
-    COLUMNS,
-    LANCE,
-    PARQUET,
-    TEXT_COLUMN,
-    Seal,
-    lance_library,
-    read_seals,
-)
+from semobridge_ext.cli.table_seals import Seal, read_seals
+from semobridge_ext.cli.tables import COLUMNS, LANCE, PARQUET, TEXT_COLUMN, lance_library
 
 _GROUP = 1 << 14  # rows of a row group
 _SUFFIXES = (".parquet", ".lance")

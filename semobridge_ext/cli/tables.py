@@ -17,13 +17,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from semobridge_ext import _arrays, _errors, _files
 from semobridge_ext.cli.parquet_rows import Cursor
 from semobridge_ext.cli.shards import FEATURES, SEALS, TEXTS, Folder, arrow, reading
+from semobridge_ext.cli.table_seals import read_seals
+from semobridge_ext.cli.vector_columns import vectors_of
 
 COLUMNS, TEXT_COLUMN = ("features", "embedding", "vector"), "text_features"
 PARQUET, LANCE = "features", "features.lance"  # in a folder that this package writes
@@ -175,7 +175,7 @@ class Tables(Folder):
             found = self._taken([name], index)
             with reading(self.function, path, self._kind):
                 column = found.column(name)
-            rows = _vectors(self.function, path, name, column)
+            rows = vectors_of(self.function, path, name, column)
             self._kept = index, rows.float() if rows.dtype is torch.float64 else rows
         return self._kept[1]
 
@@ -295,59 +295,3 @@ class Lance(Tables):
         if not place.rows:
             return fragment.schema.empty_table().select(columns)
         return fragment.to_table(columns=columns, offset=place.first, limit=place.rows)
-
-
-# -- vectors and seals -----------------------------------------------------------------------------------
-
-
-def _vectors(function: str, path: Path, name: str, column: Any) -> Tensor:  # [n, D]
-    """The vectors of a list column; Ray's tensors keep theirs in a list too."""
-    import pyarrow
-
-    parts = []
-    for chunk in column.chunks:
-        lists = chunk.storage if isinstance(chunk, pyarrow.ExtensionArray) else chunk
-        if not len(lists):
-            continue
-        kinds = (pyarrow.types.is_list, pyarrow.types.is_large_list, pyarrow.types.is_fixed_size_list)
-        whole = any(kind(lists.type) for kind in kinds) and not lists.null_count
-        lengths = set(lists.value_lengths().to_pylist()) if whole else set()
-        flat = lists.flatten() if whole else None
-        one = len(lengths) == 1 and 0 not in lengths
-        if flat is None or not one or flat.null_count or not pyarrow.types.is_floating(flat.type):
-            got = f"{column.type}" + (f" of lengths {sorted(lengths)[:3]}" if lengths and not one else "")
-            raise ValueError(
-                f"{function}: column '{name}' must hold float vectors of one length and none missing, got "
-                f"{got} in {path}; drop the other rows"
-            )
-        parts.append(flat.to_numpy(zero_copy_only=False).reshape(len(lists), lengths.pop()))
-    if len({part.shape[1] for part in parts}) > 1:
-        got = _errors.describe(sorted({part.shape[1] for part in parts}))
-        raise ValueError(
-            f"{function}: column '{name}' must hold vectors of one length, got {got} in {path}; drop others"
-        )
-    return _arrays.shared(np.concatenate(parts) if parts else np.empty((0, 0), np.float32))
-
-
-class Seal(NamedTuple):
-    """A line of shards.jsonl beside a table."""
-
-    proof: Any  # what a run that goes on compares; None of a shard without rows
-    rows: int
-    inputs: int  # of `extract`, with those that were lost
-    lost: list[tuple[str, str]]  # path and reason
-
-
-def read_seals(home: Path) -> dict[int, Seal]:
-    """By shard; a line cut short by a kill, or of another kind, counts for nothing."""
-    path, found = home / SEALS, {}
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
-        try:
-            index, proof, rows, inputs, lost = _files.parse_json(line)
-            pairs = [(path, why) for path, why in lost]
-        except (ValueError, TypeError):
-            continue
-        whole = all(type(number) is int and 0 <= number < 1 << 53 for number in (index, rows, inputs))
-        if whole and inputs == rows + len(pairs) and all(isinstance(text, str) for p in pairs for text in p):
-            found[index] = Seal(proof, rows, inputs, pairs)
-    return found

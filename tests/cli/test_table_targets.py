@@ -14,11 +14,11 @@ import torch
 
 import semobridge_ext as sb
 from semobridge_ext import _files
-from semobridge_ext.cli import tables
 from semobridge_ext.cli.commands import report
 from semobridge_ext.cli.galleries import open_folder
+from semobridge_ext.cli.table_seals import read_seals
 from semobridge_ext.cli.tables import open_features
-from tests.cli.test_tables import shards
+from tests.support.feature_tables import shards
 from tests.support.images import command, write
 
 pa = pytest.importorskip("pyarrow", reason="needed: pip install pyarrow")
@@ -254,6 +254,6 @@ def test_seals_that_are_none(line: str, source: Path, capsys: pytest.CaptureFixt
     seals = source.parent / "out" / "shards.jsonl"
     lines = seals.read_text().splitlines()
     seals.write_text("\n".join([line, *lines[1:]]) + "\n")
-    assert sorted(tables.read_seals(source.parent / "out")) == [1, 2]
+    assert sorted(read_seals(source.parent / "out")) == [1, 2]
     assert mapped(source, "parquet") == 0 and json.loads(seals.read_text().splitlines()[-1])[0] == 2
     check("parquet", source)
