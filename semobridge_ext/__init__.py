@@ -17,6 +17,9 @@ from semobridge_ext.runtime.info import build_info
 if TYPE_CHECKING:
     from semobridge_ext import clip, reference
     from semobridge_ext import ray as ray
+    from semobridge_ext.cli.calls.reading import read_shards, retrieve, search
+    from semobridge_ext.cli.calls.reporting import report_shards
+    from semobridge_ext.cli.calls.writing import extract, map_shards
     from semobridge_ext.cli.image_features import encode_images
     from semobridge_ext.clip.class_text import class_text_features
     from semobridge_ext.clip.texts import encode_text
@@ -48,6 +51,9 @@ if TYPE_CHECKING:
 
 # Where the rest comes from, once it is asked for: a program that maps features need not load the trainings.
 _LAZY = {
+    "semobridge_ext.cli.calls.reading": ("read_shards", "retrieve", "search"),
+    "semobridge_ext.cli.calls.reporting": ("report_shards",),
+    "semobridge_ext.cli.calls.writing": ("extract", "map_shards"),
     "semobridge_ext.cli.image_features": ("encode_images",),
     "semobridge_ext.clip.class_text": ("class_text_features",),
     "semobridge_ext.clip.texts": ("encode_text",),
@@ -120,18 +126,24 @@ __all__ = [  # noqa: RUF022 - plain order
     "encode_images",
     "encode_text",
     "export_gallery",
+    "extract",
     "gcd_accuracy",
     "incremental_report",
     "list_picto",
     "load_picto",
     "load_picto_clip",
+    "map_shards",
     "ops",
     "oti",
     "ovi",
     "picto_transform",
+    "read_shards",
     "reference",
+    "report_shards",
     "retrieval_metrics",
+    "retrieve",
     "revisited_metrics",
+    "search",
     "support_logits",
     "topk",
     "use",

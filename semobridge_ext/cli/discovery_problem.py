@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _files
-from semobridge_ext.cli import embedded, models
+from semobridge_ext.cli import embedded, models, queries
 from semobridge_ext.cli.commands import extract
-from semobridge_ext.cli.shards import FEATURES, Folder
+from semobridge_ext.cli.shards import Folder
+from semobridge_ext.cli.tables import holds_features, open_features
 
 PICTO = "picto:"
 
@@ -37,9 +38,12 @@ def of_arguments(args: argparse.Namespace) -> Problem:
     if given.startswith(PICTO):
         name = embedded.chosen_sets(given.removeprefix(PICTO))[0]
         given = str(_drawings(name, args.out / "images"))
-    if (Path(given) / FEATURES).is_dir():
-        folder = Folder("discover", given)
+    if holds_features(given):
+        folder = open_features("discover", given)
+        folder.shards()
         folder.check_finished()
+        models.name_maker(folder, args.model, args.pretrained)
+        queries.check_model(folder)
     else:
         folder = _extracted(args, given)
     paths, features = [str(path) for path in folder.column("image_path")], folder.load()
@@ -179,7 +183,7 @@ def _of_file(file: Path, paths: list[str]) -> list[str | None]:
 
 def teacher_features(shards: Path, paths: list[str]) -> tuple[Folder, Tensor]:
     """Another model's rows of the same images, in the order of ``paths``."""
-    folder = Folder("discover", shards)
+    folder = open_features("discover", shards)
     folder.shards()
     folder.check_finished()
     rows, at = folder.load(), {str(path): i for i, path in enumerate(folder.column("image_path"))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from semobridge_ext.cli import fewshot_tables
 from semobridge_ext.cli.embedded import BATCH, TEMPLATES, Clip, chosen_sets, encode_drawings, load_clip
+from semobridge_ext.cli.tables import holds_features
 from semobridge_ext.clip import image_projection, text_projection
 from semobridge_ext.clip.class_text import class_text_features
 from semobridge_ext.fewshot.study import Problem, Progress
@@ -30,7 +33,11 @@ def _check_labels(path: Path, labels: Tensor, classes: int, what: str) -> Tensor
     return labels.long()
 
 
-def _load_file(path: Path) -> dict[str, Tensor]:
+def _load_file(
+    path: Path, codes: fewshot_tables.Codes, texts: argparse.Namespace | None = None
+) -> dict[str, Tensor]:
+    if holds_features(path):
+        return _checked(path, fewshot_tables.read(path, codes, texts))
     if not path.is_file():
         raise FileNotFoundError(f"fewshot: feature file must exist, got {path}; check the name")
     try:
@@ -47,6 +54,10 @@ def _load_file(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         contract = "be a whole .npz or .safetensors file"
         raise ValueError(f"fewshot: {path} must {contract} ({error}); write it again") from error
+    return _checked(path, tensors)
+
+
+def _checked(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     for name in ("features", "labels"):
         if name not in tensors:
             raise ValueError(f"fewshot: {path} must hold '{name}', got {sorted(tensors)}; add it")
@@ -105,16 +116,22 @@ def _check_held(held: dict[str, Tensor], path: Path, train: dict[str, Tensor], t
     _check_labels(path, held["labels"], classes, f"the classes of {train_file}")
 
 
-def of_files(train_file: Path | None, val_file: Path | None, test_file: Path | None) -> Problem:
+def of_files(
+    train_file: Path | None,
+    val_file: Path | None,
+    test_file: Path | None,
+    texts: argparse.Namespace | None = None,  # the command's arguments, for class texts
+) -> Problem:
     """The problem of feature files; without a validation file, a third of the training rows is set aside."""
     if train_file is None or test_file is None:
         raise ValueError("fewshot: --train and --test go together; give both feature files")
-    train, test = _load_file(train_file), _load_file(test_file)
+    codes: fewshot_tables.Codes = {}
+    train, test = _load_file(train_file, codes, texts), _load_file(test_file, codes)
     _check_held(test, test_file, train, train_file)
     x, y = train["features"], train["labels"]
     parts = [(train_file, train), (test_file, test)]
     if val_file is not None:
-        held = _load_file(val_file)
+        held = _load_file(val_file, codes)
         _check_held(held, val_file, train, train_file)
         parts.insert(1, (val_file, held))
         val, before = (held["features"], held["labels"]), _before(parts)
@@ -136,6 +153,7 @@ def of_files(train_file: Path | None, val_file: Path | None, test_file: Path | N
     return Problem(
         train_file.stem, (x, y), val, (test["features"], test["labels"]),
         train.get("text"), train.get("hidden"), train.get("text_projection"),
+        text_length=float(train.get("text_length", 1.0)) if holds_features(train_file) else 1.0,
         before=before, image_projection=matrix,  # type: ignore[arg-type]
     )  # fmt: skip
 

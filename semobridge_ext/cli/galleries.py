@@ -27,12 +27,12 @@ class Side(NamedTuple):
     names: list[str]  # of modalities, or of folders where all are of one
 
 
-def open_folder(path: Path) -> Folder:
+def open_folder(path: Path, function: str = "retrieve") -> Folder:
     """FOLDER/text_emb and FOLDER/img_emb name a part; else the images, or the texts where there are none."""
     if path.name in KINDS and not (path / path.name).is_dir():
-        return Folder("retrieve", path.parent, path.name)
+        return open_features(function, path.parent, path.name)
     lone = (path / TEXTS).is_dir() and not (path / FEATURES).is_dir()
-    return open_features("retrieve", path, TEXTS if lone else FEATURES)
+    return open_features(function, path, TEXTS if lone else FEATURES)
 
 
 def read_side(args: argparse.Namespace, paths: list[Path], codes: dict[str, int]) -> Side:

@@ -18,6 +18,7 @@ from semobridge_ext.bridging import Bridge
 from semobridge_ext.cli import models
 from semobridge_ext.cli.mapping_fits import matched, unit_mean
 from semobridge_ext.cli.shards import Folder
+from semobridge_ext.cli.tables import open_features
 from semobridge_ext.linear_maps import IsoCLIP, LinearMap, RoleCentering
 
 ATOL, TEMPLATE = 0.3, "a photo of {}"  # where --atol and --template are not given
@@ -113,7 +114,7 @@ def _make_pca(args: argparse.Namespace, folder: Folder, encoder: models.Encoder)
 
 
 def _make_centering(args: argparse.Namespace, folder: Folder, encoder: models.Encoder) -> Mapping:
-    fitted_on = folder if args.fit is None else Folder("map", args.fit)
+    fitted_on = folder if args.fit is None else open_features("map", args.fit)
     images = unit_mean(fitted_on)
     texts = normalize(_given_texts(args, folder, encoder).double(), dim=1).mean(dim=0)
     return _of_roles(RoleCentering({IMAGE_ROLE: images, TEXT_ROLE: texts}))
@@ -125,8 +126,8 @@ def _make_procrustes(args: argparse.Namespace, folder: Folder, encoder: models.E
             "map: --onto must be given for procrustes, got none; pass the folder of another model's shards "
             "of the same images"
         )
-    fitted_on = folder if args.fit is None else Folder("map", args.fit)
-    x, y = matched(fitted_on, Folder("map", args.onto))
+    fitted_on = folder if args.fit is None else open_features("map", args.fit)
+    x, y = matched(fitted_on, open_features("map", args.onto))
     turn = LinearMap.procrustes(x, y, center=bool(args.center))
     # The offset is one of unit rows, and shards hold rows of any length.
     unit = LinearMap(torch.eye(x.shape[1], dtype=torch.float64))

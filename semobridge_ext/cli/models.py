@@ -71,6 +71,26 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 .. (default: cpu)")
 
 
+def add_maker(parser: Any) -> None:
+    """The model of queries; `name_maker` reads what names it."""
+    text = "what made the rows of a table that names no model; a name as `extract` takes it"
+    parser.add_argument("--model", metavar="NAME", help=text)
+    parser.add_argument("--pretrained", metavar="TAG", help="open_clip tag or checkpoint file of --model")
+    parser.add_argument("--device", default="cpu", help="for the queries' model (default: cpu)")
+
+
+def name_maker(folder: Folder, model: str | None, pretrained: str | None) -> None:
+    """Takes the command's word for the model of rows that name none; refused beside settings that do."""
+    if model is None and pretrained is None:
+        return
+    if "model" in (settings := folder.settings()):
+        raise ValueError(
+            f"{folder.function}: --model must stand with features that name no model, got "
+            f"{model or pretrained} for {folder.path}, made by {settings['model']}; leave it out"
+        )
+    folder.maker = resolve(folder.function, model, pretrained)
+
+
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
@@ -167,6 +187,8 @@ def load(function: str, name: str, pretrained: str | None, device: str = "cpu") 
 
 def maker_of(function: str, folder: Folder, device: str = "cpu", remedy: str = "extract again") -> Encoder:
     """The model that made a folder of shards; refused where its weights are others by now."""
+    if folder.maker is not None:
+        return load(function, *folder.maker, device)
     settings = folder.settings()
     if "model" not in settings or not {"weights", "weights_sha256"} & set(settings):
         raise ValueError(

@@ -14,10 +14,21 @@ from semobridge_ext.cli.shards import Folder
 
 
 def check_model(folder: Folder) -> None:
-    if "model" not in folder.settings():
+    if folder.maker is None and "model" not in folder.settings():
         raise ValueError(
             f"{folder.function}: SHARDS must name their model, got {folder.path} without settings.json; "
-            "extract them here"
+            "extract them here, or name it with --model"
+        )
+
+
+def check_width(folder: Folder, rows: Tensor) -> None:
+    """Refuses queries of another model than the one that made the rows, as far as the width tells."""
+    width = next((shape[1] for index in folder.shards() if all(shape := folder.shape(index))), None)
+    if width not in (None, rows.shape[1]):
+        named = "" if folder.maker is None else f" of --model {folder.maker[0]}"
+        raise ValueError(
+            f"{folder.function}: SHARDS must be as wide as the queries{named}, {rows.shape[1]}, got {width} "
+            f"in {folder.path}; name the model that made them"
         )
 
 

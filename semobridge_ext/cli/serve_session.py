@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _errors
-from semobridge_ext.cli import images, queries, thumbnails
+from semobridge_ext.cli import images, models, queries, thumbnails
 from semobridge_ext.cli.serve_requests import Query, Refused
 from semobridge_ext.cli.shards import Folder
+from semobridge_ext.cli.tables import open_features
 from semobridge_ext.retrieval.gallery import Gallery
 
 PATH = "image_path"
@@ -85,11 +86,18 @@ def leaders(rows: Tensor, threshold: float) -> list[int]:
 class Session:
     """Searches one folder of shards; every method may be called from several threads."""
 
-    def __init__(self, path: Path, device: str = "cpu", max_pixels: int = images.PIXELS) -> None:
-        folder = Folder("serve", path)
+    def __init__(
+        self,
+        path: Path,
+        device: str = "cpu",
+        max_pixels: int = images.PIXELS,
+        maker: tuple[str | None, str | None] = (None, None),  # --model and --pretrained
+    ) -> None:
+        folder = open_features("serve", path)
         for index in folder.shards():
             folder.check_rows(index)
         folder.check_finished()
+        models.name_maker(folder, *maker)
         queries.check_model(folder)
         self.path, self.max_pixels = path, max_pixels
         self.text_refusal = queries.text_refusal(folder, "text", "image")

@@ -10,7 +10,7 @@ and compares the digests.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,10 +20,10 @@ import numpy as np
 from semobridge_ext import _digest, _files, _locks
 from semobridge_ext.cli.listing import state
 from semobridge_ext.cli.output import write_json
-from semobridge_ext.cli.shards import FEATURES, METADATA, Folder, read_json
+from semobridge_ext.cli.shards import FEATURES, METADATA, SEALS, Folder, read_json
+from semobridge_ext.cli.tables import LANCE, PARQUET
 
 FORMAT = 2  # of settings.json and what belongs to it; 1 had no digests of inputs and shards
-SEALS = "shards.jsonl"
 
 
 def write_header(file: BinaryIO, shape: tuple[int, ...], dtype: Any) -> None:
@@ -42,6 +42,10 @@ def _width(path: Path) -> int:
 def write_rows(file: BinaryIO, rows: np.ndarray) -> None:  # [n, D]
     """A .npy file. Through Python's file: np.save hides a disk that is full at the last rows."""
     write_header(file, rows.shape, rows.dtype)
+    _write_data(file, rows)
+
+
+def _write_data(file: BinaryIO, rows: np.ndarray) -> None:
     file.write(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
 
 
@@ -57,6 +61,8 @@ def source_facts(folder: Folder) -> str:
 
 class Writer(Folder):
     """A folder of shards that this run makes, or goes on with."""
+
+    layout = "shards"
 
     @contextmanager
     def claim(self) -> Iterator[None]:
@@ -74,7 +80,12 @@ class Writer(Folder):
         Raises ValueError where the folder was made with other settings (`differing` may say more of
         what changed), by an older version, or where a shard is damaged.
         """
-        self._accept(_digest.stamp({"format": FORMAT, **settings}), differing)
+        kind = {} if self.layout == "shards" else {"layout": self.layout}
+        self._accept(_digest.stamp({"format": FORMAT, **settings, **kind}), differing)
+        return self._ready()
+
+    def _ready(self) -> int:
+        """How many shards are finished and whole, once nothing of a killed run is left."""
         for name in (FEATURES, METADATA):
             (self.path / name).mkdir(exist_ok=True)
         for name in ("", FEATURES, METADATA):
@@ -89,7 +100,7 @@ class Writer(Folder):
     def _accept(self, settings: dict[str, Any], differing: Callable[[], str]) -> None:
         path = self.path / "settings.json"
         if not path.is_file():
-            folders = [self.path / name for name in (FEATURES, METADATA)]
+            folders = [self.path / name for name in (FEATURES, METADATA, PARQUET, LANCE)]
             if any(folder.is_dir() and any(folder.iterdir()) for folder in folders):
                 raise ValueError(
                     f"{self.function}: OUT must be new or an unfinished run, got {self.path} with "
@@ -133,6 +144,25 @@ class Writer(Folder):
             except (ValueError, TypeError, OverflowError):
                 continue
         return found
+
+    def add(self, index: int, rows: int, blocks: Iterable[np.ndarray], dtype: Any, metadata: bytes) -> None:
+        """One shard of so many rows, which come in blocks [n, D], and its records as a Parquet file."""
+
+        def features(file: BinaryIO) -> None:
+            width = None
+            for block in blocks:
+                if width is None:
+                    width = block.shape[1]
+                    write_header(file, (rows, width), dtype)
+                _write_data(file, block)
+            if width is None:  # a shard whose images were all corrupt
+                write_header(file, (0, 0), dtype)
+
+        self.write(index, features, metadata)
+
+    def row_total(self) -> int:
+        """Of all finished shards."""
+        return sum(self.shape(index)[0] for index in self.shards())
 
     def write(self, index: int, features: Callable[[BinaryIO], object], metadata: bytes) -> None:
         """One shard: the features by a function that writes them, then the line, then what makes it count."""

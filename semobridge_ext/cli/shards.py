@@ -6,7 +6,7 @@
     FOLDER/summary.json                  counts and times, written last: its absence is an unfinished run
 
 A shard exists when its Parquet file does, which is renamed into place after its features.
-shard_writer.py writes them.
+shard_writer.py writes them; table_writer.py writes tables in their place, and tables.py reads those.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from torch import Tensor
 from semobridge_ext import _errors, _files
 
 FEATURES, TEXTS, METADATA = "img_emb", "text_emb", "metadata"
+SEALS = "shards.jsonl"
 _ROWS = 1 << 14  # read at once: 16384 float32 rows of width 512 are 32 MiB
 
 
@@ -107,6 +108,7 @@ class Folder:
 
     def __init__(self, function: str, path: str | Path, part: str = FEATURES) -> None:
         self.function, self.path, self.part = function, Path(path), part
+        self.maker: tuple[str, str | None] | None = None  # its model, where the command names it
 
     def features_path(self, index: int) -> Path:
         return self.path / self.part / f"{self.part}_{index}.npy"
@@ -179,9 +181,14 @@ class Folder:
             )
         return torch.from_numpy(rows)
 
+    def shape(self, index: int) -> tuple[int, int]:
+        """Rows and width of one shard."""
+        rows, width = self.features(index).shape
+        return rows, width
+
     def parts(self, index: int) -> list[tuple[int, int, int]]:
         """What is read at once of one shard: its number, first row and end; none of one without rows."""
-        size, width = self.features(index).shape
+        size, width = self.shape(index)
         ends = range(0, size, _ROWS) if width else ()
         return [(index, first, min(first + _ROWS, size)) for first in ends]
 
@@ -195,7 +202,7 @@ class Folder:
     def load(self) -> Tensor:
         """[N, D] float32 unit rows: all of them in memory, and a block beside them."""
         # Shapes alone: pages of a mapped file stay in memory for as long as its rows are held.
-        shapes = [shape for index in self.shards() if (shape := self.features(index).shape).numel()]
+        shapes = [shape for index in self.shards() if all(shape := self.shape(index))]
         found = torch.empty(sum(shape[0] for shape in shapes), shapes[0][1] if shapes else 0)
         at = 0
         for block in self.blocks():
@@ -314,6 +321,15 @@ class Folder:
             raise self._wrong(path, f"{facts.num_rows + len(lost)} inputs", inputs)
         return inputs, facts.num_rows, lost
 
+    def losses(self) -> list[tuple[str, str]]:
+        """Files that `extract` could not read, and why; folders of other programs do not say."""
+        parquet, lost = arrow(self.function), []
+        for index in self.shards():
+            facts = parquet.read_metadata(self.metadata_file(index)).metadata or {}
+            if b"corrupt" in facts:
+                lost += self.counts(index)[2]
+        return lost
+
     def record_count(self) -> int:
         """Of all shards; reads the headers of their metadata."""
         parquet, total = arrow(self.function), 0
@@ -332,14 +348,17 @@ class Folder:
             table = self.table(index)
             with reading(self.function, self.metadata_file(index), "Parquet"):
                 names = table.column_names
-            if name not in names:
-                raise ValueError(
-                    f"{self.function}: {option} must be a column of the metadata, got '{name}'; "
-                    f"{self.path} has {', '.join(names) or 'none'}; name another"
-                )
+            self._check_column(name, option, names)
             with reading(self.function, self.metadata_file(index), "Parquet"):
                 values = table.column(name).to_pylist()
             yield values
+
+    def _check_column(self, name: str, option: str, names: list[str]) -> None:
+        if name not in names:
+            raise ValueError(
+                f"{self.function}: {option} must be a column of the metadata, got '{name}'; "
+                f"{self.path} has {', '.join(names) or 'none'}; name another"
+            )
 
 
 def _numbers(folder: Path, pattern: str) -> dict[int, str]:

@@ -75,8 +75,9 @@ def export_gallery(
     map, and ``out/README.txt`` has the lines for it, and for the search, that use the engine alone.
 
     Args:
-        gallery: the path of a folder of shards (``semobridge-ext extract`` or ``map``, or clip-retrieval), or
-            rows [G, D] of any float dtype, a tensor or an array that may be memory-mapped.
+        gallery: the path of a folder of shards (``semobridge-ext extract`` or ``map``, or clip-retrieval), of
+            a Parquet file, a folder of such files or a Lance data set with a column of vectors; or rows
+            [G, D] of any float dtype, a tensor or an array that may be memory-mapped.
         out: the folder to write; made if absent.
         format: "faiss": an exact IndexFlatIP. "faiss:FACTORY": what FAISS's factory makes of the string, such
             as "faiss:IVF1024,Flat", trained on a sample of rows. "fbin", "f16bin": float32 or float16 rows

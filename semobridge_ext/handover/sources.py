@@ -12,6 +12,7 @@ from torch import Tensor
 from semobridge_ext import _arrays, _errors
 from semobridge_ext.cli.shard_writer import source_facts
 from semobridge_ext.cli.shards import Folder, arrow
+from semobridge_ext.cli.tables import open_features
 
 NAME = "export_gallery"
 BLOCK = 1 << 14  # rows at once: 32 MiB of float32 rows of width 512
@@ -55,21 +56,21 @@ def _plain_schema(schema: Any) -> Any:
 
 
 class Shards:
-    """A folder that `extract`, `map` or clip-retrieval wrote."""
+    """A folder that `extract`, `map` or clip-retrieval wrote, or a table of features."""
 
     def __init__(self, path: Any) -> None:
         arrow(NAME)
-        self._folder = Folder(NAME, path)
+        self._folder = open_features(NAME, path)
         self._indices = self._folder.shards()
         self._folder.check_finished()
         self._sizes: list[int] = []
         widths: dict[int, int] = {}
         for index in self._indices:
             self._folder.check_rows(index)
-            rows = self._folder.features(index)
-            self._sizes.append(len(rows))
-            if rows.numel():
-                widths.setdefault(rows.shape[1], index)
+            size, width = self._folder.shape(index)
+            self._sizes.append(size)
+            if size and width:
+                widths.setdefault(width, index)
         if len(widths) > 1:
             (a, first), (b, second) = list(widths.items())[:2]
             raise ValueError(

@@ -11,6 +11,7 @@ import torch
 
 import semobridge_ext as sb
 from semobridge_ext.cli.tables import Parquet, open_features
+from tests.support.feature_tables import shards
 from tests.support.images import command
 
 pa = pytest.importorskip("pyarrow", reason="needed: pip install pyarrow")
@@ -30,16 +31,6 @@ def tables(rows: np.ndarray, cuts: tuple[int, ...] = (7, 12)) -> list[Any]:
         pa.table({"id": part, "features": pa.array(list(rows[part]), kind), "label": labels[part]})
         for part in np.split(np.arange(len(rows)), cuts)
     ]
-
-
-def shards(folder: Path, parts: list[Any]) -> Path:
-    """The same in clip-retrieval's layout, by NumPy and pyarrow alone."""
-    for name in ("img_emb", "metadata"):
-        (folder / name).mkdir(parents=True)
-    for i, part in enumerate(parts):
-        np.save(folder / "img_emb" / f"img_emb_{i}.npy", np.stack(part["features"].to_numpy()))
-        pq.write_table(part.drop_columns(["features"]), folder / "metadata" / f"metadata_{i}.parquet")
-    return folder
 
 
 def write(kind: str, place: Path, parts: list[Any]) -> Path:

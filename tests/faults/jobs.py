@@ -71,6 +71,11 @@ def mapped(home: Path) -> int:
     return command("map", home / "in" / "shards", home / "out" / "mapped", *words)
 
 
+def mapped_table(home: Path) -> int:
+    words = ("--mapping", "bridge", "--quiet", "--format", "parquet")
+    return command("map", home / "in" / "shards", home / "out" / "mapped", *words)
+
+
 def studied(home: Path) -> None:
     for seed, name in enumerate(("train", "others")):
         p = problem(seed)
@@ -281,6 +286,7 @@ def pretrained(home: Path, revision: str = "main") -> None:
 JOBS: dict[str, Job] = {
     "extract": Job(two_folders, extract, from_cli=True, slow=True, other=lambda h: extract(h, "others")),
     "map": Job(shards, mapped, from_cli=True),
+    "map, parquet": Job(shards, mapped_table, from_cli=True),
     "fewshot": Job(studied, fewshot, from_cli=True, other=lambda h: fewshot(h, "others")),
     "invert": Job(rows, invert, from_cli=True, slow=True, other=lambda h: invert(h, "others")),
     "retrieve": Job(

@@ -25,6 +25,7 @@ from semobridge_ext.cli.named.torchvision_set import Place
 from semobridge_ext.cli.shard_writer import Writer
 from semobridge_ext.cli.shards import Folder
 from semobridge_ext.cli.sources import open_source
+from semobridge_ext.cli.table_writer import ParquetWriter
 from semobridge_ext.runtime import thresholds
 from tests.fuzz.runner import Target
 from tests.fuzz.targets import P, rows
@@ -61,6 +62,26 @@ def shards(attacked: str) -> Callable[[Path], Path]:
         pq.write_table(table, sink)
         data = torch.nn.functional.normalize(rows(3, 8).sin() + 0.1, dim=1).numpy()
         out.write(0, lambda file: np.save(file, data, allow_pickle=False), sink.getvalue().to_pybytes())
+        out.finish({"inputs": 9, "rows": 8, "corrupt": 1, "seconds": 1.0, "images_per_second": 9.0})
+        return out.path / attacked
+
+    return make
+
+
+PART = "features/part-00000.parquet"
+
+
+def written_table(attacked: str) -> Callable[[Path], Path]:
+    """The same as a finished table."""
+
+    def make(folder: Path) -> Path:
+        (folder / "plain").mkdir()
+        plain = shards(FEATURES)(folder / "plain")
+        metadata = (plain.parents[1] / METADATA).read_bytes()
+        out = ParquetWriter("extract", folder / "feats")
+        out.path.mkdir()
+        out.begin(dict(SETTINGS))
+        out.add(0, 8, [np.load(plain)], np.dtype("float32"), metadata)
         out.finish({"inputs": 9, "rows": 8, "corrupt": 1, "seconds": 1.0, "images_per_second": 9.0})
         return out.path / attacked
 
@@ -151,6 +172,14 @@ def use_begin(path: Path) -> Sequence[Tensor]:
     folder.begin(settings)
     counts = extract._collect(folder)
     return [torch.tensor(counts), torch.tensor(extract._resume_at(folder, 1, 100))]
+
+
+def use_table_begin(path: Path) -> Sequence[Tensor]:
+    """What extract does with a table that it goes on with; a line that is none makes its shard again."""
+    folder = ParquetWriter("extract", _folder(path))
+    done = folder.begin(dict(SETTINGS))
+    counts = [folder.counts(index)[:2] for index in range(done)]
+    return [torch.tensor(done), torch.tensor(counts or [(0, 0)])]
 
 
 def parquet_edits(folder: Path, path: Path) -> list[tuple[str, bytes]]:
@@ -388,6 +417,18 @@ TARGETS = [
     Target("extract, trainval.txt", "bytes", ("extract",), make_pets, use_pets, depth=2),
     Target("fewshot, prompts", "json", FEWSHOT, make_prompts, use_prompts),
     Target("retrieve, a table", "bytes", ("retrieve",), make_table, use_table, nan=True),
+    Target(
+        "extract, a table", "bytes", ("extract",), written_table(PART), use_table_begin, depth=2, sealed=True
+    ),
+    Target(
+        "extract, a table's shards.jsonl",
+        "lines",
+        ("extract",),
+        written_table("shards.jsonl"),
+        use_table_begin,
+        depth=2,
+        free=("",),
+    ),
     Target("retrieve, pairs.csv", "bytes", ("retrieve",), make_pairs, use_pairs),
     Target("invert, .npy", "npy", INVERT, make_npy, use_features, nan=True, free=("shape",)),
     Target("invert, .pt", "bytes", INVERT, make_pt, use_features, free=("flip",)),

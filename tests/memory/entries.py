@@ -189,6 +189,21 @@ def image_features(s: Source) -> Any:
     return sb.encode_images(_picto()[0], pixels, batch_size=2, max_pixels=3000, corrupt="skip").features
 
 
+def shards(s: Source) -> Any:
+    """A table of features mapped into shards, read back, ranked and searched."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = torch.randn(s.random.randrange(4, 60), 8, generator=s.generator)
+    table = {"features": rows.tolist(), "label": [str(i % 2) for i in range(len(rows))]}
+    with tempfile.TemporaryDirectory() as home:
+        pq.write_table(pa.table(table), f"{home}/rows.parquet")
+        sb.map_shards(f"{home}/rows.parquet", f"{home}/out", mapping=sb.LinearMap.centering(rows[0]))
+        sb.retrieve(f"{home}/out")
+        found = sb.read_shards(f"{home}/out").features
+        return found, sb.search(f"{home}/out", found[:2], k=3).scores
+
+
 def prompts(s: Source) -> Any:
     """Learned twice: from labels, and from a teacher by way of a file."""
     seed, path = s.random.randrange(1000), _folder() / "prompts.safetensors"
@@ -209,7 +224,7 @@ def layers(s: Source) -> Any:
 LIBRARY: tuple[Callable[[Source], Any], ...] = (
     wide_rows, wide_topk, wide_gallery, wide_support, bridge_file, map_file, isoclip, estimators,
     shots_in_parts, zero_shot, tip_adapter_f, support_file, diagnosis, revisited, findings_in_tasks, inverted,
-    text_features, prompts, layers, image_features,
+    text_features, prompts, layers, image_features, shards,
 )  # fmt: skip
 ENTRIES: dict[str, Callable[[Source], Any]] = {call.__name__: call for call in (*CALLS, *LIBRARY)}
 # How often a soak draws them, against 1 for the others: they take long.
@@ -217,6 +232,7 @@ WEIGHTS = {
     "inverted": 0.01,
     "text_features": 0.05,
     "image_features": 0.05,
+    "shards": 0.05,
     "prompts": 0.1,
     "layers": 0.1,
     "training": 0.2,

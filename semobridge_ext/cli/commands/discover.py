@@ -26,7 +26,8 @@ images show most.
 """
 _EPILOG = """\
 input:
-  FOLDER         images, extracted into OUT/features as `extract` does; or a folder of shards
+  FOLDER         images, extracted into OUT/features as `extract` does; or a folder of shards,
+                 a .parquet file, a folder of such files, a .lance data set (--model names its model)
   torchvision:NAME, hf:OWNER/NAME: a data set by name below --root, as `extract` takes them
   picto:NAME     an embedded set (icons, emoji, flags, logos, arrows): half of its classes are old, and every
                  second drawing of these is labelled; All, Old and New are then told, too

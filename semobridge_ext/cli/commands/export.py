@@ -32,6 +32,7 @@ examples:
   semobridge-ext export feats/ ivf/ --format faiss:IVF1024,Flat --mapping bridge --metadata
   semobridge-ext export feats/ gpu/ --format f16bin --mapping map.safetensors
   semobridge-ext export feats/ table/ --format lance --metadata --ids number
+  semobridge-ext export rows.parquet gpu/ --format fbin
 """
 
 
@@ -43,7 +44,7 @@ def add_parser(subparsers: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("input", metavar="IN", type=Path, help="folder of shards")
+    parser.add_argument("input", metavar="IN", type=Path, help="folder of shards; .parquet, .lance")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write; made if absent")
     kinds = "faiss, faiss:FACTORY, fbin, f16bin, lance, milvus-parquet"
     parser.add_argument("--format", required=True, metavar="FORMAT", help=kinds)

@@ -6,7 +6,6 @@ import argparse
 import io
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,9 +18,12 @@ from semobridge_ext.cli import models
 from semobridge_ext.cli.arguments import add_input_dataset, add_max_pixels, count, place_of
 from semobridge_ext.cli.engine import add_engine, cluster_of, device_of
 from semobridge_ext.cli.listing import first_difference
-from semobridge_ext.cli.shard_writer import Writer, write_rows
+from semobridge_ext.cli.output import Tell, bar_off, tell
+from semobridge_ext.cli.results import Extracted
+from semobridge_ext.cli.shard_writer import Writer
 from semobridge_ext.cli.shards import arrow
 from semobridge_ext.cli.sources import Source, keep, open_source
+from semobridge_ext.cli.table_writer import add_format, open_writer
 from semobridge_ext.cli.tar_members import MEMBER_BYTES
 from semobridge_ext.cli.tar_streams import UNPACKED_BYTES
 
@@ -65,6 +67,9 @@ output (the layout of clip-retrieval):
   OUT/img_emb/img_emb_0.npy           [n, D] raw rows of encode_image; --normalize gives the unit rows
                                       that clip-retrieval itself stores
   OUT/metadata/metadata_0.parquet     image_path, label ..: row i belongs to row i of the features
+  OUT/features/part-00000.parquet     with --format parquet, in place of both: column features beside the
+                                      others; a folder that any reader of Parquet data sets takes
+  OUT/features.lance                  with --format lance; needs pylance (semobridge-ext[lance])
   OUT/corrupt.tsv                     what could not be decoded, and why; tabs, line breaks and
                                       backslashes in names as \\t, \\n, \\\\
   OUT/settings.json, summary.json     what was run; how many, how long
@@ -76,6 +81,7 @@ examples:
   semobridge-ext extract list.txt feats/ --model ViT-B-16 --pretrained checkpoints/vitb16.pt
   semobridge-ext extract --dataset torchvision:DTD feats/ --root data/
   semobridge-ext extract 'shards/{00000..00099}.tar' feats/ --model hf-hub:OWNER/NAME --workers 8
+  semobridge-ext extract photos/ feats/ --format parquet --dtype float32
   semobridge-ext extract photos/ hidden/ --before-projection      for map --mapping isoclip
 then: semobridge-ext map, search, retrieve, report
 """
@@ -98,6 +104,7 @@ def add_parser(subparsers: Any) -> None:
     text = f"decoding processes; 0: in this one (default here: {cores})"
     parser.add_argument("--workers", type=lambda w: count(w, 0), default=cores, metavar="N", help=text)
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the shards")
+    add_format(parser)
     parser.add_argument("--shard-size", type=count, default=10000, metavar="N",
                         help="inputs a shard: what a kill can lose (default: 10000)")  # fmt: skip
     parser.add_argument("--label", choices=("parent", "first", "none"), default="parent",
@@ -177,7 +184,7 @@ class _Shard:
         table = table.replace_schema_metadata({"inputs": str(self.inputs), "corrupt": losses})
         parquet = io.BytesIO()
         arrow("extract").write_table(table, parquet)
-        self.folder.write(self.index, lambda file: write_rows(file, rows), parquet.getvalue())
+        self.folder.add(self.index, len(rows), [rows], self.dtype, parquet.getvalue())
         self.index += 1
         self._clear()
 
@@ -185,7 +192,7 @@ class _Shard:
 def _bar(args: argparse.Namespace, total: int | None, start: int) -> Any:
     from tqdm import tqdm
 
-    return tqdm(total=total, initial=start, unit="image", desc="extract", disable=args.quiet or None)
+    return tqdm(total=total, initial=start, unit="image", desc="extract", disable=bar_off(args.quiet))
 
 
 def _encoded(
@@ -242,16 +249,26 @@ def _settings(args: argparse.Namespace, source: Any, encoder: models.Encoder, na
 
 
 def run(args: argparse.Namespace) -> int:
+    found = perform(args, tell)
+    if found.finished_already:
+        print(f"{args.out}: finished already, {found.records} features")
+    else:
+        _print_summary(found)
+    return 0
+
+
+def perform(args: argparse.Namespace, tell: Tell) -> Extracted:
+    """The whole of the command but its last line; `tell` takes what it says on the way."""
     arrow("extract")
     cluster_of("extract", args, args.device)
     names = models.resolve("extract", args.model, args.pretrained)
     if args.model is not None and names[0] != args.model:
-        print(f"model: {names[0]}", file=sys.stderr)
+        tell(f"model: {names[0]}")
     if args.out.is_file():
         raise ValueError(f"extract: OUT must be a folder, got the file {args.out}; choose another name")
-    folder = Writer("extract", args.out)
+    folder = open_writer("extract", args.out, args.format)
     with folder.claim():
-        return _run(args, names, folder)
+        return _run(args, names, folder, tell)
 
 
 def _begin(
@@ -277,18 +294,17 @@ def _begin(
         staged.unlink(missing_ok=True)
 
 
-def _run(args: argparse.Namespace, names: tuple[str, str | None], folder: Writer) -> int:
+def _run(args: argparse.Namespace, names: tuple[str, str | None], folder: Writer, tell: Tell) -> Extracted:
     began = time.perf_counter()
     source, encoder, first = _begin(args, names, folder)
     if args.model is None:
-        print(models.NOTE, file=sys.stderr)
+        tell(models.NOTE)
     start, summary = _resume_at(folder, first, args.shard_size), folder.summary()
     if summary and summary["inputs"] == start:
-        print(f"{args.out}: finished already, {summary['rows']} features")
-        return 0
+        return Extracted.of_summary(args.out, summary, already=True)
     folder.reopen()
     if start:
-        print(f"{args.out}: {start} inputs are done, going on", file=sys.stderr)
+        tell(f"{args.out}: {start} inputs are done, going on")
     shard = _Shard(folder, first, args, source.columns)
     done, ended = start, _is_last(folder, first, args.shard_size)
     with _bar(args, source.total, start) as bar:
@@ -309,13 +325,13 @@ def _run(args: argparse.Namespace, names: tuple[str, str | None], folder: Writer
             f"shards of {args.out} and {done} read; something else wrote there: delete it and run again"
         )
     seconds = time.perf_counter() - began
-    folder.finish({
+    summary = {
         "inputs": done, "rows": kept, "corrupt": lost, "ignored": source.ignored,
         "resumed_at": start, "seconds": seconds, "images_per_second": (done - start) / seconds,
         "device": args.device, "batch_size": args.batch_size, "workers": args.workers,
-    })  # fmt: skip
-    _print_summary(args.out, done, start, kept, lost, source.ignored, seconds)
-    return 0
+    }  # fmt: skip
+    folder.finish(summary)
+    return Extracted.of_summary(args.out, summary, already=False)
 
 
 def _resume_at(folder: Writer, first: int, size: int) -> int:
@@ -330,10 +346,10 @@ def _is_last(folder: Writer, first: int, size: int) -> bool:
     return first > 0 and _resume_at(folder, first, size) < first * size
 
 
-def _print_summary(
-    out: Path, done: int, start: int, kept: int, lost: int, ignored: int, seconds: float
-) -> None:
-    corrupt = f"{lost} corrupt (listed in {out / 'corrupt.tsv'})" if lost else "none corrupt"
-    other = f", {ignored} other files ignored" if ignored else ""
-    rate = (done - start) / seconds if seconds else 0.0
-    print(f"{out}: {kept} features of {done} images, {corrupt}{other}; {seconds:.1f} s, {rate:.0f} images/s")
+def _print_summary(found: Extracted) -> None:
+    lost, seconds = found.corrupt, found.seconds
+    corrupt = f"{lost} corrupt (listed in {found.path / 'corrupt.tsv'})" if lost else "none corrupt"
+    other = f", {found.ignored} other files ignored" if found.ignored else ""
+    rate = (found.inputs - found.resumed_at) / seconds if seconds else 0.0
+    what = f"{found.records} features of {found.inputs} images"
+    print(f"{found.path}: {what}, {corrupt}{other}; {seconds:.1f} s, {rate:.0f} images/s")

@@ -23,8 +23,10 @@ feature files (.npz or .safetensors): 'features' [N, D] raw image features and '
 from 0, in the other files those of the training file. That one may add 'text' [C, D], 'hidden' [C, T]
 (the same before the projection), 'text_projection' [T, D] and 'image_projection' [V, D]; ProLIP needs the
 latter and in every file 'before' [N, V], the features before it. Methods that need what is absent are left
-out. Without --val, a third of every class's training rows is set aside for validation, and no shot is
-drawn from it.
+out. A folder of shards, a .parquet file, a folder of such files or a .lance data set does as well: its column
+label holds whole numbers or class names, and where settings.json names the model, it makes class texts
+(--template, --prompts). Without --val, a third of every class's training rows is set aside for validation,
+and no shot is drawn from it.
 
 --dataset names data sets below --root, or folders and tars with labels, as `extract` takes them: images are
 encoded once by --model into OUT/features, class texts in the data set's own prompts, in --template or from
@@ -162,7 +164,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.dataset:
         problems = _named(args)
     elif files:
-        problems = _described([fewshot_problems.of_files(args.train, args.val, args.test)])
+        problems = _described([fewshot_problems.of_files(args.train, args.val, args.test, args)])
     else:
         problems = _described(fewshot_problems.of_sets(args.set))
     records: list[fewshot_output.Record] = []

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semobridge_ext import _checksum, _errors
-from semobridge_ext.cli import models
+from semobridge_ext import _checksum, _digest, _errors
+from semobridge_ext.cli import inverted_table, models
 from semobridge_ext.cli.engine import add_engine, cluster_of
-from semobridge_ext.cli.shards import npy_header
+from semobridge_ext.cli.shards import Folder, npy_header
+from semobridge_ext.cli.table_writer import open_writer
+from semobridge_ext.cli.tables import holds_features, lance_library, open_features
 from semobridge_ext.inversion.spec import Inversion
 
 _DESCRIPTION = """\
@@ -24,9 +26,12 @@ the same command goes on after an interruption or a kill, and refuses to mix two
 _EPILOG = """\
 files:
   input     .safetensors with a tensor 'features' [B, D] (--key names another), .npy, or .pt read with
-            weights_only; or 'picto:icons' (also emoji, flags, logos, arrows): the embedded images
+            weights_only; a folder of shards, .parquet or .lance; or 'picto:icons' (also emoji, flags,
+            logos, arrows): the embedded images
   output    .safetensors with tokens [B, R, T], features [B, D] (unit rows), losses [steps, B], recorded
-            [records, B, D] in the order of --record-steps, steps_done [B] and the settings
+            [records, B, D] in the order of --record-steps, steps_done [B] and the settings. With --format
+            a folder that holds it as inversion.safetensors, and a table (features/part-00000.parquet or
+            features.lance): features, tokens (R*T numbers a row), steps_done, the columns of the input
   map       .safetensors, what --pilots writes and --start reads: it predicts the start values, so well
             that a few steps do. It fits one model, template and --tokens
 
@@ -36,6 +41,7 @@ examples:
   semobridge-ext invert feats.npy out.safetensors --template "a photo of {} in the wild" --tokens 2
   semobridge-ext invert picto:icons out.safetensors --pilots 300 --start map.safetensors --steps 3
   semobridge-ext invert more.npy more-out.safetensors --start map.safetensors --steps 3
+  semobridge-ext invert feats/ inverted/ --format parquet
   semobridge-ext invert texts.npy out.safetensors --kind ovi --tokens 4 --steps 1000
 """
 _WEIGHTS = {"exact": None, "bfloat16": torch.bfloat16}
@@ -51,7 +57,9 @@ def add_parser(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("input", help="features, or picto:<set>")
-    parser.add_argument("output", help="the file to write")
+    parser.add_argument("output", help="the file to write; with --format a folder")
+    parser.add_argument("--format", choices=("safetensors", "parquet", "lance"), default="safetensors",
+                        help="parquet, lance: a table beside it (default: safetensors)")  # fmt: skip
     parser.add_argument("--kind", choices=("oti", "ovi"), default="oti")
     parser.add_argument("--model", default="picto", help="open_clip model name; default: the embedded one")
     parser.add_argument("--pretrained", help="open_clip tag or checkpoint file of --model")
@@ -156,6 +164,40 @@ def _read_features(path: str, key: str) -> Tensor:
     return found
 
 
+def _read_folder(path: str, limit: int | None) -> tuple[Folder, Tensor]:
+    """Shards or a table, and its first rows [N, D] in memory."""
+    folder = open_features("invert", path)
+    for index in folder.shards():
+        folder.check_rows(index)
+    folder.check_finished()
+    parts, left = [], limit
+    for block in folder.blocks():
+        parts.append(block[:left].clone())
+        left = None if left is None else left - len(parts[-1])
+        if left == 0:
+            break
+    if not parts or len({part.shape[1] for part in parts}) > 1:
+        got = f"{sorted({part.shape[1] for part in parts})} in {path}" if parts else f"none in {path}"
+        remedy = "make them again, from one model"
+        raise ValueError(_errors.message("invert", "input", "hold rows of one width", got, remedy))
+    return folder, torch.cat(parts)
+
+
+def _write_table(
+    args: argparse.Namespace,
+    names: tuple[str, str | None],
+    weights: str,
+    folder: Folder | None,
+    inv: Inversion,
+) -> None:
+    settings = {
+        "command": "invert", "kind": args.kind, "model": names[0], "pretrained": names[1], "weights": weights,
+        "features": f"inverted by {args.kind}", "normalized": True, "dtype": "float32",
+        "inversion_digest": _digest.marked(_digest.digest([inv.tokens, inv.features, inv.steps_done])),
+    }  # fmt: skip
+    inverted_table.write(open_writer("invert", Path(args.output), args.format), inv, folder, settings)
+
+
 def _check_start(args: argparse.Namespace) -> None:
     if args.kind == "ovi" and (args.start or args.pilots is not None):
         name, got = ("--start", args.start) if args.start else ("--pilots", args.pilots)
@@ -211,7 +253,7 @@ def _on_cluster(
     )  # fmt: skip
     return invert_rows(
         kind, engine, feats, "features", settings, init, options["generator"], args.batch_size,
-        not args.quiet, args.output, description, chunks,
+        not args.quiet, options["out"], description, chunks,
     )  # fmt: skip
 
 
@@ -220,11 +262,19 @@ def run(args: argparse.Namespace) -> int:
 
     _check_start(args)
     cluster_of("invert", args)
+    result, folder = args.output, None
+    if args.format != "safetensors":
+        open_writer("invert", Path(args.output), args.format)
+        if args.format == "lance":
+            lance_library("invert", f"write {args.output}")
+        result = str(Path(args.output) / inverted_table.RESULT)
     names = models.resolve("invert", args.model, args.pretrained)
     encoder = models.load("invert", *names)
     model, tokenizer = encoder.model, encoder.tokenizer
     if args.input.startswith("picto:"):
         feats = _picto_features(args.input.removeprefix("picto:"), model, args.kind, args.limit)
+    elif holds_features(args.input):
+        folder, feats = _read_folder(args.input, args.limit)
     else:
         feats = _read_features(args.input, args.key)
     feats = feats[: args.limit]
@@ -232,7 +282,7 @@ def run(args: argparse.Namespace) -> int:
         "lr": args.lr, "weight_decay": args.weight_decay, "record_steps": tuple(args.record_steps),
         "batch_size": args.batch_size, "patience": args.patience, "weights": _WEIGHTS[args.weights],
         "compute": _COMPUTE[args.compute], "generator": torch.Generator().manual_seed(args.seed),
-        "progress": not args.quiet, "out": args.output,
+        "progress": not args.quiet, "out": result,
     }  # fmt: skip
     if args.steps is not None:
         options["steps"] = args.steps
@@ -254,8 +304,10 @@ def run(args: argparse.Namespace) -> int:
         inv = ovi(model, feats, num_patches=args.tokens, **options)
     seconds = time.perf_counter() - start
     if inv.interrupted:
-        print(f"stopped; finished chunks are in {args.output}.parts, the same command goes on from there")
+        print(f"stopped; finished chunks are in {result}.parts, the same command goes on from there")
         return 130
+    if args.format != "safetensors":
+        _write_table(args, names, models.weights_digest(model), folder, inv)
     last = f", loss {float(inv.losses[-1]):.4f}" if len(inv.losses) else ""
     print(f"{args.output}: {len(inv.tokens)} samples{last}, {seconds:.1f} s")
     return 0

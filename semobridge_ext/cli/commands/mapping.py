@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +16,12 @@ from semobridge_ext import _digest, _files
 from semobridge_ext.cli import mappings
 from semobridge_ext.cli.arguments import count
 from semobridge_ext.cli.engine import add_engine, cluster_of
-from semobridge_ext.cli.shard_writer import Writer, source_facts, write_header
+from semobridge_ext.cli.output import Tell, bar_off, tell
+from semobridge_ext.cli.results import Mapped
+from semobridge_ext.cli.shard_writer import Writer, source_facts
 from semobridge_ext.cli.shards import Folder, arrow
-from semobridge_ext.cli.tables import open_features
+from semobridge_ext.cli.table_writer import add_format, open_writer, with_texts
+from semobridge_ext.cli.tables import open_features, texts_beside
 
 _DESCRIPTION = """\
 Applies a mapping to every row of a folder of shards and writes another one: unit rows, the same order,
@@ -50,6 +52,7 @@ examples:
   semobridge-ext map feats/ feats-centred/ --mapping centering
   semobridge-ext map old/ as-new/ --mapping procrustes --fit old-sample/ --onto new-sample/
   semobridge-ext map feats.parquet feats-bridge/ --mapping bridge.safetensors   # or .lance, or a folder
+  semobridge-ext map feats/ bridged/ --mapping bridge --format parquet   # bridged/features/part-00000.parquet
 then: semobridge-ext retrieve feats/ feats-bridge/ feats-pca/
 """
 
@@ -67,6 +70,7 @@ def add_parser(subparsers: Any) -> None:
     names = "|".join(mappings.MAKERS)
     parser.add_argument("--mapping", required=True, metavar="NAME", help=f"{names}|FILE.safetensors")
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of OUT")
+    add_format(parser)
     add = parser.add_argument
     add("--atol", type=float, help=f"bridge: singular values dropped ({mappings.ATOL})")
     add("--components", type=count, metavar="K", help="pca: directions (default: D/2)")
@@ -95,7 +99,7 @@ def _file_facts(path: Path) -> str:
 def _check(args: argparse.Namespace, folder: Folder, mapping: mappings.Mapping) -> None:
     found = folder.settings().get("features", mappings.PROJECTED)
     if found != mapping.takes:
-        option = " --before-projection" if mapping.takes == mappings.HIDDEN else ""
+        option = " with --before-projection" if mapping.takes == mappings.HIDDEN else ""
         raise ValueError(
             f"map: IN must hold features of the kind '{mapping.takes}' for {mapping.name}, got '{found}' in "
             f"{folder.path}; "
@@ -119,25 +123,46 @@ def _mapped(
     return mapped(folder.path, parts, data, args.dtype, cluster)
 
 
-def _apply(folder: Folder, out: Writer, index: int, mapped: Iterator[np.ndarray], dtype: str) -> int:
+def _texts_beside(folder: Folder, out: Writer, mapping: mappings.Mapping, tell: Tell) -> Folder | None:
+    """The texts that a table takes along, through their own side of the mapping."""
+    texts = None if out.layout == "shards" else texts_beside(folder)
+    if texts is not None and mapping.text is None:
+        tell(f"{folder.path}: its texts are left out, {mapping.name} has no map for them")
+        return None
+    return texts
+
+
+def _records(
+    folder: Folder, texts: Folder | None, index: int, mapping: mappings.Mapping, dtype: str
+) -> bytes:
+    metadata = folder.metadata_bytes(index)
+    if texts is None or mapping.text is None or not folder.shape(index)[0]:
+        return metadata
+    rows = mapping.text(texts.features(index).float()).numpy().astype(dtype)
+    return with_texts("map", metadata, rows)
+
+
+def _apply(
+    folder: Folder, out: Writer, index: int, mapped: Iterator[np.ndarray], dtype: str, metadata: bytes
+) -> int:
     """One shard, whose parts come next; its rows."""
-    source = folder.features(index)
-
-    def features(file: BinaryIO) -> None:
-        width = None
-        for rows in islice(mapped, len(folder.parts(index))):
-            if width is None:
-                width = rows.shape[1]
-                write_header(file, (len(source), width), dtype)
-            file.write(rows.tobytes())
-        if width is None:  # a shard whose images were all corrupt
-            write_header(file, (0, 0), dtype)
-
-    out.write(index, features, folder.metadata_bytes(index))
-    return len(source)
+    parts = folder.parts(index)
+    size = parts[-1][2] if parts else 0
+    out.add(index, size, islice(mapped, len(parts)), dtype, metadata)
+    return size
 
 
 def run(args: argparse.Namespace) -> int:
+    found = perform(args, tell)
+    if found.finished_already:
+        print(f"{args.out}: finished already, {found.records} rows")
+    else:
+        print(f"{args.out}: {found.records} rows by {found.mapping} {found.options}, {found.seconds:.2f} s")
+    return 0
+
+
+def perform(args: argparse.Namespace, tell: Tell) -> Mapped:
+    """The whole of the command but its last line; `tell` takes what it says on the way."""
     from tqdm import tqdm
 
     arrow("map")
@@ -175,23 +200,27 @@ def run(args: argparse.Namespace) -> int:
         "source": str(args.input.resolve()),
         "source_digest": source_facts(folder),
     }
-    out, began, rows = Writer("map", args.out), time.perf_counter(), 0
+    out, began, rows = open_writer("map", args.out, args.format), time.perf_counter(), 0
+    texts = _texts_beside(folder, out, mapping, tell)
+    if texts is not None:
+        texts.shards()
+        settings["texts_digest"] = source_facts(texts)
     with out.claim():
         first = out.begin(settings)
         if out.summary() and first == len(indices):
-            print(f"{args.out}: finished already, {out.summary()['rows']} rows")
-            return 0
+            return Mapped.of_summary(args.out, out.summary(), mapping.name, mapping.facts, already=True)
         out.reopen()
         _files.write_bytes(args.out / "mapping.safetensors", data)
         if first:
-            print(f"{args.out}: {first} shards are done, going on", file=sys.stderr)
+            tell(f"{args.out}: {first} shards are done, going on")
         mapped = _mapped(args, folder, indices[first:], mapping, data)
-        for index in tqdm(indices[first:], unit="shard", desc="map", disable=args.quiet or None):
-            rows += _apply(folder, out, index, mapped, args.dtype)
+        for index in tqdm(indices[first:], unit="shard", desc="map", disable=bar_off(args.quiet)):
+            metadata = _records(folder, texts, index, mapping, args.dtype)
+            rows += _apply(folder, out, index, mapped, args.dtype, metadata)
         seconds = time.perf_counter() - began
-        total = sum(len(out.features(i)) for i in out.shards())
-        out.finish(
-            {"rows": total, "resumed_at": first, "seconds": seconds, "rows_per_second": rows / seconds}
-        )
-    print(f"{args.out}: {total} rows by {mapping.name} {mapping.facts}, {seconds:.2f} s")
-    return 0
+        summary = {
+            "rows": out.row_total(), "resumed_at": first, "seconds": seconds,
+            "rows_per_second": rows / seconds,
+        }  # fmt: skip
+        out.finish(summary)
+    return Mapped.of_summary(args.out, summary, mapping.name, mapping.facts, already=False)

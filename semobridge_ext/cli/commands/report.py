@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from semobridge_ext import _files
 from semobridge_ext._version import __version__
 from semobridge_ext.cli import mappings, models, report_figures, report_images, report_page, report_tables
 from semobridge_ext.cli.arguments import count
-from semobridge_ext.cli.output import write_csv, write_json
-from semobridge_ext.cli.shards import Folder, arrow
+from semobridge_ext.cli.output import Tell, tell, write_csv, write_json
+from semobridge_ext.cli.shards import Folder
+from semobridge_ext.cli.tables import open_features
 from semobridge_ext.fewshot.held_out import usable_shots
 from semobridge_ext.runtime.info import build_info
 
@@ -47,7 +47,8 @@ def add_parser(subparsers: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("shards", metavar="SHARDS", type=Path, nargs="+", help="folders of extract or map")
+    parser.add_argument("shards", metavar="SHARDS", type=Path, nargs="+",
+                        help="folders of extract or map; .parquet, .lance")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE", help="report.html")
     parser.add_argument("--label", default="label", metavar="COLUMN", help="what names the class")
     many = [1, 2, 4, 8]
@@ -62,7 +63,7 @@ def add_parser(subparsers: Any) -> None:
 
 def _encode(args: argparse.Namespace, names: list[str]) -> tuple[Tensor | None, list[float] | None]:
     """Raw text features of the classes and singular values of W, of the baseline's model."""
-    folder = Folder("report", args.shards[0])
+    folder = open_features("report", args.shards[0])
     if args.no_text or "model" not in folder.settings():
         return None, None
     encoder = models.maker_of("report", folder, remedy="extract again, or pass --no-text")
@@ -86,16 +87,6 @@ def _texts_for(folder: Folder, texts: Tensor | None, width: int) -> Tensor | Non
             return None
         texts = carry(texts)
     return normalize(texts, dim=1) if texts.shape[1] == width else None
-
-
-def _lost(folder: Folder) -> list[list[str]]:
-    """Files that `extract` could not read, and why; folders of other programs do not say."""
-    parquet, lost = arrow("report"), []
-    for index in folder.shards():
-        facts = parquet.read_metadata(folder.metadata_file(index)).metadata or {}
-        if b"corrupt" in facts:
-            lost += [list(pair) for pair in folder.counts(index)[2]]
-    return lost
 
 
 def _names(paths: list[Path]) -> list[str]:
@@ -128,9 +119,16 @@ def _measured(
 
 
 def run(args: argparse.Namespace) -> int:
+    perform(args, tell)
+    print(f"{args.out}, {args.out.stem}_*.csv and {args.out.with_suffix('.json')}")
+    return 0
+
+
+def perform(args: argparse.Namespace, tell: Tell) -> dict[str, Any]:
+    """The whole of the command but its last line: writes the files, and gives what the JSON file holds."""
     codes: dict[str, int] = {}
     # The rows themselves are read one folder after the other: two folders at once may not fit.
-    found_codes = [Folder("report", path).label_codes(args.label, codes) for path in args.shards]
+    found_codes = [open_features("report", path).label_codes(args.label, codes) for path in args.shards]
     for path, labels in zip(args.shards, found_codes, strict=True):
         if not torch.equal(labels[labels >= 0], found_codes[0][found_codes[0] >= 0]):
             raise ValueError(
@@ -147,18 +145,18 @@ def run(args: argparse.Namespace) -> int:
         )
     shots, classes = usable_shots(labels, args.shots)
     taken = report_figures.sample(len(labels), args.queries, 0)
-    first = Folder("report", args.shards[0])
+    first = open_features("report", args.shards[0])
     found: dict[str, Any] = {
         "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "version": __version__,
         "images": len(labels), "classes": len(codes), "class_names": list(codes), "shots": shots,
         "shot_classes": classes, "seeds": args.seeds, "sampled": len(taken.chosen),
         "asked": len(taken.asked), "text_projection": singular,
-        "folders": {}, "corrupt": _lost(first), "environment": build_info(),
+        "folders": {}, "corrupt": [list(pair) for pair in first.losses()], "environment": build_info(),
     }  # fmt: skip
     measured: dict[str, report_figures.Measured] = {}
     for name, path, given in zip(_names(args.shards), args.shards, found_codes, strict=True):
-        print(f"measuring {name}", file=sys.stderr)
-        folder = Folder("report", path)
+        tell(f"measuring {name}")
+        folder = open_features("report", path)
         measured[name] = one = _measured(folder, given, texts, taken, shots, args.seeds)
         base = next(iter(measured.values()))
         change = {} if one is base else {"change": report_figures.change(base, one)}
@@ -171,5 +169,4 @@ def run(args: argparse.Namespace) -> int:
     for name, (header, lines) in report_tables.for_csv(found).items():
         write_csv(args.out.with_name(f"{args.out.stem}_{name}.csv"), header, lines)
     write_json(args.out.with_suffix(".json"), found)
-    print(f"{args.out}, {args.out.stem}_*.csv and {args.out.with_suffix('.json')}")
-    return 0
+    return found

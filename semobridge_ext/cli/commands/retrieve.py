@@ -79,7 +79,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON too")
 
 
-def run(args: argparse.Namespace) -> int:
+def perform(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The figures of every gallery, by the names of its folders."""
     if args.key is not None and args.pairs is None:
         raise ValueError(
             f"retrieve: --key must stand beside --pairs, got {args.key} alone; pass --pairs FILE"
@@ -91,6 +92,12 @@ def run(args: argparse.Namespace) -> int:
     for paths in [args.shards] if args.together else [[path] for path in args.shards]:
         # Read within the call: the rows of one gallery go before the next comes.
         figures[" + ".join(map(str, paths))] = _measured(args, query, read_side(args, paths, codes), ks)
+    return figures
+
+
+def run(args: argparse.Namespace) -> int:
+    figures = perform(args)
+    ks = sorted(set(args.recall_at))
     names = ["mAP", "mAP@R", "R-Precision", *(f"Recall@{k}" for k in ks)]
     wide = max(len(path) for path in figures)
     print(f"{'':<{wide}}  " + "  ".join(f"{name:>11}" for name in names))

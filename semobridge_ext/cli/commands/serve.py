@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from semobridge_ext import _errors
+from semobridge_ext.cli import models
 from semobridge_ext.cli.arguments import add_max_pixels
 
 _DESCRIPTION = """\
@@ -32,6 +33,7 @@ needs: pip install 'semobridge-ext[cli,serve]'
 examples:
   semobridge-ext serve feats/
   semobridge-ext serve feats-centred/ --port 9000
+  semobridge-ext serve rows.parquet --model ViT-B-32 --pretrained openai
   curl -H 'Content-Type: application/json' -d '{"text": "red flag", "k": 5}' 127.0.0.1:8765/api/search
 """
 
@@ -50,11 +52,12 @@ def add_parser(subparsers: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("shards", metavar="SHARDS", type=Path, help="folder of extract or map")
+    parser.add_argument("shards", metavar="SHARDS", type=Path,
+                        help="folder of extract or map; .parquet, .lance")  # fmt: skip
     parser.add_argument("--port", type=_port, default=8765, help="0: any free one (default: 8765)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     add_max_pixels(parser, "refused, as queries and as pictures")
-    parser.add_argument("--device", default="cpu", help="for the queries' model (default: cpu)")
+    models.add_maker(parser)
 
 
 def _uvicorn() -> Any:
@@ -99,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
 
     with _listen(args.host, args.port) as listener:
         _warn_if_open(args.host)
-        session = Session(args.shards, args.device, args.max_pixels)
+        session = Session(args.shards, args.device, args.max_pixels, (args.model, args.pretrained))
         port, host = listener.getsockname()[1], f"[{args.host}]" if ":" in args.host else args.host
         rows, size = session.gallery, f"{session.gallery.nbytes / 1e6:.2g} MB"
         print(f"{args.shards}: {len(rows)} rows of {rows.width}, {size} in memory")

@@ -1,0 +1,68 @@
+"""What the steps of the command line hand back, to the command and to Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+
+class Extracted(NamedTuple):
+    """A finished folder of ``extract``."""
+
+    path: Path
+    records: int  # rows in the shards
+    corrupt: int  # inputs that could not be decoded, listed in ``path/corrupt.tsv``
+    inputs: int  # records and corrupt ones
+    ignored: int  # other files of a folder
+    resumed_at: int  # inputs that were done when the last run began
+    seconds: float  # of the last run
+    finished_already: bool  # this call found nothing left to do
+
+    @classmethod
+    def of_summary(cls, path: Path, summary: dict[str, Any], already: bool) -> Extracted:
+        names = ("rows", "corrupt", "inputs", "ignored", "resumed_at")
+        rows, lost, inputs, ignored, first = (int(summary.get(name, 0)) for name in names)
+        seconds = float(summary.get("seconds", 0.0))
+        return cls(path, rows, lost, inputs, ignored, first, seconds, already)
+
+
+class Mapped(NamedTuple):
+    """A finished folder of ``map``."""
+
+    path: Path
+    records: int  # rows in the shards
+    mapping: str  # its name
+    options: dict[str, Any]  # what the mapping says of itself
+    resumed_at: int  # shards that were done when the last run began
+    seconds: float  # of the last run
+    finished_already: bool  # this call found nothing left to do
+
+    @classmethod
+    def of_summary(
+        cls, path: Path, summary: dict[str, Any], mapping: str, facts: dict[str, Any], already: bool
+    ) -> Mapped:
+        rows, first = int(summary.get("rows", 0)), int(summary.get("resumed_at", 0))
+        return cls(path, rows, mapping, facts, first, float(summary.get("seconds", 0.0)), already)
+
+
+class ShardRows(NamedTuple):
+    """Rows of shards and what they belong to."""
+
+    features: Tensor  # [N, D]
+    columns: dict[str, list[Any]]  # N values each: image_path, and label, caption, .. where known
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The columns as one dict for each row."""
+        names = list(self.columns)
+        return [dict(zip(names, values, strict=True)) for values in zip(*self.columns.values(), strict=True)]
+
+
+class ShardHits(NamedTuple):
+    """The nearest rows of shards to N queries."""
+
+    scores: Tensor  # [N, k] float32 cosines, the largest first
+    indices: Tensor  # [N, k] int64, rows of the shards in their order
+    records: list[list[dict[str, Any]]]  # N lists of k: the metadata of each hit
