@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from semobridge_ext import _errors
+from semobridge_ext import _errors, _numbers
 from semobridge_ext.clip.adapter import Adapter
 from semobridge_ext.clip.affine import NonlinearError, with_one
 from semobridge_ext.clip.families import adapter_of
@@ -80,6 +80,7 @@ def class_text_features(
         contract, remedy = "be class names", "pass a list of them"
         raise TypeError(_errors.message(_NAME, "names", contract, _errors.describe(names), remedy))
     names = [names] if isinstance(names, str) else list(names)
+    _numbers.check_number(_NAME, "batch_size", batch_size, least=1, whole=True, remedy="256 is the default")
     prompts, owners = _prompts(names, templates)
     adapter = adapter_of(_NAME, model)
     if tokenizer is None:
