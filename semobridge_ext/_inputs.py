@@ -223,7 +223,10 @@ def is_listed(value: Any) -> bool:
 
 
 def _is_nan(value: Any) -> bool:
-    return isinstance(value, (float, np.floating)) and value != value
+    """NaN, or what pandas has for a missing text or date."""
+    if isinstance(value, (float, np.floating)):
+        return bool(value != value)
+    return type(value).__name__ in ("NAType", "NaTType")
 
 
 def _warn_column() -> None:

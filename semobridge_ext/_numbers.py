@@ -70,7 +70,9 @@ def python(value: Any) -> Any:
 def for_json(value: Any) -> Any:
     """What ``json.dumps(default=)`` asks for: the same, and a TypeError for anything else."""
     if not isinstance(value, np.generic):
-        raise TypeError(f"a file keeps numbers, texts and lists of them, got {type(value).__name__}; convert it")
+        raise TypeError(
+            f"a file keeps numbers, texts and lists of them, got {type(value).__name__}; convert it"
+        )
     return value.item()
 
 

@@ -106,13 +106,16 @@ def encode_images(
     _check_count("batch_size", batch_size, 1)
     _check_count("workers", workers, 0)
     _check_count("max_pixels", max_pixels, 1)
+    if preprocess is not None and not callable(preprocess):
+        remedy = "None takes the model's own"
+        raise TypeError(_errors.message(_NAME, "preprocess", "be callable", preprocess, remedy))
     transform = preprocess_of(_NAME, model) if preprocess is None else preprocess
     if not project:
         affine_image(_NAME, adapter_of(_NAME, model))
     with tempfile.TemporaryDirectory(prefix="semobridge-ext-") as folder:
         source = _source(images, Path(folder) / "inputs.jsonl", workers)
         run = _Run(model, project, normalize, corrupt == "skip")
-        run.encode(source, transform, batch_size, workers, max_pixels, progress)
+        run.encode(source, transform, int(batch_size), int(workers), int(max_pixels), progress)
     return run.result()
 
 

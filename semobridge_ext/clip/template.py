@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors
+from semobridge_ext import _arrays, _errors
 
 # Pairs of words of which a tokenizer has at least one pair as single pieces. Where the ids of the two texts
 # differ stands the placeholder, whatever special tokens and cleaning the tokenizer adds.
@@ -40,7 +40,15 @@ def fitting_ids(function: str, tokenizer: Any, texts: list[str], length: int | N
 
     A tokenizer of CLIP pads to 77 unless it is told otherwise; it is asked again where a model has fewer.
     """
+    if not callable(tokenizer):
+        remedy = "pass what makes token ids of a list of texts"
+        raise TypeError(_errors.message(function, "tokenizer", "be callable", tokenizer, remedy))
     found = tokenizer(texts)
+    if not isinstance(found, Tensor) and not hasattr(found, "keys"):
+        found = _arrays.whole(found)
+        if not isinstance(found, Tensor):
+            contract, remedy = "give token ids", "pass the one that belongs to the model"
+            raise TypeError(_errors.message(function, "tokenizer", contract, _errors.describe(found), remedy))
     if length is None or not isinstance(found, Tensor) or found.dim() != 2 or found.shape[1] <= length:
         return found
     try:

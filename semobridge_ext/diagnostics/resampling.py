@@ -45,7 +45,9 @@ class Plan(NamedTuple):
 def make_plan(labels: Tensor, by_class: bool, resamples: int, confidence: float, seed: int) -> Plan:
     n = len(labels)
     if by_class:
-        order = torch.randperm(int(labels.max()) + 1, generator=torch.Generator().manual_seed(_numbers.seed_of(seed)))
+        order = torch.randperm(
+            int(labels.max()) + 1, generator=torch.Generator().manual_seed(_numbers.seed_of(seed))
+        )
         return Plan(labels, labels, order[labels] % JACKKNIFE, resamples, confidence, seed)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(_numbers.seed_of(seed)))
     groups, folds = order % min(n, HISTOGRAM_GROUPS), order % min(n, JACKKNIFE)

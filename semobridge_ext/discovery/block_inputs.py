@@ -34,7 +34,8 @@ def cache_block_inputs(
 
     Args:
         model: a CLIP model of a family that ``semobridge_ext.clip`` lists, with a class token.
-        images: preprocessed, floating point, a tensor or an array. [V, N, 3, H, W]: V views of N images. [N, 3, H, W]: one view. Anything else is
+        images: preprocessed, floating point, a tensor or an array. [V, N, 3, H, W]: V views of N images.
+            [N, 3, H, W]: one view. Anything else is
             gone through ``views`` times, and gives batches [B, 3, H, W], or pairs that begin with one, as a
             DataLoader with random augmentations does. It must keep the images' order: shuffle=False.
         views: V of a loader.

@@ -67,6 +67,7 @@ class CacheTraining:
             _check_count(model, name, getattr(settings, name), least)
         remedy_of_seed = "the default is 0"
         _numbers.check_number(f"{model}.fit", "seed", settings.seed, whole=True, remedy=remedy_of_seed)
+        settings = Settings(*map(_numbers.python, settings))
         self.model, self.parameters, self.loss, self.rows = model, parameters, loss, rows
         self.settings, self.remedy, self.epoch = settings, remedy, 0
         self.batches = -(-rows // settings.batch_size)

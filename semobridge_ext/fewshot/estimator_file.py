@@ -41,7 +41,11 @@ def sort_classes(
 
 def save_estimator(path: Any, file_format: str, tensors: dict[str, Tensor], fields: dict[str, Any]) -> None:
     fields = {**fields, "names": [_plain(name) for name in fields["names"]]}
-    meta = {"format": file_format, "tensors": json.dumps(sorted(tensors)), "fields": json.dumps(fields, default=_numbers.for_json)}
+    meta = {
+        "format": file_format,
+        "tensors": json.dumps(sorted(tensors)),
+        "fields": json.dumps(fields, default=_numbers.for_json),
+    }
     _files.save_tensors(path, tensors, meta)
 
 

@@ -111,7 +111,9 @@ class LPPlusPlus(StoredEstimator):
             x, codes = self._support_beside_text("fit", X, y)
             held = None
             if validation is not None:
-                features, names = _inputs.pair("LPPlusPlus.fit", "validation", validation, "(features, names)")
+                features, names = _inputs.pair(
+                    "LPPlusPlus.fit", "validation", validation, "(features, names)"
+                )
                 queries = _inputs.features("LPPlusPlus.fit", "validation", features, x.shape[1])
                 held = queries, self._codes("fit", names, len(queries)).to(x.device)
             with exactly(x.device):

@@ -134,14 +134,15 @@ class SeMoBridgeT(SeMoBridgeClassifier):
             )
         for name in ("steps", "lr", "warmup", "patience"):
             if (value := getattr(self, name)) is not None:
-                whole, remedy = name != "lr", "None takes the preset's" if name != "patience" else "None: never"
-                least = 0 if name == "patience" else -math.inf
-                _numbers.check_number(
-                    "SeMoBridgeT.fit", name, value, whole=whole, least=least, remedy=remedy
+                whole, remedy = (
+                    name != "lr",
+                    "None takes the preset's" if name != "patience" else "None: never",
                 )
+                least = 0 if name == "patience" else -math.inf
+                _numbers.check_number("SeMoBridgeT.fit", name, value, whole=whole, least=least, remedy=remedy)
         schedule = PRESETS[self.preset]
-        changes = {n: getattr(self, n) for n in ("steps", "lr", "warmup") if getattr(self, n) is not None}
-        schedule = schedule._replace(**changes)
+        given = {n: _numbers.python(getattr(self, n)) for n in ("steps", "lr", "warmup")}
+        schedule = schedule._replace(**{n: value for n, value in given.items() if value is not None})
         if schedule.steps < 0 or schedule.lr <= 0 or schedule.warmup < 0:
             raise ValueError(
                 f"SeMoBridgeT: steps and warmup must be ≥ 0 and lr > 0, got {schedule}; use the preset's"

@@ -50,7 +50,9 @@ class Trainer:
             return (rows,)
         generator = torch.Generator()
         generator.manual_seed(_numbers.seed_of(self.settings.seed, self.data.number, self.epoch))
-        return rows[torch.randperm(len(rows), generator=generator)].split(min(self.settings.batch_size, len(rows)))
+        return rows[torch.randperm(len(rows), generator=generator)].split(
+            min(self.settings.batch_size, len(rows))
+        )
 
     def run_epoch(self) -> None:
         """Its loss is the mean over the steps; the host waits once an epoch for it."""

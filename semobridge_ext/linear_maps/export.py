@@ -139,7 +139,9 @@ def from_faiss(transforms: Sequence[Any]) -> list[Step]:
     listed = isinstance(transforms, Sequence) and not isinstance(transforms, (str, bytes))
     if not listed or not all(isinstance(item, faiss.VectorTransform) for item in transforms):
         contract, got = "be a list of FAISS transforms", _errors.describe(transforms)
-        raise TypeError(_errors.message(function, "transforms", contract, got, "pass map.to_faiss() or its like"))
+        raise TypeError(
+            _errors.message(function, "transforms", contract, got, "pass map.to_faiss() or its like")
+        )
     for item in transforms:
         transform = faiss.downcast_VectorTransform(item)
         if isinstance(transform, faiss.LinearTransform):

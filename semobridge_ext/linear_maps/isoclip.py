@@ -199,7 +199,9 @@ class IsoCLIP(Cuts):
         tensors = {name: value for name, value in tensors.items() if value is not None}
         # A program that knows no biases has to refuse a file with one, and goes on reading the others.
         kind = _AFFINE if set(_BIASES) & set(tensors) else _FORMAT
-        _files.save_tensors(path, tensors, {"format": kind, "params": json.dumps(params, default=_numbers.for_json)})
+        _files.save_tensors(
+            path, tensors, {"format": kind, "params": json.dumps(params, default=_numbers.for_json)}
+        )
 
     @classmethod
     def load(cls, path: Any) -> Self:

@@ -78,7 +78,10 @@ class EncodedImages:
         first = parts[0]
         for part in parts:
             if not isinstance(part, Tensor) or part.dim() != 3 or part.shape != first.shape:
-                contract, remedy = "give [3, H, W] tensors of one size", "crop to one size and end in ToTensor"
+                contract, remedy = (
+                    "give [3, H, W] tensors of one size",
+                    "crop to one size and end in ToTensor",
+                )
                 got = _errors.describe(part)
                 raise TypeError(_errors.message(self._where, "transform", contract, got, remedy))
         return torch.stack(parts)

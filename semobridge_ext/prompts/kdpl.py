@@ -191,7 +191,9 @@ class KDPL(PromptLearner):
         where = "KDPL.fit"
         self._settings(where)
         given = self._given_names(where)
-        names = given if self.class_names is None else _inputs.ordered(given)
+        names: list[str] = given
+        if self.class_names is not None:
+            names = _inputs.ordered(given)  # type: ignore[assignment]
         encoder = self._encoder(where)
         device, dtype = encoder.device, encoder.dtype
         with exactly(device):

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from semobridge_ext import _arrays, _errors
 from semobridge_ext._ops.topk.op import topk

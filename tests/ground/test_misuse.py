@@ -290,6 +290,22 @@ def test_a_home_folder_in_a_path_is_resolved(tmp_path: Any, monkeypatch: Any) ->
     assert not (tmp_path / "~").exists()
 
 
+def test_a_home_folder_is_resolved_where_images_and_rows_come_from(tmp_path: Any, monkeypatch: Any) -> None:
+    from PIL import Image
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "a.png")
+    (tmp_path / "names.txt").write_text("cat\n")
+    picto = sb.load_picto_clip()[0]
+    for images in ("~/photos", "~/photos/a.png", ["~/photos/a.png"]):
+        assert len(sb.encode_images(picto, images, batch_size=np.int64(1)).features) == 1
+    assert sb.discovery.read_concepts("~/names.txt") == ["cat"]
+    sb.LinearMap(torch.eye(4)).save("~/map.safetensors")
+    found = sb.export_gallery(ROWS, "~/out", format="fbin", mapping="~/map.safetensors")
+    assert found["rows"] == 6 and (tmp_path / "out" / "gallery.fbin").is_file()
+
+
 def test_the_command_line_resolves_a_home_folder_in_paths_alone(monkeypatch: Any) -> None:
     from argparse import Namespace
     from pathlib import Path

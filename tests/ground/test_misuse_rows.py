@@ -30,6 +30,11 @@ def fit(rows: Any = ROWS, labels: Any = LABELS, **given: Any) -> Any:
     return sb.GDA(TEXT).fit(rows, labels, **given)
 
 
+def pandas_labels() -> Any:
+    pandas = pytest.importorskip("pandas")
+    return pandas.Series([*"aabbc", pandas.NA], dtype="string")
+
+
 # What is no list of rows, and what the message says of it.
 NO_ROWS: dict[str, tuple[Any, type[Exception], str]] = {
     "a text": ("abc", TypeError, "X must be rows of numbers, got str 'abc'"),
@@ -60,7 +65,11 @@ CASES: dict[str, Case] = {
         f"predict, {n}": (lambda x=x: fit().predict(x), kind, holds)
         for n, (x, kind, holds) in NO_ROWS.items() if n != "a generator"
     },
-    **{f"fit, labels {n}": (lambda y=y: fit(labels=y), kind, holds) for n, (y, kind, holds) in NO_LABELS.items()},
+    **{f"fit, labels {n}": (lambda y=y: fit(labels=y), kind, holds) for n,
+    (y, kind, holds) in NO_LABELS.items()},
+    "fit, labels missing in pandas": (
+        lambda: sb.LDA().fit(ROWS, pandas_labels()), ValueError, r"None or NaN in 1 of 6 places \(first: 5\)",
+    ),
     "classes named by one text": (
         lambda: sb.GDA(TEXT, class_names="abc").fit(ROWS, list("aabbcc")), TypeError, "y must be a list",
     ),
@@ -130,12 +139,14 @@ CASES: dict[str, Case] = {
         lambda: sb.RoleCentering({"a": ROWS[0]}).map_for(["a"]), ValueError, "role must be one of a",
     ),
     "one role of two": (
-        lambda: sb.RoleCentering({"a": ROWS[0]}).fuse(ROWS, ROWS, roles=("a",)), ValueError, "two names of roles",
+        lambda: sb.RoleCentering({"a": ROWS[0]}).fuse(ROWS, ROWS, roles=("a",)), ValueError,
+        "two names of roles",
     ),
     "IsoCLIP metric=None": (lambda: tuned(metric=None), TypeError, "metric must be a name, got NoneType"),
     "IsoCLIP k_top=5": (lambda: tuned(k_top=5), TypeError, "k_top must be a sequence of whole numbers"),
     "from_faiss(5)": (
-        lambda: sb.LinearMap.from_faiss(5), TypeError, "transforms must be a list of FAISS transforms, got int 5",
+        lambda: sb.LinearMap.from_faiss(5), TypeError,
+        "transforms must be a list of FAISS transforms, got int 5",
     ),
     "from_onnx(5)": (lambda: sb.LinearMap.from_onnx(5), TypeError, "path must be a str or a path, got int 5"),
 }  # fmt: skip
