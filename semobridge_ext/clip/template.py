@@ -62,6 +62,17 @@ def fitting_ids(function: str, tokenizer: Any, texts: list[str], length: int | N
     return shorter
 
 
+def known_ids(function: str, found: Any, vocabulary: int | None) -> Any:
+    """The ids of a tokenizer, none of them beyond the model's words."""
+    ids = found["input_ids"] if hasattr(found, "keys") and "input_ids" in found else found
+    whole = isinstance(ids, Tensor) and bool(ids.numel()) and not ids.is_floating_point()
+    if vocabulary and whole and int(ids.max()) >= vocabulary:
+        contract = f"give ids below {vocabulary}, as the model has words"
+        remedy = "pass the one that belongs to the model"
+        raise ValueError(_errors.message(function, "tokenizer", contract, f"{int(ids.max())}", remedy))
+    return found
+
+
 def _ids(function: str, tokenizer: Any, text: str, length: int) -> Tensor:
     """[L] ids; L ≤ length."""
     if is_hugging_face(tokenizer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from semobridge_ext import discovery, incremental
 from semobridge_ext.discovery import cache_block_inputs
 from tests.support.learners import (
     FINDINGS,
+    IMAGES,
     LABELS,
     PROMPTS,
     ROWS,
@@ -196,6 +198,23 @@ CASES: dict[str, Case] = {
             ("a number", 5, "be callable"), ("a function of nothing", lambda texts: None, "give token ids"),
             ("a function of texts", lambda texts: "a", "give token ids"),
         )
+    },
+    "a tokenizer of more words than the model's": (
+        lambda: sb.encode_text(tiny_model(), ["a", "b"],
+        tokenizer=lambda texts: torch.full((len(texts), 8), 10**6)),
+        ValueError, "tokenizer must give ids below [0-9]+, as the model has words, got 1000000",
+    ),
+    **{
+        f"a model on meta, {name}": (
+            lambda call=call: call(deepcopy(tiny_model()).to("meta")), ValueError,
+            "model must hold its weights, got a CLIP",
+        )
+        for name, call in {
+            "class texts": lambda model: sb.class_text_features(model, ["a"], tokenizer=TOKENIZER),
+            "oti": lambda model: sb.oti(model, IMAGES, tokenizer=TOKENIZER, steps=1),
+            "Bridge": sb.Bridge.from_clip,
+            "encode_image": lambda model: sb.clip.encode_image(model, torch.zeros(1, 3, 8, 8)),
+        }.items()
     },
     "encode_images, preprocess=5": (
         lambda: sb.encode_images(picto(), PICTURE, preprocess=5), TypeError, "preprocess must be callable",
