@@ -16,7 +16,8 @@ from semobridge_ext import _errors
 
 Rows = TypeVar("Rows")  # a tensor for a tensor, an array for an array
 
-_NARROW = (torch.int32, torch.int16, torch.int8, torch.uint8)
+_NARROW = (torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32)
+_MOST = np.iinfo(np.int64).max
 
 
 class _Unlocked:
@@ -79,6 +80,8 @@ def whole(value: Any, device: torch.device | None = None) -> Any:
     except (TypeError, ValueError):  # ragged
         return value
     if found.dtype.kind not in "iu" and not (found.size == 0 and found.dtype.kind == "f"):
+        return value
+    if found.dtype == np.uint64 and found.size and int(found.max()) > _MOST:  # would turn negative
         return value
     numbers = shared(found.astype(np.int64, copy=False))
     return numbers if device is None else numbers.to(device)

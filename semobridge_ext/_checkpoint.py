@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from semobridge_ext import _digest, _files, _locks
+from semobridge_ext import _digest, _files, _locks, _numbers
 
 AGAIN = "remove it and train again"
 
@@ -44,7 +44,7 @@ class Checkpoint:
 
     def save(self, tensors: dict[str, Tensor], progress: Any) -> None:
         """Writes the tensors, and where the run stands as JSON."""
-        text = json.dumps(progress)
+        text = json.dumps(progress, default=_numbers.for_json)
         meta = {"stamp": json.dumps(self.stamp), "progress": text, "format": self._format}
         meta["content"] = _digest.digest([tensors, text])
         _files.save_tensors(self.path, {n: t.clone() for n, t in tensors.items()}, meta)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from semobridge_ext import _numbers
 from semobridge_ext._version import __version__
 
 _CHUNK_BYTES = 1 << 24  # copied at once from a device or out of a strided tensor
@@ -163,7 +164,7 @@ def _holds_tensor(value: Any) -> bool:
 def stamp(facts: Mapping[str, Any]) -> Stamp:
     """The facts by name, as a file keeps them: settings as they are, tensors as digests; and the version."""
     kept = {name: marked(digest(v)) if _holds_tensor(v) else v for name, v in facts.items()}
-    return json.loads(json.dumps({"version": __version__, **kept}))
+    return json.loads(json.dumps({"version": __version__, **kept}, default=_numbers.for_json))
 
 
 def _shown(value: Any) -> str:

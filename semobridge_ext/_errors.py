@@ -60,6 +60,11 @@ def check_float_tensor(function: str, argument: str, value: Any) -> torch.Tensor
     return value
 
 
+def is_dense(value: Any) -> bool:
+    """Whether it is a tensor with a shape and strides: no nested one, no sparse one."""
+    return isinstance(value, torch.Tensor) and not value.is_nested and value.layout is torch.strided
+
+
 def whole_result(function: str, argument: str, value: Any, fields: Any) -> str:
     """What an error says of a named tuple in the place of one of its parts."""
     got = f"a whole {type(value).__name__}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,58 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _arrays, _errors
+
+
+def numbers(function: str, argument: str, value: Any) -> Tensor:
+    """Real numbers of any shape: a tensor as it is, an array or a list as one of a float dtype."""
+    if isinstance(value, Tensor):
+        return value
+    if fields := getattr(value, "_fields", None):  # class text features, given whole
+        raise TypeError(_errors.whole_result(function, argument, value, fields))
+    if hasattr(value, "toarray") or type(value).__module__.startswith("scipy.sparse"):
+        remedy = "convert it with .toarray()"
+        raise TypeError(
+            _errors.message(function, argument, "be dense, not sparse data", "a sparse matrix", remedy)
+        )
+    if isinstance(value, (str, bytes, Mapping, set, frozenset)) or (
+        not hasattr(value, "__array__") and isinstance(value, Iterator)
+    ):
+        contract, remedy = "be rows of numbers", "pass a tensor, an array or a list of rows"
+        raise TypeError(_errors.message(function, argument, contract, _errors.describe(value), remedy))
+    array = array_of(function, argument, value)
+    if array.dtype.kind in "mM":
+        contract, remedy = "hold numbers", "convert them yourself"
+        raise TypeError(_errors.message(function, argument, contract, f"{array.dtype} values", remedy))
+    if array.dtype.kind == "c":
+        raise ValueError(f"{function}: {argument} must be real. Complex data not supported; take .real")
+    if array.dtype.kind not in "fiub":
+        try:
+            array = array.astype(np.float64)
+        except TypeError as error:  # what scikit-learn says of such input, and expects
+            raise TypeError(
+                f"{function}: {argument} argument must be a string or a number: {error}"
+            ) from error
+        except ValueError as error:
+            contract, remedy = "hold numbers", "convert the rows to floats first"
+            raise ValueError(
+                _errors.message(function, argument, contract, f"others ({error})", remedy)
+            ) from error
+    if array.dtype.kind != "f" or array.dtype.itemsize > 8:
+        array = array.astype(np.float64)
+    return _arrays.shared(array)
+
+
+def array_of(function: str, argument: str, value: Any) -> np.ndarray:
+    """An array of what is no tensor; a list of tensors is taken apart by torch, which knows their dtypes."""
+    try:
+        if isinstance(value, (list, tuple)) and value and all(isinstance(row, Tensor) for row in value):
+            rows = torch.stack([row.detach().cpu() for row in value])
+            value = rows.float() if rows.dtype is torch.bfloat16 else rows
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged, or of parts that do not go together
+        contract, remedy = "be rows of one length", "pad or drop those of another"
+        told = " ".join(str(error).split())[:120]
+        raise ValueError(_errors.message(function, argument, contract, f"others ({told})", remedy)) from error
 
 
 def features(
@@ -22,37 +74,17 @@ def features(
     finite: bool = True,
 ) -> Tensor:  # [N, D]
     """A finite 2-D tensor of a float dtype; arrays and lists are converted as scikit-learn does."""
-    if not isinstance(value, Tensor):
-        if fields := getattr(value, "_fields", None):  # class text features, given whole
-            raise TypeError(_errors.whole_result(function, argument, value, fields))
-        if hasattr(value, "toarray") or type(value).__module__.startswith("scipy.sparse"):
-            remedy = "convert it with .toarray()"
-            raise TypeError(
-                _errors.message(function, argument, "be dense, not sparse data", "a sparse matrix", remedy)
-            )
-        array = np.asarray(value)
-        if array.dtype.kind == "c":
-            raise ValueError(f"{function}: {argument} must be real. Complex data not supported; take .real")
-        if array.dtype.kind not in "fiub":
-            try:
-                array = array.astype(np.float64)
-            except TypeError as error:  # what scikit-learn says of such input, and expects
-                raise TypeError(
-                    f"{function}: {argument} argument must be a string or a number: {error}"
-                ) from error
-        if array.dtype.kind != "f" or array.dtype.itemsize > 8:
-            array = array.astype(np.float64)
-        value = _arrays.shared(array)
+    value = numbers(function, argument, value)
     x = _errors.check_float_tensor(function, argument, value).detach()
     if x.dim() != 2:
         remedy = "Reshape your data: one row per image, encode_image(...).flatten(1)"
         raise ValueError(_errors.message(function, argument, "be 2-D", x, remedy))
     if x.shape[1] == 0:
-        raise ValueError(
-            f"0 feature(s) (shape={tuple(x.shape)}) while a minimum of 1 is required: {function}"
-        )
+        got, remedy = _too_few("feature", x), "pass one column per feature"
+        raise ValueError(_errors.message(function, argument, "have columns", got, remedy))
     if x.shape[0] == 0 and not allow_empty:
-        raise ValueError(f"0 sample(s) (shape={tuple(x.shape)}) while a minimum of 1 is required: {function}")
+        got, remedy = _too_few("sample", x), "pass at least one row"
+        raise ValueError(_errors.message(function, argument, "have rows", got, remedy))
     if width is not None and x.shape[1] != width:
         raise ValueError(
             f"{function}: X has {x.shape[1]} features, but it is expecting {width} features as input; "
@@ -68,6 +100,11 @@ def features(
     return x
 
 
+def _too_few(what: str, x: Tensor) -> str:
+    """In the words that scikit-learn's checks look for."""
+    return f"0 {what}(s) (shape={tuple(x.shape)}) while a minimum of 1 is required"
+
+
 def names(
     function: str, y: Any, rows: int | None = None, *, unlabelled: bool = False, argument: str = "y"
 ) -> list[Hashable]:
@@ -75,7 +112,12 @@ def names(
     if y is None:
         raise ValueError(f"{function}: requires {argument} to be passed, but the target {argument} is None")
     if isinstance(y, Tensor):
-        y = y.detach().cpu().numpy()
+        y = _label_array(function, argument, y)
+    if isinstance(y, (str, bytes, Mapping, set, frozenset)) or not (
+        isinstance(y, Iterable) or hasattr(y, "__array__")
+    ):
+        contract, remedy = "be a list of class names in the order of the rows", "pass one label per row"
+        raise TypeError(_errors.message(function, argument, contract, _errors.describe(y), remedy))
     if isinstance(y, np.ndarray) or hasattr(y, "__array__"):
         y = np.asarray(y)
         if y.ndim == 2 and y.shape[1] == 1:
@@ -108,14 +150,31 @@ def names(
                     function, argument, "hold hashable class names", value, "use strings or integers"
                 )
             ) from None
-    if not unlabelled:
-        missing = [i for i, value in enumerate(values) if value is None or _is_nan(value)]
-        if missing:
-            got = f"None or NaN in {len(missing)} of {len(values)} places (first: {missing[0]})"
-            raise ValueError(
-                _errors.message(function, argument, "name a class in every place", got, "drop these rows")
-            )
+    missing = [i for i, v in enumerate(values) if _is_nan(v) or (v is None and not unlabelled)]
+    if missing:
+        kind = "NaN" if unlabelled else "None or NaN"
+        got = f"{kind} in {len(missing)} of {len(values)} places (first: {missing[0]})"
+        remedy = "None stands for a row without a label" if unlabelled else "drop these rows"
+        raise ValueError(_errors.message(function, argument, "name a class in every place", got, remedy))
     return values
+
+
+def pair(function: str, argument: str, value: Any, what: str) -> tuple[Any, Any]:
+    """Two things that belong together, such as features and their labels."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        got = f"{len(value)} things" if isinstance(value, (tuple, list)) else _errors.describe(value)
+        raise TypeError(_errors.message(function, argument, f"be {what}", got, "pass both in one tuple"))
+    return value[0], value[1]
+
+
+def _label_array(function: str, argument: str, y: Tensor) -> np.ndarray:
+    """A tensor of labels as an array of its numbers."""
+    if y.is_nested or y.layout is not torch.strided or y.is_complex():
+        contract, remedy = "be a dense 1-D tensor of labels", "pass one label per row"
+        raise TypeError(_errors.message(function, argument, contract, y, remedy))
+    _errors.check_values(function, argument, y)
+    y = y.detach().cpu()
+    return (y.float() if y.dtype is torch.bfloat16 else y).numpy()
 
 
 def weights(function: str, value: Any, rows: int) -> Tensor | None:  # [M] float64, on the CPU
@@ -123,11 +182,12 @@ def weights(function: str, value: Any, rows: int) -> Tensor | None:  # [M] float
     if value is None:
         return None
     name = "sample_weight"
-    given = value.detach().cpu() if isinstance(value, Tensor) else np.asarray(value)
+    given = numbers(function, name, value).detach()
     if given.ndim != 1 or len(given) != rows:
         remedy = f"pass one weight per row, [{rows}]"
         raise ValueError(_errors.message(function, name, "be 1-D, like y", f"{list(given.shape)}", remedy))
-    found = torch.as_tensor(np.asarray(given, dtype=np.float64))
+    _errors.check_values(function, name, given)
+    found = given.to("cpu", torch.float64)
     if not bool(torch.isfinite(found).all()) or bool((found < 0).any()):
         contract, remedy = "be finite and ≥ 0", "leave rows out by a weight of zero"
         raise ValueError(_errors.message(function, name, contract, f"{float(found.min()):g}", remedy))
@@ -163,7 +223,10 @@ def is_listed(value: Any) -> bool:
 
 
 def _is_nan(value: Any) -> bool:
-    return isinstance(value, (float, np.floating)) and value != value
+    """NaN, or what pandas has for a missing text or date."""
+    if isinstance(value, (float, np.floating)):
+        return bool(value != value)
+    return type(value).__name__ in ("NAType", "NaTType")
 
 
 def _warn_column() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,69 @@ def is_whole(value: Any) -> bool:
 def is_real(value: Any) -> bool:
     """Whether it is a number by its type; it may be NaN."""
     return isinstance(value, _REAL) and not isinstance(value, bool)
+
+
+def check_number(
+    where: str,
+    name: str,
+    value: Any,
+    *,
+    remedy: str,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    most: float = math.inf,
+    whole: bool = False,
+) -> None:
+    """Raises a TypeError for what is no number, a ValueError for one outside least..most or not above."""
+    if not (is_whole if whole else is_real)(value):
+        contract = "be a whole number" if whole else "be a number"
+        raise TypeError(_errors.message(where, name, contract, _errors.describe(value), remedy))
+    if not (least <= value <= most and value > above and math.isfinite(value)):
+        floor = f"above {above:g}" if above > -math.inf else f"≥ {least:g}"
+        ceiling = "" if most == math.inf else f" and at most {most:g}"
+        contract = "be finite" if above == least == -most == -math.inf else f"be {floor}{ceiling}"
+        raise ValueError(_errors.message(where, name, contract, value, remedy))
+
+
+def real_numbers(
+    function: str, argument: str, value: Any, usual: str, *, least: float = -math.inf,
+    above: float = -math.inf,
+) -> tuple[float, ...]:  # fmt: skip
+    """A sequence of finite numbers, at least one, as a tuple of floats; `usual` is what the error names."""
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+        contract = "be a sequence of numbers"
+        raise TypeError(_errors.message(function, argument, contract, _errors.describe(value), usual))
+    found = tuple(value)
+    if not found:
+        raise ValueError(_errors.message(function, argument, "hold a number", "none", usual))
+    for number in found:
+        check_number(function, f"every one of {argument}", number, least=least, above=above, remedy=usual)
+    return tuple(float(number) for number in found)
+
+
+def python(value: Any) -> Any:
+    """NumPy's numbers as Python's own, as files keep them; anything else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def for_json(value: Any) -> Any:
+    """What ``json.dumps(default=)`` asks for: the same, and a TypeError for anything else."""
+    if not isinstance(value, np.generic):
+        raise TypeError(
+            f"a file keeps numbers, texts and lists of them, got {type(value).__name__}; convert it"
+        )
+    return value.item()
+
+
+def seed_of(seed: int, *places: int) -> int:
+    """A generator's seed, of a user's and of where a draw stands: ``(seed·1000003 + place)·1000003 + ..``.
+
+    Generators take 64 bits; beyond them it is what is left modulo 2⁶⁴.
+    """
+    mixed = int(seed)
+    for place in places:
+        mixed = mixed * 1_000_003 + place
+    return mixed if -(1 << 63) <= mixed < 1 << 64 else mixed % (1 << 64)
 
 
 def whole_numbers(function: str, argument: str, value: Any, usual: str) -> tuple[int, ...]:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from semobridge_ext import _numbers
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -22,6 +24,12 @@ def real_parameters(estimator: type) -> frozenset[str]:
     """The constructor's arguments that are real numbers, or None by default."""
     known = inspect.signature(estimator.__init__).parameters.values()  # type: ignore[misc]
     return frozenset(p.name for p in known if p.annotation in ("float", "float | None", float))
+
+
+def plain_parameters(params: dict[str, Any]) -> dict[str, Any]:
+    """Those that a file keeps: numbers, texts, true and false, None."""
+    given = {name: _numbers.python(value) for name, value in params.items()}
+    return {n: v for n, v in given.items() if isinstance(v, (bool, int, float, str, type(None)))}
 
 
 class Parameters:

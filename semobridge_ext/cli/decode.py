@@ -33,6 +33,8 @@ def _decode(item: Any, transform: Any, max_pixels: int) -> Decoded:
     try:
         with images.opened(item.read(), max_pixels) as image:
             pixels = transform(image)
+        if not isinstance(pixels, torch.Tensor):
+            raise TypeError(f"the preprocessing gives a {type(pixels).__name__} in place of a tensor")
         return Decoded(item.path, item.fields(), pixels, "")
     except Exception as error:
         # PIL's plugins raise whatever their parsing meets: one image is never worth the run.

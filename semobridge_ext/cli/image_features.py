@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors, _numbers
+from semobridge_ext import _errors, _files, _numbers
 from semobridge_ext.cli.images import PIXELS
 from semobridge_ext.cli.listing import IMAGES, Item, given
 from semobridge_ext.cli.sources import Source, open_source
@@ -106,13 +106,16 @@ def encode_images(
     _check_count("batch_size", batch_size, 1)
     _check_count("workers", workers, 0)
     _check_count("max_pixels", max_pixels, 1)
+    if preprocess is not None and not callable(preprocess):
+        remedy = "None takes the model's own"
+        raise TypeError(_errors.message(_NAME, "preprocess", "be callable", preprocess, remedy))
     transform = preprocess_of(_NAME, model) if preprocess is None else preprocess
     if not project:
         affine_image(_NAME, adapter_of(_NAME, model))
     with tempfile.TemporaryDirectory(prefix="semobridge-ext-") as folder:
         source = _source(images, Path(folder) / "inputs.jsonl", workers)
         run = _Run(model, project, normalize, corrupt == "skip")
-        run.encode(source, transform, batch_size, workers, max_pixels, progress)
+        run.encode(source, transform, int(batch_size), int(workers), int(max_pixels), progress)
     return run.result()
 
 
@@ -129,13 +132,13 @@ def _check_count(name: str, value: Any, low: int) -> None:
 
 def _source(images: Any, listing: Path, workers: int) -> Source:
     if isinstance(images, (str, os.PathLike)):
-        text = os.fspath(images)
+        text = _files.place(images, _NAME)
         is_image = text.lower().endswith(IMAGES) and not os.path.isdir(text)
         if not is_image:
             return open_source(_NAME, text, listing, label="parent", column=None)
         if not os.path.isfile(text):
             raise FileNotFoundError(f"{_NAME}: images must exist, got {text}; check the name")
-        images = [images]
+        images = [text]
     elif _is_image(images):
         images = [images]
     if not isinstance(images, Iterable) or isinstance(images, (bytes, dict)):
@@ -185,7 +188,8 @@ def _item(i: int, image: Any) -> Item:
 
     _check_kind(i, image)
     if isinstance(image, (str, os.PathLike)):
-        return Item(os.fspath(image), partial(given, os.fspath(image)), dict)
+        path = _files.place(image, _NAME)
+        return Item(path, partial(given, path), dict)
     if isinstance(image, Image.Image):
         return Item(f"image {i}", partial(given, image), dict)
     pixels = image.numpy(force=True) if isinstance(image, Tensor) else image

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from semobridge_ext import _errors
 from semobridge_ext._engines.tower_descent.spec import Tower
 from semobridge_ext.clip.blocks import Reader
-from semobridge_ext.clip.template import Placed, default_tokenizer, fitting_ids
+from semobridge_ext.clip.template import Placed, default_tokenizer, fitting_ids, known_ids
 
 TEXT_POOLINGS = ("argmax", "eos", "first", "last")
 
@@ -165,7 +165,8 @@ class Adapter(ABC):
     def tokenize(self, tokenizer: Callable[..., Any], texts: Sequence[str]) -> Any:
         """What ``encode_text`` takes, [B, L] ids or a mapping of such tensors."""
         # A model that does not tell its positions takes what the tokenizer gives.
-        return fitting_ids(self.function, tokenizer, list(texts), getattr(self, "context_length", None))
+        found = fitting_ids(self.function, tokenizer, list(texts), getattr(self, "context_length", None))
+        return known_ids(self.function, found, getattr(self, "vocab_size", None))
 
     # -- projections ---------------------------------------------------------------------------------
 

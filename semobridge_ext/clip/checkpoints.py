@@ -264,7 +264,7 @@ def _read_shards(function: str, place: Place, index: str, sides: Sequence[str]) 
 def cache_folder(given: Any = None) -> Path:
     """Where fetched projections are kept: given, SEMOBRIDGE_CACHE, or the user's cache folder."""
     if given is not None:
-        return Path(given)
+        return Path(_files.place(given, "from_pretrained"))
     if os.environ.get("SEMOBRIDGE_CACHE"):
         return Path(os.environ["SEMOBRIDGE_CACHE"])
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from semobridge_ext import _errors
+from semobridge_ext import _errors, _numbers
 from semobridge_ext.clip.adapter import Adapter
 from semobridge_ext.clip.affine import NonlinearError, with_one
 from semobridge_ext.clip.families import adapter_of
@@ -80,6 +80,7 @@ def class_text_features(
         contract, remedy = "be class names", "pass a list of them"
         raise TypeError(_errors.message(_NAME, "names", contract, _errors.describe(names), remedy))
     names = [names] if isinstance(names, str) else list(names)
+    _numbers.check_number(_NAME, "batch_size", batch_size, least=1, whole=True, remedy="256 is the default")
     prompts, owners = _prompts(names, templates)
     adapter = adapter_of(_NAME, model)
     if tokenizer is None:
@@ -124,18 +125,30 @@ def _prompts(names: list[Any], templates: Any) -> tuple[list[str], list[int]]:
     if not names:
         raise ValueError(f"{_NAME}: names must not be empty, got none; pass the class names")
     if isinstance(templates, Mapping):
-        lacking = [name for name in names if not templates.get(name)]
+        own = [_own_prompts(templates, name) for name in names]
+        lacking = [name for name, prompts in zip(names, own, strict=True) if not prompts]
         if lacking:
             raise ValueError(
                 f"{_NAME}: templates must hold prompts of every class, got none for {lacking[:5]}; add them"
             )
-        own = ([each] if isinstance(each := templates[name], str) else each for name in names)
         pairs = [(prompt, i) for i, prompts in enumerate(own) for prompt in prompts]
     else:
         several = _several(templates)
         pairs = [(_prompt(template, name), i) for i, name in enumerate(names) for template in several]
     texts, owners = zip(*pairs, strict=True)
     return list(texts), list(owners)
+
+
+def _own_prompts(templates: Mapping, name: Any) -> list[str]:
+    """The whole prompts of one class."""
+    given = templates.get(name) if isinstance(name, Hashable) else None
+    found = [given] if isinstance(given, str) else [] if given is None else given
+    found = list(found) if isinstance(found, Iterable) and not isinstance(found, bytes) else [found]
+    for prompt in found:
+        if not isinstance(prompt, str):
+            contract, got = f"hold prompts of {name!r}", _errors.describe(prompt)
+            raise TypeError(_errors.message(_NAME, "templates", contract, got, "pass whole prompts as texts"))
+    return found
 
 
 def _several(templates: Any) -> list[Any]:

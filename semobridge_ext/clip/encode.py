@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from semobridge_ext import _arrays, _errors, _numbers
 from semobridge_ext.clip.families import adapter_of
 from semobridge_ext.clip.projections import affine_image, affine_text
 
@@ -43,6 +44,31 @@ def _cast(images: Any, dtype: torch.dtype) -> Any:
     if isinstance(images, Mapping):  # masks and shapes keep their integers
         return {n: v.to(dtype) if v.is_floating_point() else v for n, v in images.items()}
     return images.to(dtype)
+
+
+def _pixels(images: Any, batch_size: Any) -> Any:
+    where = "encode_image"
+    _numbers.check_number(where, "batch_size", batch_size, least=1, whole=True, remedy="256 is the default")
+    if isinstance(images, Mapping):
+        return images
+    images = _errors.check_float_tensor(where, "images", _arrays.tensor(where, "images", images))
+    if images.dim() != 4:
+        remedy = "preprocess them with the model's transform, and stack them"
+        raise ValueError(_errors.message(where, "images", "be [B, 3, H, W]", images, remedy))
+    return images
+
+
+def _token_ids(ids: Any, batch_size: Any) -> Any:
+    where = "clip.encode_text"
+    _numbers.check_number(where, "batch_size", batch_size, least=1, whole=True, remedy="256 is the default")
+    if isinstance(ids, Mapping):
+        return ids
+    found = _arrays.whole(ids)
+    if not isinstance(found, Tensor) or found.dtype is not torch.int64 or found.dim() != 2:
+        contract = "be token ids [B, L], whole numbers"
+        remedy = "tokenize the texts, or pass them to semobridge_ext.encode_text"
+        raise TypeError(_errors.message(where, "ids", contract, _errors.describe(ids), remedy))
+    return found
 
 
 def encode_image(
@@ -82,6 +108,7 @@ def encode_image(
     adapter = adapter_of("encode_image", model)
     if not project:
         affine_image("encode_image", adapter)  # refuses in words where there is none
+    images = _pixels(images, batch_size)
     run = adapter.encode_image if project else adapter.encode_image_hidden
     parameter = next(model.parameters())
     with evaluating(model), torch.no_grad():
@@ -124,6 +151,7 @@ def encode_text(
     adapter = adapter_of("encode_text", model)
     if not project:
         affine_text("encode_text", adapter)
+    ids = _token_ids(ids, batch_size)
     with evaluating(model), torch.no_grad():
         parts = batches(ids, batch_size, next(model.parameters()).device)
         if project:

@@ -63,6 +63,11 @@ def adapter_of(function: str, model: Any) -> Adapter:
             "open_clip.create_model_and_transforms returns it first"
         )
     model = unwrapped(model)
+    first = next(model.parameters(), None)
+    if first is not None and first.is_meta:
+        remedy = "load the weights, or make it on a device that holds them"
+        got = f"a {type(model).__name__} on meta"
+        raise ValueError(_errors.message(function, "model", "hold its weights", got, remedy))
     other = _OTHERS.get(str(getattr(getattr(model, "config", None), "model_type", "")))
     for family in families():
         if other is None and family.recognises(model):

@@ -19,7 +19,7 @@ from semobridge_ext.clip.adapter import (
     capture,
 )
 from semobridge_ext.clip.blocks import Reader, hf_blocks
-from semobridge_ext.clip.template import Placed, is_hugging_face
+from semobridge_ext.clip.template import Placed, is_hugging_face, known_ids
 
 
 class HuggingFace(Adapter):
@@ -88,7 +88,7 @@ class HuggingFace(Adapter):
 
     def tokenize(self, tokenizer: Any, texts: Sequence[str]) -> Any:
         if not is_hugging_face(tokenizer):
-            return tokenizer(list(texts))
+            return known_ids(self.function, tokenizer(list(texts)), self.vocab_size)
         length = self.context_length
         return tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt")
 

@@ -26,7 +26,7 @@ from semobridge_ext._engines.tower_descent.spec import Block, Linear, Tower
 from semobridge_ext.clip.adapter import ImageFormat, Projector, TextInput, TextPooling, VisionInput
 from semobridge_ext.clip.blocks import Blocks, Reader, hf_blocks, pooling_block
 from semobridge_ext.clip.hugging_face import HuggingFace
-from semobridge_ext.clip.template import is_hugging_face
+from semobridge_ext.clip.template import is_hugging_face, known_ids
 
 
 class Siglip(HuggingFace):
@@ -66,7 +66,7 @@ class Siglip(HuggingFace):
 
     def tokenize(self, tokenizer: Any, texts: Sequence[str]) -> Any:
         if not is_hugging_face(tokenizer):
-            return tokenizer(list(texts))
+            return known_ids(self.function, tokenizer(list(texts)), self.vocab_size)
         # The model was trained on texts padded to the full context, with no mask over the padding.
         ids = tokenizer(
             list(texts),

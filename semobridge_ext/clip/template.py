@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors
+from semobridge_ext import _arrays, _errors
 
 # Pairs of words of which a tokenizer has at least one pair as single pieces. Where the ids of the two texts
 # differ stands the placeholder, whatever special tokens and cleaning the tokenizer adds.
@@ -40,7 +40,15 @@ def fitting_ids(function: str, tokenizer: Any, texts: list[str], length: int | N
 
     A tokenizer of CLIP pads to 77 unless it is told otherwise; it is asked again where a model has fewer.
     """
+    if not callable(tokenizer):
+        remedy = "pass what makes token ids of a list of texts"
+        raise TypeError(_errors.message(function, "tokenizer", "be callable", tokenizer, remedy))
     found = tokenizer(texts)
+    if not isinstance(found, Tensor) and not hasattr(found, "keys"):
+        found = _arrays.whole(found)
+        if not isinstance(found, Tensor):
+            contract, remedy = "give token ids", "pass the one that belongs to the model"
+            raise TypeError(_errors.message(function, "tokenizer", contract, _errors.describe(found), remedy))
     if length is None or not isinstance(found, Tensor) or found.dim() != 2 or found.shape[1] <= length:
         return found
     try:
@@ -52,6 +60,17 @@ def fitting_ids(function: str, tokenizer: Any, texts: list[str], length: int | N
         remedy = "pass the one that belongs to the model, or none where its words are CLIP's"
         raise ValueError(_errors.message(function, "tokenizer", contract, f"{shorter.shape[1]}", remedy))
     return shorter
+
+
+def known_ids(function: str, found: Any, vocabulary: int | None) -> Any:
+    """The ids of a tokenizer, none of them beyond the model's words."""
+    ids = found["input_ids"] if hasattr(found, "keys") and "input_ids" in found else found
+    whole = isinstance(ids, Tensor) and bool(ids.numel()) and not ids.is_floating_point()
+    if vocabulary and whole and int(ids.max()) >= vocabulary:
+        contract = f"give ids below {vocabulary}, as the model has words"
+        remedy = "pass the one that belongs to the model"
+        raise ValueError(_errors.message(function, "tokenizer", contract, f"{int(ids.max())}", remedy))
+    return found
 
 
 def _ids(function: str, tokenizer: Any, text: str, length: int) -> Tensor:

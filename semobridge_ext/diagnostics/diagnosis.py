@@ -163,6 +163,8 @@ def _check_numbers(recall_at: Sequence[int], **numbers: int) -> None:
     for name, value in [*numbers.items(), *(("recall_at", k) for k in recall_at)]:
         if not _numbers.is_whole(value):
             raise TypeError(_errors.message(_NAME, name, "be an int", value, "pass a count"))
+        if value >= 2**31:
+            raise ValueError(_errors.message(_NAME, name, "be below 2³¹", value, "pass a smaller count"))
         if value < (2 if name in ("bins", "resamples") else 1):
             least = 2 if name in ("bins", "resamples") else 1
             raise ValueError(_errors.message(_NAME, name, f"be ≥ {least}", value, "pass a larger count"))
@@ -251,7 +253,8 @@ def diagnose(
     if resample not in ("queries", "classes"):
         remedy = "draw rows, or whole classes"
         raise ValueError(_errors.message(_NAME, "resample", "be 'queries' or 'classes'", resample, remedy))
-    if not 0 < confidence < 1:
+    _numbers.check_number(_NAME, "seed", seed, whole=True, remedy="0 is the default")
+    if not _numbers.is_real(confidence) or not 0 < confidence < 1:
         raise ValueError(_errors.message(_NAME, "confidence", "lie in (0, 1)", confidence, "pass 0.95"))
     if other is not None:
         other = _arrays.tensor(_NAME, "other", other)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from semobridge_ext import _numbers
 from semobridge_ext._ops.topk.op import topk
 from semobridge_ext.retrieval.metrics import retrieval_metrics
 
@@ -44,16 +45,18 @@ class Plan(NamedTuple):
 def make_plan(labels: Tensor, by_class: bool, resamples: int, confidence: float, seed: int) -> Plan:
     n = len(labels)
     if by_class:
-        order = torch.randperm(int(labels.max()) + 1, generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(
+            int(labels.max()) + 1, generator=torch.Generator().manual_seed(_numbers.seed_of(seed))
+        )
         return Plan(labels, labels, order[labels] % JACKKNIFE, resamples, confidence, seed)
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(_numbers.seed_of(seed)))
     groups, folds = order % min(n, HISTOGRAM_GROUPS), order % min(n, JACKKNIFE)
     return Plan(torch.arange(n), groups, folds, resamples, confidence, seed)
 
 
 def draws(count: int, resamples: int, seed: int) -> Iterator[Tensor]:  # [b, count] float64
     """How often each of `count` units is drawn, a few resamples at a time."""
-    generator, done = torch.Generator().manual_seed(seed), 0
+    generator, done = torch.Generator().manual_seed(_numbers.seed_of(seed)), 0
     step = max(1, _DRAWS // count)
     while done < resamples:
         b = min(step, resamples - done)

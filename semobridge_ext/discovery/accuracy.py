@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence, Set
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,10 +88,8 @@ def gcd_accuracy(labels: Any, predictions: Any, old_classes: Iterable[Hashable])
 
 
 def _names(argument: str, values: Any) -> Sequence[Hashable]:
-    try:
-        return _inputs.names(_NAME, values)
-    except (TypeError, ValueError) as error:  # which speak of y
-        raise type(error)(str(error).replace(f"{_NAME}: y ", f"{_NAME}: {argument} ", 1)) from None
+    given = list(values) if argument == "old_classes" and isinstance(values, Set) else values
+    return _inputs.names(_NAME, given, argument=argument)
 
 
 def _codes(true: Sequence[Any], found: Sequence[Any]) -> tuple[np.ndarray, np.ndarray, int]:

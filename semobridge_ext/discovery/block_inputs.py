@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors, _files, _numbers, _schema
+from semobridge_ext import _arrays, _errors, _files, _numbers, _schema
 from semobridge_ext._schema import Field
 from semobridge_ext.clip.encode import evaluating
 from semobridge_ext.discovery.vision_block import inputs_of, tower_of
@@ -34,7 +34,8 @@ def cache_block_inputs(
 
     Args:
         model: a CLIP model of a family that ``semobridge_ext.clip`` lists, with a class token.
-        images: preprocessed. [V, N, 3, H, W]: V views of N images. [N, 3, H, W]: one view. Anything else is
+        images: preprocessed, floating point, a tensor or an array. [V, N, 3, H, W]: V views of N images.
+            [N, 3, H, W]: one view. Anything else is
             gone through ``views`` times, and gives batches [B, 3, H, W], or pairs that begin with one, as a
             DataLoader with random augmentations does. It must keep the images' order: shuffle=False.
         views: V of a loader.
@@ -70,6 +71,8 @@ def cache_block_inputs(
     if not _numbers.is_whole(views) or views < 1:
         remedy = "2 for a loader of random views"
         raise ValueError(_errors.message(where, "views", "be a whole number ≥ 1", views, remedy))
+    _numbers.check_number(where, "batch_size", batch_size, least=1, whole=True, remedy="64 is the default")
+    images = _arrays.tensor(where, "images", images)
     adapter, tower, rows = tower_of(where, model)
     found: list[Tensor] = []
     with evaluating(model), torch.no_grad():
@@ -113,8 +116,9 @@ def _views(where: str, images: Any, views: int, batch_size: int) -> Iterator[Ite
             remedy = "preprocess them with the model's transform"
             contract = "be [N, 3, H, W] or [V, N, 3, H, W]"
             raise ValueError(_errors.message(where, "images", contract, images, remedy))
+        _errors.check_values(where, "images", _errors.check_float_tensor(where, "images", images))
         for view in images if images.dim() == 5 else images[None]:
-            yield view.split(batch_size) if len(view) else ()
+            yield view.split(min(int(batch_size), len(view))) if len(view) else ()
         return
     if not isinstance(images, Iterable) or isinstance(images, (str, bytes)):
         remedy = "pass a tensor or a DataLoader"
@@ -129,4 +133,4 @@ def _batch(where: str, batch: Any) -> Tensor:
         remedy = "collate them into one tensor"
         got = _errors.describe(value)
         raise TypeError(_errors.message(where, "images", "give batches [B, 3, H, W]", got, remedy))
-    return value
+    return _errors.check_float_tensor(where, "images", value)

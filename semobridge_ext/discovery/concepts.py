@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from semobridge_ext import _errors
+from semobridge_ext import _errors, _files, _numbers
 
 
 def read_concepts(path: Any, *, column: str | int | None = None) -> list[str]:
@@ -30,9 +31,13 @@ def read_concepts(path: Any, *, column: str | int | None = None) -> list[str]:
         ValueError: the file is no UTF-8 text, has no such column, or holds no name.
     """
     where = "read_concepts"
-    if column is not None and (isinstance(column, bool) or not isinstance(column, (str, int))):
+    if column is not None and not isinstance(column, str) and not _numbers.is_whole(column):
         remedy = "pass the header's name, or 0 for the first"
         raise TypeError(_errors.message(where, "column", "be a name or a number", column, remedy))
+    path = _files.place(path, where)
+    if os.path.isdir(path) or not os.path.exists(path):
+        remedy = "check the name"
+        raise FileNotFoundError(_errors.message(where, "path", "be an existing file", path, remedy))
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -87,7 +92,7 @@ def merge_concepts(*lists: Iterable[str]) -> list[str]:
     """
     kept: dict[str, str] = {}
     for names in lists:
-        if isinstance(names, (str, bytes)):
+        if isinstance(names, (str, bytes)) or not isinstance(names, Iterable):
             remedy = "pass [...] around it"
             raise TypeError(_errors.message("merge_concepts", "lists", "be lists of names", names, remedy))
         for name in names:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, linear, normalize
 
+from semobridge_ext import _numbers
+
 Parameters = dict[str, Tensor]
 
 
@@ -35,7 +37,7 @@ class Rows(NamedTuple):
 
 def initial(sizes: Sizes, adapter: bool, seed: int, dtype: torch.dtype) -> Parameters:
     """From one generator: normal 0.02 in the projector, elsewhere uniform ±1/√inputs; biases are 0."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(_numbers.seed_of(seed))
 
     def uniform(*shape: int) -> Tensor:
         bound = shape[-1] ** -0.5

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from semobridge_ext import _numbers
+
 FLOOR = 1e-3  # of the rate at the end of the cosine
 
 
@@ -29,7 +31,7 @@ def epoch_batches(labelled: Tensor, batch_size: int, views: int, seed: int, epoc
     the mean; what fills no batch is dropped. The two views differ where there are two. Draws depend on seed
     and epoch alone, so that a resumed run repeats them.
     """
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    generator = torch.Generator().manual_seed(_numbers.seed_of(seed, epoch))
     known = int(labelled.sum())
     unknown = len(labelled) - known
     weights = torch.ones(len(labelled), dtype=torch.float64)
@@ -39,5 +41,5 @@ def epoch_batches(labelled: Tensor, batch_size: int, views: int, seed: int, epoc
     first = torch.randint(views, (len(images),), generator=generator)
     step = torch.randint(1, max(views, 2), (len(images),), generator=generator)
     drawn = torch.stack([images, first, (first + step) % views], dim=1)
-    whole = len(images) // batch_size * batch_size
-    return list(drawn[:whole].split(batch_size))
+    size = int(batch_size)
+    return list(drawn[: len(images) // size * size].split(size))

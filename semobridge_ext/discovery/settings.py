@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from semobridge_ext import _errors
-from semobridge_ext.discovery.checks import check_number
+from semobridge_ext import _errors, _numbers
+from semobridge_ext._numbers import check_number
 from semobridge_ext.discovery.losses import LossWeights
 from semobridge_ext.discovery.network import Sizes
 from semobridge_ext.discovery.training_data import Data
@@ -65,6 +65,6 @@ def settings_of(given: Mapping[str, Any], data: Data) -> Settings:
     )  # fmt: skip
     names = ("supervised_weight", "entropy_weight", "forward_kl", "reverse_kl")
     weights = LossWeights(*(float(given[name]) for name in names))
-    kept = {name: given[name] for name in Settings._fields if name in given}
+    kept = {name: _numbers.python(given[name]) for name in Settings._fields if name in given}
     kept = {n: float(v) if type(v) is int and n not in _WHOLE else v for n, v in kept.items()}
     return Settings(sizes=sizes, weights=weights, **kept)

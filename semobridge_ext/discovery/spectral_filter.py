@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors, _files, _inputs, _schema
+from semobridge_ext import _errors, _files, _inputs, _numbers, _schema
+from semobridge_ext._numbers import check_number
 from semobridge_ext._parameters import Parameters
 from semobridge_ext._schema import Field
 from semobridge_ext.discovery import covariance
 from semobridge_ext.discovery.centred import unit
-from semobridge_ext.discovery.checks import check_number
 from semobridge_ext.discovery.leading_spectrum import components
 from semobridge_ext.fewshot.estimator import NotFittedError
 
@@ -271,7 +271,7 @@ class SpectralFilter(Parameters):
         """
         scores, kept, spectrum = self._finish("save")
         numbers = {**self.get_params(), "images": self.n_images_, "width": self.n_features_in_}
-        meta = {"format": self._format, "numbers": json.dumps(numbers)}
+        meta = {"format": self._format, "numbers": json.dumps(numbers, default=_numbers.for_json)}
         _files.save_tensors(path, {"scores": scores, "kept": kept, "spectrum": spectrum}, meta)
 
     @classmethod

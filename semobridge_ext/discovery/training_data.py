@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -31,9 +30,9 @@ class Data(NamedTuple):
 
 
 def views_of(where: str, X: Any, argument: str = "X") -> Tensor:  # [N, D] or [V, N, D] -> [V, N, D]
-    value = X if isinstance(X, Tensor) else np.asarray(X)
-    if value.ndim != 3:
-        return _inputs.features(where, argument, X)[None]
+    value = _inputs.numbers(where, argument, X)
+    if value.is_nested or value.ndim != 3:
+        return _inputs.features(where, argument, value)[None]
     views, rows, width = value.shape
     if 0 in value.shape:
         remedy = "pass one row per image and view"
@@ -44,8 +43,7 @@ def views_of(where: str, X: Any, argument: str = "X") -> Tensor:  # [N, D] or [V
 
 def block_inputs(where: str, X: Any, block: VisionBlock) -> Tensor:  # [V, N, L, T] or [N, L, T]
     """Checked, as they are: the rows of a mapped file are looked at and not copied."""
-    value = X if isinstance(X, Tensor) else torch.from_numpy(np.ascontiguousarray(X))
-    x = _errors.check_float_tensor(where, "X", value).detach()
+    x = _errors.check_float_tensor(where, "X", _inputs.numbers(where, "X", X)).detach()
     tokens, width = block.facts.tokens, block.width
     if x.dim() not in (3, 4) or x.shape[-2:] != (tokens, width) or not x.numel():
         contract = f"be [N, {tokens}, {width}] or [V, N, {tokens}, {width}]"

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from semobridge_ext import _checkpoint, _errors
+from semobridge_ext import _checkpoint, _errors, _numbers
 
 
 class Settings(NamedTuple):
@@ -65,6 +65,9 @@ class CacheTraining:
     ) -> None:
         for name, least in (("epochs", 0), ("batch_size", 1)):
             _check_count(model, name, getattr(settings, name), least)
+        remedy_of_seed = "the default is 0"
+        _numbers.check_number(f"{model}.fit", "seed", settings.seed, whole=True, remedy=remedy_of_seed)
+        settings = Settings(*map(_numbers.python, settings))
         self.model, self.parameters, self.loss, self.rows = model, parameters, loss, rows
         self.settings, self.remedy, self.epoch = settings, remedy, 0
         self.batches = -(-rows // settings.batch_size)
@@ -97,7 +100,7 @@ class CacheTraining:
         with nullcontext() if file is None else file.held(), torch.enable_grad():
             if file is not None and file.exists():
                 file.resume(self)
-            shuffle = torch.Generator().manual_seed(self.settings.seed)
+            shuffle = torch.Generator().manual_seed(_numbers.seed_of(self.settings.seed))
             for _ in range(self.epoch):
                 torch.randperm(self.rows, generator=shuffle)
             epochs = tqdm(
@@ -116,7 +119,7 @@ class CacheTraining:
 
     def _epoch(self, order: Tensor) -> None:
         first = next(iter(self.parameters.values()))
-        for i, rows in enumerate(order.split(self.settings.batch_size), self.steps):
+        for i, rows in enumerate(order.split(min(int(self.settings.batch_size), len(order))), self.steps):
             self.optimizer.param_groups[0]["lr"] = self.rates[i]
             loss = self.loss(rows.to(first.device))
             self.optimizer.zero_grad()

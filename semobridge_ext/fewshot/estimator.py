@@ -214,10 +214,16 @@ class FewShotEstimator(Conventions):
         Raises:
             ValueError: a class with fewer rows than ``shots``.
         """
+        where = f"{type(self).__name__}.fit_seeds"
+        _numbers.check_number(where, "shots", shots, least=1, whole=True, remedy="try 1, 2, 4 and 8")
+        seeds = _numbers.whole_numbers(where, "seeds", seeds, "(0, 1, 2)")
+        for seed in seeds:  # of RandomState
+            remedy = "pass (0, 1, 2)"
+            _numbers.check_number(where, "seeds", seed, least=0, most=2**32 - 1, whole=True, remedy=remedy)
         x, labels = self._support("fit_seeds", X, y)
         given = getattr(self, "class_names", None)
         names = _inputs.ordered(labels) if given is None else list(given)
-        codes = _inputs.encode(f"{type(self).__name__}.fit_seeds", labels, names, self._unknown)
+        codes = _inputs.encode(where, labels, names, self._unknown)
         fitted = []
         for seed in seeds:
             rows = sample_support(codes, shots, seed)

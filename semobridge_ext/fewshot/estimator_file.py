@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semobridge_ext import _files, _inputs, _schema
+from semobridge_ext import _files, _inputs, _numbers, _schema
 
 
 def _plain(value: Any) -> Any:
@@ -41,7 +41,11 @@ def sort_classes(
 
 def save_estimator(path: Any, file_format: str, tensors: dict[str, Tensor], fields: dict[str, Any]) -> None:
     fields = {**fields, "names": [_plain(name) for name in fields["names"]]}
-    meta = {"format": file_format, "tensors": json.dumps(sorted(tensors)), "fields": json.dumps(fields)}
+    meta = {
+        "format": file_format,
+        "tensors": json.dumps(sorted(tensors)),
+        "fields": json.dumps(fields, default=_numbers.for_json),
+    }
     _files.save_tensors(path, tensors, meta)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from semobridge_ext import _errors
+from semobridge_ext import _errors, _numbers
 from semobridge_ext._schema import Field
 from semobridge_ext.fewshot.estimator import CHUNK, exactly
 from semobridge_ext.fewshot.growing import Growing
@@ -151,11 +151,9 @@ class GDA(Growing, StoredEstimator):
         """
         x = self._queries("tune", X)
         codes = self._codes("tune", y, len(x))
-        tried = [float(alpha) for alpha in (self.ALPHAS if alphas is None else alphas)]
-        if not tried or not all(math.isfinite(alpha) for alpha in tried):
-            raise ValueError(
-                _errors.message("GDA.tune", "alphas", "hold finite numbers", tried, "None: ALPHAS")
-            )
+        tried = _numbers.real_numbers(
+            "GDA.tune", "alphas", self.ALPHAS if alphas is None else alphas, "None: ALPHAS"
+        )
         right = [0] * len(tried)
         with exactly(x.device):
             for part, want in zip(x.split(CHUNK), codes.to(x.device).split(CHUNK), strict=True):

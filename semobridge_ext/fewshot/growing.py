@@ -91,9 +91,10 @@ class Growing(FewShotEstimator):
         if started:
             check_feature_names(self, where, X)
         x, labels, weights = self._weighted("partial_fit", X, y, sample_weight)
-        names = (
-            None if classes is None else _inputs.ordered(_inputs.names(where, classes, argument="classes"))
-        )
+        names = None
+        if classes is not None:  # their order counts for nothing, so a set is as good
+            given = list(classes) if isinstance(classes, (set, frozenset)) else classes
+            names = _inputs.ordered(_inputs.names(where, given, argument="classes"))
         if not started:
             self._first_classes = names
             codes = self._open_sums("partial_fit", labels, x, False)

@@ -111,8 +111,11 @@ class LPPlusPlus(StoredEstimator):
             x, codes = self._support_beside_text("fit", X, y)
             held = None
             if validation is not None:
-                queries = _inputs.features("LPPlusPlus.fit", "validation", validation[0], x.shape[1])
-                held = queries, self._codes("fit", validation[1], len(queries)).to(x.device)
+                features, names = _inputs.pair(
+                    "LPPlusPlus.fit", "validation", validation, "(features, names)"
+                )
+                queries = _inputs.features("LPPlusPlus.fit", "validation", features, x.shape[1])
+                held = queries, self._codes("fit", names, len(queries)).to(x.device)
             with exactly(x.device):
                 self._train(x, codes.to(x.device), held)
         return self

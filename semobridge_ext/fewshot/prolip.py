@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from semobridge_ext import _errors
+from semobridge_ext import _errors, _numbers
 from semobridge_ext._schema import Field
 from semobridge_ext.fewshot.estimator import CHUNK, exactly, unchanged_on_error
 from semobridge_ext.fewshot.stored_estimator import StoredEstimator
@@ -108,8 +108,7 @@ class ProLIP(StoredEstimator):
         """
         where = "ProLIP.fit"
         self._check_numbers("fit")
-        whole = isinstance(self.steps, int) and not isinstance(self.steps, bool)
-        if not whole or self.steps < 0:
+        if not _numbers.is_whole(self.steps) or self.steps < 0:
             contract = "be a whole number from 0 up"
             raise ValueError(_errors.message(where, "steps", contract, self.steps, "the default is 300"))
         if self.lr <= 0:
@@ -197,13 +196,10 @@ class ProLIP(StoredEstimator):
         x = self._queries("tune", X)
         codes = self._codes("tune", y, len(x))
         where = "ProLIP.tune"
-        rates = [float(lr) for lr in (self.LRS if lrs is None else lrs)]
-        weights = [float(w) for w in (self.PENALTIES if penalties is None else penalties)]
-        if not rates or not all(0 < lr < math.inf for lr in rates):
-            raise ValueError(_errors.message(where, "lrs", "hold finite rates > 0", rates, "None: LRS"))
-        if not weights or not all(0 <= w < math.inf for w in weights):
-            contract = "hold finite numbers ≥ 0"
-            raise ValueError(_errors.message(where, "penalties", contract, weights, "None: PENALTIES"))
+        rates = _numbers.real_numbers(where, "lrs", self.LRS if lrs is None else lrs, "None: LRS", above=0)
+        weights = _numbers.real_numbers(
+            where, "penalties", self.PENALTIES if penalties is None else penalties, "None: PENALTIES", least=0
+        )
         if not hasattr(self, "_shots"):
             got = "an estimator from a file, which holds no shots"
             raise ValueError(_errors.message(where, "self", "hold its shots", got, "call fit(X, y)"))

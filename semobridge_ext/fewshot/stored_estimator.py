@@ -6,11 +6,11 @@ import inspect
 import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from semobridge_ext import _inputs
+from semobridge_ext._parameters import plain_parameters
 from semobridge_ext._schema import Field, need, number, restoring
 from semobridge_ext.fewshot.estimator import FewShotEstimator, exactly
 from semobridge_ext.fewshot.estimator_file import load_estimator, save_estimator, sort_classes
@@ -44,9 +44,7 @@ class StoredEstimator(FewShotEstimator):
         self._check_fitted()
         tensors = {name: getattr(self, name) for name in self._file}
         numbers = {name: getattr(self, name) for name in self._numbers}
-        plain = (bool, int, float, str, type(None))
-        given = {n: v.item() if isinstance(v, np.generic) else v for n, v in self.get_params().items()}
-        params = {n: v for n, v in given.items() if isinstance(v, plain)}
+        params = plain_parameters(self.get_params())
         fields = {"names": self._names, "numbers": numbers, "params": params, "width": self.n_features_in_}
         save_estimator(path, self._format(), {n: t for n, t in tensors.items() if t is not None}, fields)
 

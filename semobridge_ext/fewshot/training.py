@@ -7,14 +7,15 @@ _engines/bridge_training takes the steps; its reference.py spells out the loss.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import math
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors, _inputs
+from semobridge_ext import _errors, _inputs, _numbers
 from semobridge_ext._engines.bridge_training.spec import LossWeights
 from semobridge_ext._engines.bridge_training.step import BridgeTrainer
 from semobridge_ext._ops.blend_logits.eager import class_exponents
@@ -127,13 +128,21 @@ class SeMoBridgeT(SeMoBridgeClassifier):
     # -- what the arguments mean --------------------------------------------------------------------
 
     def _schedule(self) -> Schedule:
-        if self.preset not in PRESETS:
+        if not isinstance(self.preset, str) or self.preset not in PRESETS:
             raise ValueError(
                 f"SeMoBridgeT: preset must be one of {list(PRESETS)}, got {self.preset!r}; use 'paper'"
             )
+        for name in ("steps", "lr", "warmup", "patience"):
+            if (value := getattr(self, name)) is not None:
+                whole, remedy = (
+                    name != "lr",
+                    "None takes the preset's" if name != "patience" else "None: never",
+                )
+                least = 0 if name == "patience" else -math.inf
+                _numbers.check_number("SeMoBridgeT.fit", name, value, whole=whole, least=least, remedy=remedy)
         schedule = PRESETS[self.preset]
-        changes = {n: getattr(self, n) for n in ("steps", "lr", "warmup") if getattr(self, n) is not None}
-        schedule = schedule._replace(**changes)
+        given = {n: _numbers.python(getattr(self, n)) for n in ("steps", "lr", "warmup")}
+        schedule = schedule._replace(**{n: value for n, value in given.items() if value is not None})
         if schedule.steps < 0 or schedule.lr <= 0 or schedule.warmup < 0:
             raise ValueError(
                 f"SeMoBridgeT: steps and warmup must be ≥ 0 and lr > 0, got {schedule}; use the preset's"
@@ -141,14 +150,15 @@ class SeMoBridgeT(SeMoBridgeClassifier):
         return schedule
 
     def _loss_weights(self) -> LossWeights:
-        given = self.losses or {}
-        unknown = set(given) - set(LossWeights._fields)
-        if unknown or any(not 0 <= value < float("inf") for value in given.values()):
+        given = {} if self.losses is None else self.losses
+        known = isinstance(given, Mapping) and set(given) <= set(LossWeights._fields)
+        if not known or any(not _numbers.is_real(v) or not 0 <= v < float("inf") for v in given.values()):
             raise ValueError(
                 f"SeMoBridgeT: losses must map {list(LossWeights._fields)} to factors ≥ 0, got {given}; "
                 "0 leaves one out"
             )
-        weights = LossWeights()._replace(**given)
+        # NumPy's numbers compare to its own truth values, which do not add up.
+        weights = LossWeights()._replace(**{name: float(value) for name, value in given.items()})
         if not self.class_bias:
             weights = weights._replace(bias=0.0)
         for name, value in (("text_projected", self.text_features), ("text_embedded", self.text_hidden)):
@@ -211,12 +221,13 @@ class SeMoBridgeT(SeMoBridgeClassifier):
         x, names = self._support("fit", X, y)
         codes = self._open_sums("fit", names, x)
         for name, low in (("eval_every", 1), ("checkpoint_every", 1)):
-            if getattr(self, name) < low:
-                raise ValueError(f"SeMoBridgeT: {name} must be ≥ {low}, got {getattr(self, name)}; try 100")
+            value = getattr(self, name)
+            _numbers.check_number("SeMoBridgeT", name, value, least=low, whole=True, remedy="try 100")
         held_out = None
         if validation is not None:
-            queries = _inputs.features("SeMoBridgeT.fit", "validation", validation[0], x.shape[1])
-            held_out = queries, self._codes("fit", validation[1], len(queries))
+            features, answers = _inputs.pair("SeMoBridgeT.fit", "validation", validation, "(features, names)")
+            queries = _inputs.features("SeMoBridgeT.fit", "validation", features, x.shape[1])
+            held_out = queries, self._codes("fit", answers, len(queries))
         with exactly(x.device):
             trainer = self._trainer(x, codes, weights)
             file = None

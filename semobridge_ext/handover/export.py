@@ -6,7 +6,7 @@ import os
 import time
 from typing import Any
 
-from semobridge_ext import _errors, _numbers
+from semobridge_ext import _errors, _files, _numbers
 from semobridge_ext._version import __version__
 from semobridge_ext.handover import faiss_index, fbin, lance_dataset, milvus_parquet, query_map
 from semobridge_ext.handover.folder import ExportFolder
@@ -42,7 +42,7 @@ def _source(gallery: Any, metadata: Any) -> Source:
             raise TypeError(
                 _errors.message(NAME, "metadata", "be True or False for shards", metadata, remedy)
             )
-        return Shards(gallery)
+        return Shards(_files.place(gallery, NAME))
     return Held(gallery, None if metadata is None or metadata is False else metadata)
 
 

@@ -102,7 +102,7 @@ def choose(mapping: Any, source: Source) -> QueryMap:
                 _errors.message(NAME, "mapping", "be bridge or pca by name", "'isoclip'", remedy)
             )
         else:
-            found = _loaded(Path(mapping))
+            found = _loaded(Path(_files.place(mapping, NAME)))
     else:
         found, name = mapping, type(mapping).__name__
     linear, texts = _of(found, name, kind)

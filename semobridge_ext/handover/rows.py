@@ -48,9 +48,11 @@ class Rows:
         if ids is None:
             return None
         found = self._column(ids) if isinstance(ids, str) else _arrays.whole(ids)
-        if not isinstance(found, Tensor) or found.dtype is not torch.int64 or found.shape != (self.count,):
+        whole = _errors.is_dense(found) and found.dtype is torch.int64
+        if not whole or found.shape != (self.count,):
             contract, remedy = f"be {self.count} whole numbers", "pass one for each row, or a column's name"
             raise ValueError(_errors.message(NAME, "ids", contract, ids, remedy))
+        _errors.check_values(NAME, "ids", found)
         distinct = len(torch.unique(found))
         if distinct != len(found):
             got = f"{distinct} different ones for {len(found)} rows"

@@ -138,6 +138,7 @@ class Held:
         if rows.dim() != 2:
             remedy = "pass one row per item, or the path of a folder of shards"
             raise ValueError(_errors.message(NAME, "gallery", "be [G, D]", rows, remedy))
+        _errors.check_values(NAME, "gallery", rows)
         self.count: int = len(rows)
         self.width: int = rows.shape[1]
         self._table = None if columns is None else self._as_table(columns)

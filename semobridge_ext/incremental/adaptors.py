@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from semobridge_ext import _numbers
+
 Parameters = dict[str, Tensor]
 TOWERS = ("image", "text")
 KINDS = ("linear", "bottleneck")
@@ -35,7 +37,7 @@ def names(adaptor: str) -> list[str]:
 
 def initial(form: Form, features: int, seed: int) -> Parameters:
     """Float32, so that both towers begin as the frozen model's; A is uniform ±1/√D, from one generator."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(_numbers.seed_of(seed))
     made: Parameters = {}
     for tower in TOWERS:
         if form.adaptor == "linear":

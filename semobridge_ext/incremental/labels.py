@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors
+from semobridge_ext import _errors, _inputs
 
 UNKNOWN = -1
+_UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
 
 def label_codes(where: str, name: str, Y: Any) -> Tensor:  # [N, L] int8 on the CPU: 0, 1, −1 not known
     """Labels of any kind of number; NaN and −1 are not known."""
     if not isinstance(Y, Tensor):
-        array = np.asarray(Y)
+        array = _inputs.array_of(where, name, Y)
         if array.dtype.kind not in "biuf":
             remedy = "write 0, 1, and NaN or −1 for what is not known"
             raise TypeError(_errors.message(where, name, "hold numbers", f"{array.dtype} values", remedy))
         Y = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64))
+    if Y.is_nested or Y.layout is not torch.strided or Y.is_complex():
+        remedy = "pass one column per finding, of 0, 1 and −1"
+        raise TypeError(_errors.message(where, name, "be a dense tensor of real numbers", Y, remedy))
+    _errors.check_values(where, name, Y)
     y = Y.detach().cpu()
+    y = y.to(torch.int64) if y.dtype in _UNSIGNED else y  # where −1 would be their largest number
     if y.dim() != 2 or y.shape[1] == 0:
         remedy = "pass one column per finding; a single one is Y.reshape(-1, 1)"
         raise ValueError(_errors.message(where, name, "be [N, L]", y, remedy))
@@ -41,7 +47,11 @@ def hide(where: str, codes: Tensor, known: Any) -> Tensor:
     """The labels where the mask is true, −1 elsewhere."""
     if known is None:
         return codes
-    mask = known if isinstance(known, Tensor) else torch.as_tensor(np.asarray(known))
+    if isinstance(known, Tensor):
+        _errors.check_values(where, "known", known)
+    mask = known if isinstance(known, Tensor) else _inputs.array_of(where, "known", known)
+    if mask.dtype in (np.bool_, bool):
+        mask = torch.as_tensor(mask)
     if mask.dtype is not torch.bool:
         remedy = "convert it with .bool()"
         raise TypeError(_errors.message(where, "known", "be a bool tensor or array", mask, remedy))
@@ -53,9 +63,11 @@ def hide(where: str, codes: Tensor, known: Any) -> Tensor:
 
 def finding_names(where: str, findings: Any) -> list[Hashable]:
     """Distinct hashable names."""
-    if isinstance(findings, (str, bytes)):
+    if isinstance(findings, (str, bytes)) or not isinstance(findings, (Iterable, Tensor)):
         remedy = "pass [...] around it"
         raise TypeError(_errors.message(where, "findings", "be several names", repr(findings), remedy))
+    if isinstance(findings, Tensor):
+        _errors.check_values(where, "findings", findings)
     names = findings.tolist() if isinstance(findings, (Tensor, np.ndarray)) else list(findings)
     for name in names:
         try:
@@ -63,6 +75,10 @@ def finding_names(where: str, findings: Any) -> list[Hashable]:
         except TypeError:
             remedy = "use strings or integers"
             raise TypeError(_errors.message(where, "findings", "hold hashable names", name, remedy)) from None
+    nameless = [name for name in names if name is None or name != name]  # None, NaN
+    if nameless:
+        remedy = "name every column of Y"
+        raise ValueError(_errors.message(where, "findings", "be names", nameless[0], remedy))
     if len(set(names)) != len(names) or not names:
         got = f"{len(names)} names, {len(set(names))} of them different"
         remedy = "name every column of Y once"

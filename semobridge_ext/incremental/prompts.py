@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -65,8 +64,8 @@ def encode_findings(
 
 def check_prompts(where: str, value: Any, width: int | None) -> Tensor:  # [k, 2, D] unit rows on the CPU
     name = "prompt_features"
-    rows = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
-    if rows.dim() != 3 or rows.shape[1] != 2 or rows.numel() == 0:
+    rows = _inputs.numbers(where, name, value)
+    if rows.is_nested or rows.dim() != 3 or rows.shape[1] != 2 or rows.numel() == 0:
         remedy = "pass a positive and a negative row per finding, see incremental.encode_findings"
         raise ValueError(_errors.message(where, name, "be [k, 2, D]", rows, remedy))
     rows = _inputs.features(where, name, rows.flatten(0, 1)).reshape(rows.shape)

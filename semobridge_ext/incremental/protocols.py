@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors
-from semobridge_ext.discovery.checks import check_number
+from semobridge_ext import _errors, _numbers
+from semobridge_ext._numbers import check_number
 from semobridge_ext.incremental.labels import label_codes
 
 
@@ -155,7 +155,7 @@ def data_incremental(Y: Any, tasks: int, *, seed: int = 0) -> list[Task]:
 def _checked(where: str, Y: Any, seed: int) -> tuple[Tensor, torch.Generator]:
     remedy = "pass a whole number"
     check_number(where, "seed", seed, least=0, whole=True, remedy=remedy)
-    return label_codes(where, "Y", Y), torch.Generator().manual_seed(seed)
+    return label_codes(where, "Y", Y), torch.Generator().manual_seed(_numbers.seed_of(seed))
 
 
 def _task(codes: Tensor, rows: Tensor, findings: Tensor) -> Task:
@@ -164,12 +164,15 @@ def _task(codes: Tensor, rows: Tensor, findings: Tensor) -> Task:
 
 def _groups(where: str, tasks: Any, columns: int, generator: torch.Generator) -> list[Tensor]:
     """Columns of each task, ascending."""
-    if isinstance(tasks, (int, float)):
+    if _numbers.is_real(tasks) or isinstance(tasks, bool):
         remedy = "each takes at least one finding"
         check_number(where, "tasks", tasks, least=1, most=columns, whole=True, remedy=remedy)
         order = torch.randperm(columns, generator=generator)
         return [part.sort().values for part in order.tensor_split(int(tasks))]
-    groups = [[int(c) for c in group] for group in tasks]
+    if isinstance(tasks, (str, bytes)) or not isinstance(tasks, Iterable):
+        contract, remedy = "be a number or the columns of each task", "pass for example 2 or [[0, 2], [1]]"
+        raise TypeError(_errors.message(where, "tasks", contract, _errors.describe(tasks), remedy))
+    groups = [list(_numbers.whole_numbers(where, "tasks", group, "[[0, 2], [1]]")) for group in tasks]
     flat = [c for group in groups for c in group]
     wrong = [c for c in flat if not 0 <= c < columns]
     if wrong:

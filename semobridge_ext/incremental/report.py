@@ -95,6 +95,10 @@ def incremental_report(tests: Sequence[Any], scores: Sequence[Sequence[Any]]) ->
         after task 1     100.0 / 100.0
         mean after the last task 100.0 / 100.0
     """
+    for name, value in (("tests", tests), ("scores", scores), *(("scores", row) for row in _rows(scores))):
+        if isinstance(value, (str, bytes)) or not hasattr(value, "__len__"):
+            contract, remedy = "be a list", "pass one entry per task"
+            raise TypeError(_errors.message(_NAME, name, contract, _errors.describe(value), remedy))
     count = len(tests)
     if count == 0 or len(scores) != count:
         remedy = "pass the scores after each of the tasks"
@@ -117,6 +121,10 @@ def incremental_report(tests: Sequence[Any], scores: Sequence[Sequence[Any]]) ->
     return IncrementalReport(
         precision, auc, float(precision[-1].mean()), float(auc[-1].mean()), _lost(precision), _lost(auc)
     )
+
+
+def _rows(scores: Any) -> Any:
+    return scores if isinstance(scores, (list, tuple)) else ()
 
 
 def _of_test(j: int, labels: Any, t: int, scores: Any) -> tuple[float, float]:

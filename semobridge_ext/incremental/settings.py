@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from semobridge_ext import _errors
-from semobridge_ext.discovery.checks import check_number
+from semobridge_ext import _errors, _numbers
+from semobridge_ext._numbers import check_number
 from semobridge_ext.incremental.adaptors import KINDS, Form
 
 _WHOLE = {"width": 1, "epochs": 1, "seed": 0, "checkpoint_every": 1}  # least
@@ -45,9 +45,10 @@ def check_settings(where: str, given: Mapping[str, Any]) -> None:
 
 def form_of(given: Mapping[str, Any]) -> Form:
     """Numbers as floats, so that 1 and 1.0 are one form."""
-    return Form(given["adaptor"], given["width"], float(given["residual"]), float(given["logit_scale"]))
+    return Form(given["adaptor"], int(given["width"]), float(given["residual"]), float(given["logit_scale"]))
 
 
 def settings_of(given: Mapping[str, Any]) -> Settings:
-    batch, rate, decay = given["batch_size"], float(given["lr"]), float(given["weight_decay"])
-    return Settings(given["epochs"], batch, rate, decay, given["seed"])
+    batch = _numbers.python(given["batch_size"])
+    epochs, seed = int(given["epochs"]), int(given["seed"])
+    return Settings(epochs, batch, float(given["lr"]), float(given["weight_decay"]), seed)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from semobridge_ext import _errors
+from semobridge_ext import _errors, _numbers
 from semobridge_ext.incremental import adaptors
 from semobridge_ext.incremental.adaptors import Form, Parameters
 from semobridge_ext.incremental.settings import Settings
@@ -49,8 +49,10 @@ class Trainer:
         if self.settings.batch_size is None:
             return (rows,)
         generator = torch.Generator()
-        generator.manual_seed((self.settings.seed * 1_000_003 + self.data.number) * 1_000_003 + self.epoch)
-        return rows[torch.randperm(len(rows), generator=generator)].split(self.settings.batch_size)
+        generator.manual_seed(_numbers.seed_of(self.settings.seed, self.data.number, self.epoch))
+        return rows[torch.randperm(len(rows), generator=generator)].split(
+            min(self.settings.batch_size, len(rows))
+        )
 
     def run_epoch(self) -> None:
         """Its loss is the mean over the steps; the host waits once an epoch for it."""

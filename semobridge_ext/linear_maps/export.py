@@ -83,6 +83,7 @@ def from_onnx(path: Any) -> tuple[str, dict[str, Tensor]]:
     """The layout and the tensors of a graph that `to_onnx` wrote."""
     function = "LinearMap.from_onnx"
     onnx = _imported(function, "onnx", "onnx")
+    path = _files.place(path, function)
     if not Path(path).is_file():
         raise FileNotFoundError(
             f"{function}: path must be an existing file, got {path}; write it with .to_onnx()"
@@ -135,6 +136,12 @@ def from_faiss(transforms: Sequence[Any]) -> list[Step]:
     function = "LinearMap.from_faiss"
     faiss = _imported(function, "faiss", "faiss-cpu")
     steps: list[Step] = []
+    listed = isinstance(transforms, Sequence) and not isinstance(transforms, (str, bytes))
+    if not listed or not all(isinstance(item, faiss.VectorTransform) for item in transforms):
+        contract, got = "be a list of FAISS transforms", _errors.describe(transforms)
+        raise TypeError(
+            _errors.message(function, "transforms", contract, got, "pass map.to_faiss() or its like")
+        )
     for item in transforms:
         transform = faiss.downcast_VectorTransform(item)
         if isinstance(transform, faiss.LinearTransform):

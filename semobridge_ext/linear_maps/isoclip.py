@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from semobridge_ext import _arrays, _errors, _files, _inputs, _schema
+from semobridge_ext import _arrays, _errors, _files, _inputs, _numbers, _schema
 from semobridge_ext._ops.topk.op import TopK, topk
 from semobridge_ext.clip.affine import Affine
 from semobridge_ext.linear_maps.isoclip_cuts import SIDES, Cuts
@@ -200,7 +200,9 @@ class IsoCLIP(Cuts):
         tensors = {name: value for name, value in tensors.items() if value is not None}
         # A program that knows no biases has to refuse a file with one, and goes on reading the others.
         kind = _AFFINE if set(_BIASES) & set(tensors) else _FORMAT
-        _files.save_tensors(path, tensors, {"format": kind, "params": json.dumps(params)})
+        _files.save_tensors(
+            path, tensors, {"format": kind, "params": json.dumps(params, default=_numbers.for_json)}
+        )
 
     @classmethod
     def load(cls, path: Any) -> Self:

@@ -147,9 +147,8 @@ class LinearMap:
         if k is not None and (not _numbers.is_whole(k) or not 1 <= k <= width):
             remedy = "None keeps all"
             raise ValueError(_errors.message("LinearMap.whitening", "k", f"lie in 1..{width}", k, remedy))
-        if not 0 <= shrinkage < float("inf"):
-            remedy = "1e-3 is a mild value"
-            raise ValueError(_errors.message("LinearMap.whitening", "shrinkage", "be ≥ 0", shrinkage, remedy))
+        remedy = "1e-3 is a mild value"
+        _numbers.check_number("LinearMap.whitening", "shrinkage", shrinkage, least=0, remedy=remedy)
         loaded = values[:k] + shrinkage * float(values.sum()) / width
         if bool((loaded <= 1e-14 * values[0]).any()):
             got = f"{int((loaded <= 1e-14 * values[0]).sum())} directions without any"

@@ -9,7 +9,7 @@ they show. Without the means they are compared by what they differ in.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -96,6 +96,7 @@ class RoleCentering:
                 remedy = "pass one row per item"
                 name = f"features[{role!r}]"
                 raise ValueError(_errors.message(where, name, "be 2-D and not empty", rows, remedy))
+            _errors.check_values(where, f"features[{role!r}]", rows)
             means[role] = normalize(rows.detach().to("cpu", torch.float64), dim=1).mean(dim=0)
         self._set(where, means)
         return self
@@ -104,7 +105,7 @@ class RoleCentering:
         known = getattr(self, "means_", None)
         if known is None:
             raise ValueError(f"{function}: must have means first; call fit(features) or pass means")
-        if role not in known:
+        if not isinstance(role, str) or role not in known:
             remedy = "fit it too"
             contract = f"be one of {', '.join(known)}"
             raise ValueError(_errors.message(function, "role", contract, repr(role), remedy))
@@ -150,6 +151,9 @@ class RoleCentering:
             rows = _arrays.tensor(where, "text", text, getattr(image, "device", None))
             return _arrays.array(self.fuse(rows, image, weight, roles=roles))
         image = _arrays.tensor(where, "image", image, getattr(text, "device", None))
+        if isinstance(roles, str) or not isinstance(roles, Sequence) or len(roles) != 2:
+            remedy = "pass the role of the texts and that of the images"
+            raise ValueError(_errors.message(where, "roles", "be two names of roles", repr(roles), remedy))
         means = [self._mean(where, role) for role in roles]
         for name, rows in (("text", text), ("image", image)):
             _errors.check_float_tensor(where, name, rows)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors, _inputs
+from semobridge_ext import _errors, _inputs, _numbers
 from semobridge_ext.clip.affine import with_bias
 from semobridge_ext.linear_maps.bands import Gram, band_map, gram_of
 from semobridge_ext.linear_maps.linear_map import LinearMap
@@ -136,6 +136,9 @@ def search_cuts(
     metric: str,
 ) -> tuple[int, int, list[tuple[int, int, float]]]:
     """The best cuts of one side by leave-one-out retrieval on (X, y), and the score of every pair."""
+    if not isinstance(metric, str):
+        remedy = "pass 'mAP', 'mAP@R', 'R-Precision' or 'Recall@k'"
+        raise TypeError(_errors.message(function, "metric", "be a name", _errors.describe(metric), remedy))
     x = _inputs.features(function, "X", X, spectrum.width(side))
     names = _inputs.names(function, y, len(x))
     codes = _inputs.encode(function, names, _inputs.ordered(names))
@@ -199,8 +202,8 @@ def weights_name(source: Any) -> str | None:
 def _grid(function: str, name: str, values: Any, rank: int) -> list[int]:
     if values is None:
         return sorted({round(share * rank) for share in _GRID})
-    found = list(values)
+    found = _numbers.whole_numbers(function, name, values, "range(0, 60, 10)")
     for value in found:
-        if isinstance(value, bool) or not hasattr(value, "__index__") or value < 0:
+        if value < 0:
             raise ValueError(_errors.message(function, name, "hold ints ≥ 0", value, "pass range(0, 60, 10)"))
-    return [int(value) for value in found]
+    return list(found)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from semobridge_ext import _inputs
+from semobridge_ext import _inputs, _numbers
 from semobridge_ext.fewshot.estimator import exactly
 from semobridge_ext.prompts.image_rows import CachedRows, EncodedImages, ImageRows
 from semobridge_ext.prompts.learner import PromptLearner
@@ -36,7 +36,7 @@ class _Labelled:
         rows = self._rows
         drawn = epoch_batches(rows.count, self._batch_size, rows.views, self._seed, epoch)
         for i, batch in enumerate(drawn):
-            x = rows.take(batch, (self._seed * 1_000_003 + epoch) * 1_000_003 + i)
+            x = rows.take(batch, _numbers.seed_of(self._seed, epoch, i))
             labels = self._codes[batch[:, 0]].to(x.device)
 
             def loss(logits: Tensor, labels: Tensor = labels) -> Tensor:

@@ -57,10 +57,13 @@ class EncodedImages:
         if not callable(transform):
             remedy = "pass what makes a [3, H, W] tensor of an image"
             raise TypeError(_errors.message(where, "transform", "be callable", transform, remedy))
+        if isinstance(images, (str, bytes)) or not hasattr(images, "__len__"):
+            contract, remedy = "be a sequence of images", "pass a list: each is read in every epoch"
+            raise TypeError(_errors.message(where, "images", contract, _errors.describe(images), remedy))
         if len(images) == 0:
             remedy = "pass at least one image"
             raise ValueError(_errors.message(where, "images", "hold an image", "none", remedy))
-        self.count = len(images)
+        self.count, self._where = len(images), where
         self._model, self._images, self._transform = model, images, transform
         self._device, self._dtype = device, dtype
 
@@ -68,8 +71,20 @@ class EncodedImages:
         # The transform's draws come from PyTorch's generator, and depend on the step alone.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            batch = torch.stack([self._transform(self._images[i]) for i in drawn[:, 0].tolist()])
+            batch = self._stacked([self._transform(self._images[i]) for i in drawn[:, 0].tolist()])
         return normalize(encode_image(self._model, batch).to(self._device, self._dtype), dim=1)
+
+    def _stacked(self, parts: list[Any]) -> Tensor:  # [B, 3, H, W]
+        first = parts[0]
+        for part in parts:
+            if not isinstance(part, Tensor) or part.dim() != 3 or part.shape != first.shape:
+                contract, remedy = (
+                    "give [3, H, W] tensors of one size",
+                    "crop to one size and end in ToTensor",
+                )
+                got = _errors.describe(part)
+                raise TypeError(_errors.message(self._where, "transform", contract, got, remedy))
+        return torch.stack(parts)
 
     def facts(self) -> dict[str, Any]:
         return {"images": self._images if isinstance(self._images, Tensor) else self.count}

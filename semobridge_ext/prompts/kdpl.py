@@ -190,11 +190,14 @@ class KDPL(PromptLearner):
         """
         where = "KDPL.fit"
         self._settings(where)
-        names = self._given_names(where)
+        given = self._given_names(where)
+        names: list[str] = given
+        if self.class_names is not None:
+            names = _inputs.ordered(given)  # type: ignore[assignment]
         encoder = self._encoder(where)
         device, dtype = encoder.device, encoder.dtype
         with exactly(device):
-            taught = self._teacher_rows(where, names).to(device, dtype)
+            taught = self._teacher_rows(where, given, names).to(device, dtype)
             rows = CachedRows(where, X, encoder.features, device, dtype)
             shown = CachedRows(where, X_teacher, taught.shape[1], device, dtype, "X_teacher")
             if shown.count != rows.count or shown.views not in (1, rows.views):
@@ -244,16 +247,16 @@ class KDPL(PromptLearner):
         super()._check_fitted()
 
     def _given_names(self, where: str) -> list[str]:
-        """Class names sorted, or the dictionary as it stands."""
+        """Class names or the dictionary, as they stand; a generator is read once."""
         if (self.class_names is None) == (self.dictionary is None):
             got = "neither" if self.class_names is None else "both"
             remedy = "pass the names of the classes, or a dictionary where they are unknown"
             raise ValueError(_errors.message(where, "class_names", "stand for dictionary", got, remedy))
         if self.class_names is None:
             return checked_names(where, self.dictionary, "dictionary")
-        return _inputs.ordered(checked_names(where, self.class_names))  # type: ignore[return-value]
+        return checked_names(where, self.class_names)
 
-    def _teacher_rows(self, where: str, names: list[str]) -> Tensor:  # [K, E] unit rows
+    def _teacher_rows(self, where: str, given: list[str], names: list[str]) -> Tensor:  # [K, E] unit rows
         if isinstance(self.teacher, nn.Module):
             plain = [name.replace("_", " ") for name in names]
             templates, tokenizer = self.teacher_templates, self.teacher_tokenizer
@@ -262,7 +265,7 @@ class KDPL(PromptLearner):
         if len(rows) != len(names):
             contract, remedy = f"have {len(names)} rows", "one per name, in the order of the names"
             raise ValueError(_errors.message(where, "teacher", contract, rows, remedy))
-        order = None if self.class_names is None else _inputs.order_of(list(self.class_names))
+        order = None if self.class_names is None else _inputs.order_of(given)
         rows = rows if order is None else rows[order.to(rows.device)]
         return normalize(rows.double(), dim=1)
 

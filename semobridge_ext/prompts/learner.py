@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from semobridge_ext import _digest, _errors, _inputs
+from semobridge_ext import _digest, _errors, _inputs, _numbers
+from semobridge_ext._parameters import plain_parameters
 from semobridge_ext._schema import Field, need, number, restoring
 from semobridge_ext.fewshot.estimator import FewShotEstimator, exactly
 from semobridge_ext.fewshot.estimator_file import load_estimator, save_estimator
@@ -63,7 +64,7 @@ class PromptLearner(FewShotEstimator):
                 remedy = "'a photo of a' is usual"
                 raise ValueError(_errors.message(where, "ctx_init", "have tokens", self.ctx_init, remedy))
             return rows.repeat(count, 1)
-        generator = torch.Generator().manual_seed(self.get_params()["seed"])
+        generator = torch.Generator().manual_seed(_numbers.seed_of(self.get_params()["seed"]))
         drawn = _STD * torch.randn(count * self.n_ctx, encoder.width, generator=generator)
         return drawn.to(encoder.device, encoder.dtype)
 
@@ -177,10 +178,8 @@ class PromptLearner(FewShotEstimator):
         tensors = {"context": self.context_.flatten(0, -2), "losses": self.losses_}
         if hasattr(self, "text_features_"):
             tensors["text_features"] = self.text_features_
-        plain = (bool, int, float, str, type(None))
-        params = {
-            n: v for n, v in self.get_params().items() if n not in self._unsaved and isinstance(v, plain)
-        }
+        given = plain_parameters(self.get_params())
+        params = {name: value for name, value in given.items() if name not in self._unsaved}
         fields = {
             "names": getattr(self, "_names", []), "params": params, "width": self.n_features_in_,
             "logit_scale_": self.logit_scale_, "tower": self._encoder(where).digest(),

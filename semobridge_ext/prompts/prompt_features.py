@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -158,7 +158,7 @@ class PromptEncoder:
 
 def checked_names(function: str, names: Any, argument: str = "class_names") -> list[str]:
     """Class names as strings: at least one, none twice."""
-    if isinstance(names, (str, bytes)) or names is None:
+    if isinstance(names, (str, bytes)) or not isinstance(names, Iterable):
         remedy = "pass the names as a list"
         raise TypeError(_errors.message(function, argument, "be a sequence of class names", names, remedy))
     found = [name.item() if hasattr(name, "item") else name for name in names]

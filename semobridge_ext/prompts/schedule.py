@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from semobridge_ext import _numbers
+
 
 def rate(epoch: int, epochs: int, lr: float, first: float) -> float:
     """``first`` in epoch 0; then a cosine from ``lr`` in epoch 1 towards 0, one epoch behind, as Dassl's."""
@@ -21,8 +23,8 @@ def epoch_batches(images: int, batch_size: int, views: int, seed: int, epoch: in
     Every image once, in a random order; what fills no batch is dropped, unless it is all there is. Draws
     depend on seed and epoch alone, so that a resumed run repeats them.
     """
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    generator = torch.Generator().manual_seed(_numbers.seed_of(seed, epoch))
     order = torch.randperm(images, generator=generator)
     drawn = torch.stack([order, torch.randint(views, (images,), generator=generator)], dim=1)
-    whole = images // batch_size * batch_size
-    return list((drawn[:whole] if whole else drawn).split(batch_size))
+    size = min(int(batch_size), images)  # beyond it there is one batch
+    return list(drawn[: images // size * size].split(size))

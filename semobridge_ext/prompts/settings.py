@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from semobridge_ext import _errors
-from semobridge_ext.discovery.checks import check_number
+from semobridge_ext import _errors, _numbers
+from semobridge_ext._numbers import check_number
 from semobridge_ext.prompts.prompt_words import POSITIONS
 
 _WHOLE = {"n_ctx": 1, "epochs": 1, "batch_size": 1, "seed": 0, "checkpoint_every": 1, "keep": 1}  # least
@@ -56,6 +56,6 @@ def check_settings(where: str, given: Mapping[str, Any]) -> None:
 
 def settings_of(given: Mapping[str, Any], n_ctx: int) -> Settings:
     """Numbers as floats, so that 1 and 1.0 are one setting to a checkpoint."""
-    kept = {name: given[name] for name in Settings._fields if name in given}
+    kept = {name: _numbers.python(given[name]) for name in Settings._fields if name in given}
     kept = {n: float(v) if type(v) is int and n not in _WHOLE else v for n, v in kept.items()}
     return Settings(**{"class_specific": False, **kept, "n_ctx": n_ctx})

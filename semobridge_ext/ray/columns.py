@@ -49,6 +49,7 @@ def rows(function: str, argument: str, columns: dict[str, np.ndarray], name: str
         found = _stacked(function, name, found)
     value = _arrays.tensor(function, argument, found)
     value = _errors.check_float_tensor(function, argument, value)
+    _errors.check_values(function, argument, value)
     if value.dim() != 2:
         remedy = "pass a column with one vector a row"
         raise ValueError(_errors.message(function, argument, "be [B, D]", value, remedy))

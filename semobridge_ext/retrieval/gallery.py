@@ -243,8 +243,8 @@ class Gallery(PreparedGallery):
             torch.cat([s.rows for s in self._segments]) if own else _tensor("Gallery.kneighbors", "X", X)
         )
         found = self.topk(queries, n_neighbors, exclude=torch.arange(len(self)) if own else None)
-        indices = found.indices.numpy()
-        return (np.maximum(1 - found.scores.numpy(), 0), indices) if return_distance else indices
+        scores, indices = map(_arrays.array, found)
+        return (np.maximum(1 - scores, 0), indices) if return_distance else indices
 
     def search(self, x: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
         """As ``faiss.IndexFlatIP.search``: scores [N, k] and row numbers [N, k], best first, in NumPy.
@@ -257,7 +257,7 @@ class Gallery(PreparedGallery):
         """
         found = self.topk(_tensor("Gallery.search", "x", x), k)
         indices = found.indices if self.ids is None else self.ids[found.indices]
-        return found.scores.numpy(), indices.numpy()
+        return _arrays.array(found.scores), _arrays.array(indices)
 
     # -- files -------------------------------------------------------------------------------------------
 

@@ -35,6 +35,7 @@ from semobridge_ext.runtime.choice import resolve
 from semobridge_ext.runtime.rows import compute_dtype, unit_columns
 
 _NAME = "retrieval_metrics"
+_PLACES = 2**31 - 1  # the core counts in 32 bits
 
 
 def mark_by_label(query_labels: Tensor, gallery_labels: Tensor, own: Tensor | None) -> Marked:
@@ -94,7 +95,7 @@ def _native(
 
 
 def _check_labels(name: str, labels: Any, features: Tensor) -> None:
-    if not isinstance(labels, Tensor) or labels.dtype is not torch.int64:
+    if not _errors.is_dense(labels) or labels.dtype is not torch.int64:
         contract, remedy = "hold whole numbers or names", "pass an int64 tensor, an array or a list"
         raise TypeError(_errors.message(_NAME, name, contract, _errors.describe(labels), remedy))
     if labels.shape != features.shape[:1]:
@@ -155,8 +156,8 @@ def check_places(function: str, argument: str, places: Any, most: int | None = N
     """The k of Recall@k and its like, 1..most."""
     found = _numbers.whole_numbers(function, argument, places, "(1, 5, 10)")
     for k in found:
-        if k < 1 or (most is not None and k > most):
-            contract = "be ≥ 1" if most is None else f"lie in 1..{most}"
+        if not 1 <= k <= (_PLACES if most is None else most):
+            contract = f"lie in 1..{_PLACES if most is None else most}" if k >= 1 or most else "be ≥ 1"
             remedy = "pass (1, 5, 10)" if most is None else "leave it out"
             raise ValueError(_errors.message(function, argument, contract, k, remedy))
     return found

@@ -49,7 +49,9 @@ def above(
         full = torch.tensor([hits == k and k < most for hits in counts], dtype=torch.bool)
         open_queries, k = open_queries[full], min(2 * k, most)
     lengths = torch.tensor([0] + [len(found[n][0]) for n in range(count)])
-    empty = torch.empty(0)
-    scores = torch.cat([found[n][0] for n in range(count)] or [empty])
-    indices = torch.cat([found[n][1] for n in range(count)] or [empty.long()])
+    if not count:  # of the dtypes that a search gives
+        scores, indices = (part.flatten() for part in search(open_queries, 0))
+        return RangeHits(torch.zeros(1, dtype=torch.int64), scores, indices)
+    scores = torch.cat([found[n][0] for n in range(count)])
+    indices = torch.cat([found[n][1] for n in range(count)])
     return RangeHits(lengths.cumsum(0), scores, indices)

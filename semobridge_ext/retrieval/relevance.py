@@ -45,7 +45,7 @@ def mark_relevant(function: str, relevant: Any, queries: int, gallery: int, same
 def _pairs(function: str, relevant: Any) -> Tensor:  # [M, 2] int64 on the CPU
     found = relevant if isinstance(relevant, Tensor) else _arrays.shared(relevant)
     found = _arrays.whole(found)
-    if found.dtype is not torch.int64:
+    if not _errors.is_dense(found) or found.dtype is not torch.int64:
         remedy = "pass pairs of whole numbers, for example relevant.long()"
         raise TypeError(_errors.message(function, "relevant", "hold whole numbers", found, remedy))
     if found.dim() != 2 or found.shape[1] != 2:
@@ -61,20 +61,20 @@ def _listed(function: str, relevant: Any, queries: int) -> Tensor:  # [M, 2] int
     if len(relevant) != queries:
         contract, got = f"hold {queries} lists, one per query", f"{len(relevant)}"
         raise ValueError(_errors.message(function, "relevant", contract, got, _PAIRS))
-    rows = [_rows(function, i, given) for i, given in enumerate(relevant)]
+    rows = [row_numbers(function, "relevant", i, given, _PAIRS) for i, given in enumerate(relevant)]
     sizes = torch.tensor([len(part) for part in rows], dtype=torch.int64)
     flat = torch.from_numpy(np.concatenate(rows)) if rows else torch.empty(0, dtype=torch.int64)
     return torch.stack([torch.repeat_interleave(torch.arange(queries), sizes), flat], dim=1)
 
 
-def _rows(function: str, query: int, given: Any) -> np.ndarray:
-    found = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
-    if found.size == 0 and found.ndim <= 1:
-        return np.empty(0, dtype=np.int64)
-    if found.ndim != 1 or found.dtype.kind not in "iu":
+def row_numbers(function: str, argument: str, query: int, given: Any, remedy: str) -> np.ndarray:  # [m] int64
+    """The gallery rows of one query, as whole numbers."""
+    found = _arrays.whole(given, torch.device("cpu"))
+    whole = _errors.is_dense(found) and found.dtype is torch.int64 and not found.is_meta
+    if not whole or found.dim() != 1:
         got = f"{_errors.describe(given)} for query {query}"
-        raise TypeError(_errors.message(function, "relevant", "hold lists of row numbers", got, _PAIRS))
-    return found.astype(np.int64)
+        raise TypeError(_errors.message(function, argument, "hold lists of row numbers", got, remedy))
+    return found.detach().cpu().numpy()
 
 
 def _check_range(function: str, pairs: Tensor, queries: int, gallery: int) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor
 from semobridge_ext import _arrays, _errors
 from semobridge_ext._ops.rank_counts.op import Marked, blocks, rank_counts
 from semobridge_ext.retrieval.metrics import check_features, check_places
+from semobridge_ext.retrieval.relevance import row_numbers
 from semobridge_ext.runtime.choice import resolve
 from semobridge_ext.runtime.rows import unit_columns
 
@@ -47,10 +48,14 @@ class _Listed(NamedTuple):
 def _flatten(given: dict[str, Any], n: int, g: int) -> _Listed:
     parts = {}
     for name, lists in given.items():
+        if isinstance(lists, (str, bytes)) or not hasattr(lists, "__len__"):
+            contract, remedy = f"hold {n} lists", "pass one list of gallery indices per query"
+            raise TypeError(_errors.message(_NAME, name, contract, _errors.describe(lists), remedy))
         if len(lists) != n:
             contract, remedy = f"hold {n} lists", "pass one list of gallery indices per query"
             raise ValueError(_errors.message(_NAME, name, contract, f"{len(lists)}", remedy))
-        each = [np.asarray(indices, dtype=np.int64).reshape(-1) for indices in lists]
+        remedy = "pass the gallery indices of each query as whole numbers"
+        each = [row_numbers(_NAME, name, i, indices, remedy) for i, indices in enumerate(lists)]
         sizes = np.array([len(rows) for rows in each], dtype=np.int64)
         rows = np.concatenate([np.empty(0, dtype=np.int64), *each])
         query = np.repeat(np.arange(n), sizes)

@@ -13,10 +13,11 @@ from semobridge_ext import _arrays, _errors
 def whole_numbers(function: str, name: str, value: Any) -> Tensor:  # [M] int64 on the CPU
     """A 1-D tensor, array, list or range of whole numbers."""
     value = _arrays.whole(value, torch.device("cpu"))
-    if not isinstance(value, Tensor) or value.dtype.is_floating_point or value.dtype is torch.bool:
+    if not _errors.is_dense(value) or value.dtype is not torch.int64:
         raise TypeError(_errors.message(function, name, "be whole numbers", value, "pass int64 numbers"))
     if value.dim() != 1:
         raise ValueError(_errors.message(function, name, "be 1-D", value, "pass one number a row"))
+    _errors.check_values(function, name, value)
     return value.detach().to("cpu", torch.int64, copy=True)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from semobridge_ext import _arrays, _errors
 from semobridge_ext._ops.topk.op import topk
@@ -64,9 +63,10 @@ def group_shares(
     gallery = _arrays.tensor(_NAME, "gallery", gallery, getattr(query, "device", None))
     check_features(_NAME, query, gallery)
     groups = _arrays.whole(groups, gallery.device)
-    if not isinstance(groups, Tensor) or groups.dtype is not torch.int64:
+    if not _errors.is_dense(groups) or groups.dtype is not torch.int64:
         contract, remedy = "be whole numbers", "pass codes from 0"
         raise TypeError(_errors.message(_NAME, "groups", contract, _errors.describe(groups), remedy))
+    _errors.check_values(_NAME, "groups", groups)
     if groups.shape != gallery.shape[:1] or int(groups.min()) < 0:
         contract, remedy = f"be [{len(gallery)}] codes from 0", "pass one code per row of the gallery"
         raise ValueError(_errors.message(_NAME, "groups", contract, groups, remedy))

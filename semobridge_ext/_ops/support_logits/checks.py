@@ -43,7 +43,7 @@ def check_support(
     if num_classes >= _CLASSES:
         remedy = "every class has a column in the result; number those that occur from 0"
         raise ValueError(_errors.message(function, "num_classes", "be below 2³¹", num_classes, remedy))
-    if not isinstance(labels, Tensor) or labels.dtype is not torch.int64:
+    if not _errors.is_dense(labels) or labels.dtype is not torch.int64:
         remedy = "pass class numbers from 0, for example labels.long()"
         contract = "be whole numbers"
         raise TypeError(_errors.message(function, "labels", contract, _errors.describe(labels), remedy))

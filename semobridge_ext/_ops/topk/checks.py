@@ -54,7 +54,7 @@ def check(
         raise ValueError(_errors.message(function, "k", f"lie in 0..{max(most, 0)}", k, remedy))
     if exclude is None:
         return
-    if not isinstance(exclude, Tensor) or exclude.dtype is not torch.int64:
+    if not _errors.is_dense(exclude) or exclude.dtype is not torch.int64:
         remedy = "pass the query's own row, or -1 for none"
         contract, got = "be whole numbers", _errors.describe(exclude)
         raise TypeError(_errors.message(function, "exclude", contract, got, remedy))
