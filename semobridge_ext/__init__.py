@@ -13,7 +13,14 @@ from semobridge_ext.bridging import Bridge, bridge, use
 from semobridge_ext.clip.class_text import class_text_features
 from semobridge_ext.clip.texts import encode_text
 from semobridge_ext.diagnostics import Diagnosis, diagnose
-from semobridge_ext.discovery import GCDAccuracy, SpectralFilter, SpectralGCD, gcd_accuracy
+from semobridge_ext.discovery import (
+    GCDAccuracy,
+    NumClassesEstimate,
+    SpectralFilter,
+    SpectralGCD,
+    estimate_num_classes,
+    gcd_accuracy,
+)
 from semobridge_ext.fewshot import (
     APE,
     APET,
@@ -74,6 +81,7 @@ __all__ = [  # noqa: RUF022 - plain order
     "LPPlusPlus",
     "LinearMap",
     "NearestClassMean",
+    "NumClassesEstimate",
     "ProKeR",
     "ProLIP",
     "RETune",
@@ -95,6 +103,7 @@ __all__ = [  # noqa: RUF022 - plain order
     "diagnose",
     "encode_images",
     "encode_text",
+    "estimate_num_classes",
     "export_gallery",
     "gcd_accuracy",
     "incremental_report",
