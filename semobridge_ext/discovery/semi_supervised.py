@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from semobridge_ext.ops import topk
+from semobridge_ext._ops.topk.op import topk
 from semobridge_ext.runtime.rows import compute_dtype
 
 _BLOCK = 1 << 14  # rows that are float64 at once
