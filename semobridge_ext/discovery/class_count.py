@@ -61,9 +61,9 @@ def estimate_num_classes(
 
     k-means sees no label of the held-out classes, and these labels judge it: too few clusters join such
     classes, too many divide them, and both cost accuracy. Held out are all labelled classes, as in the
-    authors' program, or all but ``anchors``, whose labelled images stay in clusters of their own. Counts from the number of labelled classes to ``max_classes`` are
-    tried from coarse to fine: ``points`` on a geometric scale, then as many between the neighbours of the
-    best, until these stand beside it.
+    authors' program, or all but ``anchors``, whose labelled images stay in clusters of their own. Counts from
+    the number of labelled classes to ``max_classes`` are tried from coarse to fine: ``points`` on a geometric
+    scale, then as many between the neighbours of the best, until these stand beside it.
 
     It is an estimate. It knows of the new classes only what they share with the old ones: where they are
     finer, coarser, or fewer images each, it is off, and nothing in the result shows it. The guide has
