@@ -25,7 +25,14 @@ if TYPE_CHECKING:
     from semobridge_ext.clip.texts import encode_text
     from semobridge_ext.data import list_picto, load_picto, load_picto_clip, picto_transform
     from semobridge_ext.diagnostics import Diagnosis, diagnose
-    from semobridge_ext.discovery import GCDAccuracy, SpectralFilter, SpectralGCD, gcd_accuracy
+    from semobridge_ext.discovery import (
+        GCDAccuracy,
+        NumClassesEstimate,
+        SpectralFilter,
+        SpectralGCD,
+        estimate_num_classes,
+        gcd_accuracy,
+    )
     from semobridge_ext.fewshot import (
         APE,
         APET,
@@ -59,7 +66,14 @@ _LAZY = {
     "semobridge_ext.clip.texts": ("encode_text",),
     "semobridge_ext.data": ("list_picto", "load_picto", "load_picto_clip", "picto_transform"),
     "semobridge_ext.diagnostics": ("Diagnosis", "diagnose"),
-    "semobridge_ext.discovery": ("GCDAccuracy", "SpectralFilter", "SpectralGCD", "gcd_accuracy"),
+    "semobridge_ext.discovery": (
+        "GCDAccuracy",
+        "NumClassesEstimate",
+        "SpectralFilter",
+        "SpectralGCD",
+        "estimate_num_classes",
+        "gcd_accuracy",
+    ),
     "semobridge_ext.fewshot": (
         "APE",
         "APET",
@@ -104,6 +118,7 @@ __all__ = [  # noqa: RUF022 - plain order
     "LPPlusPlus",
     "LinearMap",
     "NearestClassMean",
+    "NumClassesEstimate",
     "ProKeR",
     "ProLIP",
     "RETune",
@@ -125,6 +140,7 @@ __all__ = [  # noqa: RUF022 - plain order
     "diagnose",
     "encode_images",
     "encode_text",
+    "estimate_num_classes",
     "export_gallery",
     "extract",
     "gcd_accuracy",

@@ -12,6 +12,7 @@ from torch import Tensor
 from semobridge_ext import _files
 from semobridge_ext.cli import sheet
 from semobridge_ext.cli.output import write_csv
+from semobridge_ext.discovery import NumClassesEstimate
 
 NAMED = 3  # concepts that name a class
 
@@ -99,7 +100,34 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def report(found: Sequence[Found], facts: Sequence[str]) -> str:
+def told_estimate(estimate: NumClassesEstimate) -> str:
+    """One line of the report and of what is printed."""
+    tried = estimate.candidates
+    best = estimate.accuracy[tried.index(estimate.num_classes)]
+    return (
+        f"{estimate.num_classes} classes is an estimate, the best of {len(tried)} counts from {tried[0]} to "
+        f"{tried[-1]}, with {100 * best:.1f} % of the held-out labels right"
+    )
+
+
+def _curve(estimate: NumClassesEstimate) -> list[str]:
+    """What was tried. Near the best the curve is flat: neighbours are as likely."""
+    rows = zip(estimate.candidates, estimate.accuracy, strict=True)
+    return [
+        "",
+        "## Number of classes",
+        "",
+        "An estimate: k-means with each count, judged by labelled images of classes whose labels it did not "
+        "see. Counts of about the same accuracy are about as likely; with a count of your own, pass "
+        "--classes N.",
+        "",
+        "| classes | held-out accuracy, % |",
+        "|---:|---:|",
+        *(f"| {k}{' (taken)' if k == estimate.num_classes else ''} | {100 * a:.1f} |" for k, a in rows),
+    ]
+
+
+def report(found: Sequence[Found], facts: Sequence[str], estimate: NumClassesEstimate | None = None) -> str:
     old, new = ([f for f in found if f.old is kind] for kind in (True, False))
     lines = ["# Discovered classes", "", *(f"- {fact}" for fact in facts)]
     lines += ["", "## New classes", "", "| cluster | strongest concepts | images |", "|---:|---|---:|"]
@@ -113,4 +141,5 @@ def report(found: Sequence[Found], facts: Sequence[str]) -> str:
         "|---:|---|---:|---:|",
     ]
     lines += [f"| {f.cluster} | {_cell(f.name)} | {len(f.images)} | {f.labelled} |" for f in old]
+    lines += _curve(estimate) if estimate is not None else []
     return "\n".join(lines) + "\n"

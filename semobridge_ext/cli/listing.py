@@ -29,6 +29,11 @@ def hidden(path: str) -> bool:
     return any(part.startswith(".") and part not in (".", "..") for part in path.split("/"))
 
 
+CAPTION = "caption"  # the column, as clip-retrieval names it
+CAPTION_CHARACTERS = 1 << 16  # a text tower reads some hundred
+_CAPTIONS = ".txt"
+
+
 class Item(NamedTuple):
     """One input; its bytes and fields are read when asked for."""
 
@@ -60,8 +65,8 @@ def _identity(status: os.stat_result) -> Identity:
 class Walk:
     """Every image under a folder, sorted, without hidden ones; counts what it leaves out."""
 
-    def __init__(self, root: Path, label: str) -> None:
-        self.root, self.label, self.ignored = root, label, 0
+    def __init__(self, root: Path, label: str, captions: bool = False) -> None:
+        self.root, self.label, self.captions, self.ignored = root, label, captions, 0
 
     def _label(self, parts: tuple[str, ...]) -> str | None:
         if self.label == "none" or not parts:
@@ -87,8 +92,9 @@ class Walk:
             if inside is not None:
                 yield from self._lines(inside, (*parts, entry.name), (*above, _identity(entry.stat())))
             elif entry.name.lower().endswith(IMAGES):
-                yield *line, ""
-            else:
+                path, fields = line
+                yield path, {**fields, **caption_beside(path)} if self.captions else fields, ""
+            elif not (self.captions and entry.name.endswith(_CAPTIONS)):
                 self.ignored += 1
 
     @staticmethod
@@ -104,11 +110,22 @@ class Walk:
 _TEXT = "utf-8-sig"  # some editors and spreadsheets begin a file with a byte order mark
 
 
-def list_lines(path: Path) -> Iterator[Line]:
+def list_lines(path: Path, captions: bool = False) -> Iterator[Line]:
     with open(path, encoding=_TEXT) as file:
         for line in file:
             if line := line.rstrip("\r\n"):
-                yield os.path.abspath(path.parent / line), {}, ""
+                place = os.path.abspath(path.parent / line)
+                yield place, caption_beside(place) if captions else {}, ""
+
+
+def caption_beside(path: str) -> dict[str, str | None]:
+    """What the .txt beside an image holds; None where it cannot be read. Others judge its length."""
+    try:
+        with open(_readable(os.path.splitext(path)[0] + _CAPTIONS), "rb") as file:
+            data = file.read(4 * CAPTION_CHARACTERS + 4)  # bytes of more characters than a caption has
+    except (OSError, ValueError):
+        return {CAPTION: None}
+    return {CAPTION: data.decode(_TEXT, "replace").strip()}
 
 
 def csv_columns(function: str, path: Path, wanted: str | None) -> tuple[str, list[str]]:

@@ -19,13 +19,15 @@ class Extracted(NamedTuple):
     resumed_at: int  # inputs that were done when the last run began
     seconds: float  # of the last run
     finished_already: bool  # this call found nothing left to do
+    without_caption: int = 0  # of the corrupt ones, where captions were asked for
 
     @classmethod
     def of_summary(cls, path: Path, summary: dict[str, Any], already: bool) -> Extracted:
         names = ("rows", "corrupt", "inputs", "ignored", "resumed_at")
         rows, lost, inputs, ignored, first = (int(summary.get(name, 0)) for name in names)
         seconds = float(summary.get("seconds", 0.0))
-        return cls(path, rows, lost, inputs, ignored, first, seconds, already)
+        bare = int(summary.get("without_caption", 0))
+        return cls(path, rows, lost, inputs, ignored, first, seconds, already, bare)
 
 
 class Mapped(NamedTuple):

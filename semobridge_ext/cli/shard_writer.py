@@ -1,9 +1,9 @@
 """Writing a folder of shards: one run at a time, resumed only where nothing has changed.
 
     FOLDER/.lock         while a run writes: who it is
-    FOLDER/shards.jsonl  one line a shard: its number and the digests of its two files
+    FOLDER/shards.jsonl  one line a shard: its number and the digests of its files
 
-A shard is finished when its line and both its files are there. A resumed run reads every finished shard
+A shard is finished when its line and all its files are there. A resumed run reads every finished shard
 and compares the digests.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 from semobridge_ext import _digest, _files, _locks
 from semobridge_ext.cli.listing import state
 from semobridge_ext.cli.output import write_json
-from semobridge_ext.cli.shards import FEATURES, METADATA, SEALS, Folder, read_json
+from semobridge_ext.cli.shards import FEATURES, METADATA, SEALS, TEXTS, Folder, read_json
 from semobridge_ext.cli.tables import LANCE, PARQUET
 
 FORMAT = 2  # of settings.json and what belongs to it; 1 had no digests of inputs and shards
@@ -60,7 +60,13 @@ def source_facts(folder: Folder) -> str:
 
 
 class Writer(Folder):
-    """A folder of shards that this run makes, or goes on with."""
+    """A folder of shards that this run makes, or goes on with; `texts`: with rows of texts in step."""
+
+    texts = False
+
+    @property
+    def _folders(self) -> tuple[str, ...]:
+        return (FEATURES, TEXTS, METADATA) if self.texts else (FEATURES, METADATA)
 
     layout = "shards"
 
@@ -86,12 +92,12 @@ class Writer(Folder):
 
     def _ready(self) -> int:
         """How many shards are finished and whole, once nothing of a killed run is left."""
-        for name in (FEATURES, METADATA):
+        for name in self._folders:
             (self.path / name).mkdir(exist_ok=True)
-        for name in ("", FEATURES, METADATA):
+        for name in ("", *self._folders):
             _files.remove_leftovers(self.path / name)
         seals, done = self._seals(), 0
-        while done in seals and self.features_path(done).is_file() and self.metadata_path(done).is_file():
+        while done in seals and all(path.is_file() for path in self._files_of(done)):
             for path, digest in zip(self._files_of(done), seals[done], strict=True):
                 self._check(path, digest)
             done += 1
@@ -100,7 +106,7 @@ class Writer(Folder):
     def _accept(self, settings: dict[str, Any], differing: Callable[[], str]) -> None:
         path = self.path / "settings.json"
         if not path.is_file():
-            folders = [self.path / name for name in (FEATURES, METADATA, PARQUET, LANCE)]
+            folders = [self.path / name for name in (*self._folders, PARQUET, LANCE)]
             if any(folder.is_dir() and any(folder.iterdir()) for folder in folders):
                 raise ValueError(
                     f"{self.function}: OUT must be new or an unfinished run, got {self.path} with "
@@ -131,22 +137,39 @@ class Writer(Folder):
 
     # -- shards --------------------------------------------------------------------------------------
 
-    def _files_of(self, index: int) -> tuple[Path, Path]:
-        return self.features_path(index), self.metadata_path(index)
+    def texts_path(self, index: int) -> Path:
+        return self.path / TEXTS / f"{TEXTS}_{index}.npy"
 
-    def _seals(self) -> dict[int, tuple[str, str]]:
-        """The digests of both files by shard; a line cut short by a kill counts for nothing."""
+    def _files_of(self, index: int) -> tuple[Path, ...]:
+        """In the order in which they are written."""
+        texts = (self.texts_path(index),) if self.texts else ()
+        return self.features_path(index), *texts, self.metadata_path(index)
+
+    def _seals(self) -> dict[int, tuple[str, ...]]:
+        """The digests of all files by shard; a line cut short by a kill counts for nothing."""
         path, found = self.path / SEALS, {}
         for line in path.read_bytes().splitlines() if path.is_file() else ():
             try:
-                index, features, metadata = _files.parse_json(line)
-                found[int(index)] = str(features), str(metadata)
+                index, *digests = _files.parse_json(line)
+                if len(digests) == len(self._folders):
+                    found[int(index)] = tuple(map(str, digests))
             except (ValueError, TypeError, OverflowError):
                 continue
         return found
 
-    def add(self, index: int, rows: int, blocks: Iterable[np.ndarray], dtype: Any, metadata: bytes) -> None:
-        """One shard of so many rows, which come in blocks [n, D], and its records as a Parquet file."""
+    def add(
+        self,
+        index: int,
+        rows: int,
+        blocks: Iterable[np.ndarray],
+        dtype: Any,
+        metadata: bytes,
+        texts: np.ndarray | None = None,
+    ) -> None:
+        """One shard of so many rows, which come in blocks [n, D], and its records as a Parquet file.
+
+        `texts` [n, D]: where the folder has texts.
+        """
 
         def features(file: BinaryIO) -> None:
             width = None
@@ -158,18 +181,27 @@ class Writer(Folder):
             if width is None:  # a shard whose images were all corrupt
                 write_header(file, (0, 0), dtype)
 
-        self.write(index, features, metadata)
+        self.write(index, features, metadata, texts)
 
     def row_total(self) -> int:
         """Of all finished shards."""
         return sum(self.shape(index)[0] for index in self.shards())
 
-    def write(self, index: int, features: Callable[[BinaryIO], object], metadata: bytes) -> None:
+    def write(
+        self,
+        index: int,
+        features: Callable[[BinaryIO], object],
+        metadata: bytes,
+        texts: np.ndarray | None = None,  # [n, D], where the folder has texts
+    ) -> None:
         """One shard: the features by a function that writes them, then the line, then what makes it count."""
-        with _files.replaced(self.features_path(index)) as file:
+        *rows, parquet = self._files_of(index)
+        with _files.replaced(rows[0]) as file:
             features(file)
-        parquet = self.metadata_path(index)
-        seal = [index, _digest.file_digest(self.features_path(index)), _digest.bytes_digest(metadata)]
+        if texts is not None:
+            with _files.replaced(rows[1]) as file:
+                write_rows(file, texts)
+        seal = [index, *(_digest.file_digest(path) for path in rows), _digest.bytes_digest(metadata)]
         _files.append_line(self.path / SEALS, json.dumps(seal))
         _files.write_bytes(parquet, metadata)
 

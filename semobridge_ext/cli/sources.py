@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from semobridge_ext.cli.listing import (
+    CAPTION,
     IMAGES,
     Item,
     Listed,
@@ -102,8 +103,12 @@ def open_source(
     max_member_bytes: int = MEMBER_BYTES,
     max_tar_bytes: int = UNPACKED_BYTES,
     place: Place = Place(),  # noqa: B008 (it never changes)
+    captions: bool = False,
 ) -> Source:
-    """Recognises INPUT and fixes its order; the listing is written to `listing`, until `keep` moves it."""
+    """Recognises INPUT and fixes its order; the listing is written to `listing`, until `keep` moves it.
+
+    `captions`: those of a folder and of a list are the .txt files beside the images.
+    """
     if given.startswith(("http:", "https:", "s3:", "gs:", "pipe:")):
         raise NotImplementedError(
             f"{function}: INPUT must be local, got {given}; download the tars first, this command resumes by "
@@ -115,7 +120,7 @@ def open_source(
     if place.split is not None:
         return _split_folder(function, path, listing, place.split)
     if path.is_dir():
-        walk = Walk(path, label)
+        walk = Walk(path, label, captions)
         count, digest = write_lines(walk.lines(), listing)
         facts = {"input": str(path.resolve()), "inputs": count, "inputs_digest": digest, "label": label}
         if not count:
@@ -123,7 +128,8 @@ def open_source(
                 f"{function}: INPUT must hold images ({', '.join(IMAGES)}), got {given} with none among "
                 f"{walk.ignored} files; check the folder"
             )
-        columns = () if label == "none" else ("label",)
+        columns: tuple[str, ...] = () if label == "none" else ("label",)
+        columns += (CAPTION,) if captions else ()
         return Source("folder", columns, count, walk.ignored, facts, Listed(listing))
     suffix = path.suffix.lower()
     if suffix in (".tar", ".tgz") or given.lower().endswith(".tar.gz"):
@@ -148,7 +154,7 @@ def open_source(
             column, others = csv_columns(function, path, column)
             lines = csv_lines(function, path, column, others)
         else:
-            others, lines = [], list_lines(path)
+            others, lines = [CAPTION] if captions else [], list_lines(path, captions)
         count, digest = write_lines(lines, listing)
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(

@@ -94,7 +94,17 @@ class TableWriter(Writer):
         self._kind = self._stored_schema()
         return done
 
-    def add(self, index: int, rows: int, blocks: Iterable[np.ndarray], dtype: Any, metadata: bytes) -> None:
+    def add(
+        self,
+        index: int,
+        rows: int,
+        blocks: Iterable[np.ndarray],
+        dtype: Any,
+        metadata: bytes,
+        texts: np.ndarray | None = None,
+    ) -> None:
+        if texts is not None and rows:
+            metadata = with_texts(self.function, metadata, texts)
         table = arrow(self.function).read_table(io.BytesIO(metadata))
         facts = table.schema.metadata or {}
         inputs = int(facts.get(b"inputs", rows))

@@ -110,14 +110,19 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-def _assignment(table: np.ndarray) -> np.ndarray:  # [n, n] -> [n]: the class of each cluster
+def assignment_solver(where: str) -> Any:
+    """SciPy's, or the command that installs it."""
     try:
         from scipy.optimize import linear_sum_assignment
     except ImportError as error:
         raise ImportError(
-            f"{_NAME}: SciPy must be installed for the assignment; pip install 'semobridge-ext[discovery]'"
+            f"{where}: SciPy must be installed for the assignment; pip install 'semobridge-ext[discovery]'"
         ) from error
-    return linear_sum_assignment(table.max() - table)[1]
+    return linear_sum_assignment
+
+
+def _assignment(table: np.ndarray) -> np.ndarray:  # [n, n] -> [n]: the class of each cluster
+    return assignment_solver(_NAME)(table.max() - table)[1]
 
 
 def _mean(matched: np.ndarray) -> float:

@@ -87,6 +87,27 @@ def test_labels_of_a_file_are_those_of_folders(home: Path, made: Path, tmp_path:
     assert b"<h2>new " in (tmp_path / "file" / "sheet.html").read_bytes()
 
 
+def test_the_count_is_estimated(home: Path, tmp_path: Path, capsys):
+    """The estimate is that of the function on the same features, and is told with its curve."""
+    from semobridge_ext.cli.shards import Folder
+
+    out, old = tmp_path / "out", ["--old", *(f"class_{i:02d}" for i in range(3))]
+    assert discover(home, out, *old, "--classes", "auto", "--max-classes", 9, "--epochs", 1) == 0
+    folder = Folder("discover", home / "feats")
+    labels = [name if name in old else None for name in folder.column("label")]
+    found = sb.estimate_num_classes(folder.load(), labels, max_classes=9)
+    assert sb.SpectralGCD.load(out / "model.safetensors").num_classes == found.num_classes
+    tried = len(found.candidates)
+    told = f"- {found.num_classes} classes is an estimate, the best of {tried} counts from 3 to 9"
+    report = (out / "report.md").read_text()
+    assert told in capsys.readouterr().out and told in report
+    lines = report.split("| classes | held-out accuracy, % |\n|---:|---:|\n")[1].splitlines()
+    assert lines == [
+        f"| {k}{' (taken)' * (k == found.num_classes)} | {100 * a:.1f} |"
+        for k, a in zip(*found[1:], strict=True)
+    ]
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run_epoch, epochs = Trainer.run_epoch, []
@@ -153,6 +174,18 @@ BAD: dict[str, tuple[list[object], str]] = {
     "no file": (["--labels", "none.csv"], "--labels must be an existing file, got none.csv"),
     "no dictionary": ([*OLD, "--concepts", "none.txt"], "No such file"),
     "template": ([*OLD, "--template", "a photo"], r"--template must contain \{\}"),
+    "a bound without auto": (
+        [*OLD, "--max-classes", 9],
+        "must stand beside --classes auto, got 9",
+    ),
+    "auto, one class": (
+        ["--old", "class_00", "--classes", "auto"],
+        "must meet two labelled classes, got 1",
+    ),
+    "auto, a low bound": (
+        ["--old", "class_00", "class_01", "class_02", "--classes", "auto", "--max-classes", 2],
+        "auto must have --max-classes from 3 up, got 2",
+    ),
     "one class": ([*OLD, "--classes", 1], "must be a whole number from 2 up, got '1'"),
 }
 

@@ -151,7 +151,9 @@ class Place:
             data = SPECIAL.get(path.name, bytes)(path.read_bytes())
             if data in (self.reference.get(name), self.before.get(name)):
                 continue
-            passing = name not in self.reference or self.name.endswith("fit")  # chunks, listings, checkpoints
+            # Chunks, listings, checkpoints.
+            passing = name not in self.reference or self.name.endswith("fit")
+            passing = passing or path.name == "training.safetensors"
             assert passing and is_whole(path), f"{told}: {name} is neither the old nor the new file"
 
     def check_goes_on(self, told: str) -> None:

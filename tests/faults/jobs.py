@@ -53,12 +53,15 @@ def pictures(home: Path) -> None:
 
 
 def extract(home: Path, images: str = "images") -> int:
-    return command("extract", home / "in" / images, home / "out" / "shards", *SHARDS)
+    return command("extract", home / "in" / images, home / "out" / "shards", "--captions", *SHARDS)
 
 
 def two_folders(home: Path) -> None:
     pictures(home)
     images.write(home / "in" / "others", 3, 1)
+    for i, path in enumerate(sorted((home / "in").rglob("*.png"))):
+        path.with_suffix(".txt").write_text(f"drawing {i}")
+    (home / "in" / "images" / "class_00" / "001.txt").unlink()
 
 
 def shards(home: Path) -> None:
@@ -116,6 +119,26 @@ def retrieve(home: Path, *folders: str) -> int:
 def search(home: Path, text: str = "a star") -> int:
     files = ("--out", home / "out" / "sheet.html", "--json", home / "out" / "hits.json")
     return command("search", home / "in" / "shards", "--text", text, *files)
+
+
+def partly_labelled(home: Path) -> None:
+    pictures(home)
+    (home / "in" / "words.txt").write_text("star\nflag\nhouse\narrow\n")
+
+
+def discover(home: Path, old: str = "class_00") -> int:
+    words = ("--concepts", home / "in" / "words.txt", "--epochs", 12, "--workers", 0, "--quiet", "--html")
+    return command(
+        "discover",
+        home / "in" / "images",
+        "--out",
+        home / "out" / "found",
+        "--old",
+        old,
+        "--classes",
+        3,
+        *words,
+    )
 
 
 def published(home: Path) -> None:
@@ -293,6 +316,9 @@ JOBS: dict[str, Job] = {
         shards, retrieve, from_cli=True, older=lambda h: retrieve(h, "shards", "shards/../shards")
     ),
     "search": Job(shards, search, from_cli=True, older=lambda h: search(h, "a red flag")),
+    "discover": Job(
+        partly_labelled, discover, from_cli=True, slow=True, other=lambda h: discover(h, "class_01")
+    ),
     "reproduce": Job(published, reproduce, from_cli=True, slow=True),
     "oti": Job(nothing, oti, other=lambda h: oti(h, 12)),
     "InversionMap.fit": Job(nothing, inversion_map),

@@ -18,6 +18,7 @@ def report_shards(
     label: str = "label",
     shots: Any = (1, 2, 4, 8),
     seeds: int = 5,
+    queries: int = 20_000,
     template: str = "a photo of {}",
     images: bool = True,
     text: bool = True,
@@ -35,6 +36,7 @@ def report_shards(
         label: the column of the metadata that names the class.
         shots: numbers of shots a class.
         seeds: draws of the shots.
+        queries: images that ask in retrieval, drawn where there are more; every image can be found.
         template: what stands around a class name.
         images: False leaves the sample images out.
         text: False loads no model and compares with no texts.
@@ -63,7 +65,7 @@ def report_shards(
         (8, 2, ['a.parquet'])
     """
     args = REPORT.arguments(
-        shards=shards, out=out, label=label, shots=shots, seeds=seeds, template=template, no_images=images,
+        shards=shards, out=out, label=label, shots=shots, seeds=seeds, queries=queries, template=template, no_images=images,
         no_text=text,
     )  # fmt: skip
     with REPORT.own_words():

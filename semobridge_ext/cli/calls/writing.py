@@ -44,6 +44,8 @@ def extract(
     shard_size: int = 10000,
     label: str = "parent",
     path_column: str | None = None,
+    captions: bool = False,
+    caption_column: str | None = None,
     normalize: bool = False,
     before_projection: bool = False,
     max_pixels: int = PIXELS,
@@ -82,6 +84,9 @@ def extract(
         label: of a folder, which one names the class: "parent" of the image, the "first" below ``source``, or
             "none".
         path_column: where a .csv has its paths; None: its usual names.
+        captions: encodes captions too, into ``out/text_emb``, row by row with the images; an image without one is
+            left out and counted as corrupt.
+        caption_column: where a .csv or a data set by name has them; None: "caption".
         normalize: stores unit rows in place of raw ones.
         before_projection: stores what the image projection is applied to, for ``mapping="isoclip"``.
         max_pixels: larger images are skipped and listed.
@@ -98,7 +103,8 @@ def extract(
     Returns:
         A named tuple: ``path`` of the folder, ``records`` in its shards, ``corrupt`` inputs, ``inputs``,
         ``ignored`` files that are no images by their names, ``resumed_at``, the inputs that were done when
-        the last run began, its ``seconds``, and ``finished_already``: this call found nothing to do.
+        the last run began, its ``seconds``, ``finished_already``: this call found nothing to do, and
+        ``without_caption``, of the corrupt ones.
 
     Raises:
         ValueError: no images, a name of no model (with near matches), a folder made with other settings, from
@@ -128,7 +134,8 @@ def extract(
     args = EXTRACT.arguments(
         progress, input=source, out=out, model=model, pretrained=pretrained, device=device,
         batch_size=batch_size, workers=workers, dtype=dtype, format=format, shard_size=shard_size,
-        label=label, path_column=path_column, normalize=normalize, before_projection=before_projection,
+        label=label, path_column=path_column, captions=captions, caption_column=caption_column,
+        normalize=normalize, before_projection=before_projection,
         max_pixels=max_pixels, max_member_bytes=max_member_bytes, max_tar_bytes=max_tar_bytes, root=root,
         download=download, split=split, engine=engine, address=address, actors=actors,
     )  # fmt: skip

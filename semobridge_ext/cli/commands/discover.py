@@ -17,7 +17,15 @@ from semobridge_ext.cli import discovery_output, discovery_problem, models
 from semobridge_ext.cli.arguments import add_input_dataset, count
 from semobridge_ext.cli.discovery_problem import Problem
 from semobridge_ext.cli.shards import Folder
-from semobridge_ext.discovery import SpectralFilter, SpectralGCD, gcd_accuracy, merge_concepts, read_concepts
+from semobridge_ext.discovery import (
+    NumClassesEstimate,
+    SpectralFilter,
+    SpectralGCD,
+    estimate_num_classes,
+    gcd_accuracy,
+    merge_concepts,
+    read_concepts,
+)
 
 _DESCRIPTION = """\
 Generalized category discovery (SpectralGCD, on features): some images of some classes are labelled; every
@@ -35,7 +43,9 @@ labels, one of:
   --labels CSV   columns image and label; paths are relative to the file. What it does not name is unlabelled
   --old NAME ..  sub-folders whose names are labels; the images of the others are unlabelled
 
---classes counts old and new classes; the method takes it as known, and nothing here estimates it.
+--classes counts old and new classes. auto estimates the count (sb.estimate_num_classes): k-means with counts
+up to --max-classes, judged by labelled classes whose labels it does not see. It may be far off, in both
+directions; report.md has the curve. Where you know the count, or a rough one, say it.
 --concepts is a dictionary, a name a line or the last column of a CSV; without it the class names of the
 embedded sets serve, which are drawings of things: for photographs pass a dictionary of your own.
 --teacher is a folder of shards of the same images by a larger CLIP. Without it the student's own features
@@ -50,11 +60,13 @@ a kill: extraction by shards, training by OUT/training.safetensors, which refuse
 examples:
   semobridge-ext discover photos/ --labels labels.csv --classes 40 --concepts words.txt --out found/
   semobridge-ext discover photos/ --old cat dog --classes 10 --out found/
+  semobridge-ext discover photos/ --labels labels.csv --classes auto --max-classes 200 --out found/
   semobridge-ext discover picto:arrows --classes 23 --out found/
 """
 _PAPER = {"width": 768, "hidden": 2048, "projection": 256, "epochs": 200, "entropy_weight": 1.0}
 _SMALL = {"width": 256, "hidden": 256, "projection": 64, "epochs": 40, "entropy_weight": 2.0}
 _BATCH = 128
+AUTO = "auto"
 
 
 def add_parser(subparsers: Any) -> None:
@@ -67,8 +79,10 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("input", metavar="INPUT", help="folder of images or of shards, or picto:NAME")
     parser.add_argument("--out", type=Path, required=True, metavar="OUT", help="folder for the results")
-    parser.add_argument("--classes", type=lambda w: count(w, 2), required=True, metavar="N",
-                        help="old and new classes together")  # fmt: skip
+    parser.add_argument("--classes", type=lambda w: w if w == AUTO else count(w, 2), required=True,
+                        metavar="N", help="old and new classes together; auto: estimated")  # fmt: skip
+    text = "--classes auto: the largest count tried (default: ten times the old classes)"
+    parser.add_argument("--max-classes", type=lambda w: count(w, 2), metavar="N", help=text)
     labels = parser.add_mutually_exclusive_group()
     labels.add_argument("--labels", type=Path, metavar="CSV", help="which images have which label")
     labels.add_argument("--old", nargs="+", metavar="NAME", help="sub-folders whose names are labels")
@@ -91,6 +105,11 @@ def run(args: argparse.Namespace) -> int:
     models.prompts("discover", [], args.template)  # refused before anything is encoded
     if args.out.is_file():
         raise ValueError(f"discover: --out must be a folder, got the file {args.out}; choose another name")
+    if args.max_classes is not None and args.classes != AUTO:
+        raise ValueError(
+            f"discover: --max-classes must stand beside --classes {AUTO}, got {args.max_classes} beside "
+            f"{args.classes}; leave one out"
+        )
     args.out.mkdir(parents=True, exist_ok=True)
     with _locks.held("discover", "--out", args.out, args.out / ".lock"):
         return _run(args)
@@ -130,12 +149,42 @@ def _kept(names: list[str], old: list[str], teacher: _Side) -> list[int]:
     return list(dict.fromkeys([*kept, *(place[name.lower()] for name in merge_concepts(old))]))
 
 
-def _train(args: argparse.Namespace, problem: Problem, student: _Side, teacher: _Side) -> SpectralGCD:
+def _counted(args: argparse.Namespace, problem: Problem) -> tuple[int, NumClassesEstimate | None]:
+    """Old and new classes, and the estimate where it is one."""
+    old = len(problem.old)
+    if args.classes != AUTO:
+        if not old or old > args.classes:
+            got = f"{old} old ones" if old else "no labelled image"
+            raise ValueError(
+                f"discover: --classes must count the old classes too, got {got}; name some, or more"
+            )
+        return args.classes, None
+    if old < 2 or (args.max_classes is not None and args.max_classes < old):
+        contract = "meet two labelled classes" if old < 2 else f"have --max-classes from {old} up"
+        raise ValueError(
+            f"discover: --classes {AUTO} must {contract}, got {old if old < 2 else args.max_classes}; label "
+            "more, or pass a count"
+        )
+    found = estimate_num_classes(
+        problem.features, problem.labels, seed=args.seed, progress=_shows_progress(args),
+        max_classes=args.max_classes and min(args.max_classes, len(problem.paths)),
+    )  # fmt: skip
+    return found.num_classes, found
+
+
+def _shows_progress(args: argparse.Namespace) -> bool:
+    return not args.quiet and sys.stderr.isatty()
+
+
+def _train(
+    args: argparse.Namespace, problem: Problem, classes: int, student: _Side, teacher: _Side
+) -> SpectralGCD:
     settings: dict[str, Any] = dict(_PAPER if args.paper else _SMALL)
     settings |= {"epochs": args.epochs} if args.epochs else {}
     settings |= {"batch_size": min(_BATCH, len(problem.paths)), "seed": args.seed}
-    progress = not args.quiet and sys.stderr.isatty()
-    gcd = SpectralGCD(student.concepts, num_classes=args.classes, progress=progress, **settings)
+    gcd = SpectralGCD(
+        student.concepts, num_classes=classes, progress=_shows_progress(args), **settings
+    )  # fmt: skip
     return gcd.fit(
         problem.features, problem.labels, teacher=tuple(teacher),
         checkpoint=args.out / "training.safetensors",
@@ -144,16 +193,14 @@ def _train(args: argparse.Namespace, problem: Problem, student: _Side, teacher: 
 
 def _run(args: argparse.Namespace) -> int:
     problem = discovery_problem.of_arguments(args)
-    if not problem.old or len(problem.old) > args.classes:
-        got = f"{len(problem.old)} old ones" if problem.old else "no labelled image"
-        raise ValueError(f"discover: --classes must count the old classes too, got {got}; name some, or more")
+    classes, estimate = _counted(args, problem)
     names = merge_concepts(_dictionary(args), problem.old)
     student, teacher = _sides(args, problem, names)
     kept, size = _kept(names, problem.old, teacher), len(names)
     names = [names[i] for i in kept]
     student, teacher = (side._replace(concepts=side.concepts[kept]) for side in (student, teacher))
     _files.write_text(args.out / "concepts.txt", "".join(f"{name}\n" for name in names))
-    gcd = _train(args, problem, student, teacher)
+    gcd = _train(args, problem, classes, student, teacher)
     gcd.save(args.out / "model.safetensors")
     proba = gcd.predict_proba(problem.features)
     unit = normalize(student.concepts, dim=1)
@@ -172,13 +219,15 @@ def _run(args: argparse.Namespace) -> int:
     labelled = sum(label is not None for label in problem.labels)
     facts = [
         f"{len(problem.paths)} images, {labelled} of them labelled, of {len(problem.old)} old classes",
-        f"{len(new)} of {args.classes - len(problem.old)} new classes have images",
+        f"{len(new)} of {classes - len(problem.old)} new classes have images",
         f"{len(names)} of {size} concepts; {gcd.epochs} epochs, seed {args.seed}; teacher: "
         + ("the student itself" if args.teacher is None else str(args.teacher)),
     ]
+    if estimate is not None:
+        facts.insert(1, discovery_output.told_estimate(estimate))
     if problem.truth is not None:
         facts.append(_accuracy(problem, problem.truth, gcd))
-    text = discovery_output.report(found, facts)
+    text = discovery_output.report(found, facts, estimate)
     _files.write_text(args.out / "report.md", text)
     print("\n".join(line for line in text.splitlines()[2:] if line.startswith("- ")))
     for one in sorted(new, key=lambda f: -len(f.images))[:20]:

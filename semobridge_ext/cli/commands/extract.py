@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from semobridge_ext import _files
-from semobridge_ext.cli import models
+from semobridge_ext.cli import captions, models
 from semobridge_ext.cli.arguments import add_input_dataset, add_max_pixels, count, place_of
+from semobridge_ext.cli.captions import Captions
 from semobridge_ext.cli.engine import add_engine, cluster_of, device_of
-from semobridge_ext.cli.listing import first_difference
+from semobridge_ext.cli.listing import CAPTION, first_difference
 from semobridge_ext.cli.output import Tell, bar_off, tell
 from semobridge_ext.cli.results import Extracted
 from semobridge_ext.cli.shard_writer import Writer
@@ -63,9 +64,15 @@ images:
   --max-pixels, strips beyond 1:256 and EPS are skipped; a JPEG of up to twice the limit is read at half
   its size.
 
+captions (--captions):
+  Of a folder and a list they are the .txt files beside the images (cat.jpg, cat.txt), of tars the .txt
+  members, of a CSV the column caption, or --caption-column. They are encoded by the text tower, row by row
+  with the images. An image without one has no row: it is counted and listed in corrupt.tsv.
+
 output (the layout of clip-retrieval):
   OUT/img_emb/img_emb_0.npy           [n, D] raw rows of encode_image; --normalize gives the unit rows
                                       that clip-retrieval itself stores
+  OUT/text_emb/text_emb_0.npy         with --captions: row i is the caption of row i of the images
   OUT/metadata/metadata_0.parquet     image_path, label ..: row i belongs to row i of the features
   OUT/features/part-00000.parquet     with --format parquet, in place of both: column features beside the
                                       others; a folder that any reader of Parquet data sets takes
@@ -83,6 +90,7 @@ examples:
   semobridge-ext extract 'shards/{00000..00099}.tar' feats/ --model hf-hub:OWNER/NAME --workers 8
   semobridge-ext extract photos/ feats/ --format parquet --dtype float32
   semobridge-ext extract photos/ hidden/ --before-projection      for map --mapping isoclip
+  semobridge-ext extract 'laion/{00000..00009}.tar' feats/ --captions --model ViT-B-32 --pretrained openai
 then: semobridge-ext map, search, retrieve, report
 """
 
@@ -110,6 +118,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--label", choices=("parent", "first", "none"), default="parent",
                         help="folders: which one names the class")  # fmt: skip
     parser.add_argument("--path-column", metavar="NAME", help="CSV: where the paths are")
+    captions.add_arguments(parser)
     add_max_pixels(parser, "skipped")
     parser.add_argument("--max-member-bytes", type=count, default=MEMBER_BYTES, metavar="N",
                         help=f"tars: larger members are skipped (default: {MEMBER_BYTES})")  # fmt: skip
@@ -137,9 +146,14 @@ class _Shard:
     """The shard that is being filled: at most `size` inputs."""
 
     def __init__(
-        self, folder: Writer, index: int, args: argparse.Namespace, columns: tuple[str, ...]
+        self,
+        folder: Writer,
+        index: int,
+        args: argparse.Namespace,
+        columns: tuple[str, ...],
+        captions: Captions | None,
     ) -> None:
-        self.folder, self.index, self.columns = folder, index, columns
+        self.folder, self.index, self.columns, self.captions = folder, index, columns, captions
         self.size, self.dtype, self.unit = args.shard_size, np.dtype(args.dtype), args.normalize
         self.rows: np.ndarray | None = None
         self.width = folder.width_before(index)  # of a shard without rows, too
@@ -152,6 +166,9 @@ class _Shard:
 
     def add(self, path: str, fields: dict[str, str | None], row: np.ndarray | None, reason: str) -> None:
         """One input; a full shard goes to disk."""
+        if row is not None and self.captions is not None:
+            fields, reason = self.captions.taken(fields)
+            row = None if reason else row
         if row is not None:
             with np.errstate(over="ignore"):  # reported as not finite
                 stored = (row / max(float(np.linalg.norm(row)), 1e-12) if self.unit else row).astype(
@@ -177,6 +194,7 @@ class _Shard:
         import pyarrow
 
         rows = np.empty((0, self.width), self.dtype) if self.rows is None else self.rows[: self.filled]
+        rows, texts = self._captioned(rows)
         schema = pyarrow.schema([(name, pyarrow.string()) for name in self.records])
         table = pyarrow.table(self.records, schema=schema)
         # In the Parquet file, so that one rename makes rows and losses of a shard true together.
@@ -184,9 +202,24 @@ class _Shard:
         table = table.replace_schema_metadata({"inputs": str(self.inputs), "corrupt": losses})
         parquet = io.BytesIO()
         arrow("extract").write_table(table, parquet)
-        self.folder.add(self.index, len(rows), [rows], self.dtype, parquet.getvalue())
+        self.folder.add(self.index, len(rows), [rows], self.dtype, parquet.getvalue(), texts)
         self.index += 1
         self._clear()
+
+    def _captioned(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:  # [n, D]
+        """The rows with those of their captions; pairs without a finite caption are lost."""
+        if self.captions is None:
+            return rows, None
+        if not len(rows):
+            return rows, rows
+        texts, finite = self.captions.rows([text or "" for text in self.records[CAPTION]])
+        if not finite.all():
+            reason = f"the feature of its caption is not finite in {self.dtype}"
+            lost = [path for path, kept in zip(self.records["image_path"], finite, strict=True) if not kept]
+            self.corrupt += [(path or "", reason) for path in lost]
+            for name, values in self.records.items():
+                self.records[name] = [v for v, kept in zip(values, finite, strict=True) if kept]
+        return rows[finite], texts[finite]
 
 
 def _bar(args: argparse.Namespace, total: int | None, start: int) -> Any:
@@ -219,17 +252,17 @@ def _encoded(
         yield batch.inputs, models.rows_of(encoder, batch.pixels, args.device)
 
 
-def _collect(folder: Writer) -> tuple[int, int, int]:
-    """Writes corrupt.tsv from the shards; (inputs, features, corrupt)."""
-    inputs = rows = lost = 0
+def _collect(folder: Writer) -> tuple[int, int, int, int]:
+    """Writes corrupt.tsv from the shards; (inputs, features, corrupt, of these without a caption)."""
+    inputs = rows = lost = bare = 0
     with _files.replaced(folder.path / "corrupt.tsv") as file:
         for index in folder.shards():
             taken, kept, corrupt = folder.counts(index)
             inputs, rows = inputs + taken, rows + kept
             for path, reason in corrupt:
                 file.write(f"{_escaped(path)}\t{_escaped(reason)}\n".encode())
-                lost += 1
-    return inputs, rows, lost
+                lost, bare = lost + 1, bare + (reason == captions.MISSING)
+    return inputs, rows, lost, bare
 
 
 def _settings(args: argparse.Namespace, source: Any, encoder: models.Encoder, names: Any) -> dict[str, Any]:
@@ -244,6 +277,7 @@ def _settings(args: argparse.Namespace, source: Any, encoder: models.Encoder, na
         "dtype": args.dtype,
         "shard_size": args.shard_size,
         "max_pixels": args.max_pixels,
+        **({"captions": args.caption_column or CAPTION} if args.captions else {}),
         **source.facts,
     }
 
@@ -261,12 +295,14 @@ def perform(args: argparse.Namespace, tell: Tell) -> Extracted:
     """The whole of the command but its last line; `tell` takes what it says on the way."""
     arrow("extract")
     cluster_of("extract", args, args.device)
+    captions.check_arguments("extract", args)
     names = models.resolve("extract", args.model, args.pretrained)
     if args.model is not None and names[0] != args.model:
         tell(f"model: {names[0]}")
     if args.out.is_file():
         raise ValueError(f"extract: OUT must be a folder, got the file {args.out}; choose another name")
     folder = open_writer("extract", args.out, args.format)
+    folder.texts = args.captions
     with folder.claim():
         return _run(args, names, folder, tell)
 
@@ -283,7 +319,9 @@ def _begin(
         source = open_source(
             "extract", args.input, staged, label=args.label, column=args.path_column,
             max_member_bytes=args.max_member_bytes, max_tar_bytes=args.max_tar_bytes, place=place_of(args),
+            captions=args.captions and args.caption_column in (None, CAPTION),
         )  # fmt: skip
+        source = source._replace(columns=captions.columns_of("extract", args, source))
         encoder = models.load("extract", *names, device_of(args))
         settings = _settings(args, source, encoder, names)
         if args.before_projection:
@@ -305,7 +343,10 @@ def _run(args: argparse.Namespace, names: tuple[str, str | None], folder: Writer
     folder.reopen()
     if start:
         tell(f"{args.out}: {start} inputs are done, going on")
-    shard = _Shard(folder, first, args, source.columns)
+    texts = None
+    if args.captions:
+        texts = Captions(encoder, args.caption_column, np.dtype(args.dtype), args.normalize)
+    shard = _Shard(folder, first, args, source.columns, texts)
     done, ended = start, _is_last(folder, first, args.shard_size)
     with _bar(args, source.total, start) as bar:
         for inputs, found in () if ended else _encoded(args, source, encoder, names, start):
@@ -318,7 +359,7 @@ def _run(args: argparse.Namespace, names: tuple[str, str | None], folder: Writer
         shard.flush()
     if not done:
         raise ValueError(f"extract: INPUT must hold images, got none in {args.input}; check it")
-    total, kept, lost = _collect(folder)
+    total, kept, lost, bare = _collect(folder)
     if total != done or source.total not in (None, done):
         raise RuntimeError(
             f"extract: OUT must hold the {source.total or done} inputs that were listed, got {total} in the "
@@ -327,6 +368,7 @@ def _run(args: argparse.Namespace, names: tuple[str, str | None], folder: Writer
     seconds = time.perf_counter() - began
     summary = {
         "inputs": done, "rows": kept, "corrupt": lost, "ignored": source.ignored,
+        **({"without_caption": bare} if args.captions else {}),
         "resumed_at": start, "seconds": seconds, "images_per_second": (done - start) / seconds,
         "device": args.device, "batch_size": args.batch_size, "workers": args.workers,
     }  # fmt: skip
@@ -348,7 +390,8 @@ def _is_last(folder: Writer, first: int, size: int) -> bool:
 
 def _print_summary(found: Extracted) -> None:
     lost, seconds = found.corrupt, found.seconds
-    corrupt = f"{lost} corrupt (listed in {found.path / 'corrupt.tsv'})" if lost else "none corrupt"
+    bare = f", {found.without_caption} of them without a caption" if found.without_caption else ""
+    corrupt = f"{lost} corrupt{bare} (listed in {found.path / 'corrupt.tsv'})" if lost else "none corrupt"
     other = f", {found.ignored} other files ignored" if found.ignored else ""
     rate = (found.inputs - found.resumed_at) / seconds if seconds else 0.0
     what = f"{found.records} features of {found.inputs} images"
