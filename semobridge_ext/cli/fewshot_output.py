@@ -114,7 +114,8 @@ def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
                 gains.append([method, *values])
         lines += [f"### {name}", "", *_table(["method", *head, "fit s", "tune s"], accuracies), ""]
         if gains:  # the baseline may be left out
-            lines += [f"Paired difference from {BASELINE}, points:", "", *_table(["method", *head], gains), ""]
+            table = _table(["method", *head], gains)
+            lines += [f"Paired difference from {BASELINE}, points:", "", *table, ""]
     return "\n".join(lines)
 
 
