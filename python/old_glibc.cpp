@@ -3,4 +3,6 @@
 
 // From 2.32. 0, "there may be threads", is always true: reference counts are then counted
 // atomically.
-extern "C" __attribute__((visibility("hidden"))) char __libc_single_threaded = 0;
+extern "C" {
+__attribute__((visibility("hidden"))) char __libc_single_threaded = 0;
+}

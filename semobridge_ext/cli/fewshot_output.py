@@ -113,7 +113,9 @@ def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
                 values = [_percent(r["gain"], r["gain_std"], "+") if "gain" in r else "–" for r in found]
                 gains.append([method, *values])
         lines += [f"### {name}", "", *_table(["method", *head, "fit s", "tune s"], accuracies), ""]
-        lines += [f"Paired difference from {BASELINE}, points:", "", *_table(["method", *head], gains), ""]
+        if gains:  # the baseline may be left out
+            table = _table(["method", *head], gains)
+            lines += [f"Paired difference from {BASELINE}, points:", "", *table, ""]
     return "\n".join(lines)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from semobridge_ext._version import __version__
 from semobridge_ext.runtime import backend as _backend
 from semobridge_ext.runtime.explain import choices
 
@@ -82,7 +83,7 @@ def build_info() -> dict[str, Any]:
     native = _backend._C
     config: dict[str, str] = native.build_config() if native is not None else {}
     info: dict[str, Any] = {
-        "semobridge_ext": _version("semobridge-ext"),
+        "semobridge_ext": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "open_clip": _version("open_clip_torch"),

@@ -12,7 +12,7 @@ import torch
 
 from semobridge_ext.cli import fewshot_problems
 from semobridge_ext.cli.commands import fewshot
-from semobridge_ext.cli.fewshot_output import MEAN, collect, summary
+from semobridge_ext.cli.fewshot_output import BASELINE, MEAN, as_markdown, collect, summary
 from semobridge_ext.fewshot import study
 from semobridge_ext.fewshot.study_estimators import DEFAULT, METHODS
 from tests.support.problems import make
@@ -120,6 +120,15 @@ def test_validation_rows_are_no_shots(files):
     train, val = ({tuple(row) for row in part[0].tolist()} for part in (problem.train, problem.val))
     assert not train & val and len(train | val) == 30
     assert torch.bincount(problem.val[1]).tolist() == [2] * 5
+
+
+def test_a_table_without_the_baseline_has_no_gains():
+    """--methods may leave it out; a heading over an empty table stood there."""
+    row = {"set": "a", "shots": 1, "accuracy": 0.5, "std": 0.1, "seconds_fit": 0.0, "seconds_tune": 0.0}
+    alone = as_markdown([{**row, "method": "GDA"}])
+    assert "GDA" in alone and "Paired difference" not in alone
+    both = as_markdown([{**row, "method": BASELINE}, {**row, "method": "GDA", "gain": 0.1, "gain_std": 0.02}])
+    assert "Paired difference from nearest class mean" in both and "+10.0 ± 2.0" in both
 
 
 def test_summary_figures():
