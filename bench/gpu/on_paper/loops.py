@@ -29,9 +29,9 @@ TOWERS = {"ViT-B/32": (512, 8, 12, 512), "ViT-L/14": (768, 12, 12, 768)}  # widt
 def noted(launches: list[Launch], *, half: bool = True) -> Callable[..., None]:
     """What a kernel's stand-in calls: its name, bytes and operations, which run outside of tensor cores.
 
-    A product of few rows also tells its tiles, on tensor cores where its type is `half`; its matrix comes from
-    memory, since a step's do not fit L2. A library's product of half types with a float32 result tells its
-    rows, depth and columns; an attention its blocks and the loads of one that wait for each other.
+    A product of few rows also tells its tiles, on tensor cores where its type is `half`; its matrix comes
+    from memory, since a step's do not fit L2. A library's product of half types with a float32 result tells
+    its rows, depth and columns; an attention its blocks and the loads of one that wait for each other.
     """
 
     def note(

@@ -65,8 +65,8 @@ def report_shards(
         (8, 2, ['a.parquet'])
     """
     args = REPORT.arguments(
-        shards=shards, out=out, label=label, shots=shots, seeds=seeds, queries=queries, template=template, no_images=images,
-        no_text=text,
+        shards=shards, out=out, label=label, shots=shots, seeds=seeds, queries=queries, template=template,
+        no_images=images, no_text=text,
     )  # fmt: skip
     with REPORT.own_words():
         return report_command.perform(args, logging.getLogger("semobridge_ext").info)

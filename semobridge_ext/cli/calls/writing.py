@@ -84,8 +84,8 @@ def extract(
         label: of a folder, which one names the class: "parent" of the image, the "first" below ``source``, or
             "none".
         path_column: where a .csv has its paths; None: its usual names.
-        captions: encodes captions too, into ``out/text_emb``, row by row with the images; an image without one is
-            left out and counted as corrupt.
+        captions: encodes captions too, into ``out/text_emb``, row by row with the images; an image without
+            one is left out and counted as corrupt.
         caption_column: where a .csv or a data set by name has them; None: "caption".
         normalize: stores unit rows in place of raw ones.
         before_projection: stores what the image projection is applied to, for ``mapping="isoclip"``.
