@@ -67,8 +67,8 @@ GAINS: dict[Capability, dict[str, tuple[Gain, Gain]]] = {
         "symmetric_kl": ((11.0, 16.0), (12.0, 28.0)),
         "topk": ((1.0, 2.2), (1.1, 8.9)),
         "support_logits": (None, (17.0, 62.0)),
-        "tower_descent": ((1.1, 4.1), (2.0, 5.0)),
-        "bridge_training": ((2.2, 2.6), None),
+        "tower_descent": ((1.1, 3.8), (1.9, 4.8)),
+        "bridge_training": ((1.9, 2.4), None),
     },
     (8, 9): {
         "prepared_projection": ((1.2, 3.2), (1.5, 7.2)),
@@ -77,8 +77,8 @@ GAINS: dict[Capability, dict[str, tuple[Gain, Gain]]] = {
         "symmetric_kl": ((13.0, 22.0), (15.0, 60.0)),
         "topk": ((1.0, 8.5), (1.0, 22.0)),
         "support_logits": (None, (4.8, 34.0)),
-        "tower_descent": ((1.7, 3.3), (2.1, 5.2)),
-        "bridge_training": ((2.8, 3.0), None),
+        "tower_descent": ((1.7, 3.1), (2.0, 5.0)),
+        "bridge_training": ((2.5, 2.9), None),
     },
     (9, 0): {
         "prepared_projection": ((1.1, 3.4), (1.6, 5.0)),
@@ -87,8 +87,8 @@ GAINS: dict[Capability, dict[str, tuple[Gain, Gain]]] = {
         "symmetric_kl": ((8.3, 17.0), (9.2, 25.0)),
         "topk": ((1.0, 2.6), (1.1, 8.2)),
         "support_logits": (None, (6.4, 39.0)),
-        "tower_descent": ((1.4, 3.5), (2.3, 4.9)),
-        "bridge_training": ((2.7, 2.9), None),
+        "tower_descent": ((1.3, 3.3), (2.1, 4.8)),
+        "bridge_training": ((2.4, 2.8), None),
     },
     (10, 0): {
         "prepared_projection": ((1.0, 3.4), (1.4, 4.9)),
@@ -97,8 +97,8 @@ GAINS: dict[Capability, dict[str, tuple[Gain, Gain]]] = {
         "symmetric_kl": ((5.5, 15.0), (6.0, 17.0)),
         "topk": ((1.1, 2.2), (1.1, 4.7)),
         "support_logits": (None, (5.3, 43.0)),
-        "tower_descent": ((1.3, 3.5), (2.5, 4.4)),
-        "bridge_training": ((2.7, 2.9), None),
+        "tower_descent": ((1.3, 3.3), (2.2, 4.2)),
+        "bridge_training": ((2.4, 2.8), None),
     },
     (12, 0): {
         "prepared_projection": ((1.2, 3.2), (1.4, 5.1)),
@@ -107,7 +107,7 @@ GAINS: dict[Capability, dict[str, tuple[Gain, Gain]]] = {
         "symmetric_kl": ((8.8, 17.0), (13.0, 32.0)),
         "topk": ((1.0, 4.9), (1.0, 7.8)),
         "support_logits": ((1.3, 15.0), (5.3, 32.0)),
-        "tower_descent": ((1.6, 3.4), (1.8, 5.1)),
-        "bridge_training": ((2.8, 3.0), None),
+        "tower_descent": ((1.5, 3.2), (1.8, 4.9)),
+        "bridge_training": ((2.5, 2.9), None),
     },
 }
