@@ -47,19 +47,22 @@ def check_number(
 
 
 def real_numbers(
-    function: str, argument: str, value: Any, usual: str, *, least: float = -math.inf,
-    above: float = -math.inf,
-) -> tuple[float, ...]:  # fmt: skip
-    """A sequence of finite numbers, at least one, as a tuple of floats; `usual` is what the error names."""
+    function: str, argument: str, value: Any, contract: str, remedy: str,
+    *, least: float = -math.inf, above: float = -math.inf,
+) -> list[float]:  # fmt: skip
+    """A sequence of finite numbers, at least one, as floats; `contract` is what the error says of others."""
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
-        contract = "be a sequence of numbers"
-        raise TypeError(_errors.message(function, argument, contract, _errors.describe(value), usual))
-    found = tuple(value)
-    if not found:
-        raise ValueError(_errors.message(function, argument, "hold a number", "none", usual))
+        kind = "be a sequence of numbers"
+        raise TypeError(_errors.message(function, argument, kind, _errors.describe(value), remedy))
+    found = list(value)
     for number in found:
-        check_number(function, f"every one of {argument}", number, least=least, above=above, remedy=usual)
-    return tuple(float(number) for number in found)
+        if not is_real(number):
+            raise TypeError(_errors.message(function, argument, contract, _errors.describe(number), remedy))
+    numbers = [float(number) for number in found]
+    if not numbers or not all(least <= v < math.inf and v > above for v in numbers):
+        got = _errors.describe(numbers)
+        raise ValueError(_errors.message(function, argument, contract, got, remedy))
+    return numbers
 
 
 def python(value: Any) -> Any:

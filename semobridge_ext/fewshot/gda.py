@@ -152,7 +152,11 @@ class GDA(Growing, StoredEstimator):
         x = self._queries("tune", X)
         codes = self._codes("tune", y, len(x))
         tried = _numbers.real_numbers(
-            "GDA.tune", "alphas", self.ALPHAS if alphas is None else alphas, "None: ALPHAS"
+            "GDA.tune",
+            "alphas",
+            self.ALPHAS if alphas is None else alphas,
+            "hold finite numbers",
+            "None: ALPHAS",
         )
         right = [0] * len(tried)
         with exactly(x.device):

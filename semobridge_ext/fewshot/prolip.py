@@ -196,9 +196,16 @@ class ProLIP(StoredEstimator):
         x = self._queries("tune", X)
         codes = self._codes("tune", y, len(x))
         where = "ProLIP.tune"
-        rates = _numbers.real_numbers(where, "lrs", self.LRS if lrs is None else lrs, "None: LRS", above=0)
+        rates = _numbers.real_numbers(
+            where, "lrs", self.LRS if lrs is None else lrs, "hold finite rates > 0", "None: LRS", above=0
+        )
         weights = _numbers.real_numbers(
-            where, "penalties", self.PENALTIES if penalties is None else penalties, "None: PENALTIES", least=0
+            where,
+            "penalties",
+            self.PENALTIES if penalties is None else penalties,
+            "hold finite numbers ≥ 0",
+            "None: PENALTIES",
+            least=0,
         )
         if not hasattr(self, "_shots"):
             got = "an estimator from a file, which holds no shots"
