@@ -58,7 +58,8 @@ class HuggingFace(Adapter):
 
     @property
     def vocab_size(self) -> int:
-        return len(self.text.get_input_embeddings().weight)
+        layer = self.token_layer()
+        return int(self.text.config.vocab_size) if layer is None else len(layer.weight)
 
     @property
     def image_format(self) -> ImageFormat:

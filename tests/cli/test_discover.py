@@ -172,7 +172,7 @@ BAD: dict[str, tuple[list[object], str]] = {
     "unknown folder": (["--old", "class_0"], "--old must be one of 4 known names, got 'class_0'; did you"),
     "few classes": ([*OLD, "--classes", 2, "--old", "class_00", "class_01", "class_02"], "got 3 old ones"),
     "no file": (["--labels", "none.csv"], "--labels must be an existing file, got none.csv"),
-    "no dictionary": ([*OLD, "--concepts", "none.txt"], "No such file"),
+    "no dictionary": ([*OLD, "--concepts", "none.txt"], "path must be an existing file, got none.txt"),
     "template": ([*OLD, "--template", "a photo"], r"--template must contain \{\}"),
     "a bound without auto": (
         [*OLD, "--max-classes", 9],

@@ -99,6 +99,16 @@ def other_result(place: Place) -> dict[str, bytes]:
     return found
 
 
+def after_each_other(place: Place) -> list[dict[str, bytes]]:
+    """What two runs leave that did not meet, in either order."""
+    found = []
+    for order in (("run", "other"), ("other", "run")):
+        place.reset()
+        assert all(place.run(what=what).right for what in order)
+        found.append(contents(place.out))
+    return found
+
+
 @pytest.mark.parametrize("name", marked(*LOCKING))
 def test_another_input_while_the_first_stands_still(runs: Runs, name: str) -> None:
     """It is refused, and the first ends as if it had been alone."""
@@ -119,6 +129,10 @@ def test_two_inputs_at_once(runs: Runs, name: str) -> None:
         place.reset()
         first, second = runs.ask_all(place, beside=1, beside_what="other")
         found = contents(place.out)
+        if name == "fewshot" and first.right and second.right:
+            # One ended before the other began, and the list of results has both. Nobody was to be told.
+            assert found in after_each_other(place), f"{name}, {i}"
+            continue
         assert found in (place.reference, other), f"{name}, {i}"
         if name != "fit":  # its checkpoint goes when it ends: the second may train as well
             assert first.right != second.right, (first, second)

@@ -279,7 +279,7 @@ def test_features_that_are_not_finite(tmp_path: Path):
 def test_a_seal_of_infinity(tmp_path: Path):
     path = folder_targets.shards("shards.jsonl")(tmp_path)
     path.write_text('[Infinity, "a", "b"]\n' + path.read_text())
-    assert torch.equal(folder_targets.use_begin(path)[0], torch.tensor([9, 8, 1]))
+    assert torch.equal(folder_targets.use_begin(path)[0], torch.tensor([9, 8, 1, 0]))
 
 
 # -- lists, features, results, thresholds ------------------------------------------------------------

@@ -27,8 +27,8 @@ model is the one that made the shards; behind `map`, queries pass the same mappi
 """
 _EPILOG = """\
 SHARDS may be a .parquet file, a folder of such files or a .lance data set; where no settings.json names the
-model, --model does. Scores are cosines. A text and an image have lower ones than two images (the modality
-gap): compare scores within one query only. An image that is in the shards finds itself first.
+model, --model does. Scores are cosines. A text and an image have lower ones than two images (the
+modality gap): compare scores within one query only. An image that is in the shards finds itself first.
 
 examples:
   semobridge-ext search feats/ --text "alarm clock" "red flag"
