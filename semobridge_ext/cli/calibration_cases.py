@@ -24,22 +24,28 @@ from semobridge_ext._ops.topk.takes import KERNELS as TOPK
 from semobridge_ext.cli import calibration_loops
 from semobridge_ext.runtime.calibration import TOLERANCE, Case
 
-WIDTH, CLASSES = 512, 100
+WIDTH, CLASSES = 512, 100  # of features, where the user names none
 
 
-def cases(device: torch.device, sizes: Sequence[int] = (1, 32, 256, 4096, 65536)) -> Iterator[Case]:
+def cases(
+    device: torch.device,
+    sizes: Sequence[int] = (1, 32, 256, 4096, 65536),
+    *,
+    width: int = WIDTH,
+    classes: int = CLASSES,
+) -> Iterator[Case]:
     """Every operator and loop whose choice may be measured, by size and dtype; made one after another."""
     generator = torch.Generator().manual_seed(0)
 
     def unit(rows: int, dtype: torch.dtype = torch.float64) -> Tensor:
-        x = torch.randn(rows, WIDTH, generator=generator)
+        x = torch.randn(rows, width, generator=generator)
         return torch.nn.functional.normalize(x, dim=1).to(device, dtype)
 
-    matrix = torch.randn(WIDTH, WIDTH, generator=generator, dtype=torch.float64) * WIDTH**-0.5
+    matrix = torch.randn(width, width, generator=generator, dtype=torch.float64) * width**-0.5
     prepared = PreparedProjection(matrix)
-    right = torch.linalg.qr(matrix)[0][:, : WIDTH * 3 // 4]
-    text, bridged, raw = (unit(CLASSES).cpu() for _ in range(3))
-    exponents = torch.rand(CLASSES, generator=generator, dtype=torch.float64)
+    right = torch.linalg.qr(matrix)[0][:, : width * 3 // 4]
+    text, bridged, raw = (unit(classes).cpu() for _ in range(3))
+    exponents = torch.rand(classes, generator=generator, dtype=torch.float64)
     operand = BlendOperand(text, bridged, raw, exponents, right @ right.T, right)
     for dtype in TOLERANCE:
         single = matrix.to(device, dtype)
@@ -52,11 +58,11 @@ def cases(device: torch.device, sizes: Sequence[int] = (1, 32, 256, 4096, 65536)
             yield Case(BLEND, (x,), partial(operand.logits, x, BlendParams()))
         for n in sizes:
             queries, gallery = unit(256, dtype), unit(max(n, 16), dtype)
-            own = (torch.arange(len(gallery)) % CLASSES).to(device)
-            logits = partial(support_logits, queries, gallery, own, CLASSES, beta=5.5)
+            own = (torch.arange(len(gallery)) % classes).to(device)
+            logits = partial(support_logits, queries, gallery, own, classes, beta=5.5)
             yield Case(TOPK, (queries, gallery, 10), partial(_best_scores, queries, gallery))
             yield Case(SUPPORT, (queries, gallery), logits)
-    yield from calibration_loops.cases(device)
+    yield from calibration_loops.cases(device, width, classes)
 
 
 def _best_scores(queries: Tensor, gallery: Tensor) -> Tensor:

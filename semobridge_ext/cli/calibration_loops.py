@@ -24,7 +24,7 @@ from semobridge_ext.runtime.choice import Kernels
 from semobridge_ext.runtime.self_check import TOLERANCE, fixed
 
 WIDTH, LAYERS, SAMPLES = 512, 12, 64  # of CLIP's smaller text towers, and of a batch
-CLASSES, SHOTS = 100, 16
+SHOTS = 16
 STEPS, _PLANNED = 4, 4096
 
 # A loop is chosen once, whatever its batches: by its dtype alone.
@@ -32,11 +32,14 @@ _INVERSION = Kernels(INVERSION, lambda *_: True, lambda *_: False, lambda *_: 1)
 _TRAINING = Kernels(training.OP, lambda *_: True, lambda *_: False, lambda *_: 1)
 
 
-def cases(device: torch.device) -> Iterator[Case]:
-    """Losses of a few steps; "eager" is what `auto` takes without kernels, not the plain program."""
+def cases(device: torch.device, width: int, classes: int) -> Iterator[Case]:
+    """Losses of a few steps, the training's on features of that width.
+
+    "eager" is what `auto` takes without kernels, not the plain program.
+    """
     for dtype in TOLERANCE:
         yield _inversion(device, dtype)
-    yield _training(device)
+    yield _training(device, width, classes)
 
 
 def _inversion(device: torch.device, dtype: torch.dtype) -> Case:
@@ -64,9 +67,9 @@ def _inversion(device: torch.device, dtype: torch.dtype) -> Case:
     return Case(_INVERSION, (torch.empty(0, dtype=dtype, device=device),), call)
 
 
-def _training(device: torch.device) -> Case:
-    labels = torch.arange(CLASSES, device=device).repeat_interleave(SHOTS)
-    shapes = (WIDTH, WIDTH), (WIDTH, WIDTH), (len(labels), WIDTH), (CLASSES, WIDTH), (CLASSES, WIDTH)
+def _training(device: torch.device, width: int, classes: int) -> Case:
+    labels = torch.arange(classes, device=device).repeat_interleave(SHOTS)
+    shapes = (width, width), (width, width), (len(labels), width), (classes, width), (classes, width)
     inverse, w, shots, text, hidden = (fixed(*s, device=device, seed=i) for i, s in enumerate(shapes))
     unit = torch.nn.functional.normalize
     made: dict[object, BridgeTrainer] = {}  # with their graphs
@@ -77,7 +80,7 @@ def _training(device: torch.device) -> Case:
             raise NotImplementedError("streamed losses save memory, not time: on request alone")
         if chosen.pieces not in made:
             made[chosen.pieces] = trainer = BridgeTrainer(
-                inverse * WIDTH**-0.5, w * WIDTH**-0.5, shots, labels, unit(text, dim=1), unit(hidden, dim=1),
+                inverse * width**-0.5, w * width**-0.5, shots, labels, unit(text, dim=1), unit(hidden, dim=1),
                 pieces=chosen.pieces,
             )  # fmt: skip
             trainer.plan([1e-4] * _PLANNED, 0.01)

@@ -14,8 +14,8 @@ import pytest
 
 import semobridge_ext as sb
 from semobridge_ext.cli import build_parser
+from tests.support.fresh import FreshProcesses, Program
 from tests.support.source_tree import ROOT, environment, run
-from tests.support.warm import WarmProcess
 
 if not (ROOT / "README.md").is_file():
     pytest.skip("the tests run outside the source tree; needed: README.md and docs/", allow_module_level=True)
@@ -39,10 +39,11 @@ def fenced(path: Path, language: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def warm() -> Iterator[WarmProcess]:
-    process = WarmProcess()
-    yield process
-    process.close()
+def processes() -> Iterator[FreshProcesses]:
+    """open_clip is loaded: it takes four seconds of processor, for each page."""
+    found = FreshProcesses("open_clip")
+    yield found
+    found.close()
 
 
 WITH_PYTHON = [path for path in PAGES if fenced(path, "python")]
@@ -54,11 +55,12 @@ def test_readme_begins_with_a_snippet_that_asserts():
 
 
 @pytest.mark.parametrize("path", WITH_PYTHON, ids=name_of)
-def test_python_blocks_run(path: Path, tmp_path: Path, warm: WarmProcess):
+def test_python_blocks_run(path: Path, tmp_path: Path, processes: FreshProcesses):
     """The blocks of a page, one after another, as one program."""
     script = tmp_path / "snippets.py"
-    script.write_text("\n".join(fenced(path, "python")), encoding="utf-8")
-    done = warm.run(script, cwd=tmp_path)
+    code = "\n".join(fenced(path, "python"))
+    script.write_text(code, encoding="utf-8")  # for the lines of an error
+    done = processes.run(Program(code, {}), name=str(script), cwd=tmp_path)
     assert done.returncode == 0, f"{name_of(path)}: {done.stderr}"
 
 

@@ -251,19 +251,15 @@ def test_choices_are_joined_by_size():
 
 
 def small(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
-    for module, sizes in (
-        (calibration_cases, {"WIDTH": width}),
-        (calibration_loops, {"WIDTH": width, "LAYERS": 2, "SAMPLES": 3, "CLASSES": 5, "SHOTS": 2}),
-    ):
-        for name, size in sizes.items():
-            monkeypatch.setattr(module, name, size)
+    for name, size in {"WIDTH": width, "LAYERS": 2, "SAMPLES": 3, "SHOTS": 2}.items():
+        monkeypatch.setattr(calibration_loops, name, size)
 
 
 def test_every_case_runs_and_agrees(monkeypatch: pytest.MonkeyPatch):
     """On the CPU, where native kernels exist for all of them; nothing is timed."""
     small(monkeypatch, 64)
     seen = set()
-    for c in calibration_cases.cases(CPU, sizes=(1, 40)):
+    for c in calibration_cases.cases(CPU, sizes=(1, 40), width=64, classes=5):
         m = measure(c, CPU, lambda call, device: 1.0)
         assert {"eager", "native"} == set(m.seconds), (c, m.refused)
         seen.add((c.op, c.dtype))
@@ -275,13 +271,21 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Test GPU")
     every = calibration_cases.cases
-    monkeypatch.setattr(calibration_cases, "cases", lambda device: every(CPU, sizes=(2,)))
+    asked = []
+
+    def few(device: torch.device, *, width: int, classes: int):
+        for c in every(CPU, sizes=(2,), width=width, classes=classes):
+            asked.append({t.shape[-1] for t in c.args if isinstance(t, torch.Tensor) and t.dim() == 2})
+            yield c
+
+    monkeypatch.setattr(calibration_cases, "cases", few)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     tuning = SimpleNamespace(skipped=["a_kernel: a tile was skipped, it does not fit"])
     monkeypatch.setitem(sys.modules, "semobridge_ext.runtime.triton_tuning", tuning)
     monkeypatch.setattr(calibration, "measure", partial(measure, clock=lambda call, device: 1.0))
     out = tmp_path / "new" / "own.json"
-    assert cli.main(["calibrate", "--out", str(out)]) == 0
+    assert cli.main(["calibrate", "--width", "24", "--classes", "7", "--out", str(out)]) == 0
+    assert set().union(*asked) == {24}
     told = capsys.readouterr()
     assert f"written to {out}" in told.out and "topk float16" in told.out
     assert "topk, triton: " in told.err and told.err.count("topk, triton") == 1

@@ -6,32 +6,42 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
-from tests.support.source_tree import environment, run
+from tests.support.source_tree import environment
 
-# Forks where PyTorch is loaded, no thread has been started, and semobridge_ext is still unknown.
+# Forks a child for every line of its input, where the module is loaded, no thread has been started, and
+# semobridge_ext is still unknown.
 _SERVER = """
-import json, os, sys, tempfile, traceback
-import torch
-assert "semobridge_ext" not in sys.modules
-results = []
-for code, words in json.loads(sys.argv[1]):
+import atexit, importlib, json, os, sys, tempfile, threading, traceback, types
+importlib.import_module(sys.argv[1])
+assert "semobridge_ext" not in sys.modules and threading.active_count() == 1
+answers = os.fdopen(os.dup(1), "w")  # what a program prints is not to stand among them
+for line in sys.stdin:
+    code, name, words, place = json.loads(line)
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         pid = os.fork()
         if pid == 0:
             status = 1
             try:
+                os.chdir(place)
+                os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
                 os.dup2(out.fileno(), 1)
                 os.dup2(err.fileno(), 2)
                 os.environ.update(words)
-                exec(compile(code, "<program>", "exec"), {"__name__": "__main__"})
+                sys.argv = [name]
+                main = sys.modules["__main__"] = types.ModuleType("__main__")
+                main.__file__ = name
+                exec(compile(code, name, "exec"), main.__dict__)
                 status = 0
             except SystemExit as ended:
-                status = ended.code or 0
+                status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
             except BaseException:
                 traceback.print_exc()
             finally:
+                threading._shutdown()
+                atexit._run_exitfuncs()
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(status)
@@ -39,9 +49,8 @@ for code, words in json.loads(sys.argv[1]):
         texts = []
         for stream in (out, err):
             stream.seek(0)
-            texts.append(stream.read().decode())
-        results.append([status, *texts])
-print(json.dumps(results))
+            texts.append(stream.read().decode(errors="replace"))
+    print(json.dumps([status, *texts]), file=answers, flush=True)
 """
 
 
@@ -50,12 +59,37 @@ class Program(NamedTuple):
     words: dict[str, str]  # of its environment, read when semobridge_ext is imported
 
 
+class FreshProcesses:
+    """Runs programs where `module` is loaded; starts with the first of them."""
+
+    def __init__(self, module: str, *options: str) -> None:
+        self._command = [sys.executable, *options, "-c", _SERVER, module]
+        self._server: subprocess.Popen[str] | None = None
+
+    def run(
+        self, program: Program, *, name: str = "<program>", cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        if self._server is None:
+            self._server = subprocess.Popen(
+                self._command, env=environment(), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+        assert self._server.stdin is not None and self._server.stdout is not None
+        line = json.dumps([program.code, name, program.words, str(cwd or Path.cwd())])
+        print(line, file=self._server.stdin, flush=True)
+        answer = self._server.stdout.readline()
+        assert answer, f"{name}: the server ended with {self._server.wait()}"
+        return subprocess.CompletedProcess(name, *json.loads(answer))
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.communicate()
+            self._server = None
+
+
 def run_fresh(programs: Sequence[Program]) -> list[subprocess.CompletedProcess[str]]:
     """Each program where semobridge_ext has not been imported; warnings are errors."""
-    done = run(sys.executable, "-W", "error", "-c", _SERVER, json.dumps(programs), env=environment())
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    return [
-        subprocess.CompletedProcess(program.code, *result)
-        for program, result in zip(programs, found, strict=True)
-    ]
+    processes = FreshProcesses("torch", "-W", "error")
+    try:
+        return [processes.run(program) for program in programs]
+    finally:
+        processes.close()

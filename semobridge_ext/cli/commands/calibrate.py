@@ -7,15 +7,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from semobridge_ext.cli.arguments import count
+
 _EPILOG = """\
-Each call is timed at several sizes and dtypes with plain PyTorch, the CUDA kernels and the Triton
-kernels. A kernel that does not fit or whose result differs from plain PyTorch's is never chosen, and said,
-as is a tile of Triton's that cannot run here. The choices are
-written to a file of yours, one section a GPU; `auto` reads it from then on, until another PyTorch, Triton,
-driver or version of this package runs. Remove the file to go back to the rules of the architecture.
+Each call is timed at several sizes and dtypes with plain PyTorch, the CUDA kernels and the Triton kernels, on
+features of --width and with --classes. A kernel that does not fit or whose result differs from plain
+PyTorch's is never chosen, and said, as is a tile of Triton's that cannot run here. The choices are written
+to a file of yours, one section a GPU; `auto` reads it from then on, until another PyTorch, Triton, driver or
+version of this package runs. Remove the file to go back to the rules of the architecture.
 
 examples:
   semobridge-ext calibrate
+  semobridge-ext calibrate --width 768 --classes 1000                    features of a ViT-L/14, ImageNet
   SEMOBRIDGE_THRESHOLDS=/etc/semobridge.json semobridge-ext calibrate    for all users of a machine
 """
 
@@ -29,6 +32,9 @@ def add_parser(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--device", default="cuda", help="cuda (the default) or cuda:N")
+    parser.add_argument("--width", type=count, default=512, metavar="D", help="of your features (512)")
+    parser.add_argument("--classes", type=lambda w: count(w, 2), default=100, metavar="C",
+                        help="of your classifiers (100)")  # fmt: skip
     parser.add_argument("--out", type=Path, help="file of the choices (default: where auto looks)")
 
 
@@ -55,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     if file.exists():
         thresholds.read(file, remake=True)  # a foreign file is refused before minutes are spent
     name = torch.cuda.get_device_name(device)
-    found = measure_all(device, name)
+    found = measure_all(device, name, width=args.width, classes=args.classes)
     thresholds.write(file, name, __version__, calibration.thresholds(found))
     print(f"written to {file}")
     return 0
