@@ -3,8 +3,8 @@
 //   out = 2^e·x      e brings the row's largest entry into [2^14, 2^15)
 //
 // Exact: float16 holds the eight bits of a bfloat16 value, and of an entry below 2^-31 of its row's
-// largest what lies above 2^-39 of it. A row of zeros stays one; NaN and infinity stay what they are.
-// What follows a norm does not see the powers.
+// largest what lies above 2^-39 of it. A row of zeros stays one; NaN and infinity stay what they
+// are. What follows a norm does not see the powers.
 #pragma once
 #include "core/view.h"
 

@@ -58,8 +58,8 @@ class HuggingFace(Adapter):
 
     @property
     def vocab_size(self) -> int:
-        layer = self.token_layer()
-        return int(self.text.config.vocab_size) if layer is None else len(layer.weight)
+        weight = getattr(self.token_layer(), "weight", None)
+        return int(self.text.config.vocab_size) if weight is None else len(weight)
 
     @property
     def image_format(self) -> ImageFormat:
