@@ -54,10 +54,9 @@ def estimate_num_classes(
 ) -> NumClassesEstimate:
     """Estimates K, the number of old and new classes together, from features and some labels.
 
-        clusters(K)  semi-supervised k-means of all unit rows
-        accuracy(K)  labelled images of held-out classes that one Hungarian assignment of the clusters
-                     without anchors to these classes puts right: their share, mean of the draws
-        estimate     argmax accuracy(K)
+    For each K all unit rows are clustered by semi-supervised k-means. Its accuracy is the share of labelled
+    images of held-out classes that one Hungarian assignment of the clusters without anchors to these classes
+    puts right, the mean of the draws. The estimate is the K of the highest accuracy.
 
     k-means sees no label of the held-out classes, and these labels judge it: too few clusters join such
     classes, too many divide them, and both cost accuracy. Held out are all labelled classes, as in the

@@ -26,12 +26,14 @@ def test_core():
     assert_passed(run(built / "build" / "test_core"), *runnable_isas())
 
 
+@pytest.mark.campaign
 def test_core_under_sanitizers():
     flags = "-DCMAKE_CXX_FLAGS=-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all"
     built = core_test(flags, "-DCMAKE_CXX_FLAGS_RELEASE=", fast=True)
     assert_passed(run(built / "build" / "test_core"), *runnable_isas())
 
 
+@pytest.mark.campaign
 def test_core_for_aarch64():
     need_source()
     need(CROSS, "compile the portable kernels for aarch64")

@@ -14,9 +14,14 @@ from tests.support.comparer import note
 from tests.support.source_tree import environment
 
 
-@pytest.mark.parametrize(
-    "order", [pytest.param(o, marks=() if o == "shuffled" else pytest.mark.slow) for o in ORDERS]
-)
+_MARKS = {
+    "shuffled": (),
+    "ascending": pytest.mark.slow,
+    "descending": (pytest.mark.slow, pytest.mark.campaign),
+}
+
+
+@pytest.mark.parametrize("order", [pytest.param(o, marks=_MARKS[o]) for o in ORDERS])
 def test_kernels_meet_the_oracle(emulation: Emulation, order: str):
     report = report_of(run_cases(emulation.module, order))
     assert report["launches"] > 500 and report["barriers"] > 500 and report["exchanges"] > 100_000
@@ -33,6 +38,7 @@ def test_every_kernel_has_a_case():
 
 
 @pytest.mark.slow
+@pytest.mark.campaign
 def test_kernels_are_clean_under_sanitizers(tmp_path: Path):
     emulation = Emulation(*SANITIZE, plain=("bind", "module", "selftest"))
     libraries = []

@@ -65,7 +65,7 @@ def test_some_faults(runs: Runs, name: str, seed: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", JOBS)
 def test_many_faults(runs: Runs, name: str, seed: int) -> None:
-    refuse_some(runs, name, 4 if JOBS[name].slow else 6, seed)
+    refuse_some(runs, name, 2 if JOBS[name].slow else 4, seed)
 
 
 @pytest.mark.parametrize(
@@ -110,9 +110,9 @@ def test_rows_that_do_not_fit_are_no_shard(runs: Runs) -> None:
 
 @pytest.fixture
 def small_disk(runs: Runs) -> Iterator[Path]:
-    """A file system of 64 KiB in place of the output of `extract`."""
+    """A file system of 128 KiB in place of the output of `extract`."""
     out = runs.place("extract").out
-    mount("-t", "tmpfs", "-o", "size=64k", "none", out)
+    mount("-t", "tmpfs", "-o", "size=128k", "none", out)
     yield out
     subprocess.run(["umount", str(out)], check=True)
 
@@ -121,7 +121,7 @@ def small_disk(runs: Runs) -> Iterator[Path]:
 def test_a_full_disk(runs: Runs, small_disk: Path) -> None:
     """With ever less room, page by page: a message and no torn file, and with room the whole result."""
     place, filler, refused = runs.place("extract"), small_disk / "filler", 0
-    for pages in range(15, 3, -3):
+    for pages in range(31, 3, -4):
         filler.write_bytes(bytes(4096 * pages))
         answer = place.run()
         if not answer.right:

@@ -50,7 +50,7 @@ def test_some_kills(runs: Runs, name: str, seed: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", JOBS)
 def test_many_kills(runs: Runs, name: str, seed: int) -> None:
-    kill_and_go_on(runs, name, 4 if JOBS[name].slow else 6, seed)
+    kill_and_go_on(runs, name, 2 if JOBS[name].slow else 4, seed)
 
 
 def test_the_kill_is_where_it_is_said_to_be(runs: Runs) -> None:
