@@ -13,7 +13,6 @@ from tests.cuda_emulation.order_sites import CSRC, compiled
 from tests.support.comparer import note
 from tests.support.source_tree import environment
 
-
 _MARKS = {
     "shuffled": (),
     "ascending": pytest.mark.slow,
