@@ -115,6 +115,7 @@ def test_kernels_have_no_race(whole: Emulation, case: str):
 
 
 @pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize("site", sites(), ids=lambda s: f"{s.file}-{s.number}-{s.statement[2:-3]}")
 def test_no_barrier_or_fence_is_idle(whole: Emulation, site: Site, tmp_path: Path):
     """Without it there is a race in some case of a kernel that has it."""
