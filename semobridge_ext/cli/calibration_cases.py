@@ -24,15 +24,13 @@ from semobridge_ext._ops.topk.takes import KERNELS as TOPK
 from semobridge_ext.cli import calibration_loops
 from semobridge_ext.runtime.calibration import TOLERANCE, Case
 
-WIDTH, CLASSES = 512, 100  # of features, where the user names none
-
 
 def cases(
     device: torch.device,
     sizes: Sequence[int] = (1, 32, 256, 4096, 65536),
     *,
-    width: int = WIDTH,
-    classes: int = CLASSES,
+    width: int,
+    classes: int,
 ) -> Iterator[Case]:
     """Every operator and loop whose choice may be measured, by size and dtype; made one after another."""
     generator = torch.Generator().manual_seed(0)

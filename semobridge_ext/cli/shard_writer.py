@@ -62,13 +62,12 @@ def source_facts(folder: Folder) -> str:
 class Writer(Folder):
     """A folder of shards that this run makes, or goes on with; `texts`: with rows of texts in step."""
 
+    layout = "shards"
     texts = False
 
     @property
     def _folders(self) -> tuple[str, ...]:
         return (FEATURES, TEXTS, METADATA) if self.texts else (FEATURES, METADATA)
-
-    layout = "shards"
 
     @contextmanager
     def claim(self) -> Iterator[None]:

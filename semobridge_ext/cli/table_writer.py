@@ -5,7 +5,7 @@
     FOLDER/shards.jsonl                  one line a shard: its number, what proves it, counts, what was lost
     FOLDER/settings.json, summary.json   as shards have them
 
-Columns: those of the metadata, `text_features` where `map` found texts, and `features`: lists of fixed size,
+Columns: those of the metadata, `text_features` where there are texts, and `features`: lists of fixed size,
 of float16 or float32.
 """
 

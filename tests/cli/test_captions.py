@@ -108,6 +108,29 @@ def test_list_csv_and_tar_say_the_same(home: Path, whole: Path):
     assert read(home / "out-table.csv")[2]["TEXT"] == CAPTIONS
 
 
+@pytest.mark.parametrize("layout", ["parquet", pytest.param("lance", marks=pytest.mark.slow)])
+def test_a_table_holds_the_rows_of_the_shards(home: Path, whole: Path, tmp_path: Path, layout: str):
+    """The texts are a column, a missing caption is counted as in shards, and the run goes on."""
+    lance = pytest.importorskip("lance") if layout == "lance" else None
+    images = tmp_path / "images"
+    shutil.copytree(home / "images", images)
+    bare = sorted(images.rglob("*.txt"))[0]  # its shard keeps one of two images
+    bare.unlink()
+    out, words = tmp_path / "out", [*WORDS, "--dtype", "float32"]
+    assert extract(images, out, *words, "--format", layout) == 0
+    assert extract(images, tmp_path / "shards", *words) == 0
+    want_images, want_texts, records = read(tmp_path / "shards")
+    place = out / "features.lance" if lance else out / "features"
+    table = lance.dataset(place).to_table() if lance else pq.read_table(place)
+    np.testing.assert_array_equal(np.stack(table["features"].to_numpy(zero_copy_only=False)), want_images)
+    np.testing.assert_array_equal(np.stack(table["text_features"].to_numpy(zero_copy_only=False)), want_texts)
+    assert table["caption"].to_pylist() == records["caption"] == CAPTIONS[1:]
+    told = [json.loads((folder / "summary.json").read_text()) for folder in (out, tmp_path / "shards")]
+    for name in ("inputs", "rows", "corrupt", "without_caption"):
+        assert told[0][name] == told[1][name] == {"inputs": 6, "rows": 5}.get(name, 1), name
+    assert extract(images, out, *WORDS[1:], "--dtype", "float32", "--format", layout) == 2, "without captions"
+
+
 @pytest.mark.slow
 def test_unit_rows_of_half_precision(home: Path, tmp_path: Path):
     assert extract(home / "images", tmp_path / "unit", *WORDS, "--normalize") == 0

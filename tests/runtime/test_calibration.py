@@ -271,11 +271,14 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Test GPU")
     every = calibration_cases.cases
-    asked = []
+    asked, asked_of = [], set()
 
     def few(device: torch.device, *, width: int, classes: int):
         for c in every(CPU, sizes=(2,), width=width, classes=classes):
             asked.append({t.shape[-1] for t in c.args if isinstance(t, torch.Tensor) and t.dim() == 2})
+            if c.op in ("support_logits", "blend_logits"):
+                assert c.call().shape[-1] == 7
+                asked_of.add(c.op)
             yield c
 
     monkeypatch.setattr(calibration_cases, "cases", few)
@@ -285,7 +288,7 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path):
     monkeypatch.setattr(calibration, "measure", partial(measure, clock=lambda call, device: 1.0))
     out = tmp_path / "new" / "own.json"
     assert cli.main(["calibrate", "--width", "24", "--classes", "7", "--out", str(out)]) == 0
-    assert set().union(*asked) == {24}
+    assert set().union(*asked) == {24} and len(asked_of) == 2
     told = capsys.readouterr()
     assert f"written to {out}" in told.out and "topk float16" in told.out
     assert "topk, triton: " in told.err and told.err.count("topk, triton") == 1

@@ -52,7 +52,7 @@ def report_shards(
 
     Numerics: unit rows in float32, figures in float64; the same draws on every call.
 
-    Memory: the rows of two of the shards in float32.
+    Memory: the rows of one of the shards at a time in float32, up to 1.8 times their size.
 
     Example:
         >>> import tempfile, torch, semobridge_ext as sb
