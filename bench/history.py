@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from report import ReportError, load
+from report import ReportError, load, processor
 
 COLUMNS = (
     "version",
@@ -38,14 +38,14 @@ HOME = Path(__file__).resolve().parent / "results" / "history.csv"
 
 def lines(record: dict[str, Any], version: str) -> list[dict[str, Any]]:
     """One for each benchmark of a run, in its order."""
-    processor = record.get("machine_info", {}).get("cpu", {}).get("brand_raw", "unknown")
+    name = processor(record)
     found = []
     for bench in record["benchmarks"]:
         extra = bench["extra_info"]
         p20, p50, p80 = np.percentile(bench["stats"]["data"], (20, 50, 80))
         error = extra.get("error")
         found.append({
-            "version": version, "date": str(record.get("datetime", ""))[:10], "processor": processor,
+            "version": version, "date": str(record.get("datetime", ""))[:10], "processor": name,
             "threads": extra.get("threads"), "isa": extra.get("isa"), "torch": extra.get("torch"),
             "group": bench["group"], "member": extra["member"], "p20": f"{p20:.4g}", "p50": f"{p50:.4g}",
             "p80": f"{p80:.4g}", "error": "" if error is None else f"{error:.2g}",

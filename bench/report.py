@@ -99,6 +99,16 @@ def table(found: Sequence[Row]) -> str:
     return "\n".join([text[0], rule, *text[1:]])
 
 
+def processor(record: dict[str, Any]) -> str:
+    """Its name, with the family and model that tell generations of one brand apart."""
+    info = record.get("machine_info", {})
+    cpu = info.get("cpu", {})
+    name = str(cpu.get("brand_raw", info.get("processor") or "unknown processor"))
+    if "family" not in cpu or "model" not in cpu:
+        return name
+    return f"{name} (family {cpu['family']} model {cpu['model']})"
+
+
 def machine(record: dict[str, Any]) -> str:
     """One line: what ran where."""
     info, bench = record.get("machine_info", {}), record["benchmarks"][0]
@@ -107,7 +117,7 @@ def machine(record: dict[str, Any]) -> str:
     commit = record.get("commit_info", {})
     mark = " with changes" if commit.get("dirty") else ""
     parts = [
-        cpu.get("brand_raw", info.get("processor") or "unknown processor"),
+        processor(record),
         f"{cpu.get('count', '?')} cores",
         f"{extra.get('threads', '?')} threads",
         f"{extra.get('isa', '?')} kernels ({ours.get('compiler', 'compiler unknown')})",

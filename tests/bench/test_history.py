@@ -20,7 +20,7 @@ def run(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def record(processor: str) -> dict:
+def record(processor: str, **cpu: int) -> dict:
     benches = [
         {
             "group": "op/1x8/float32",
@@ -30,7 +30,7 @@ def record(processor: str) -> dict:
         for member, scale, error in (("ours", 1e-6, 1.25e-7), ("eager", 1e-3, None))
     ]
     return {
-        "machine_info": {"cpu": {"brand_raw": processor}},
+        "machine_info": {"cpu": {"brand_raw": processor, **cpu}},
         "datetime": "2026-01-02T03:04:05",
         "benchmarks": benches,
     }
@@ -63,3 +63,13 @@ def test_a_version_is_not_written_twice(tmp_path: Path) -> None:
     done = run(*words)
     assert done.returncode == 2 and "VERSION must be new for this machine, got 0.2.0 on one" in done.stderr
     assert (tmp_path / "history.csv").read_bytes() == before
+
+
+def test_generations_of_one_brand_are_two_machines(tmp_path: Path) -> None:
+    out = tmp_path / "history.csv"
+    for model in (17, 2):
+        (tmp_path / "bench.json").write_text(json.dumps(record("one", family=26, model=model)))
+        assert run(tmp_path / "bench.json", "0.2.0", "--out", out).returncode == 0
+    with open(out, newline="") as file:
+        names = [row["processor"] for row in csv.DictReader(file)]
+    assert names == ["one (family 26 model 17)"] * 2 + ["one (family 26 model 2)"] * 2
