@@ -8,6 +8,7 @@
 #include "core/interrupt.h"
 #include "core/isa.h"
 #include "core/pack.h"
+#include "core/product.h"
 
 namespace {
 
@@ -58,6 +59,17 @@ PYBIND11_MODULE(_C, m) {
         sb::pack_matrix(args);
       },
       py::arg("matrix"), py::arg("dtype"), py::arg("out"));
+  m.def(
+      "matrix_product",
+      [](const sb::ConstMatrix& a, bool transposed_a, const sb::ConstMatrix& b, bool transposed_b,
+         const sb::Matrix& out, bool accumulate, int threads) {
+        const sb::MatrixProductArgs args{a,          b,   transposed_a,         transposed_b,
+                                         accumulate, out, at_least_one(threads)};
+        py::gil_scoped_release release;
+        sb::matrix_product(args);
+      },
+      py::arg("a"), py::arg("transposed_a"), py::arg("b"), py::arg("transposed_b"), py::arg("out"),
+      py::arg("accumulate"), py::arg("threads"));
   m.def(
       "prefer_huge_pages",
       [](uintptr_t data, int64_t bytes) { sb::prefer_huge_pages(at<void>(data), bytes); },

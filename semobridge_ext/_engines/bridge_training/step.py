@@ -11,8 +11,8 @@ forward, [F̂ᵀ | W⁺B], and one backward, Z = fᵀ[G₁ | G₂] (G the gradie
     dF̂ = Z₁ᵀ + (W⁺ᵀ Z₂ + τᵀ Y)ᵀ W + text       dW⁺ = Z₂ Bᵀ + fᵀ de      dτ = Y Bᵀ + Σ_k de
     de = (m̄ − u(u·m̄))/(K r) − (Σ_c g l / q²)·h        u = e/r,  m̄ = dm,  Y = Σ_k G₂
 
-which is 3 products of N·T·D and 4 of N·C·D multiply-adds, against 5 and 6 for autograd. The products are
-PyTorch's; the pieces between them are in torch.py, cpu.py and cuda.py, and choice.py picks one of these.
+which is 3 products of N·T·D and 4 of N·C·D multiply-adds, against 5 and 6 for autograd. The products and
+the pieces between them are in torch.py, cpu.py and cuda.py, and choice.py picks one of these.
 A chunk of rows keeps its logits in cache between the product, the softmax and the next product.
 """
 
@@ -52,9 +52,10 @@ class BridgeTrainer(Workspace):
         RuntimeError, NotImplementedError: the backend asked for was not built, or has no kernel for the
             device and dtype.
 
-    Numerics: sums in that dtype, in an order that does not depend on the threads. Products are
-    PyTorch's and follow ``torch.backends.cuda.matmul.allow_tf32``; large wide ones are of float16 halves on
-    CUDA devices (halves.py), which keep 22 bits of an operand.
+    Numerics: sums in that dtype, in an order that does not depend on the threads. Large products of the CPU
+        are the core's where it has AVX-512 (runtime/products.py), others PyTorch's, which follow
+        ``torch.backends.cuda.matmul.allow_tf32``; large wide ones are of float16 halves on CUDA devices
+        (halves.py), which keep 22 bits of an operand.
 
     Memory: 2·N·T values (plain PyTorch: 3·N·T), a chunk of logits (plain PyTorch: two; Triton: none, but
     up to 16 of [D, C]; by halves 1 or 1.5·N·D and five of [2C, D] more), three of [C, C], four copies of
@@ -90,10 +91,10 @@ class BridgeTrainer(Workspace):
     def loss_and_gradients(self) -> Tensor:
         """The total loss, a scalar on the device that the next call overwrites; fills ``gradients``."""
         tau, grad_inverse, p = self.parameters.get("tau"), self.gradients["inverse"], self.pieces
-        torch.mm(self.class_means(), self.w, out=self.grad_hat)
+        self.pieces.product(self.class_means(), self.w, self.grad_hat)
         p.unit_rows(self.grad_hat, self.hat, self.hat_norms)
         if self.consistency_on:
-            torch.mm(self.e, self.gram, out=self.h)
+            self.pieces.product(self.e, self.gram, self.h)
             p.row_lengths(self.e, self.h, self.q, self.inverse_q)
         if self.image_on or self.consistency_on:
             self._operands(tau)
@@ -112,7 +113,7 @@ class BridgeTrainer(Workspace):
         p.shot_grads(
             self.e, self.h, self.r, self.q, self.inverse_q, dot, self.grad_mean, grad_tau, self.extra
         )
-        grad_inverse.addmm_(self.shots.T, self.h)
+        self.pieces.add_product(self.shots.T, self.h, grad_inverse)
         if "bias" in self._parts:
             assert tau is not None and grad_tau is not None
             p.bias_loss(tau, self.weights.bias, grad_tau, self._parts["bias"])
@@ -121,7 +122,7 @@ class BridgeTrainer(Workspace):
 
     def class_means(self) -> Tensor:  # [C, T]
         """``m_c``, the mean of the unit e of a class, under the present parameters."""
-        torch.mm(self.shots, self.parameters["inverse"], out=self.e)
+        self.pieces.product(self.shots, self.parameters["inverse"], self.e)
         self.pieces.class_means(self.e, self.parameters.get("tau"), self.r, self.mean)
         return self.mean
 
@@ -129,15 +130,15 @@ class BridgeTrainer(Workspace):
         """[F̂ᵀ | W⁺B] [D, C or 2C] and τB [C, C]."""
         if not self.consistency_on:
             return  # the operand is F̂ᵀ itself
-        torch.mm(self.w, self.hat.T, out=self.back)
+        self.pieces.product(self.w, self.hat.T, self.back)
         if self._halves is None:
-            torch.mm(self.parameters["inverse"], self.back, out=self.carried)
+            self.pieces.product(self.parameters["inverse"], self.back, self.carried)
         else:
             torch.mm(self.back.T, self.parameters["inverse"].T, out=self.carried.T)
         if self.image_on and self._streamed is None and self._halves is None:
             torch.cat((self.hat.T, self.carried), dim=1, out=self.operand)
         if tau is not None:
-            torch.mm(tau, self.back, out=self.square)
+            self.pieces.product(tau, self.back, self.square)
 
     def _wide(self) -> None:
         """Both losses over N×C logits, chunk by chunk; by Triton without ever holding them.
@@ -156,7 +157,7 @@ class BridgeTrainer(Workspace):
         for chunk in self._chunks:
             begin, end = self.bounds[chunk[0]], self.bounds[chunk[1]]
             f, logits = self.shots[begin:end], self.logits[: end - begin]
-            torch.mm(f, self.operand, out=logits)
+            p.product(f, self.operand, logits)
             if self.image_on:
                 loss, factor = self._parts["image"], self.weights.image / n
                 p.row_loss(chunk, logits[:, :c], factor, self.image_scale, loss)
@@ -164,7 +165,7 @@ class BridgeTrainer(Workspace):
                 loss, factor = self._parts["consistency"], self.weights.consistency / n
                 add = None if self.sums is None else self.square
                 p.row_loss(chunk, logits[:, -c:], factor, self.inverse_q, loss, add, self.dot, self.sums)
-            self.z.addmm_(f.T, logits)
+            p.add_product(f.T, logits, self.z)
 
     def _wide_of_halves(self, halves: WideHalves) -> None:
         c, n, on, p = self.classes, len(self.shots), self.weights, halves.pieces
@@ -205,28 +206,28 @@ class BridgeTrainer(Workspace):
     def _wide_gradients(self, tau: Tensor | None) -> None:
         """From Z₂ and Y: dF̂, dW⁺ and what dτ gets past the shots' own."""
         z2 = self.z[:, -self.classes :]
-        torch.mm(self.parameters["inverse"].T, z2, out=self.grad_back)
+        self.pieces.product(self.parameters["inverse"].T, z2, self.grad_back)
         if tau is not None and self.sums is not None:
-            self.grad_back.addmm_(tau.T, self.sums)
-            torch.mm(self.sums, self.back.T, out=self.extra)
-        torch.mm(z2, self.back.T, out=self.gradients["inverse"])
-        self.grad_hat.addmm_(self.grad_back.T, self.w)
+            self.pieces.add_product(tau.T, self.sums, self.grad_back)
+            self.pieces.product(self.sums, self.back.T, self.extra)
+        self.pieces.product(z2, self.back.T, self.gradients["inverse"])
+        self.pieces.add_product(self.grad_back.T, self.w, self.grad_hat)
 
     def _text_losses(self) -> None:
         """Completes dF̂ and takes it to dm; adds what dm gets from the un-projected text."""
         on, p = self.weights, self.pieces
         if "text_projected" in self._parts:
-            torch.mm(self.hat, self.text.T, out=self.square)
+            self.pieces.product(self.hat, self.text.T, self.square)
             grad = p.diagonal_loss(self.square, on.text_projected, self._parts["text_projected"])
-            self.grad_hat.addmm_(grad, self.text)
+            self.pieces.add_product(grad, self.text, self.grad_hat)
         p.unit_grad(self.grad_hat, self.hat, self.hat_norms)
-        torch.mm(self.grad_hat, self.w.T, out=self.grad_mean)
+        self.pieces.product(self.grad_hat, self.w.T, self.grad_mean)
         if "text_embedded" in self._parts:
             assert self.hidden is not None
             p.unit_rows(self.mean, self.unit_mean, self.mean_norms)
-            torch.mm(self.unit_mean, self.hidden.T, out=self.square)
+            self.pieces.product(self.unit_mean, self.hidden.T, self.square)
             grad = p.diagonal_loss(self.square, on.text_embedded, self._parts["text_embedded"])
-            torch.mm(grad, self.hidden, out=self.grad_unit)
+            self.pieces.product(grad, self.hidden, self.grad_unit)
             p.unit_grad(self.grad_unit, self.unit_mean, self.mean_norms, into=self.grad_mean)
 
     # -- optimiser -----------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
-"""What lies between the matrix products of a SeMoBridge-T step, in plain PyTorch.
+"""The matrix products of a SeMoBridge-T step and what lies between them, in plain PyTorch.
 
-cpu.py takes the wide pieces to the core of the CPU, cuda.py all of them to CUDA kernels. Every piece writes
+cpu.py takes the products and the wide pieces to the core of the CPU, cuda.py all of them to CUDA kernels. Every piece writes
 into tensors that it is given, workspaces are made once and kept, nothing is read back: a CUDA graph can
 repeat a step. No sum depends on the order in which threads finish.
 """
@@ -37,6 +37,14 @@ class TorchTrainingPieces:
     @property
     def chunk_values(self) -> int:
         return CHUNK_VALUES_CUDA if self.batch.labels.is_cuda else CHUNK_VALUES
+
+    def product(self, a: Tensor, b: Tensor, out: Tensor) -> None:
+        """out = a·b."""
+        torch.mm(a, b, out=out)
+
+    def add_product(self, a: Tensor, b: Tensor, out: Tensor) -> None:
+        """out += a·b."""
+        out.addmm_(a, b)
 
     def wide_halves(self, shots: Tensor, wide: int) -> Any:
         """What makes the wide products of halves (halves.py); None: they are float32's."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from semobridge_ext._engines.bridge_training.spec import Batch, Chunk, LossWeights
 from semobridge_ext._engines.bridge_training.torch import TorchTrainingPieces
+from semobridge_ext.runtime.views import values
 
 _ALIGN = 64  # values: where a parameter begins in the one array of all
 
@@ -43,8 +44,8 @@ class Workspace:
         streamed: bool,
     ) -> None:
         self.weights = weights
-        self.w = text_projection.contiguous()
-        self.shots, self.text, self.hidden = shots.contiguous(), text.contiguous(), hidden
+        self.w, self.shots, self.text = (values(m) for m in (text_projection, shots, text))
+        self.hidden = None if hidden is None else values(hidden)
         self.gram = self.w @ self.w.T  # WWᵀ
         self.classes = text.shape[0]
         counts = torch.bincount(labels, minlength=self.classes)
