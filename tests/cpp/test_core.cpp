@@ -7,6 +7,7 @@
 #include "core/isa.h"
 #include "core/pack.h"
 #include "loose_rows.h"
+#include "products.h"
 #include "project_normalize/project_normalize.h"
 #include "ranks.h"
 
@@ -420,6 +421,7 @@ int main(int argc, char** argv) {
       test_extreme_conversions();
       test_special_rows();
       test::test_loose_rows();
+      test::test_products();
       test::test_indices();
       test::test_ranks();
     }

@@ -235,6 +235,26 @@ MUTATIONS = {
         "require(stage.matrix.rows == k,",
         "require(k > 0,",
     ),
+    "changing operand without its last panel": (
+        "csrc/core/product_kernel.cpp",
+        "item < panels * groups; ++item) {",
+        "item < (panels - (panels > 1)) * groups; ++item) {",
+    ),
+    "sums over K begin anew in each block": (
+        "csrc/core/product_kernel.cpp",
+        "k0 > 0 || p.accumulate, row0",
+        "p.accumulate, row0",
+    ),
+    "rows of a tile lie closer where columns end": (
+        "csrc/core/product_kernel.cpp",
+        "const T* from = tile + r * kPanel;",
+        "const T* from = tile + r * count;",
+    ),
+    "transposed rows of the first block": (
+        "csrc/core/product_kernel.cpp",
+        "element<T>(p.a, k0 + k, row0));",
+        "element<T>(p.a, k, row0));",
+    ),
 }
 
 

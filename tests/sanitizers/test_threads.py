@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 HERE = ROOT / "tests" / "sanitizers"
 DRIVER = [HERE / "threads.cpp", HERE / "gomp_threads.cpp"]
 FLAGS = "-O1 -g1 -fsanitize=thread"
-ENTRIES = 22
+ENTRIES = 24
 
 # name: file, text, what stands there instead, the unit that is compiled with it
 MUTATIONS = {
@@ -54,6 +54,18 @@ MUTATIONS = {
         "#pragma omp for schedule(dynamic, 1)\n      for (int64_t i = 0; i < groups",
         "#pragma omp for schedule(dynamic, 1) nowait\n      for (int64_t i = 0; i < groups",
         "csrc/rank_counts/symmetric_kernel.cpp",
+    ),
+    "changing operands packed without waiting": (
+        "csrc/core/product_kernel.cpp",
+        "#pragma omp for schedule(static)\n",
+        "#pragma omp for schedule(static) nowait\n",
+        "csrc/core/product_kernel.cpp",
+    ),
+    "changing operands packed anew before all have met their panels": (
+        "csrc/core/product_kernel.cpp",
+        "#pragma omp for schedule(dynamic, 1)\n",
+        "#pragma omp for schedule(dynamic, 1) nowait\n",
+        "csrc/core/product_kernel.cpp",
     ),
     "counts added without an atomic": (
         "csrc/count_correct/cpu_kernel.cpp",

@@ -20,6 +20,7 @@
 #include "core/interrupt.h"
 #include "core/isa.h"
 #include "core/pack.h"
+#include "core/product.h"
 #include "count_correct/cache_grid.h"
 #include "count_correct/count_correct.h"
 #include "project_normalize/project_normalize.h"
@@ -119,6 +120,21 @@ void add_products() {
   auto s = std::make_shared<Shared>();
   g_entries.push_back(
       {"pack_matrix", [s](int) { return bytes_of(pack(s->first.values, 900, 1025)); }});
+  for (bool transposed : {false, true}) {
+    g_entries.push_back({transposed ? "matrix_product, transposed" : "matrix_product",
+                         [s, transposed](int threads) {
+                           // [61, 900]·[900, 1025], or the transpose of [900, 1025] times itself
+                           const int64_t n = transposed ? 1025 : 61;
+                           Floats out(n * 1025);
+                           MatrixProductArgs a;
+                           a.b = input(s->first.values, 900, 1025);
+                           a.a = transposed ? a.b : input(s->many, 61, 900);
+                           a.transposed_a = transposed, a.threads = threads;
+                           a.out = output(out, n, 1025);
+                           matrix_product(a);
+                           return bytes_of(out);
+                         }});
+  }
   for (bool wide : {false, true}) {
     const int64_t n = wide ? 61 : 3;  // few rows: the threads share out columns
     g_entries.push_back({wide ? "project_normalize, rows" : "project_normalize, columns",

@@ -12,6 +12,7 @@
 #include "blend_logits/blend_logits.h"
 #include "core/isa.h"
 #include "core/pack.h"
+#include "core/product.h"
 #include "count_correct/count_correct.h"
 #include "project_normalize/project_normalize.h"
 #include "quantize_rows/quantize_rows.h"
@@ -261,6 +262,21 @@ void fuzz_products(Source& s) {
   project_normalize(a);
 }
 
+void fuzz_changing_products(Source& s) {
+  const int64_t n = s.size(40), k = s.size(40), m = s.size(70);
+  const DType dtype = s.dtype();
+  MatrixProductArgs p;
+  p.transposed_a = s.from.ConsumeBool(), p.transposed_b = s.from.ConsumeBool();
+  p.accumulate = s.from.ConsumeBool();
+  const Rows a(s, p.transposed_a ? k : n, p.transposed_a ? n : k, dtype);
+  const Rows b(s, p.transposed_b ? m : k, p.transposed_b ? k : m, dtype);
+  Rows out(s, n, m, dtype);
+  p.a = a.view, p.b = b.view;
+  if (s.size(15) == 0) p.b.rows += 1;
+  p.out = {out.bytes.data(), dtype, n, m, out.view.row_stride};
+  matrix_product(p);
+}
+
 void fuzz_divergence(Source& s) {
   const int64_t n = s.size(30), k = s.size(40);
   const DType dtype = s.dtype(), compute = compute_dtype(dtype);
@@ -301,8 +317,8 @@ void fuzz_blend(Source& s) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   Source s(data, size);
   constexpr void (*kTargets[])(Source&) = {fuzz_support,    fuzz_topk,     fuzz_ranks,
-                                           fuzz_candidates, fuzz_products, fuzz_divergence,
-                                           fuzz_blend,      fuzz_codes};
+                                           fuzz_candidates, fuzz_products, fuzz_changing_products,
+                                           fuzz_divergence, fuzz_blend,    fuzz_codes};
   constexpr int64_t kCount = sizeof(kTargets) / sizeof(kTargets[0]);
   const int64_t which = s.size(kCount);
   try {
