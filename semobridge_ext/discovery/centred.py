@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from semobridge_ext.runtime.products import product
 from semobridge_ext.runtime.rows import unit_rows
 
 ROWS = 128  # of a softmax at once: few enough that its passes meet the cache
@@ -33,7 +34,7 @@ def probabilities(
     out: Tensor | None = None,  # [n, K]
 ) -> Tensor:  # [n, K]
     """Softmax over the concepts, in place of the one array of its size."""
-    q = torch.mm(rows / temperature, concepts.T, out=out)
+    q = product(rows / temperature, concepts.T, out)
     q.sub_(q.amax(dim=1, keepdim=True)).exp_()
     return q.div_(q.sum(dim=1, keepdim=True))
 
@@ -75,7 +76,7 @@ class Centred:
         for start in range(0, n, ROWS):
             rows = self.rows[start : start + ROWS] / self.temperature
             out = None if kept is None else kept[start : start + ROWS]
-            q = torch.mm(rows, self.concepts.T, out=out)
+            q = product(rows, self.concepts.T, out)
             top = q.amax(dim=1, keepdim=True)
             total = q.sub_(top).exp_().sum(dim=1, keepdim=True)
             logs.append(top + total.log())
@@ -105,7 +106,7 @@ class Centred:
                 at = self.heavy if light else 0
                 yield self.whole[light][:, start - at : end - at]
                 continue
-            q = self.rows @ self.ordered[start:end].T
+            q = product(self.rows, self.ordered[start:end].T)
             q.div_(self.temperature).sub_(self.logs).exp_()
             q.sub_(q.mean(dim=0))
             yield q.float() if light else q

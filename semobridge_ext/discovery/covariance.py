@@ -18,6 +18,7 @@ from torch import Tensor
 
 from semobridge_ext.discovery.centred import Centred, probabilities, unit
 from semobridge_ext.discovery.leading_spectrum import leading_eigenpairs
+from semobridge_ext.runtime import products
 
 IMAGES = 256  # a block of the covariance; fixed, so that the sums do not depend on how images arrive
 
@@ -26,9 +27,9 @@ def add_product(total: Tensor, x: Tensor) -> None:  # [n, n] += x xᵀ for x [n,
     """The lower block triangle alone, products in the dtype of x; ``mirror`` fills the rest."""
     for start, end in _parts(len(total)):
         if x.dtype == total.dtype:
-            total[start:end, :end].addmm_(x[start:end], x[:end].T)
+            products.add_product(total[start:end, :end], x[start:end], x[:end].T)
         else:
-            total[start:end, :end] += x[start:end] @ x[:end].T
+            total[start:end, :end] += products.product(x[start:end], x[:end].T)
 
 
 def mirror(total: Tensor) -> Tensor:

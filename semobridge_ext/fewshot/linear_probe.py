@@ -23,6 +23,7 @@ from semobridge_ext._schema import Field
 from semobridge_ext.fewshot.estimator import exactly, unchanged_on_error
 from semobridge_ext.fewshot.stored_estimator import StoredEstimator
 from semobridge_ext.fewshot.training_checks import check_losses
+from semobridge_ext.runtime.products import add_product, product
 from semobridge_ext.runtime.rows import compute_dtype
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ class _State(NamedTuple):
         return self.weights.clone(), self.bias.clone(), self.alpha.clone()
 
     def logits(self, rows: Tensor, cosines: Tensor) -> Tensor:
-        return torch.addmm(self.bias, rows, self.weights.T).addcmul_(cosines, self.alpha)
+        return product(rows, self.weights.T).add_(self.bias).addcmul_(cosines, self.alpha)
 
     def step(self, momentum: float, with_alpha: bool) -> Tensor:
         """The loss before the step."""
@@ -190,7 +191,7 @@ class _State(NamedTuple):
         grad.scatter_add_(1, own, grad.new_full((1, 1), -1.0).expand_as(own)).div_(len(grad))
         if with_alpha:
             self.alpha.sub_(torch.einsum("mc,mc->c", grad, self.cosines), alpha=self.alpha_rate)
-        self.moved.mul_(momentum).addmm_(grad.T, self.rows)
+        add_product(self.moved.mul_(momentum), grad.T, self.rows)
         self.bias_moved.mul_(momentum).add_(grad.sum(dim=0))
         self.weights.sub_(self.moved, alpha=self.rate)
         self.bias.sub_(self.bias_moved, alpha=self.rate)

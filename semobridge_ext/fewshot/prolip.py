@@ -24,7 +24,7 @@ from semobridge_ext._schema import Field
 from semobridge_ext.fewshot.estimator import CHUNK, exactly, unchanged_on_error
 from semobridge_ext.fewshot.stored_estimator import StoredEstimator
 from semobridge_ext.fewshot.training_checks import check_losses
-from semobridge_ext.runtime import adamw
+from semobridge_ext.runtime import adamw, products
 from semobridge_ext.runtime.rows import compute_dtype
 
 if TYPE_CHECKING:
@@ -153,15 +153,16 @@ class ProLIP(StoredEstimator):
         losses, own = x.new_empty(self.steps), codes.unsqueeze(1)
         scale, minus = float(self.logit_scale), x.new_full((1, 1), -1.0).expand_as(own)
         for step in tqdm(range(self.steps), desc="train", disable=not self.progress):
-            unit = x @ projection
+            unit = products.product(x, projection)
             length = torch.linalg.vector_norm(unit, dim=1, keepdim=True).clamp_(min=1e-12)
             unit.div_(length)
-            log = torch.log_softmax(scale * unit @ text.T, dim=1)
+            log = torch.log_softmax(products.product(scale * unit, text.T), dim=1)
             away = projection - start
             losses[step] = penalty * away.square().sum() - log.gather(1, own).mean()
-            slope = log.exp_().scatter_add_(1, own, minus).mul_(scale / len(x)) @ text
+            slope = products.product(log.exp_().scatter_add_(1, own, minus).mul_(scale / len(x)), text)
             slope.sub_(unit.mul_((unit * slope).sum(dim=1, keepdim=True))).div_(length)
-            grad = torch.addmm(away, x.T, slope, beta=2 * penalty)
+            grad = away.mul_(2 * penalty)
+            products.add_product(grad, x.T, slope)
             rate, root = adamw.corrections(lr * 0.5 * (1 + math.cos(math.pi * step / self.steps)), step + 1)
             adamw.update(projection, grad, first, second, keep=1.0, rate=rate, root=root, eps=_EPS)
         return projection, losses.cpu()

@@ -18,6 +18,7 @@ from semobridge_ext import _checkpoint
 from semobridge_ext._engines.tower_descent.engine import TowerEngine
 from semobridge_ext.inversion.ridge import Solution
 from semobridge_ext.runtime import adamw
+from semobridge_ext.runtime.products import add_product, product
 
 FORMAT = "semobridge-ext InversionMap checkpoint 1"
 BATCH = 32  # features a step
@@ -99,8 +100,9 @@ class Training:
 
     def tokens(self, rows: Tensor) -> tuple[Tensor, Tensor]:  # [S, D] -> [S, R, T], [S, H]
         p = self.now
-        hidden = (rows @ p["inner"]).relu_()
-        found = torch.addmm(p["offset"], rows, p["matrix"]).addmm_(hidden, p["outer"])
+        hidden = product(rows, p["inner"]).relu_()
+        found = product(rows, p["matrix"]).add_(p["offset"])
+        add_product(found, hidden, p["outer"])
         return found.reshape(len(rows), self.engine.vectors, self.engine.width), hidden
 
     def held_loss(self) -> float:
@@ -111,8 +113,11 @@ class Training:
         tokens, hidden = self.tokens(rows)
         g, losses = gradient(self.engine, tokens, rows)
         g = g.flatten(1)
-        behind = (g @ p["outer"].T).mul_(hidden > 0)
-        grads = {"matrix": rows.T @ g, "offset": g.sum(0), "inner": rows.T @ behind, "outer": hidden.T @ g}
+        behind = product(g, p["outer"].T).mul_(hidden > 0)
+        grads = {
+            "matrix": product(rows.T, g), "offset": g.sum(0), "inner": product(rows.T, behind),
+            "outer": product(hidden.T, g),
+        }  # fmt: skip
         falling = 1 - self.step / len(self.batches)
         for name, grad in grads.items():
             rate, root = adamw.corrections(self.lr * _RATES[name] * falling, self.step + 1)

@@ -1,4 +1,4 @@
-"""Products by the core: against float64, in every layout, alike for any number of threads; and when they run."""
+"""Products by the core: against float64, in every layout, alike for any number of threads; and when."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import semobridge_ext as sb
 from semobridge_ext.runtime import products
 from semobridge_ext.runtime.backend import _C
 from tests.support.assertions import assert_close
@@ -17,6 +18,11 @@ if _C is None:
 
 # Tails in every direction: a row more than the tiles of a set, a column past a panel, K past its block.
 SIZES = ((1, 1, 1), (7, 3, 5), (13, 40, 33), (15, 513, 31), (57, 512, 64), (43, 1100, 97), (1200, 20, 40))
+
+
+def multiply(a: Tensor, b: Tensor, out: Tensor, *, accumulate: bool = False) -> None:
+    """By the core, whatever the size and the instruction set."""
+    products._by_core(a, b, out, accumulate=accumulate)
 
 
 def operand(rows: int, cols: int, dtype: torch.dtype, transposed: bool, gap: int, seed: int) -> Tensor:
@@ -35,12 +41,12 @@ def test_every_layout_against_float64(isa: str, size: tuple[int, int, int], dtyp
         want = a.double() @ b.double()
         whole = torch.full((n, m + gap), 7.0, dtype=dtype)
         out = whole[:, :m]
-        products.product_by_core(a, b, out)
+        multiply(a, b, out)
         assert_close(out, want, "op")
         assert (whole[:, m:] == 7).all(), "columns past out were written"
         before = torch.randn(n, m, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(dtype)
         out.copy_(before)
-        products.product_by_core(a, b, out, accumulate=True)
+        multiply(a, b, out, accumulate=True)
         assert_close(out, want + before.double(), "op")
         assert (whole[:, m:] == 7).all(), "columns past out were written"
 
@@ -53,10 +59,10 @@ def test_alike_for_any_threads_and_in_any_company(monkeypatch: pytest.MonkeyPatc
     for threads in (1, 2, 5):
         monkeypatch.setattr(products, "thread_count", lambda threads=threads: threads)
         found.append(torch.empty(1201, 70))
-        products.product_by_core(a, b, found[-1])
+        multiply(a, b, found[-1])
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
     alone = torch.empty(1, 40)
-    products.product_by_core(a[600:601], b[:, :40], alone)
+    multiply(a[600:601], b[:, :40], alone)
     assert torch.equal(alone[0], found[0][600, :40])
 
 
@@ -65,9 +71,9 @@ def test_nan_and_infinity_stay_in_their_row_and_column(transposed: bool) -> None
     a = operand(70, 600, torch.float32, transposed, 0, 1)
     b = operand(600, 50, torch.float32, transposed, 0, 2)
     plain, out = torch.empty(70, 50), torch.empty(70, 50)
-    products.product_by_core(a, b, plain)
+    multiply(a, b, plain)
     a[20, 530], b[3, 49] = float("nan"), float("inf")
-    products.product_by_core(a, b, out)
+    multiply(a, b, out)
     assert out[20].isnan().all() and not out[:, 49].isfinite().any()
     keep = torch.ones(70, 50, dtype=torch.bool)
     keep[20], keep[:, 49] = False, False
@@ -83,21 +89,67 @@ def test_operands_may_begin_at_any_byte() -> None:
     for left, right in ((loose, loose.T), (loose.T, loose)):
         aligned = (values, values.T) if left is loose else (values.T, values)
         out, want = (torch.empty(left.shape[0], right.shape[1]) for _ in range(2))
-        products.product_by_core(left, right, out)
-        products.product_by_core(*aligned, want)
+        multiply(left, right, out)
+        multiply(*aligned, want)
         assert torch.equal(out, want)
 
 
 def test_what_the_core_refuses() -> None:
     a, b = torch.ones(4, 3), torch.ones(3, 5)
-    with pytest.raises(ValueError, match="unit stride"):
-        products.product_by_core(torch.ones(8, 6)[::2, ::2], b, torch.empty(4, 5))
     for wrong in ((a, b, torch.empty(4, 4)), (a, b.double(), torch.empty(4, 5)), (a, torch.ones(4, 5), b)):
         with pytest.raises(ValueError, match="matrix_product"):
-            products.product_by_core(*wrong)
+            multiply(*wrong)
 
 
-def test_by_core_where_avx512_runs_and_the_product_is_large(isa: str) -> None:
-    a, b = torch.empty(64, 64), torch.empty(64, 64)
-    assert products.by_core(a, b) == isa.startswith("avx512")
-    assert not products.by_core(a, b[:, :63])
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The sizes that went to the core."""
+    found: list[tuple[int, ...]] = []
+    by_core = products._by_core
+
+    def watched(a: Tensor, b: Tensor, out: Tensor, *, accumulate: bool) -> None:
+        found.append((*a.shape, b.shape[1]))
+        by_core(a, b, out, accumulate=accumulate)
+
+    monkeypatch.setattr(products, "_by_core", watched)
+    return found
+
+
+def test_large_products_are_the_cores_where_avx512_runs(isa: str, calls: list) -> None:
+    a, b = operand(64, 64, torch.float32, False, 0, 1), operand(64, 64, torch.float32, True, 0, 2)
+    want = a.double() @ b.double()
+    assert_close(products.product(a, b), want, "op")
+    out = torch.ones(64, 64)
+    assert products.product(a, b, out) is out
+    assert_close(out, want, "op")
+    products.add_product(out, a, b)
+    assert_close(out, 2 * want, "op")
+    assert len(calls) == (3 if isa.startswith("avx512") else 0)
+    with sb.backend("eager"):
+        assert torch.equal(products.product(a, b), a @ b)
+    assert len(calls) == (3 if isa.startswith("avx512") else 0)
+
+
+def test_everything_else_is_pytorchs(calls: list) -> None:
+    a, b = operand(80, 64, torch.float32, False, 0, 1), operand(64, 90, torch.float32, True, 0, 2)
+    learned = a.clone().requires_grad_()
+    products.product(learned, b).sum().backward()
+    assert learned.grad is not None
+    for x, y in (
+        (a[:, :8], b[:8]),  # small
+        (torch.randn(160, 128)[::2, ::2], b),  # neither rows nor columns lie together
+        (a.bfloat16(), b.bfloat16()),
+    ):
+        want = x @ y
+        assert torch.equal(products.product(x, y), want)
+        out = torch.empty_like(want)
+        products.product(x, y, out)
+        assert torch.equal(out, want)
+    columns = torch.empty(90, 80).T  # an output whose columns lie together
+    products.product(a, b, columns)
+    assert_close(columns, a.double() @ b.double(), "op")
+    products.add_product(columns, a, b)
+    assert_close(columns, 2 * (a.double() @ b.double()), "op")
+    assert calls == []
+    with pytest.raises(RuntimeError, match="dtype"):
+        products.product(a, b.double())

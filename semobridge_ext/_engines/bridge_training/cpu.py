@@ -1,4 +1,4 @@
-"""The products and the wide pieces of a SeMoBridge-T step by the CPU core (csrc/bridge_training), in float32 or float64."""
+"""The products and the wide pieces of a SeMoBridge-T step by the CPU core, in float32 or float64."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch import Tensor
 
 from semobridge_ext._engines.bridge_training.spec import Batch, Chunk
 from semobridge_ext._engines.bridge_training.torch import TorchTrainingPieces
+from semobridge_ext.runtime import products
 from semobridge_ext.runtime.adamw import BETAS, EPS
 from semobridge_ext.runtime.backend import _C, DTYPE_CODES
-from semobridge_ext.runtime.products import by_core, product_by_core
 from semobridge_ext.runtime.threads import thread_count
 from semobridge_ext.runtime.views import address, view
 
@@ -23,16 +23,10 @@ class CpuTrainingPieces(TorchTrainingPieces):
         self._core = _C.ClassBatch(DTYPE_CODES[batch.counts.dtype], address(batch.offsets), batch.width)
 
     def product(self, a: Tensor, b: Tensor, out: Tensor) -> None:
-        if by_core(a, b):
-            product_by_core(a, b, out)
-        else:
-            super().product(a, b, out)
+        products.product(a, b, out)
 
     def add_product(self, a: Tensor, b: Tensor, out: Tensor) -> None:
-        if by_core(a, b):
-            product_by_core(a, b, out, accumulate=True)
-        else:
-            super().add_product(a, b, out)
+        products.add_product(out, a, b)
 
     def class_means(self, e: Tensor, tau: Tensor | None, r: Tensor, mean: Tensor) -> None:
         self._core.shot_norms(

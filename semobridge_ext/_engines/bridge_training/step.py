@@ -207,7 +207,7 @@ class BridgeTrainer(Workspace):
         """From Z₂ and Y: dF̂, dW⁺ and what dτ gets past the shots' own."""
         z2 = self.z[:, -self.classes :]
         self.pieces.product(self.parameters["inverse"].T, z2, self.grad_back)
-        if tau is not None and self.sums is not None:
+        if tau is not None and self.sums is not None and self.extra is not None:
             self.pieces.add_product(tau.T, self.sums, self.grad_back)
             self.pieces.product(self.sums, self.back.T, self.extra)
         self.pieces.product(z2, self.back.T, self.gradients["inverse"])

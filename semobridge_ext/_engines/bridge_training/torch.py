@@ -1,8 +1,8 @@
 """The matrix products of a SeMoBridge-T step and what lies between them, in plain PyTorch.
 
-cpu.py takes the products and the wide pieces to the core of the CPU, cuda.py all of them to CUDA kernels. Every piece writes
-into tensors that it is given, workspaces are made once and kept, nothing is read back: a CUDA graph can
-repeat a step. No sum depends on the order in which threads finish.
+cpu.py takes the products and the wide pieces to the core of the CPU, cuda.py all pieces to CUDA kernels.
+Every piece writes into tensors that it is given, workspaces are made once and kept, nothing is read back:
+a CUDA graph can repeat a step. No sum depends on the order in which threads finish.
 """
 
 from __future__ import annotations
