@@ -241,7 +241,7 @@ def test_three_commands_at_once(tmp_path: Path, tmp_path_factory: pytest.TempPat
     program = Program(_AT_ONCE, {}, [*map(str, errors), *words[:2], str(out), *words[3:]])
     done = fresh_processes("open_clip").run(program)
     assert done.returncode == 0, done.stderr
-    children = dict(json.loads(done.stdout))
+    children = dict(json.loads(done.stdout.splitlines()[-1]))
     told = [place.read_text() for place in errors]
     for code, error in zip(children.values(), told, strict=True):
         if code:

@@ -40,6 +40,8 @@ for line in sys.stdin:
                 exec(compile(code, name, "exec"), main.__dict__)
                 status = 0
             except SystemExit as ended:
+                if isinstance(ended.code, str):
+                    print(ended.code, file=sys.stderr)
                 status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
             except BaseException:
                 traceback.print_exc()
