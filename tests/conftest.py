@@ -53,7 +53,8 @@ def pytest_configure(config: pytest.Config) -> None:
     gc.disable()  # what is collected stays until the end; see below
 
 
-def pytest_collection_finish() -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
     """Ten thousand tests and every library are no garbage: a full collection takes a second to say so."""
     gc.freeze()
     gc.enable()
