@@ -74,7 +74,7 @@ def test_embedded_images(tmp_path: Path) -> None:
 
 
 def test_killed_command_goes_on(tmp_path: Path, features: Path) -> None:
-    words = ["invert", str(features), "--steps", "300", "--batch-size", "2", "--quiet"]
+    words = ["invert", str(features), "--steps", "150", "--batch-size", "2", "--quiet"]
     out, whole = tmp_path / "killed.safetensors", tmp_path / "whole.safetensors"
     child = subprocess.Popen(
         [sys.executable, "-m", "semobridge_ext.cli", *words[:2], str(out), *words[2:]],
@@ -95,8 +95,10 @@ def test_killed_command_goes_on(tmp_path: Path, features: Path) -> None:
 
 
 def test_pilots_and_the_map_of_an_earlier_command(
-    tmp_path: Path, features: Path, capsys: pytest.CaptureFixture
+    tmp_path: Path, features: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # What the command leaves to the library, so that both sides here train as long.
+    monkeypatch.setitem(sb.InversionMap.fit.__func__.__kwdefaults__, "train_steps", 30)
     out, start = tmp_path / "out.safetensors", tmp_path / "map.safetensors"
     words = ["invert", str(features), str(out), "--start", str(start), "--tokens", "2", "--quiet"]
     words += ["--template", "{} drawn", "--steps", "3"]
@@ -141,7 +143,10 @@ BAD = {
         ["picto:flags", "--kind", "ovi", "--pilots", "9"],
         "--pilots must stand beside --kind",
     ),
-    "no map": (["picto:flags", "--start", "nothing"], "InversionMap.load: path must be an existing file"),
+    "no map": (
+        ["picto:flags", "--limit", "1", "--start", "nothing"],
+        "InversionMap.load: path must be an existing file",
+    ),
     "bad template": (["picto:flags", "--template", "x", "--limit", "1"], "must contain {} once"),
 }
 

@@ -27,9 +27,7 @@ SANITIZE = ("-fsanitize=address,alignment", "-fno-sanitize-recover=all", "-fno-o
 
 def name_of(source: Path) -> str:
     """Of a kernel's cases and object: csrc/topk/cuda.cu is topk, cuda_attention.cu attention."""
-    if source.suffix == ".cu":
-        return source.parent.name if source.stem == "cuda" else source.stem.removeprefix("cuda_")
-    return f"{source.stem}_{source.parent.name}" if source.stem.startswith("bind") else source.stem
+    return source.parent.name if source.name == "cuda.cu" else source.stem.removeprefix("cuda_")
 
 
 def kernel_sources() -> dict[str, Path]:
@@ -41,7 +39,7 @@ class Emulation:
     """Objects and module of one set of flags, which the sources named in `plain` do without.
 
     `linked`: the linker gets the flags too, and with them the compiler's own runtime. `folders`: of csrc,
-    where not all kernels are wanted.
+    whose kernels alone get them, where not all are asked; the others' objects are those without.
     """
 
     def __init__(
@@ -53,32 +51,48 @@ class Emulation:
         self.flags, self.plain, self._linked = flags, plain, flags if linked else ()
         self._folders = folders
         folders = [ROOT / "csrc", ROOT / "python", HERE / "include"]
-        self._include = [*folders, pybind11.get_include(), sysconfig.get_path("include")]
+        self._include = [*folders, ROOT, pybind11.get_include(), sysconfig.get_path("include")]
         headers = [*files_below(*folders, ending=(".h", ".cuh")), HERE / "watch.h"]
         names = [str(path.relative_to(ROOT)) for path in headers]
         self._seen = digest(version_of(self.compiler), pybind11.__version__, sys.version, *names, *headers)
 
+    def bindings(self) -> list[Path]:
+        """Those of the kernels, and the module's own."""
+        found = [p for p in sorted((ROOT / "csrc").glob("*/bind.cpp")) if "SB_BIND_CUDA" in p.read_text()]
+        return [*found, HERE / "module.cpp"]
+
+    def _module(self) -> Path:
+        """All bindings as one source: pybind11 is most of each, and compiles once for all."""
+        lines = []
+        for path in self.bindings():
+            functions = ("bind_cpu", "bind_cuda")
+            lines += [f"#define {f} {path.parent.name}_{f}" for f in functions]
+            lines += [f'#include "{path.relative_to(ROOT)}"', *(f"#undef {f}" for f in functions)]
+        text = "\n".join([*lines, ""])
+        made = kept("bindings", [text], lambda folder: (folder / "module.cpp").write_text(text))
+        return made / "module.cpp"
+
     def sources(self) -> list[Path]:
         kernels = list(kernel_sources().values())
         assert len(kernels) >= 8
-        own = sorted([*HERE.glob("*.cpp"), *HERE.glob("*selftest.cu")])
-        bindings = [p for p in sorted((ROOT / "csrc").glob("*/bind.cpp")) if "SB_BIND_CUDA" in p.read_text()]
-        wanted = [p for p in (*kernels, *bindings) if not self._folders or p.parent.name in self._folders]
-        return [*wanted, *own]
+        own = sorted({*HERE.glob("*.cpp"), *HERE.glob("*selftest.cu")} - {HERE / "module.cpp"})
+        return [self._module(), *kernels, *own]
 
     def compile(self, source: Path, first: Path | None = None, strict: bool = True) -> Path:
         """The object, kept by content. `first`: a folder of headers that go before the tree's."""
         name = name_of(source)
         flags = [*FLAGS, *(["-Werror"] if strict else ())]
-        flags += () if name.startswith(self.plain) else self.flags
-        extra = files_below(first) if first else []
+        asked = not self._folders or source.parent.name in (*self._folders, HERE.name)
+        flags += self.flags if asked and not name.startswith(self.plain) else ()
+        extra = files_below(first) if first else self.bindings() if name == "module" else []
 
         def make(folder: Path) -> None:
             include = [f"-I{path}" for path in (*([first] if first else ()), *self._include)]
             done = run(self.compiler, *flags, *include, "-x", "c++", "-c", source, "-o", folder / f"{name}.o")
             assert done.returncode == 0, done.stdout + done.stderr
 
-        contents = [self._seen, *flags, source, *(str(p).removeprefix(str(first)) for p in extra), *extra]
+        names = [str(path.relative_to(first or ROOT)) for path in extra]
+        contents = [self._seen, *flags, source, *names, *extra]
         return kept(f"emulated-{name}", contents, make) / f"{name}.o"
 
     def link(self, objects: Sequence[Path], folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
@@ -145,6 +146,7 @@ def _child(target: Target, path: Path, cases: Sequence[tuple[int, Case]], shapes
 def _batch(target: Target, path: Path, cases: list[tuple[int, Case]], shapes: Any) -> list[Outcome]:
     """Outcomes of the cases, up to the one that ended the child."""
     read, write = os.pipe()
+    gc.freeze()  # a child's collection would copy every page that it visits
     pid = os.fork()
     if pid == 0:
         status = 1

@@ -164,7 +164,7 @@ for name in ("bridge", "support"):
 b(torch.randn(3, 512), normalize=False)
 print(float(b.inverse.sum() + b.text_projection.sum()), s.logits(torch.randn(3, 64)).sum())
 """
-    (done,) = run_fresh([Program(code, {})])
+    (done,) = run_fresh([Program(code)])
     assert done.returncode == 0, (done.returncode, done.stderr[-500:])
 
 

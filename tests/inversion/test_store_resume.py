@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +19,8 @@ from semobridge_ext import _digest, _locks, cli
 from semobridge_ext.inversion import invert as inversion
 from tests.support import towers
 from tests.support.assertions import assert_same_bits
+from tests.support.fresh import Program, fresh_processes
 from tests.support.inversions import SAMPLES, arguments
-from tests.support.source_tree import ROOT
 from tests.support.towers import F32, TEXT, open_clip_model
 
 SIZE = SAMPLES // 2
@@ -218,28 +216,41 @@ def features(tmp_path: Path) -> Path:
     return tmp_path / "features.npy"
 
 
-def test_three_commands_at_once(tmp_path: Path, features: Path):
+# Parts where all is loaded and nothing has run: the commands begin at once, for the price of one start.
+_AT_ONCE = """
+import json, os, sys, torch
+from semobridge_ext import cli
+torch.set_num_threads(1)
+children = []
+for place in sys.argv[1:4]:
+    children.append(os.fork())
+    if children[-1] == 0:
+        os.dup2(os.open(place, os.O_WRONLY | os.O_CREAT), 2)
+        code = cli.main(sys.argv[4:])
+        sys.stderr.flush()
+        os._exit(code)
+print(json.dumps([[pid, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])] for pid in children]))
+"""
+
+
+def test_three_commands_at_once(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, features: Path):
     """Each has the result or names the run that has the file; the file is that of a run alone."""
     words = ["invert", str(features), "out", "--steps", "20", "--batch-size", "1", "--quiet"]
     out, alone = tmp_path / "out.safetensors", tmp_path / "alone.safetensors"
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-m", "semobridge_ext.cli", *words[:2], str(out), *words[3:]],
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE, text=True,
-        )
-        for _ in range(3)
-    ]  # fmt: skip
-    told = [child.communicate()[1] for child in children]
-    pids = [child.pid for child in children]
-    for child, error in zip(children, told, strict=True):
-        if child.returncode:
+    errors = [tmp_path_factory.mktemp("told") / "stderr" for _ in range(3)]
+    program = Program(_AT_ONCE, {}, [*map(str, errors), *words[:2], str(out), *words[3:]])
+    done = fresh_processes("open_clip").run(program)
+    assert done.returncode == 0, done.stderr
+    children = dict(json.loads(done.stdout.splitlines()[-1]))
+    told = [place.read_text() for place in errors]
+    for code, error in zip(children.values(), told, strict=True):
+        if code:
             holder = re.search(
                 r"out must belong to one run, .* which (?:process (\d+) on|another process)", error
             )
-            assert child.returncode == 2 and holder, error
-            assert holder[1] is None or int(holder[1]) in pids
-    assert any(child.returncode == 0 for child in children), told
+            assert code == 2 and holder, error
+            assert holder[1] is None or int(holder[1]) in children
+    assert 0 in children.values(), told
     assert cli.main([*words[:2], str(alone), *words[3:]]) == 0
     assert out.read_bytes() == alone.read_bytes()
     assert {p.name for p in tmp_path.iterdir()} == {features.name, out.name, alone.name}

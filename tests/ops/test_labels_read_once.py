@@ -23,15 +23,14 @@ def write():
         tail.copy_(sound)
         tail.fill_(wild)
 threading.Thread(target=write, daemon=True).start()
-end, calls = time.monotonic() + 2, 0
-while time.monotonic() < end:
+end, calls = time.monotonic() + 0.5, 0
+while calls < 6 or time.monotonic() < end:
     calls += 1
     try:
         {call}
     except ValueError as error:
         assert "labels" in str(error), error
 done = True
-assert calls > 5
 """
 CALLS = {
     "support_logits": "sb.support_logits(torch.ones(1, 1), keys, labels, C)",
@@ -44,7 +43,7 @@ CALLS = {
 @pytest.mark.parametrize("wild", [1 << 40, 6])
 def test_written_meanwhile(call: str, wild: int):
     code = _RACE.replace("{wild}", str(wild)).replace("{call}", CALLS[call])
-    (done,) = run_fresh([Program(code, {})])
+    (done,) = run_fresh([Program(code)])
     assert done.returncode == 0, (done.returncode, done.stderr[-800:])
 
 

@@ -153,7 +153,7 @@ KINDS = re.findall(r'^    "([a-z-]+)": \(', _PROGRAM.split("KINDS = {")[1], re.M
 
 @pytest.mark.parametrize("kind", [*KINDS, "default-meta", "fake-mode"])
 def test_odd(kind: str):
-    (done,) = run_fresh([Program(f"KIND = {kind!r}\n{_PROGRAM}", {})])
+    (done,) = run_fresh([Program(f"KIND = {kind!r}\n{_PROGRAM}")])
     assert done.returncode == 0, (
         f"ended with {done.returncode} at {done.stdout[-300:]}\n{done.stderr[-2000:]}"
     )

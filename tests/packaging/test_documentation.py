@@ -7,14 +7,13 @@ import importlib.util
 import re
 import shlex
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import semobridge_ext as sb
 from semobridge_ext.cli import build_parser
-from tests.support.fresh import FreshProcesses, Program
+from tests.support.fresh import Program, fresh_processes
 from tests.support.source_tree import ROOT, environment, run
 
 if not (ROOT / "README.md").is_file():
@@ -38,14 +37,6 @@ def fenced(path: Path, language: str) -> list[str]:
 # -- code blocks -------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def processes() -> Iterator[FreshProcesses]:
-    """open_clip is loaded: it takes four seconds of processor, for each page."""
-    found = FreshProcesses("open_clip")
-    yield found
-    found.close()
-
-
 WITH_PYTHON = [path for path in PAGES if fenced(path, "python")]
 
 
@@ -55,12 +46,13 @@ def test_readme_begins_with_a_snippet_that_asserts():
 
 
 @pytest.mark.parametrize("path", WITH_PYTHON, ids=name_of)
-def test_python_blocks_run(path: Path, tmp_path: Path, processes: FreshProcesses):
+def test_python_blocks_run(path: Path, tmp_path: Path):
     """The blocks of a page, one after another, as one program."""
     script = tmp_path / "snippets.py"
     code = "\n".join(fenced(path, "python"))
     script.write_text(code, encoding="utf-8")  # for the lines of an error
-    done = processes.run(Program(code, {}), name=str(script), cwd=tmp_path)
+    # open_clip takes four seconds of processor to load: once, not for each page.
+    done = fresh_processes("open_clip").run(Program(code), name=str(script), cwd=tmp_path)
     assert done.returncode == 0, f"{name_of(path)}: {done.stderr}"
 
 

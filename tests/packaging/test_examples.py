@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 from PIL import Image
 
 import semobridge_ext as sb
-from tests.support.source_tree import ROOT, environment
+from tests.support.fresh import run_script
+from tests.support.source_tree import ROOT
 
 EXAMPLES = ROOT / "examples"
 
 
 def run(name: str, *arguments: str, code: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / name), *arguments],
-        capture_output=True, text=True, env=environment(), timeout=300,
-    )  # fmt: skip
+    done = run_script(EXAMPLES / name, *arguments)
     assert done.returncode == code, done.stderr
     return done.stdout if code == 0 else done.stderr
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import re
-import subprocess
 import sys
 from functools import partial
 from itertools import product
@@ -24,7 +23,7 @@ from semobridge_ext.runtime import calibration
 from semobridge_ext.runtime import thresholds as _thresholds
 from semobridge_ext.runtime.calibration import TOLERANCE, Case, Measured, measure, thresholds
 from semobridge_ext.runtime.choice import Kernels, resolve
-from tests.support.source_tree import environment
+from tests.support.fresh import Program, run_fresh
 
 # What the package says may be measured: every operator's `Kernels`.
 MEASURED = {
@@ -58,34 +57,33 @@ def stored(calls: dict, version: str = sb.__version__) -> Path:
     return _thresholds.path()
 
 
-WRITER = """
-import sys
+WRITERS = """
+import os, sys
 from pathlib import Path
 from semobridge_ext.runtime import thresholds
-print("ready", flush=True)
-sys.stdin.readline()
-for i in range(8):
-    thresholds.write(Path(sys.argv[1]), f"card {sys.argv[2]} {i}", "1", {"topk float32": [(i, "eager")]})
+wait, begin = os.pipe()
+children = []
+for n in range(4):
+    children.append(os.fork())
+    if children[-1] == 0:
+        os.close(begin)
+        os.read(wait, 1)  # until all are there, and the other end is closed
+        for i in range(8):
+            thresholds.write(Path(sys.argv[1]), f"card {n} {i}", "1", {"topk float32": [(i, "eager")]})
+        os._exit(0)
+os.close(begin)
+assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
 """
 
 
 def test_processes_that_write_at_once_lose_nothing(tmp_path: Path):
     """Each read the file before another had replaced it, and wrote it back without what that had added."""
-    words = [sys.executable, "-c", WRITER, str(tmp_path / "here" / "thresholds.json")]
-    children = [
-        subprocess.Popen([*words, str(n)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment())
-        for n in range(4)
-    ]
-    for child in children:
-        assert child.stdout is not None and child.stdout.readline() == b"ready\n"
-    for child in children:
-        assert child.stdin is not None
-        child.stdin.write(b"\n")
-        child.stdin.flush()
-    assert [(child.communicate(), child.returncode)[1] for child in children] == [0] * 4
-    found = _thresholds.read(tmp_path / "here" / "thresholds.json")
+    place = tmp_path / "here" / "thresholds.json"
+    (done,) = run_fresh([Program(WRITERS, {}, [str(place)])])
+    assert done.returncode == 0, done.stderr
+    found = _thresholds.read(place)
     assert sorted(found) == sorted(f"card {n} {i}" for n in range(4) for i in range(8))
-    assert [p.name for p in (tmp_path / "here").iterdir()] == ["thresholds.json"]
+    assert [p.name for p in place.parent.iterdir()] == [place.name]
 
 
 def test_nothing_measured_leaves_the_choice_to_the_rules():

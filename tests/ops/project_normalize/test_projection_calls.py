@@ -70,7 +70,7 @@ for width in (0, 1, 63, 65, 1000, 100_000):
             continue
         raise SystemExit(f"width {width} was taken")
 """
-    (done,) = run_fresh([Program(code, {})])
+    (done,) = run_fresh([Program(code)])
     assert done.returncode == 0, (done.returncode, done.stderr[-500:])
 
 

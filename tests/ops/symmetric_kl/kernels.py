@@ -7,7 +7,7 @@ import numpy as np
 from tests.cuda_emulation.buffers import FLOAT, NAMES, SANITIZED, Matrix
 from tests.cuda_emulation.cases import PLACE, STORAGES, close, complex_step, layouts
 
-SHAPES = ((1, 1, 1.0), (9, 5, 0.5), (11, 96, 1.0), (3, 1030, 2.0))  # rows, classes, temperature
+SHAPES = ((1, 1, 1.0), (9, 5, 0.5), (11, 96, 1.0), (2, 1030, 2.0))  # rows, classes, temperature
 NO_MATRIX = (0, FLOAT, 0, 0, 0)
 
 
@@ -47,6 +47,8 @@ def case_symmetric_kl(m, rng: np.random.Generator) -> None:
                     close(rows.values.T, want[:, None], FLOAT, f"symmetric_kl of {NAMES[dtype]}")
                 grad = Matrix(1, n, values=rng.standard_normal(n))
                 found = [Matrix(n, classes, dtype, **layout) for _ in range(2)]
+                pairs = ((a.values, b.values), (b.values, a.values))
+                wants = [grad.values.T * gradient(*pair, temperature) for pair in pairs]
                 for wanted in ((True, True), (True, False), (False, True)):
                     views = [g.view if w else NO_MATRIX for g, w in zip(found, wanted, strict=True)]
                     for g in found:
@@ -54,13 +56,11 @@ def case_symmetric_kl(m, rng: np.random.Generator) -> None:
                     m.symmetric_kl_bwd_cuda(
                         a.view, b.view, temperature, grad.address, stats.address, *views, *PLACE
                     )
-                    pairs = ((a.values, b.values), (b.values, a.values))
-                    for g, pair, w in zip(found, pairs, wanted, strict=True):
+                    for g, want, w in zip(found, wants, wanted, strict=True):
                         g.check_guards()
                         if not w:
                             assert (g.values == 0).all(), "a gradient that nobody wanted was written"
                         elif classes > 1:
-                            want = grad.values.T * gradient(*pair, temperature)
                             close(g.values, want, dtype, "symmetric_kl gradient")
                         else:
                             assert (g.values == 0).all(), "one class has no gradient"

@@ -6,7 +6,6 @@ import importlib.util
 import json
 import re
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,10 @@ from typing import Any
 import pytest
 
 from tests.support.comparer import note
+from tests.support.fresh import run_script
 from tests.support.own_kernels import tables
 from tests.support.scripts import load_script
-from tests.support.source_tree import ROOT, environment, need_source, run
+from tests.support.source_tree import ROOT, need_source
 from tests.support.triton_kernels import FILES, all_files
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
@@ -25,7 +25,7 @@ SMALLEST_SHARED = 99 << 10  # of a block on sm_86, 89 and 120
 
 
 def interpret(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return run(sys.executable, HERE / "interpret.py", *arguments, env=environment(TRITON_INTERPRET="1"))
+    return run_script(HERE / "interpret.py", *arguments, loaded="torch", TRITON_INTERPRET="1")
 
 
 def report_of(done: subprocess.CompletedProcess[str]) -> dict[str, float]:
@@ -62,7 +62,7 @@ def test_interpreted_kernel_meets_the_oracle(name: str):
 
 
 def test_public_functions_reach_the_kernels():
-    done = run(sys.executable, HERE / "dispatch.py", env=environment(TRITON_INTERPRET="1"))
+    done = run_script(HERE / "dispatch.py", loaded="torch", TRITON_INTERPRET="1")
     worst = report_of(done)
     assert {"topk/float32", "support_logits gradient of keys/float16"} <= set(worst)
 
