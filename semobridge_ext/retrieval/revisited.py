@@ -22,7 +22,7 @@ from torch import Tensor
 
 from semobridge_ext import _arrays, _errors
 from semobridge_ext._ops.rank_counts.op import Marked, blocks, rank_counts
-from semobridge_ext.retrieval.metrics import check_features, check_places
+from semobridge_ext.retrieval.checks import check_features, check_places
 from semobridge_ext.retrieval.relevance import row_numbers
 from semobridge_ext.runtime.choice import resolve
 from semobridge_ext.runtime.rows import unit_columns

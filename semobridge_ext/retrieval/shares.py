@@ -9,7 +9,7 @@ import torch
 
 from semobridge_ext import _arrays, _errors
 from semobridge_ext._ops.topk.op import topk
-from semobridge_ext.retrieval.metrics import check_features, check_places
+from semobridge_ext.retrieval.checks import check_features, check_places
 
 _NAME = "group_shares"
 _BLOCK = 1 << 20  # places looked at in one call: 12 MiB of scores and rows

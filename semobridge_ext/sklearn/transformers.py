@@ -194,7 +194,7 @@ class IsoCLIP(linear_maps.IsoCLIP, _Types):
     """``semobridge_ext.IsoCLIP`` for scikit-learn: intra-modal features, cuts given or chosen by ``fit``.
 
     Args:
-        image_projection, text_projection: as there.
+        image_projection, text_projection, image_bias, text_bias: as there.
         k_top, k_bottom, text_k_top, text_k_bottom: as there.
         side, compress, normalize: as there.
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from semobridge_ext.cli import models, sorted_entries
-from semobridge_ext.cli.commands import extract
 from semobridge_ext.cli.galleries import _joined
+from semobridge_ext.cli.open_shard import OpenShard
 from semobridge_ext.cli.pairs import keys_finder, read_pairs
 from semobridge_ext.cli.shards import Folder
 from semobridge_ext.cli.sources import open_source
@@ -67,13 +67,13 @@ def test_extract_keeps_nothing_of_an_image(tmp_path: Path, monkeypatch) -> None:
     write_tar(tmp_path / "tiny.tar", 40_000)
     monkeypatch.setattr(models, "load", lambda *_: TinyEncoder())
     seen: list[tuple[int, int, int]] = []  # inputs, Python's blocks, the peak until then
-    plain = extract._Shard.flush
+    plain = OpenShard.flush
 
     def flush(shard: Any) -> None:
         plain(shard)
         seen.append((1000 * shard.index, sys.getallocatedblocks(), peaks.status_bytes("VmHWM")))
 
-    monkeypatch.setattr(extract._Shard, "flush", flush)
+    monkeypatch.setattr(OpenShard, "flush", flush)
     words = ("--quiet", "--workers", 0, "--shard-size", 1000)
     assert command("extract", tmp_path / "tiny.tar", tmp_path / "out", *words) == 0
     at = {inputs: (blocks, peak) for inputs, blocks, peak in seen}

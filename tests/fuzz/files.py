@@ -21,13 +21,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # no threads that a fork would no
 import torch
 
 from tests.fuzz.attacks import Case
-from tests.fuzz.folder_targets import TARGETS as FOLDERS
-from tests.fuzz.folder_targets import parquet_edits
 from tests.fuzz.runner import Outcome, Target, try_all
-from tests.fuzz.targets import TARGETS as TENSORS
+from tests.fuzz.targets import TARGETS
+from tests.fuzz.targets.shards import parquet_edits
 from tests.fuzz.tensor_attacks import attacks
-
-TARGETS = [*TENSORS, *FOLDERS]
 
 
 def cases_of(target: Target, path: Path, limit: int | None, seed: int) -> list[Case]:

@@ -17,21 +17,22 @@ import semobridge_ext as sb
 from semobridge_ext import _checksum, _files
 from semobridge_ext.cli import mappings
 from semobridge_ext.cli.commands.invert import _read_features
-from tests.fuzz import targets
+from tests.fuzz.targets import classifiers, common, growing_sets, inversion, maps
 from tests.fuzz.tensor_attacks import Parts, raw
 from tests.support.checksums import entry_of, resealed
 
 SAVED: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any], str]] = {
     **{
-        name: (targets.saved(made), getattr(sb, name).load, f"{name}.load")
+        name: (common.saved(made), getattr(sb, name).load, f"{name}.load")
         for name, made in {
-            "Bridge": targets.P.bridge, "LinearMap": targets.linear_map, "IsoCLIP": targets.isoclip,
-            "SupportSet": targets.support, **{kind: targets.fitted(kind) for kind in targets.MADE},
+            "Bridge": common.P.bridge, "LinearMap": maps.linear_map, "IsoCLIP": maps.isoclip,
+            "SupportSet": growing_sets.support,
+            **{kind: classifiers.fitted(kind) for kind in classifiers.MADE},
         }.items()
     },
-    "map --mapping": (targets.saved(targets.linear_map), mappings.load, "LinearMap.load"),
-    "oti(out=)": (targets.make_inversion, targets.invert, "oti"),
-    "SeMoBridgeT.fit(checkpoint=)": (targets.make_checkpoint, targets.train, "SeMoBridgeT.fit"),
+    "map --mapping": (common.saved(maps.linear_map), mappings.load, "LinearMap.load"),
+    "oti(out=)": (inversion.make_inversion, inversion.invert, "oti"),
+    "SeMoBridgeT.fit(checkpoint=)": (classifiers.make_checkpoint, classifiers.train, "SeMoBridgeT.fit"),
 }  # fmt: skip
 FLIPS = {"oti": 6}  # of a file whose loading begins with a model; of others:
 MOST = 48
@@ -86,7 +87,7 @@ def test_a_flipped_bit_of_the_header(saved):
 
 def test_a_flipped_bit_of_the_entry(tmp_path: Path):
     """A file whose entry has lost its name is not taken for an older one."""
-    path = targets.saved(targets.P.bridge)(tmp_path)
+    path = common.saved(common.P.bridge)(tmp_path)
     whole = path.read_bytes()
     at = whole.index(b'"checksum"')
     for bit in range(8 * at, 8 * (whole.index(b"}", at) + 1)):
@@ -126,7 +127,7 @@ def test_the_entry_against_the_bytes(saved):
     "entry", ["", "crc32:", "crc32:{}", "crc32:[]", "crc32:" + "[" * 100_000, "md5:0"], ids=len
 )
 def test_an_entry_that_is_none(tmp_path: Path, entry: str):
-    path = targets.saved(targets.P.bridge)(tmp_path)
+    path = common.saved(common.P.bridge)(tmp_path)
     parts = Parts.of(path.read_bytes())
     meta = parts.header["__metadata__"] | {"checksum": entry}
     path.write_bytes(raw(parts.header | {"__metadata__": meta}, parts.data))
@@ -166,7 +167,7 @@ def test_a_tensor_in_blocks():
 
 def test_a_support_set_that_grew(tmp_path: Path):
     """Its segments are joined as they are written."""
-    made = targets.support()
+    made = growing_sets.support()
     made.append(torch.eye(4)[:2], torch.tensor([2, 0]), torch.ones(2))
     made.save(tmp_path / "file")
     whole = (tmp_path / "file").read_bytes()
@@ -175,7 +176,7 @@ def test_a_support_set_that_grew(tmp_path: Path):
 
 def test_a_mapped_support_set(tmp_path: Path, monkeypatch):
     """Its keys are not read when it is opened, and not compared; labels, weights and the header are."""
-    path = targets.saved(targets.support)(tmp_path)
+    path = common.saved(growing_sets.support)(tmp_path)
     whole = path.read_bytes()
     parts = Parts.of(whole)
     start = len(whole) - len(parts.data)
@@ -200,7 +201,7 @@ def test_a_mapped_support_set(tmp_path: Path, monkeypatch):
 def test_an_onnx_graph(tmp_path: Path):
     """All that from_onnx reads: the matrices, and which steps they make."""
     onnx = pytest.importorskip("onnx", reason="needed: pip install onnx")
-    path = targets.make_onnx(tmp_path)
+    path = maps.make_onnx(tmp_path)
     whole = path.read_bytes()
     model = onnx.load(path)
     for tensor in model.graph.initializer:

@@ -1,4 +1,4 @@
-"""The core called from several threads at once, under ThreadSanitizer; see threads.cpp and gomp_threads.cpp.
+"""The core called from several threads at once, under ThreadSanitizer; see threads/.
 
 The portable set alone: the sets share every line but the vector types, so one shows who writes what.
 """
@@ -18,8 +18,8 @@ from tests.support.source_tree import PORTABLE_ONLY, ROOT, at_o1, configure, env
 
 pytestmark = pytest.mark.slow
 
-HERE = ROOT / "tests" / "sanitizers"
-DRIVER = [HERE / "threads.cpp", HERE / "gomp_threads.cpp"]
+DRIVER = files_below(ROOT / "tests" / "sanitizers" / "threads", ending=(".cpp",))
+HEADER = ROOT / "tests" / "sanitizers" / "threads" / "entries.h"
 FLAGS = "-O1 -g1 -fsanitize=thread"
 ENTRIES = 24
 
@@ -115,12 +115,12 @@ def built() -> Path:
             )  # fmt: skip
         link(folder, folder / "threads")
 
-    key = [version_of(compiler), FLAGS, *names, *sources, *DRIVER, ROOT / "CMakeLists.txt"]
+    key = [version_of(compiler), FLAGS, *names, *sources, *DRIVER, HEADER, ROOT / "CMakeLists.txt"]
     return kept("threads", key, make)
 
 
 def link(folder: Path, program: Path, broken: Path | None = None, instead_of: str = "") -> None:
-    """Without -fopenmp: what that would link stands in gomp_threads.cpp."""
+    """Without -fopenmp: what that would link stands in threads/gomp_threads.cpp."""
     objects = [
         o for o in (folder / "build").rglob("*.o") if not o.match(f"*{instead_of}.o") or not instead_of
     ]
@@ -147,7 +147,7 @@ def test_every_entry_is_called():
     """Of the table, and what the headers declare beside it."""
     table = re.findall(r"^SB_KERNEL\((\w+),", (ROOT / "csrc/core/kernels.def").read_text(), re.MULTILINE)
     beside = ["prune_candidates", "sort_labels", "rank_metrics", "tower_descent_workspace"]
-    driver = DRIVER[0].read_text()
+    driver = "".join(path.read_text() for path in (*DRIVER, HEADER))
     assert len(table) >= 15
     assert not [name for name in (*table, *beside) if not re.search(rf"\b{name}\(", driver)]
 

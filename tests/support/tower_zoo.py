@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from tests.support import towers
 from tests.support.towers import TEXT, TEXT_CONFIG, VISION, D
 
-PROMPT = "a photo of {}"
-
 
 class Way(NamedTuple):
     """A model, the layer behind which the learned rows stand, and a call that gives features of S samples."""

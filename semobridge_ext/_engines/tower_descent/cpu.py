@@ -25,8 +25,6 @@ from semobridge_ext.runtime.backend import _C, DTYPE_CODES
 from semobridge_ext.runtime.threads import thread_count
 from semobridge_ext.runtime.views import address, values, view
 
-STORED = (torch.float32, torch.float16, torch.bfloat16)
-
 
 def lossless_half(tower: Tower) -> bool:
     """True where every matrix is exactly a float16 one, as in models that were trained or kept so."""

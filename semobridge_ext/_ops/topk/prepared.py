@@ -21,8 +21,6 @@ from semobridge_ext._ops.topk.op import TopK, topk
 from semobridge_ext.runtime.choice import direct, in_transform, plain
 from semobridge_ext.runtime.rows import compute_dtype, unit_columns, unit_rows
 
-Allow = Tensor | range
-
 
 class Segment:
     """Rows with their codes; `rows` and the codes may have room behind the last one.

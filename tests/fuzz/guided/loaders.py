@@ -128,7 +128,7 @@ def tar_seeds() -> list[bytes]:
 
 
 def remote_seeds() -> list[bytes]:
-    from tests.fuzz.targets import make_projections
+    from tests.fuzz.targets.maps import make_projections
 
     with tempfile.TemporaryDirectory() as folder:
         return [packed(make_projections(Path(folder)).read_bytes())]

@@ -1,5 +1,5 @@
 // One thread, for a compiler without OpenMP: what is fuzzed here is indices. Threads are
-// tests/sanitizers/threads.cpp's.
+// for tests/sanitizers/threads/.
 #pragma once
 
 inline int omp_get_thread_num() { return 0; }
