@@ -162,14 +162,15 @@ class Gallery(PreparedGallery):
             ids: [M] new whole numbers where the gallery has ids, else None.
 
         Raises:
-            TypeError, ValueError: as the constructor; ids that are missing, not asked for or known already.
+            TypeError, ValueError: as the constructor; ids that are missing, not asked for or known already; a
+                number that the gallery's dtype does not reach.
         """
         first = self._held.segments[0].room
         rows = _arrays.tensor("Gallery.add", "rows", rows, first.device)
         check_matrix("Gallery.add", "rows", rows)
         _errors.check_last_dim("Gallery.add", "rows", rows, self.width, f"the gallery has width {self.width}")
         _errors.check_same_device("Gallery.add", "rows", rows, first.device)
-        rows = prepared_rows(rows, self._normalize).to(first.dtype)
+        rows = _narrowed(prepared_rows(rows, self._normalize), first.dtype)
         with self._changing:
             held = self._held
             if (ids is None) != (held.ids is None):
@@ -305,6 +306,17 @@ class Gallery(PreparedGallery):
         gallery = cls.__new__(cls)
         PreparedGallery.__init__(gallery, held, normalize=normalize, called="Gallery")
         return gallery
+
+
+def _narrowed(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows in the gallery's dtype; an infinity made of a number would be the best hit of many queries."""
+    found = rows.to(dtype)
+    if found.dtype is not rows.dtype and bool((lost := found.isinf() & ~rows.isinf()).any()):
+        row, column = lost.nonzero()[0].tolist()
+        kind, got = str(dtype).removeprefix("torch."), f"{float(rows[row, column]):g} in row {row}"
+        remedy = "scale the rows, or make the gallery of float32 rows"
+        raise ValueError(_errors.message("Gallery.add", "rows", f"fit into {kind}", got, remedy))
+    return found
 
 
 def _tensor(function: str, name: str, value: Any) -> Tensor:
