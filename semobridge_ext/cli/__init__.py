@@ -136,6 +136,12 @@ def _check_command(argv: Sequence[str]) -> str | None:
     raise UsageError(f"unknown command '{word}'; {hint}")
 
 
+def _print_anything() -> None:
+    """Where stdout lacks a character its escape is written, as on stderr: no command fails at its result."""
+    if getattr(sys.stdout, "errors", None) == "strict" and hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     expected = (UsageError, ValueError, TypeError, OSError, RuntimeError, ImportError)
@@ -149,6 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     name = "semobridge-ext"
+    _print_anything()
     try:
         command = _check_command(argv)
         name = f"{name} {command}" if command else name

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ipaddress
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anyio
+from anyio.lowlevel import RunVar
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,6 +25,10 @@ from semobridge_ext.cli.serve_requests import Refused, parse
 from semobridge_ext.cli.serve_session import Session
 
 MOST_BYTES = 32 << 20  # of a request: an image of 24 MiB in base64
+_UPLOAD = 64 << 10  # bytes from which a body counts as an upload
+_UPLOADS = 8  # held in memory at once
+_PATIENCE = 30.0  # seconds for a body to arrive, and for an upload to wait for its turn
+_SEARCHES = 4  # at once, each on all cores; queries are encoded one by one, and pictures decoded
 _PAGE = Path(__file__).parent / "served"
 _FILES = {
     "/": ("page.html", "text/html"),
@@ -106,18 +113,47 @@ class Guard:
         elif (refused := self._refused(scope)) is not None:
             await refused(scope, receive, with_headers)
         else:
-            await self.app(scope, receive, with_headers)
+            await self._answered(scope, receive, with_headers)
+
+    async def _answered(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """By the routes; a request that the end of serve cuts off is told so, without a traceback."""
+        begun = False
+
+        async def noted(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noted)
+        except asyncio.CancelledError:
+            if not begun:
+                text = "serve: the request must come while serve runs, got its end; ask again when it is back"
+                await _json({"error": text}, 503)(scope, receive, send)
+
+
+def _told_bytes(request: Request) -> int | None:
+    """The length that a request tells of its body, where it tells one."""
+    told = request.headers.get("content-length", "")
+    return int(told) if told.isdecimal() and len(told) < 20 else None
 
 
 async def _body(request: Request) -> bytes:
-    """The bytes of a request, read no further than the limit."""
+    """The bytes of a request, read no further than the limit and no longer than a client may take."""
+    try:
+        return await asyncio.wait_for(_read(request), _PATIENCE)
+    except asyncio.TimeoutError:
+        contract, remedy = f"arrive within {_PATIENCE:g} seconds", "send a smaller image"
+        raise Refused(_errors.message("serve", "the body", contract, "less", remedy), 408) from None
+
+
+async def _read(request: Request) -> bytes:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":  # which a foreign page cannot send unasked
         got = repr(kind)[:80]
         remedy = "send JSON"
         raise Refused(_errors.message("serve", "Content-Type", "be application/json", got, remedy), 415)
-    told = request.headers.get("content-length", "0")
-    parts, size = [], int(told) if told.isdecimal() and len(told) < 20 else 0
+    parts, size = [], _told_bytes(request) or 0
     if size <= MOST_BYTES:
         size = 0
         async for part in request.stream():
@@ -132,22 +168,60 @@ async def _body(request: Request) -> bytes:
     return b"".join(parts)
 
 
+class Turns:
+    """Who waits for whom: searches take few threads and pictures one, uploads take bounded memory."""
+
+    def __init__(self) -> None:
+        self._uploads = asyncio.Semaphore(_UPLOADS)
+        self._searches, self._pictures = anyio.CapacityLimiter(_SEARCHES), anyio.CapacityLimiter(1)
+
+    @staticmethod
+    def here() -> Turns:
+        """Those of the running loop, to which they are bound."""
+        found = _turns.get(None)
+        if found is None:
+            _turns.set(found := Turns())
+        return found
+
+    async def search(self, work: Callable[[], Response]) -> Response:
+        return await anyio.to_thread.run_sync(work, limiter=self._searches)
+
+    async def picture(self, work: Callable[[], Response]) -> Response:
+        return await anyio.to_thread.run_sync(work, limiter=self._pictures)
+
+    @contextlib.asynccontextmanager
+    async def upload(self) -> AsyncIterator[None]:
+        """Held while the body of an upload is in memory."""
+        try:
+            await asyncio.wait_for(self._uploads.acquire(), _PATIENCE)
+        except asyncio.TimeoutError:
+            contract = f"be at most {_UPLOADS} at once"
+            told = _errors.message("serve", "uploads", contract, "more", "ask again later")
+            raise Refused(told, 503) from None
+        try:
+            yield
+        finally:
+            self._uploads.release()
+
+
+_turns: RunVar[Turns | None] = RunVar("turns of serve")
+
+
 def make_app(session: Session, host: str = "127.0.0.1") -> Guard:
     """The application over one session; `host` is the name that it is bound to."""
 
-    async def answered(work: Callable[[], Response]) -> Response:
-        return await run_in_threadpool(work)
-
     async def info(request: Request) -> Response:
-        return await answered(lambda: _json(session.info()))
+        return await Turns.here().search(lambda: _json(session.info()))
 
     async def search(request: Request) -> Response:
-        body = await _body(request)
-        return await answered(lambda: _json(session.search(parse(body))))
+        told = _told_bytes(request)
+        async with Turns.here().upload() if told is None or told > _UPLOAD else contextlib.nullcontext():
+            body = await _body(request)
+            return await Turns.here().search(lambda: _json(session.search(parse(body))))
 
     async def picture(request: Request) -> Response:
         row = request.path_params["row"]
-        return await answered(lambda: Response(session.picture(row), media_type="image/png"))
+        return await Turns.here().picture(lambda: Response(session.picture(row), media_type="image/png"))
 
     async def own_file(request: Request, name: str, kind: str) -> Response:
         return Response((_PAGE / name).read_bytes(), media_type=kind)
@@ -155,12 +229,18 @@ def make_app(session: Session, host: str = "127.0.0.1") -> Guard:
     async def refuse(request: Request, error: Exception) -> Response:
         return _refusal(error)
 
+    async def left(request: Request, error: Exception) -> Response:
+        """To a client that is gone; as an unexpected error it would print a traceback."""
+        return _json({"error": "serve: the body must arrive whole, got its client's end; send it again"}, 400)
+
     async def no_route(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         got = f"{request.method} {request.url.path[:80]}"
         known = "GET /, /api/info, /image/ROW or POST /api/search"
         text = _errors.message("serve", "the request", f"be {known}", got, "open / for the page")
-        return _json({"error": text}, error.status_code)
+        answer = _json({"error": text}, error.status_code)
+        answer.headers.update(error.headers or {})  # Allow, where a path has other methods
+        return answer
 
     routes = [
         Route("/api/info", info, methods=["GET"]),
@@ -170,5 +250,6 @@ def make_app(session: Session, host: str = "127.0.0.1") -> Guard:
     for path, (name, kind) in _FILES.items():
         routes.append(Route(path, partial(own_file, name=name, kind=kind), methods=["GET"]))
     kinds: dict[Any, Any] = {ValueError: refuse, TypeError: refuse, NotImplementedError: refuse}
+    kinds[ClientDisconnect] = left
     handlers = {**kinds, Exception: refuse, HTTPException: no_route}
     return Guard(Starlette(routes=routes, exception_handlers=handlers), host)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import threading
 import time
@@ -110,13 +111,18 @@ class Session:
 
     # -- what there is -------------------------------------------------------------------------------
 
-    def info(self) -> dict[str, Any]:
+    @functools.cached_property
+    def _choices(self) -> list[dict[str, Any]]:
+        """The columns, with their values where they are few; found once, in a pass over all rows."""
         columns = []
         for name, column in self.columns.items():
             values = None if name == PATH else column.unique().drop_null()
             if values is not None:
                 values = sorted(values.to_pylist()) if len(values) <= _LISTED else None
             columns.append({"name": name, "values": values})
+        return columns
+
+    def info(self) -> dict[str, Any]:
         return {
             "shards": str(self.path),
             "rows": len(self.gallery),
@@ -124,7 +130,7 @@ class Session:
             "bytes": self.gallery.nbytes,
             "text": self.text_refusal is None,
             "text_refusal": self.text_refusal,
-            "columns": columns,
+            "columns": self._choices,
         }
 
     def metadata(self, row: int) -> dict[str, str]:

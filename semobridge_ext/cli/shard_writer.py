@@ -20,10 +20,8 @@ import numpy as np
 from semobridge_ext import _digest, _files, _locks
 from semobridge_ext.cli.listing import state
 from semobridge_ext.cli.output import write_json
-from semobridge_ext.cli.shards import FEATURES, METADATA, SEALS, TEXTS, Folder, read_json
+from semobridge_ext.cli.shards import FEATURES, FORMAT, METADATA, SEALS, TEXTS, Folder, read_json
 from semobridge_ext.cli.tables import LANCE, PARQUET
-
-FORMAT = 2  # of settings.json and what belongs to it; 1 had no digests of inputs and shards
 
 
 def write_header(file: BinaryIO, shape: tuple[int, ...], dtype: Any) -> None:

@@ -27,6 +27,7 @@ from semobridge_ext import _errors, _files
 
 FEATURES, TEXTS, METADATA = "img_emb", "text_emb", "metadata"
 SEALS = "shards.jsonl"
+FORMAT = 2  # of settings.json and what belongs to it; 1 had no digests of inputs and shards
 _ROWS = 1 << 14  # read at once: 16384 float32 rows of width 512 are 32 MiB
 
 
@@ -157,11 +158,40 @@ class Folder:
                 raise self._wrong(path, f"a finite number as {name}", found[name])
         return found
 
+    def listed(self) -> Iterator[list[Any]]:
+        """The lines of shards.jsonl, one a finished shard; a line cut short counts for nothing."""
+        path = self.path / SEALS
+        for line in path.read_bytes().splitlines() if path.is_file() else ():
+            try:
+                found = _files.parse_json(line)
+            except ValueError:
+                continue
+            if isinstance(found, list) and found and type(found[0]) is int:
+                yield found
+
+    def _lacking(self) -> str | None:
+        """What shards.jsonl lists and is not there; of another program's folders nothing is known."""
+        listed = {line[0] for line in self.listed()}
+        lacking = sorted(listed - set(self.shards())) if listed else []
+        return f"no {self.features_path(lacking[0]).name}" if lacking else None
+
     def check_finished(self) -> None:
+        """Refuses a folder whose run was interrupted, that lost a shard, or that a later version wrote."""
+        written = self.settings().get("format")
+        if written is not None and _is_number(written) and written > FORMAT:
+            raise ValueError(
+                f"{self.function}: SHARDS must be of format {FORMAT} or older, got {written} in {self.path}, "
+                "which a later version wrote; upgrade semobridge-ext"
+            )
         if self.settings() and not self.summary():
             raise ValueError(
                 f"{self.function}: SHARDS must be finished, got {self.path}, whose run was interrupted; "
                 "the command that began it goes on where it stopped"
+            )
+        if (lacking := self._lacking()) is not None:
+            raise ValueError(
+                f"{self.function}: SHARDS must hold every shard of {SEALS}, got {lacking} in {self.path}; "
+                "copy the folder again, or run the command that made it"
             )
 
     def features(self, index: int) -> Tensor:

@@ -230,6 +230,10 @@ class Tables(Folder):
     def losses(self) -> list[tuple[str, str]]:
         return [pair for seal in read_seals(self.path).values() for pair in seal.lost]
 
+    def _lacking(self) -> str | None:
+        rows, found = sum(seal.rows for seal in read_seals(self.path).values()), self.record_count()
+        return f"{found} of {rows} rows" if found < rows else None
+
     def record_count(self) -> int:
         return sum(place.rows for place in self._places)
 

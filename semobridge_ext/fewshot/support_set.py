@@ -8,7 +8,9 @@ maps into memory: opening 1.28 million rows reads a few kilobytes and the labels
 
 from __future__ import annotations
 
+import copy
 import json
+import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -100,6 +102,13 @@ class SupportSet:
         check_support("SupportSet", keys, labels, num_classes, weights)
         self.num_classes = int(num_classes)
         self._segments = [_segment(keys, labels, weights, num_classes, "SupportSet")]
+        self._changing = threading.Lock()  # held by whoever replaces self._segments
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_changing"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _changing=threading.Lock())
 
     def __len__(self) -> int:
         return sum(len(s.labels) for s in self._segments)
@@ -141,7 +150,8 @@ class SupportSet:
     ) -> None:
         """Adds rows; the set is unchanged if they are refused.
 
-        A running `logits` keeps the rows it began with.
+        A running `logits` or `save` of another thread keeps the rows it began with, and appends wait for one
+        another.
 
         Args:
             keys: [s, D] unit rows in the set's dtype.
@@ -166,19 +176,21 @@ class SupportSet:
             has = "has no" if first.weights is None else "has"
             remedy = f"the set {has} weights"
             raise ValueError(_errors.message(name, "weights", contract, weights, remedy))
-        segments = [*self._segments, _segment(keys, labels, weights, self.num_classes, name)]
-        while len(segments) > 1 and len(segments[-2].labels) <= 2 * len(segments[-1].labels):
-            b, a = segments.pop(), segments.pop()
-            joined = None
-            if a.weights is not None and b.weights is not None:
-                joined = torch.cat([a.weights, b.weights.to(a.weights.dtype)])
-            segments.append(
-                _segment(
-                    torch.cat([a.keys, b.keys]), torch.cat([a.labels, b.labels]), joined,
-                    self.num_classes, name,
-                )
-            )  # fmt: skip
-        self._segments = segments
+        new = _segment(keys, labels, weights, self.num_classes, name)
+        with self._changing:
+            segments = [*self._segments, new]
+            while len(segments) > 1 and len(segments[-2].labels) <= 2 * len(segments[-1].labels):
+                b, a = segments.pop(), segments.pop()
+                joined = None
+                if a.weights is not None and b.weights is not None:
+                    joined = torch.cat([a.weights, b.weights.to(a.weights.dtype)])
+                segments.append(
+                    _segment(
+                        torch.cat([a.keys, b.keys]), torch.cat([a.labels, b.labels]), joined,
+                        self.num_classes, name,
+                    )
+                )  # fmt: skip
+            self._segments = segments
 
     def logits(
         self,
@@ -241,6 +253,9 @@ class SupportSet:
         Raises:
             OSError: the file cannot be written.
         """
+        copy.copy(self)._save(path)  # the rows of this moment
+
+    def _save(self, path: Any) -> None:
         fields = ["labels", "keys"] + ([] if self._segments[0].weights is None else ["weights"])
         meta = {
             "format": _FORMAT, "num_classes": str(self.num_classes), "fields": " ".join(fields)
@@ -295,8 +310,8 @@ class SupportSet:
         cls, keys: Tensor, labels: Tensor, weights: Tensor | None, num_classes: int, name: str
     ) -> Self:
         made = cls.__new__(cls)
-        made.num_classes = num_classes
-        made._segments = [_segment(keys, labels, weights, num_classes, name)]
+        segments = [_segment(keys, labels, weights, num_classes, name)]
+        made.__setstate__({"num_classes": num_classes, "_segments": segments})
         classes = made._segments[0].classes
         if classes is not None:  # it is the identity: 8 bytes a row that need not stay
             made._segments = [made._segments[0]._replace(classes=ClassOrder(None, classes.offsets))]

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from semobridge_ext import _arrays, _errors, _files, _numbers, _schema
-from semobridge_ext._ops.quantize_rows.op import Codes, can_quantize, shapes
+from semobridge_ext import _arrays, _errors, _numbers
 from semobridge_ext._ops.topk.checks import check_matrix
 from semobridge_ext._ops.topk.op import TopK
-from semobridge_ext._ops.topk.prepared import PreparedGallery, Segment, prepared_rows
+from semobridge_ext._ops.topk.prepared import Held, PreparedGallery, Segment, allowed, prepared_rows
+from semobridge_ext.retrieval import gallery_file
 from semobridge_ext.retrieval.range_search import RangeHits, above
 from semobridge_ext.retrieval.row_ids import checked_ids, rows_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-FORMAT = "semobridge-ext gallery 1"
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 class Gallery(PreparedGallery):
@@ -40,8 +36,6 @@ class Gallery(PreparedGallery):
         ids: [G] distinct whole numbers that stand for the rows in `remove`, `rows_of` and `search`, and stay
             theirs when rows are removed; None: rows have their numbers alone.
 
-    Attributes: ids [G] int64, or None.
-
     Raises:
         TypeError, ValueError: kind, dtype or shape.
 
@@ -51,6 +45,11 @@ class Gallery(PreparedGallery):
 
     Memory: D + 12 bytes a row beside the rows themselves; `add` doubles its room as it grows.
 
+    Threads: any number may search at once, also while others add and remove: a call answers from the rows,
+        codes and ids of the moment at which it began. Changes wait for one another. `remove` moves rows up,
+        so what a row number means is certain within one call alone: `search` returns ids, and `copy` holds
+        the rows still for several calls.
+
     Example:
         >>> import torch, semobridge_ext as sb
         >>> gallery = sb.Gallery(torch.eye(3), normalize=True)
@@ -58,24 +57,27 @@ class Gallery(PreparedGallery):
         TopK(scores=tensor([[1.]]), indices=tensor([[1]]))
     """
 
-    ids: Tensor | None
-
     def __init__(self, features: Any, *, normalize: bool = False, ids: Any = None) -> None:  # [G, D], [G]
         features = _arrays.tensor("Gallery", "features", features)
         check_matrix("Gallery", "features", features)
         _errors.check_memory("Gallery", "features", features)
         _errors.check_values("Gallery", "features", features)
-        self.ids = None if ids is None else checked_ids("Gallery", ids, len(features))
+        own = None if ids is None else checked_ids("Gallery", ids, len(features))
         rows = prepared_rows(features, bool(normalize))
-        super().__init__([Segment(rows)], normalize=bool(normalize), called="Gallery")
+        super().__init__(Held((Segment(rows),), own), normalize=bool(normalize), called="Gallery")
+
+    @property
+    def ids(self) -> Tensor | None:  # [G] int64
+        """The ids of the rows, in their order; None where rows have their numbers alone."""
+        return self._held.ids
 
     @property
     def width(self) -> int:
         """D."""
-        return self._segments[0].room.shape[1]
+        return self._held.segments[0].room.shape[1]
 
     def __repr__(self) -> str:
-        kind = str(self._segments[0].room.dtype).removeprefix("torch.")
+        kind = str(self._held.segments[0].room.dtype).removeprefix("torch.")
         unit = ", normalize=True" if self._normalize else ""
         unit += ", ids" if self.ids is not None else ""
         return f"Gallery({len(self)} rows of {self.width}, {kind}{unit}, {self.nbytes / 1e6:.1f} MB)"
@@ -137,16 +139,19 @@ class Gallery(PreparedGallery):
         if not _numbers.is_real(threshold) or threshold != threshold:
             remedy = "pass a cosine such as 0.9"
             raise ValueError(_errors.message(where, "threshold", "be a number", threshold, remedy))
-        device = self._segments[0].room.device
+        held = self._held
         if not isinstance(queries, Tensor) and _arrays.is_array(queries):
-            given = _arrays.tensor(where, "queries", queries, device)
-            hits = self.range_search(given, threshold, exclude=exclude, allow=allow)
-            return RangeHits(*map(_arrays.array, hits))
-        exclude = None if exclude is None else _arrays.whole(exclude, device)
-        self.topk(queries, 0, exclude=exclude, allow=allow)  # refuses what no search takes
+            given = _arrays.tensor(where, "queries", queries, held.device)
+            return RangeHits(*map(_arrays.array, self._range(held, given, threshold, exclude, allow)))
+        return self._range(held, queries, threshold, exclude, allow)
+
+    def _range(self, held: Held, queries: Any, threshold: float, exclude: Any, allow: Any) -> RangeHits:
+        """`range_search` over the rows of one moment."""
+        exclude = None if exclude is None else _arrays.whole(exclude, held.device)
+        self._topk(held, queries, 0, exclude, allow)  # refuses what no search takes
         return above(
-            lambda numbers, k: self.topk(queries[numbers], k, allow=allow),
-            len(queries), self._allowed(where, allow)[2], float(threshold), exclude,
+            lambda numbers, k: self._topk(held, queries[numbers], k, allow=allow),
+            len(queries), allowed("Gallery.range_search", held, allow)[2], float(threshold), exclude,
         )  # fmt: skip
 
     def add(self, rows: Any, ids: Any = None) -> Gallery:  # [M, D], [M]
@@ -157,22 +162,25 @@ class Gallery(PreparedGallery):
             ids: [M] new whole numbers where the gallery has ids, else None.
 
         Raises:
-            TypeError, ValueError: as the constructor; ids that are missing, not asked for or known already.
+            TypeError, ValueError: as the constructor; ids that are missing, not asked for or known already; a
+                number that the gallery's dtype does not reach.
         """
-        rows = _arrays.tensor("Gallery.add", "rows", rows, self._segments[0].room.device)
+        first = self._held.segments[0].room
+        rows = _arrays.tensor("Gallery.add", "rows", rows, first.device)
         check_matrix("Gallery.add", "rows", rows)
-        first = self._segments[0].room
         _errors.check_last_dim("Gallery.add", "rows", rows, self.width, f"the gallery has width {self.width}")
         _errors.check_same_device("Gallery.add", "rows", rows, first.device)
-        if (ids is None) != (self.ids is None):
-            contract = "be given" if ids is None else "be None for a gallery without ids"
-            remedy = "give every row of a gallery an id, from its constructor on, or none"
-            raise ValueError(_errors.message("Gallery.add", "ids", contract, ids, remedy))
-        if self.ids is not None:
-            new = checked_ids("Gallery.add", ids, len(rows), self.ids)
-        self._append(prepared_rows(rows, self._normalize).to(first.dtype))
-        if self.ids is not None:
-            self.ids = torch.cat([self.ids, new])
+        rows = _narrowed(prepared_rows(rows, self._normalize), first.dtype)
+        with self._changing:
+            held = self._held
+            if (ids is None) != (held.ids is None):
+                contract = "be given" if ids is None else "be None for a gallery without ids"
+                remedy = "give every row of a gallery an id, from its constructor on, or none"
+                raise ValueError(_errors.message("Gallery.add", "ids", contract, ids, remedy))
+            every = held.ids
+            if every is not None:
+                every = torch.cat([every, checked_ids("Gallery.add", ids, len(rows), every)])
+            self._held = held.appended(rows, every)
         return self
 
     def rows_of(self, ids: Any) -> Tensor:  # [M] int64
@@ -187,7 +195,8 @@ class Gallery(PreparedGallery):
         Raises:
             TypeError, ValueError: no whole numbers, or one that no row has.
         """
-        return rows_of("Gallery.rows_of", "ids", ids, self.ids, len(self))
+        held = self._held
+        return rows_of("Gallery.rows_of", "ids", ids, held.ids, held.total)
 
     def remove(self, ids: Any) -> Gallery:  # [M]
         """Takes rows out, by ids where the gallery has them, else by number; those behind move up.
@@ -202,16 +211,32 @@ class Gallery(PreparedGallery):
             Takes the time of a copy and of new codes, so remove many rows at once.
         """
         ids = [ids] if _numbers.is_whole(ids) else ids
-        gone = rows_of("Gallery.remove", "ids", ids, self.ids, len(self))
-        if not len(gone):
-            return self
-        kept = torch.ones(len(self), dtype=torch.bool)
-        kept[gone] = False
-        rows = self._all_rows()
-        self._segments = [Segment(rows[kept.to(rows.device)])]
-        if self.ids is not None:
-            self.ids = self.ids[kept]
+        with self._changing:
+            held = self._held
+            gone = rows_of("Gallery.remove", "ids", ids, held.ids, held.total)
+            if not len(gone):
+                return self
+            kept = torch.ones(held.total, dtype=torch.bool)
+            kept[gone] = False
+            rows = held.rows()[kept.to(held.device)]
+            self._held = Held((Segment(rows),), None if held.ids is None else held.ids[kept])
         return self
+
+    def copy(self) -> Self:
+        """A gallery of the rows of this moment, over the same memory: neither sees what the other changes.
+
+        For several calls that must meet the same rows while another thread changes the gallery, such as
+        ``topk`` and then ``ids[indices]``. ``copy.copy`` does the same, ``copy.deepcopy`` copies the rows.
+
+        Memory: none; what is added to either is its own.
+        """
+        held = self._held
+        made = type(self).__new__(type(self))
+        made.__setstate__(self.__getstate__())
+        made._held = Held(tuple(segment.tight() for segment in held.segments), held.ids)
+        return made
+
+    __copy__ = copy
 
     # -- the verbs of scikit-learn and FAISS -------------------------------------------------------------
 
@@ -238,11 +263,11 @@ class Gallery(PreparedGallery):
                     "Gallery.kneighbors", "the gallery", "have unit rows", "normalize=False", remedy
                 )
             )
-        own = X is None
-        queries = (
-            torch.cat([s.rows for s in self._segments]) if own else _tensor("Gallery.kneighbors", "X", X)
+        held, own = self._held, X is None
+        queries = held.rows() if own else _tensor("Gallery.kneighbors", "X", X)
+        found = self._topk(
+            held, queries, n_neighbors, torch.arange(held.total, device=held.device) if own else None
         )
-        found = self.topk(queries, n_neighbors, exclude=torch.arange(len(self)) if own else None)
         scores, indices = map(_arrays.array, found)
         return (np.maximum(1 - scores, 0), indices) if return_distance else indices
 
@@ -255,8 +280,9 @@ class Gallery(PreparedGallery):
             x: [N, D] array or tensor.
             k: how many; at most the rows of the gallery (FAISS fills up with −1).
         """
-        found = self.topk(_tensor("Gallery.search", "x", x), k)
-        indices = found.indices if self.ids is None else self.ids[found.indices]
+        held = self._held
+        found = self._topk(held, _tensor("Gallery.search", "x", x), k)
+        indices = found.indices if held.ids is None else held.ids[found.indices.cpu()]
         return _arrays.array(found.scores), _arrays.array(indices)
 
     # -- files -------------------------------------------------------------------------------------------
@@ -266,16 +292,7 @@ class Gallery(PreparedGallery):
 
         Memory: a copy of the rows where `add` has brought some, else nothing.
         """
-        rows = (
-            torch.cat([s.rows for s in self._segments]) if len(self._segments) > 1 else self._segments[0].rows
-        )
-        tensors, meta = {"rows": rows}, {"format": FORMAT, "normalize": json.dumps(self._normalize)}
-        codes = self._segments[0].codes if len(self._segments) == 1 else Segment(rows).codes
-        if codes is not None:
-            tensors |= {"codes": codes.codes, "bounds": codes.bounds}
-        if self.ids is not None:
-            tensors["ids"] = self.ids
-        _files.save_tensors(path, tensors, meta)
+        gallery_file.save(path, self._held, self._normalize)
 
     @classmethod
     def load(cls, path: Any) -> Self:
@@ -285,35 +302,21 @@ class Gallery(PreparedGallery):
         stay as it is for as long as the gallery lives. The checksums of the codes are compared, and of the
         rows where they are not mapped.
         """
-        where = "Gallery.load"
-        schema = {
-            "rows": _schema.Field(("G", "D"), _DTYPES, finite=False, streamed=True),
-            "codes": _schema.Field(("P", "B"), (torch.uint8,), optional=True),
-            "bounds": _schema.Field(("P", 3, 32), (torch.float32,), finite=False, optional=True),
-            "ids": _schema.Field(("G",), (torch.int64,), optional=True),
-        }
-        sizes: dict[str, int] = {}
-        tensors, meta = _schema.load(where, path, FORMAT, schema, ("normalize",), sizes)
-        rows = tensors["rows"]
-        _schema.need(where, path, sizes["D"] > 0, "rows of at least one column", rows)
-        with _schema.restoring(where, path):
-            normalize = json.loads(meta["normalize"])
-            _schema.need(where, path, isinstance(normalize, bool), "true or false as normalize", normalize)
-        coded = can_quantize(rows) and len(rows) > 0
-        has = {"codes", "bounds"} & set(tensors)
-        _schema.need(
-            where, path, len(has) == 2 * coded, "codes and bounds beside rows that have them", sorted(has)
-        )
-        codes = Codes(tensors["codes"], tensors["bounds"]) if coded else None
-        if codes is not None:
-            want = shapes(*rows.shape)
-            got = tuple(codes.codes.shape), tuple(codes.bounds.shape)
-            _schema.need(where, path, got == want, f"codes and bounds of shapes {want}", got)
+        held, normalize = gallery_file.load("Gallery.load", path)
         gallery = cls.__new__(cls)
-        with _schema.restoring(where, path):
-            gallery.ids = checked_ids(where, tensors["ids"], len(rows)) if "ids" in tensors else None
-        PreparedGallery.__init__(gallery, [Segment(rows, codes=codes)], normalize=normalize, called="Gallery")
+        PreparedGallery.__init__(gallery, held, normalize=normalize, called="Gallery")
         return gallery
+
+
+def _narrowed(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows in the gallery's dtype; an infinity made of a number would be the best hit of many queries."""
+    found = rows.to(dtype)
+    if found.dtype is not rows.dtype and bool((lost := found.isinf() & ~rows.isinf()).any()):
+        row, column = lost.nonzero()[0].tolist()
+        kind, got = str(dtype).removeprefix("torch."), f"{float(rows[row, column]):g} in row {row}"
+        remedy = "scale the rows, or make the gallery of float32 rows"
+        raise ValueError(_errors.message("Gallery.add", "rows", f"fit into {kind}", got, remedy))
+    return found
 
 
 def _tensor(function: str, name: str, value: Any) -> Tensor:

@@ -26,10 +26,12 @@ def checked_ids(function: str, ids: Any, count: int, known: Tensor | None = None
     found = whole_numbers(function, "ids", ids)
     if len(found) != count:
         raise ValueError(_errors.message(function, "ids", f"be [{count}]", found, "pass one id for each row"))
-    every = found if known is None else torch.cat([known, found])
-    values, counts = every.unique(return_counts=True)
-    if bool((counts > 1).any()):
-        twice = int(values[counts > 1][0])
+    values, counts = found.unique(return_counts=True)
+    twice_here = values[counts > 1]
+    if known is not None and not len(twice_here):  # without sorting those that are known for a few new ones
+        twice_here = known[torch.isin(known, values)]
+    if len(twice_here):
+        twice = int(twice_here[0])
         remedy = "remove the row that has it first, or give another id"
         raise ValueError(_errors.message(function, "ids", "be distinct", f"{twice} twice", remedy))
     return found

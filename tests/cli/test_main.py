@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -141,3 +142,12 @@ def test_a_reader_that_leaves_early_is_no_error():
             stdout=closed, stderr=subprocess.PIPE, text=True, timeout=120, check=False,
         )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_stdout_that_lacks_a_character_gets_its_escape(monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(info, "run", lambda args: print("caf\xe9 \u2605 \udcff") or 0)
+    assert cli.main(["info"]) == 0
+    out.flush()
+    assert out.buffer.getvalue() == b"caf\xe9 \\u2605 \\udcff\n"

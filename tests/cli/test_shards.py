@@ -274,3 +274,33 @@ def test_report_opens_in_a_browser(page: Path, tmp_path: Path) -> None:
     assert len(colours) > 200, "the page is blank or its pictures are missing"
     dots = {(0, 0x72, 0xB2), (0xB3, 0x59, 0), (0, 0x78, 0x5A)}
     assert dots <= {colour for _, colour in colours}, "a folder's colour is nowhere"
+
+
+def test_a_lost_shard_and_a_later_format_are_refused(shards: Path, tmp_path: Path, capsys) -> None:
+    shutil.copytree(shards / "feats", tmp_path / "feats")
+    lost = tmp_path / "feats" / "img_emb" / "img_emb_1.npy"
+    kept = lost.read_bytes()
+    lost.unlink()
+    with pytest.raises(
+        ValueError, match=r"shards must hold every shard of shards.jsonl, got no img_emb_1.npy"
+    ):
+        sb.read_shards(tmp_path / "feats")
+    assert command("search", tmp_path / "feats", "--text", "a") == 2
+    assert "got no img_emb_1.npy" in capsys.readouterr().err
+    lost.write_bytes(kept)
+    assert len(sb.read_shards(tmp_path / "feats")[0]) == 48
+    file = tmp_path / "feats" / "settings.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "format": 3}))
+    with pytest.raises(ValueError, match=r"format 2 or older, got 3 .* upgrade semobridge-ext"):
+        sb.retrieve(tmp_path / "feats")
+
+
+def test_a_lost_part_of_a_table_is_refused(shards: Path, tmp_path: Path) -> None:
+    words = ["--mapping", "bridge", "--quiet", "--format", "parquet"]
+    assert command("map", shards / "feats", tmp_path / "table", *words) == 0
+    assert len(sb.read_shards(tmp_path / "table")[0]) == 48
+    part = max((tmp_path / "table" / "features").iterdir())
+    table = pytest.importorskip("pyarrow.parquet").read_table(part)
+    pytest.importorskip("pyarrow.parquet").write_table(table.slice(0, 5), part)
+    with pytest.raises(ValueError, match=r"every shard of shards.jsonl, got \d+ of 48 rows"):
+        sb.read_shards(tmp_path / "table")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 import torch
 
 import semobridge_ext as sb
+from semobridge_ext.fewshot import support_set
 from tests.support.assertions import assert_close, assert_same_bits
 from tests.support.samples import DTYPES
 from tests.support.support_problems import oracle, problem
@@ -198,3 +203,47 @@ def test_bad_inputs(change: dict, error: type[Exception], text: str):
         support.logits(torch.ones(2, 5))
     with pytest.raises(ValueError, match=r"SupportSet\.logits: beta must be"):
         support.logits(torch.ones(2, 4), beta=-1)
+
+
+def test_appends_wait_for_one_another(monkeypatch):
+    make = support_set._segment
+
+    def slow(*args):
+        time.sleep(0.02)  # others come in between, if they can
+        return make(*args)
+
+    support = sb.SupportSet(torch.eye(40)[:4], torch.arange(4), 40)
+    monkeypatch.setattr(support_set, "_segment", slow)
+    workers = [
+        threading.Thread(target=support.append, args=(torch.eye(40)[i : i + 4], torch.arange(i, i + 4)))
+        for i in range(4, 40, 4)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(support) == 40 and sorted(support.labels.tolist()) == list(range(40))
+    assert support.logits(torch.eye(40)).argmax(dim=1).tolist() == list(range(40))
+
+
+def test_save_writes_the_rows_of_one_moment(tmp_path, monkeypatch):
+    support = sb.SupportSet(torch.eye(8)[:6], torch.arange(6), 8)
+    order, waiting = support_set.SupportSet._in_class_order, [1]
+
+    def grown(self, name):
+        while waiting:
+            waiting.pop()
+            support.append(torch.eye(8)[6:], torch.arange(6, 8))
+        return order(self, name)
+
+    monkeypatch.setattr(support_set.SupportSet, "_in_class_order", grown)
+    support.save(tmp_path / "s.safetensors")
+    assert len(support) == 8
+    assert sb.SupportSet.load(tmp_path / "s.safetensors").labels.tolist() == list(range(6))
+
+
+def test_copies_grow_apart():
+    support = sb.SupportSet(torch.eye(4)[:2], torch.arange(2), 4)
+    for other in (copy.copy(support), pickle.loads(pickle.dumps(support))):
+        other.append(torch.eye(4)[2:], torch.arange(2, 4))
+        assert (len(support), len(other)) == (2, 4)

@@ -134,7 +134,7 @@ def test_a_mapped_file_is_searched_where_it_lies(tmp_path: Any) -> None:
     np.save(tmp_path / "rows.npy", ROWS.numpy())
     rows = np.load(tmp_path / "rows.npy", mmap_mode="r")
     gallery = sb.Gallery(rows)
-    assert gallery._segments[0].room.data_ptr() == rows.ctypes.data
+    assert gallery._held.segments[0].room.data_ptr() == rows.ctypes.data
     assert gallery.topk(rows, 1).indices.shape == (6, 1)
 
 

@@ -273,6 +273,7 @@ TWO = torch.ones(2, 4)
         (lambda g: sb.Gallery([[1.0]]), TypeError, "Gallery: features must"),
         (lambda g: sb.Gallery(torch.ones(3)), ValueError, "Gallery: features must"),
         (lambda g: g.add(torch.ones(2, 5)), ValueError, "Gallery.add: rows must"),
+        (lambda g: sb.Gallery(TWO.half()).add(70000 * TWO), ValueError, "fit into float16, got 70000"),
         (lambda g: g.topk(torch.ones(1, 5), 1), ValueError, "Gallery.topk: queries must"),
         (lambda g: g.topk(torch.ones(1, 4), 10), ValueError, "Gallery.topk: k must lie in 0..9"),
         (lambda g: g.topk(torch.ones(1, 4), 3, allow=range(2, 4)), ValueError, "2 gallery rows take part"),
@@ -306,6 +307,20 @@ def test_no_row_and_no_query():
     empty.add(torch.eye(4))
     assert empty.topk(torch.eye(4)[2:3], 1).indices.tolist() == [[2]]
     assert empty.topk(torch.empty(0, 4), 3).scores.shape == (0, 3)
+
+
+@pytest.mark.parametrize("backend", ["eager", "native", "auto"])
+def test_where_no_row_takes_part_none_need_be_left_to_exclude(backend: str):
+    rows, queries, own = torch.randn(6, 4), torch.randn(2, 4), torch.tensor([3, -1])
+    with sb.backend(backend):
+        for gallery in (sb.Gallery(rows), sb.Gallery(rows[:2]).add(rows[2:])):
+            none = torch.zeros(6, dtype=torch.bool)
+            hits = gallery.range_search(queries, -10.0, exclude=own, allow=none)
+            assert hits.limits.tolist() == [0, 0, 0] and len(hits.scores) == len(hits.indices) == 0
+            assert gallery.topk(queries, 0, exclude=own, allow=range(2, 2)).indices.shape == (2, 0)
+        assert sb.topk(queries, rows[:0], 0, exclude=torch.tensor([-1, -1])).scores.shape == (2, 0)
+    with pytest.raises(ValueError, match=r"k must lie in 0\.\.0, got int 1"):
+        sb.topk(queries, rows[:1], 1, exclude=torch.tensor([-1, -1]))
 
 
 def test_ctrl_c_reaches_a_search(monkeypatch):

@@ -162,3 +162,44 @@ def test_a_forked_child_computes_on_one_thread():
     done = run(sys.executable, "-W", "ignore", "-c", _FORK, env=environment(), timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     assert thread_count() == torch.get_num_threads()
+
+
+_FORK_SERVER = """
+import os, signal, sys, threading
+import torch
+import semobridge_ext as sb
+
+torch.set_num_threads(2)
+led, how = {}, sys.argv[1]
+x = torch.randn(3000, 128)
+gallery = sb.Gallery(x, normalize=True)  # as a server that loads once, and forks its workers
+if how == "led":
+    gallery.topk(x, 2)
+
+
+def work():
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        assert torch.get_num_threads() == (1 if how == "led" else 2)
+        if how == "led":
+            found = gallery.topk(torch.cat([x] * 20), 2)  # unit rows by PyTorch's loops
+            assert found.indices[:, 0].tolist() == 20 * list(range(3000))
+        os._exit(0)
+    led["status"] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+if how == "led":
+    work()
+else:  # the child of a thread that has led no team can start teams of its own
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+sys.exit(led["status"])
+"""
+
+
+@pytest.mark.parametrize("how", ["led", "another thread"])
+def test_a_forked_child_may_use_pytorch_where_a_kernel_has_led_a_team(how: str):
+    done = run(sys.executable, "-W", "ignore", "-c", _FORK_SERVER, how, env=environment(), timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]

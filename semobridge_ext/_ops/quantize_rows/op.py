@@ -40,3 +40,9 @@ def quantize_rows(rows: Tensor) -> Codes:  # [G, D]
 def shapes(rows: int, width: int) -> tuple[tuple[int, int], tuple[int, int, int]]:
     """Of the codes and of the bounds of that many rows."""
     return cpu.shapes(rows, width)
+
+
+def empty_codes(rows: int, width: int) -> Codes:
+    """Room for the codes of that many rows."""
+    codes, bounds = shapes(rows, width)
+    return Codes(torch.empty(codes, dtype=torch.uint8, device="cpu"), torch.empty(bounds, device="cpu"))

@@ -46,12 +46,12 @@ def check(
             _errors.message(function, "k", "be an int", _errors.describe(k), "pass how many to return")
         )
     rows = gallery.shape[0] if allowed is None else allowed
-    most = rows - (1 if exclude is not None else 0)
+    most = max(rows - (1 if exclude is not None else 0), 0)
     if not 0 <= k <= most:
         remedy = f"the gallery has {rows} rows" if allowed is None else f"{rows} gallery rows take part"
         if exclude is not None:
             remedy += ", one of them excluded"
-        raise ValueError(_errors.message(function, "k", f"lie in 0..{max(most, 0)}", k, remedy))
+        raise ValueError(_errors.message(function, "k", f"lie in 0..{most}", k, remedy))
     if exclude is None:
         return
     if not _errors.is_dense(exclude) or exclude.dtype is not torch.int64:

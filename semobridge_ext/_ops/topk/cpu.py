@@ -33,6 +33,7 @@ def topk(
     compute, threads = compute_dtype(queries.dtype, gallery.dtype), thread_count()
     scores = torch.empty(n, k, dtype=compute, device="cpu")
     indices = torch.empty(n, k, dtype=torch.int64, device="cpu")
+    exclude = exclude if k else None  # of no row none can be left out
     size = _C.topk_workspace(n, g, k, DTYPE_CODES[compute], threads) if n and k else 0
     workspace = torch.empty(size, dtype=torch.uint8, device="cpu")
     exclude = None if exclude is None else values(exclude)

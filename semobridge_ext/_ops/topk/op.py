@@ -58,7 +58,7 @@ def _topk(
     name = choose(takes.KERNELS, queries, gallery, k)
     native = cuda.topk if queries.is_cuda else cpu.topk
     run = {"eager": eager.topk, "triton": _triton, "native": native}[name]
-    exclude = excluded(_NAME, exclude, gallery.shape[0])
+    exclude = excluded(_NAME, exclude, gallery.shape[0]) if k else None
     with torch.autocast(queries.device.type, enabled=False):
         return run(queries, gallery, k, exclude)
 

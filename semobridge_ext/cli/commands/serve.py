@@ -38,6 +38,9 @@ examples:
 """
 
 
+_MOST_CONNECTIONS = 512  # idle ones of browsers too; many systems allow 1024 files, pictures among them
+
+
 def _port(word: str) -> int:
     if not word.isdecimal() or len(word) > 5 or int(word) > 65535:
         raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 65535, got '{word}'")
@@ -95,6 +98,13 @@ def _warn_if_open(host: str) -> None:
         print(told, file=sys.stderr)
 
 
+def _config(uvicorn: Any, app: Any) -> Any:
+    return uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False, lifespan="off", ws="none",
+        proxy_headers=False, limit_concurrency=_MOST_CONNECTIONS, timeout_graceful_shutdown=5,
+    )  # fmt: skip
+
+
 def run(args: argparse.Namespace) -> int:
     uvicorn = _uvicorn()
     from semobridge_ext.cli.serve_app import make_app
@@ -107,10 +117,7 @@ def run(args: argparse.Namespace) -> int:
         rows, size = session.gallery, f"{session.gallery.nbytes / 1e6:.2g} MB"
         print(f"{args.shards}: {len(rows)} rows of {rows.width}, {size} in memory")
         print(f"open http://{host}:{port}   (Ctrl-C ends it)", flush=True)
-        config = uvicorn.Config(
-            make_app(session, args.host), log_level="warning", access_log=False, server_header=False,
-            lifespan="off", ws="none", proxy_headers=False, limit_concurrency=64, timeout_graceful_shutdown=5,
-        )  # fmt: skip
+        config = _config(uvicorn, make_app(session, args.host))
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn has closed what was open, and raises it again
             uvicorn.Server(config).run(sockets=[listener])
     print("serve: ended")
