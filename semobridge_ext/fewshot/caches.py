@@ -24,6 +24,7 @@ from semobridge_ext.fewshot.estimator import CHUNK, exactly, unchanged_on_error
 from semobridge_ext.fewshot.growing import Growing
 from semobridge_ext.fewshot.published import Grid
 from semobridge_ext.fewshot.stored_estimator import StoredEstimator
+from semobridge_ext.runtime.plain_modes import plain_modes
 from semobridge_ext.runtime.rows import compute_dtype
 
 if TYPE_CHECKING:
@@ -235,6 +236,7 @@ class TipAdapterF(TipAdapter):
 
     partial_fit = Absent("its keys are trained on all shots at once")  # type: ignore[assignment]
 
+    @plain_modes()
     def fit(self, X: Any, y: Any, *, checkpoint: Any = None) -> Self:  # type: ignore[override]  # no weights
         """Takes the shots as cache and as training data.
 

@@ -1,0 +1,123 @@
+"""What is trained or inverted depends on the arguments, whatever modes of torch the caller has set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import semobridge_ext as sb
+from semobridge_ext.runtime.plain_modes import plain_modes
+from tests.support.assertions import assert_same_bits
+
+CLASSES, EACH = 4, 5
+
+
+def _drawn(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+TEXT = torch.nn.functional.normalize(_drawn(CLASSES, 192), dim=1)
+LABELS = [c for c in range(CLASSES) for _ in range(EACH)]
+X = TEXT.repeat_interleave(EACH, dim=0) + 0.05 * _drawn(CLASSES * EACH, 192)
+NAMES = ["arrow", "flag", "house", "star"]
+
+
+def _seed() -> torch.Generator:
+    return torch.Generator().manual_seed(3)
+
+
+def _coop(model: Any, x: Tensor) -> Tensor:
+    given = {"n_ctx": 2, "epochs": 2, "batch_size": 8, "lr": 0.02}
+    return sb.CoOp(model, NAMES, **given).fit(x, [NAMES[c] for c in LABELS]).context_
+
+
+def _kdpl(model: Any, x: Tensor) -> Tensor:
+    given = {"n_ctx": 2, "ctx_init": None, "epochs": 2, "batch_size": 8}
+    return sb.KDPL(model, TEXT, NAMES, **given).fit(x, x).context_
+
+
+def _re_tune(model: Any, x: Tensor) -> Tensor:
+    known = (torch.tensor(LABELS)[:, None] == torch.arange(2)).long()
+    prompts = TEXT.reshape(2, 2, 192)
+    re_tune = sb.RETune(epochs=2).fit(x, known, prompts)
+    return re_tune.partial_fit(x, 1 - known).decision_function(x)
+
+
+def _gcd(model: Any, x: Tensor) -> Tensor:
+    y = [c if c < 2 else None for c in LABELS]
+    small = {"width": 8, "hidden": 8, "projection": 4, "epochs": 2, "batch_size": 8}
+    gcd = sb.SpectralGCD(TEXT, num_classes=CLASSES, **small).fit(x, y, teacher=(x, TEXT))
+    return gcd.predict_proba(x)
+
+
+def _map(model: Any, x: Tensor) -> Tensor:
+    given = {"pilots": 8, "steps": 2, "refine": (), "hidden": 4, "train_steps": 10, "generator": _seed()}
+    return sb.InversionMap.fit(model, x, **given).matrix
+
+
+METHODS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "TipAdapterF": lambda model, x: sb.TipAdapterF(TEXT, epochs=2).fit(x, LABELS).logits(x),
+    "APET": lambda model, x: sb.APET(TEXT, epochs=2).fit(x, LABELS).logits(x),
+    "CoOp": _coop,
+    "KDPL": _kdpl,
+    "RETune": _re_tune,
+    "SpectralGCD": _gcd,
+    "oti": lambda model, x: sb.oti(model, x, steps=3, generator=_seed()).features,
+    "ovi": lambda model, x: sb.ovi(model, x[:2], steps=2, generator=_seed()).features,
+    "InversionMap": _map,
+}
+
+
+@contextmanager
+def _default_float64():
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "inference mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "default float64": _default_float64,
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return sb.load_picto_clip()[0]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_callers_modes_change_nothing(model: Any, name: str) -> None:
+    want = METHODS[name](model, X)
+    for mode, entered in MODES.items():
+        with entered():
+            found = METHODS[name](model, X)
+        assert found.dtype is want.dtype, mode
+        assert_same_bits(found, want)
+
+
+def test_modes_come_back() -> None:
+    """A training may set them as it likes; gradients stay as the caller wants them."""
+
+    @plain_modes()
+    def trained() -> tuple[bool, bool, bool, str]:
+        return (
+            torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"), torch.is_grad_enabled(),
+            torch.empty(0).device.type,
+        )  # fmt: skip
+
+    assert trained() == (False, False, True, "cpu")
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
+        assert trained() == (False, False, False, "cpu")
+        assert torch.is_inference_mode_enabled() and torch.is_autocast_enabled("cpu")
+        assert torch.empty(0).device.type == "meta"
+    with torch.no_grad():
+        assert trained()[2] is False
