@@ -266,7 +266,7 @@ def diagnose(
     by_class = resample == "classes"
     plan = resampling.make_plan(codes, by_class, resamples, confidence, seed)
     near = min(neighbours, len(x) - 1)
-    edges = torch.linspace(-1, 1, bins + 1)
+    edges = torch.linspace(-1, 1, bins + 1, dtype=torch.float64)
 
     def figures(which: str, own: Mapping, theirs: Mapping) -> tuple[Figures, dict[str, Tensor]]:
         prefix = "baseline" if which == "before" else "mapping"

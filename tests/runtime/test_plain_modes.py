@@ -1,4 +1,4 @@
-"""What is trained or inverted depends on the arguments, whatever modes of torch the caller has set."""
+"""What is trained, inverted or measured depends on the arguments alone, in every mode of torch."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ def _drawn(*shape: int) -> Tensor:
 TEXT = torch.nn.functional.normalize(_drawn(CLASSES, 192), dim=1)
 LABELS = [c for c in range(CLASSES) for _ in range(EACH)]
 X = TEXT.repeat_interleave(EACH, dim=0) + 0.05 * _drawn(CLASSES * EACH, 192)
+# Classes that overlap: where they lie apart, rounding moves no row to another cluster.
+NOISE = 3 * _drawn(8 * len(X), 192)
 NAMES = ["arrow", "flag", "house", "star"]
 
 
@@ -60,6 +62,19 @@ def _map(model: Any, x: Tensor) -> Tensor:
     return sb.InversionMap.fit(model, x, **given).matrix
 
 
+def _estimate(model: Any, x: Tensor) -> Tensor:
+    pytest.importorskip("scipy")
+    y = [c if c < 2 else None for c in LABELS]
+    found = sb.estimate_num_classes(x.repeat(8, 1) + NOISE, 8 * y, max_classes=9, draws=3)
+    return torch.tensor(found.accuracy, dtype=torch.float64)
+
+
+def _diagnosis(model: Any, x: Tensor) -> Tensor:
+    found = sb.diagnose(x, LABELS, other=TEXT, resamples=10).before
+    values = [value for estimate in found.values.values() for value in estimate]
+    return torch.cat([torch.tensor(values, dtype=torch.float64), found.intra, found.inter, found.edges])
+
+
 METHODS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "TipAdapterF": lambda model, x: sb.TipAdapterF(TEXT, epochs=2).fit(x, LABELS).logits(x),
     "APET": lambda model, x: sb.APET(TEXT, epochs=2).fit(x, LABELS).logits(x),
@@ -70,6 +85,8 @@ METHODS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "oti": lambda model, x: sb.oti(model, x, steps=3, generator=_seed()).features,
     "ovi": lambda model, x: sb.ovi(model, x[:2], steps=2, generator=_seed()).features,
     "InversionMap": _map,
+    "estimate_num_classes": _estimate,
+    "diagnose": _diagnosis,
 }
 
 
