@@ -171,7 +171,7 @@ def _check_numbers(recall_at: Sequence[int], **numbers: int) -> None:
 
 
 def _codes(labels: Any, rows: int) -> Tensor:  # [N] int64 from 0
-    names = _inputs.names(_NAME, labels, rows)
+    names = _inputs.names(_NAME, labels, rows, argument="labels", of="features")
     codes = _inputs.encode(_NAME, names, _inputs.ordered(names))
     counts = torch.bincount(codes)
     if len(counts) < 2 or int(counts.max()) < 2:

@@ -231,11 +231,12 @@ class LDA(Growing, StoredEstimator):
         Args:
             X: [N, D] raw validation features, a floating-point tensor or array.
             y: N class names that were fitted.
-            unused: what other estimators' ``tune`` takes; ignored.
+            unused: what other estimators' ``tune`` takes; ignored. TypeError for what none takes.
 
         Raises:
             ValueError: not fitted, another width, or a class that was not fitted.
         """
+        self._check_unused(unused)
         x = self._queries("tune", X)
         codes = self._codes("tune", y, len(x))
         best = (-1.0, 0.0)

@@ -169,7 +169,7 @@ class TipAdapter(Growing, StoredEstimator):
                 (and for APE γ) of another one: the authors' grid, of which the first best is kept. They
                 searched ImageNet on the very images that they tested on.
             progress: a progress bar on stderr.
-            unused: what other estimators' ``tune`` takes; ignored.
+            unused: what other estimators' ``tune`` takes; ignored. TypeError for what none takes.
 
         Raises:
             ValueError: not fitted, another width, a class that was not fitted, or an unknown grid.
@@ -178,6 +178,7 @@ class TipAdapter(Growing, StoredEstimator):
             counts are those of float64 sums of the same logits.
         """
         values = self._finite(self._grid(grid))
+        self._check_unused(unused)
         x = self._queries("tune", X)
         codes = self._codes("tune", y, len(x))
         with exactly(x.device):

@@ -111,7 +111,7 @@ class FewShotEstimator(Conventions):
         """
         where = f"{type(self).__name__}.{verb}"
         if class_names is not None:
-            classes = _inputs.names(where, class_names)
+            classes = _inputs.names(where, class_names, argument="class_names")
         elif rows is not None:
             classes = list(range(rows))
         else:

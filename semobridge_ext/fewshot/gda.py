@@ -144,11 +144,12 @@ class GDA(Growing, StoredEstimator):
             X: [N, D] raw validation features, a floating-point tensor or array.
             y: N class names that were fitted.
             alphas: what is tried; None: the published ``ALPHAS``, 1e-4 … 1e2.
-            unused: what other estimators' ``tune`` takes; ignored.
+            unused: what other estimators' ``tune`` takes; ignored. TypeError for what none takes.
 
         Raises:
             ValueError: not fitted, another width, a class that was not fitted, or no finite α to try.
         """
+        self._check_unused(unused)
         x = self._queries("tune", X)
         codes = self._codes("tune", y, len(x))
         tried = _numbers.real_numbers(

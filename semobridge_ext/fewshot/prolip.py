@@ -187,12 +187,13 @@ class ProLIP(StoredEstimator):
             y: N class names that were fitted.
             lrs, penalties: what is tried, rates outside; None: ``LRS`` and ``PENALTIES``, a part of the
                 authors' 1e-2 … 1e-8 and 10 … 1e-4, 0. A pair whose loss diverges is passed over.
-            unused: what other estimators' ``tune`` takes; ignored.
+            unused: what other estimators' ``tune`` takes; ignored. TypeError for what none takes.
 
         Raises:
             ValueError: not fitted, or loaded from a file, which holds no shots; another width, a class that
                 was not fitted, nothing to try, or nothing that converges.
         """
+        self._check_unused(unused)
         x = self._queries("tune", X)
         codes = self._codes("tune", y, len(x))
         where = "ProLIP.tune"
