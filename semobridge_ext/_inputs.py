@@ -284,7 +284,7 @@ def encode(
     """Positions of the labels in the class list; `unknown` is what the error says of another label."""
     position = {name: i for i, name in enumerate(classes)}
     try:
-        return torch.tensor([position[v] for v in values], dtype=torch.int64)
+        return torch.tensor([position[v] for v in values], dtype=torch.int64, device="cpu")
     except KeyError as error:
         known = ", ".join(repr(c) for c in classes[:5]) + (", ..." if len(classes) > 5 else "")
         raise ValueError(

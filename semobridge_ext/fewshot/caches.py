@@ -83,6 +83,7 @@ class TipAdapter(Growing, StoredEstimator):
         self.text_features, self.class_names = text_features, class_names
         self.alpha, self.beta, self.logit_scale = alpha, beta, logit_scale
 
+    @plain_modes()
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Takes the shots.
 
@@ -156,6 +157,7 @@ class TipAdapter(Growing, StoredEstimator):
         beyond = float(self.keys_.norm(dim=1).max()) - 1
         return grid._replace(betas=tuple(beta for beta in grid.betas if beta * beyond < _REACH))
 
+    @plain_modes()
     def tune(self, X: Any, y: Any, *, grid: Any = None, progress: bool = False, **unused: Any) -> Self:
         """Takes the values of a grid with the best validation accuracy.
 

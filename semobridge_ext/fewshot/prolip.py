@@ -25,6 +25,7 @@ from semobridge_ext.fewshot.estimator import CHUNK, exactly, unchanged_on_error
 from semobridge_ext.fewshot.stored_estimator import StoredEstimator
 from semobridge_ext.fewshot.training_checks import check_losses
 from semobridge_ext.runtime import adamw
+from semobridge_ext.runtime.plain_modes import plain_modes
 from semobridge_ext.runtime.rows import compute_dtype
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class ProLIP(StoredEstimator):
         self.class_names, self.penalty, self.lr = class_names, penalty, lr
         self.steps, self.logit_scale, self.progress = steps, logit_scale, progress
 
+    @plain_modes()
     def fit(self, X: Any, y: Any) -> Self:
         """Trains on the shots.
 
@@ -171,6 +173,7 @@ class ProLIP(StoredEstimator):
         check_losses("ProLIP.fit", losses, (projection,), remedy)
         self.lr_, self.penalty_, self.projection_, self.losses_ = lr, penalty, projection, losses
 
+    @plain_modes()
     def tune(
         self,
         X: Any,

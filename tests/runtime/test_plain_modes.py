@@ -24,6 +24,7 @@ def _drawn(*shape: int) -> Tensor:
 TEXT = torch.nn.functional.normalize(_drawn(CLASSES, 192), dim=1)
 LABELS = [c for c in range(CLASSES) for _ in range(EACH)]
 X = TEXT.repeat_interleave(EACH, dim=0) + 0.05 * _drawn(CLASSES * EACH, 192)
+HELD = X + 0.2 * _drawn(*X.shape, 1)[:, :, 0]
 # Without classes: where rows lie apart, rounding moves none to another cluster.
 NOISE = torch.randn(80, 30, generator=torch.Generator().manual_seed(80))
 NAMES = ["arrow", "flag", "house", "star"]
@@ -118,6 +119,50 @@ def test_the_callers_modes_change_nothing(model: Any, name: str) -> None:
             found = METHODS[name](model, X)
         assert found.dtype is want.dtype, mode
         assert_same_bits(found, want)
+
+
+PROJECTION = torch.eye(192)
+BRIDGE = sb.Bridge(_drawn(192, 192), text_length=2.0)
+CLASSIFIERS: dict[str, Callable[[], Any]] = {
+    "SeMoBridge": lambda: sb.SeMoBridgeClassifier(BRIDGE, TEXT),
+    "SeMoBridgeT": lambda: sb.SeMoBridgeT(BRIDGE, TEXT, TEXT, preset="fast", steps=3),
+    "TipAdapter": lambda: sb.TipAdapter(TEXT),
+    "TipAdapterF": lambda: sb.TipAdapterF(TEXT, epochs=2),
+    "APE": lambda: sb.APE(TEXT),
+    "APET": lambda: sb.APET(TEXT, epochs=2),
+    "GDA": lambda: sb.GDA(TEXT),
+    "LDA": sb.LDA,
+    "ProKeR": lambda: sb.ProKeR(TEXT),
+    "LPPlusPlus": lambda: sb.LPPlusPlus(TEXT, steps=5),
+    "ProLIP": lambda: sb.ProLIP(PROJECTION, TEXT, steps=3),
+    "NearestClassMean": sb.NearestClassMean,
+    "ZeroShot": lambda: sb.ZeroShot(TEXT),
+}
+
+
+def _judged(name: str) -> tuple[Tensor, float]:
+    """Fitted, tuned, fitted further and drawn anew."""
+    clf = CLASSIFIERS[name]().fit(X, LABELS)
+    if hasattr(clf, "tune"):
+        words = {"n_trials": 5, "sampler": "random"} if name.startswith("SeMo") else {}
+        clf.tune(HELD, LABELS, **words)
+    if hasattr(clf, "partial_fit"):
+        clf.partial_fit(HELD, LABELS)
+    (drawn,) = clf.fit_seeds(X, LABELS, shots=2, seeds=[0])
+    return torch.cat([clf.logits(HELD), drawn.logits(HELD)]), clf.score(HELD, LABELS)
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_a_default_device_takes_nothing(name: str) -> None:
+    """A GPU by default, shots on the CPU: what is made on the way stays with the shots."""
+    want, right = _judged(name)
+    torch.set_default_device("meta")  # whatever strays there is lost
+    try:
+        found, again = _judged(name)
+    finally:
+        torch.set_default_device(None)
+    assert_same_bits(found, want)
+    assert right == again
 
 
 def test_modes_come_back() -> None:
