@@ -17,6 +17,8 @@ from semobridge_ext.runtime.info import build_info
 if TYPE_CHECKING:
     from semobridge_ext import clip, reference
     from semobridge_ext import ray as ray
+    from semobridge_ext.cli.calls.discovering import discover_shards
+    from semobridge_ext.cli.calls.inverting import invert_shards
     from semobridge_ext.cli.calls.reading import read_shards, retrieve, search
     from semobridge_ext.cli.calls.reporting import report_shards
     from semobridge_ext.cli.calls.writing import extract, map_shards
@@ -58,6 +60,8 @@ if TYPE_CHECKING:
 
 # Where the rest comes from, once it is asked for: a program that maps features need not load the trainings.
 _LAZY = {
+    "semobridge_ext.cli.calls.discovering": ("discover_shards",),
+    "semobridge_ext.cli.calls.inverting": ("invert_shards",),
     "semobridge_ext.cli.calls.reading": ("read_shards", "retrieve", "search"),
     "semobridge_ext.cli.calls.reporting": ("report_shards",),
     "semobridge_ext.cli.calls.writing": ("extract", "map_shards"),
@@ -138,6 +142,7 @@ __all__ = [  # noqa: RUF022 - plain order
     "class_text_features",
     "clip",
     "diagnose",
+    "discover_shards",
     "encode_images",
     "encode_text",
     "estimate_num_classes",
@@ -145,6 +150,7 @@ __all__ = [  # noqa: RUF022 - plain order
     "extract",
     "gcd_accuracy",
     "incremental_report",
+    "invert_shards",
     "list_picto",
     "load_picto",
     "load_picto_clip",

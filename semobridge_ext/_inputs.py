@@ -106,9 +106,15 @@ def _too_few(what: str, x: Tensor) -> str:
 
 
 def names(
-    function: str, y: Any, rows: int | None = None, *, unlabelled: bool = False, argument: str = "y"
+    function: str,
+    y: Any,
+    rows: int | None = None,
+    *,
+    unlabelled: bool = False,
+    argument: str = "y",
+    of: str = "X",
 ) -> list[Hashable]:
-    """The labels as a list of hashable Python values; `unlabelled`: None marks a row without one."""
+    """The labels of the rows of `of`, hashable Python values; `unlabelled`: None marks a row without one."""
     if y is None:
         raise ValueError(f"{function}: requires {argument} to be passed, but the target {argument} is None")
     if isinstance(y, Tensor):
@@ -139,7 +145,8 @@ def names(
     values = [value.item() if isinstance(value, np.generic) else value for value in y]
     if rows is not None and len(values) != rows:
         raise ValueError(
-            f"{function}: {argument} must have {rows} labels, one per row of X, got {len(values)}; align them"
+            f"{function}: {argument} must have {rows} labels, one per row of {of}, got {len(values)}; align "
+            "them"
         )
     for value in values:
         try:
@@ -277,7 +284,7 @@ def encode(
     """Positions of the labels in the class list; `unknown` is what the error says of another label."""
     position = {name: i for i, name in enumerate(classes)}
     try:
-        return torch.tensor([position[v] for v in values], dtype=torch.int64)
+        return torch.tensor([position[v] for v in values], dtype=torch.int64, device="cpu")
     except KeyError as error:
         known = ", ".join(repr(c) for c in classes[:5]) + (", ..." if len(classes) > 5 else "")
         raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,20 +12,10 @@ from torch import Tensor
 from semobridge_ext import _files
 from semobridge_ext.cli import sheet
 from semobridge_ext.cli.output import write_csv
+from semobridge_ext.cli.results import Found as Found
 from semobridge_ext.discovery import NumClassesEstimate
 
 NAMED = 3  # concepts that name a class
-
-
-class Found(NamedTuple):
-    """One class: where it stands in ``classes_``, its name, and its images, the surest first."""
-
-    cluster: int
-    name: str
-    old: bool
-    concepts: list[str]
-    images: list[int]
-    labelled: int
 
 
 def strongest(
@@ -68,20 +58,26 @@ def classes(
     return found
 
 
-def write_assignments(
-    path: Path, found: Sequence[Found], paths: Sequence[str], labels: Sequence[str | None], proba: Tensor
-) -> None:
-    """In the order of the images."""
+def assignments(
+    found: Sequence[Found], paths: Sequence[str], labels: Sequence[str | None], proba: Tensor
+) -> list[dict[str, Any]]:
+    """One record an image, in the order of the images."""
     of = {i: one for one in found for i in one.images}
-    header = ("image", "cluster", "name", "kind", "label", "probability")
-    rows = (
-        (
-            image, of[i].cluster, of[i].name, "old" if of[i].old else "new", labels[i] or "",
-            f"{float(proba[i, of[i].cluster]):.4f}",
-        )
+    return [
+        {
+            "image": image, "cluster": of[i].cluster, "name": of[i].name,
+            "kind": "old" if of[i].old else "new", "label": labels[i],
+            "probability": float(proba[i, of[i].cluster]),
+        }
         for i, image in enumerate(paths)
-    )  # fmt: skip
-    write_csv(path, header, rows)
+    ]  # fmt: skip
+
+
+def write_assignments(path: Path, table: Sequence[dict[str, Any]]) -> None:
+    written = (
+        {**row, "label": row["label"] or "", "probability": f"{row['probability']:.4f}"} for row in table
+    )
+    write_csv(path, list(table[0]), (list(row.values()) for row in written))
 
 
 def write_sheet(path: Path, found: Sequence[Found], paths: Sequence[str], proba: Tensor, hits: int) -> None:

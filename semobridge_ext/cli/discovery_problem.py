@@ -14,6 +14,7 @@ from torch import Tensor
 from semobridge_ext import _files
 from semobridge_ext.cli import embedded, models, queries
 from semobridge_ext.cli.commands import extract
+from semobridge_ext.cli.output import Tell
 from semobridge_ext.cli.shards import Folder
 from semobridge_ext.cli.tables import holds_features, open_features
 
@@ -32,7 +33,7 @@ class Problem(NamedTuple):
         return sorted({label for label in self.labels if label is not None})
 
 
-def of_arguments(args: argparse.Namespace) -> Problem:
+def of_arguments(args: argparse.Namespace, tell: Tell) -> Problem:
     """Features are extracted into OUT/features unless INPUT has them already."""
     given = args.input
     if given.startswith(PICTO):
@@ -45,7 +46,7 @@ def of_arguments(args: argparse.Namespace) -> Problem:
         models.name_maker(folder, args.model, args.pretrained)
         queries.check_model(folder)
     else:
-        folder = _extracted(args, given)
+        folder = _extracted(args, given, tell)
     paths, features = [str(path) for path in folder.column("image_path")], folder.load()
     if len(paths) != len(features):
         raise ValueError(
@@ -56,7 +57,7 @@ def of_arguments(args: argparse.Namespace) -> Problem:
     return Problem(folder, paths, features, _labels(args, folder, paths, truth), truth)
 
 
-def _extracted(args: argparse.Namespace, given: str) -> Folder:
+def _extracted(args: argparse.Namespace, given: str, tell: Tell) -> Folder:
     home, out = Path(given).resolve(), args.out.resolve()
     if home.is_dir() and out.is_relative_to(home) and not args.input.startswith(PICTO):
         raise ValueError(
@@ -72,7 +73,9 @@ def _extracted(args: argparse.Namespace, given: str) -> Folder:
     for option, value in (("--root", args.root), ("--split", args.split)):
         words += [option, str(value)] if value is not None else []
     words += ["--download"] if args.download else []
-    extract.run(parser.parse_args([*words, *(["--quiet"] if args.quiet else [])]))
+    parsed = parser.parse_args(words)
+    parsed.quiet = args.quiet
+    tell(extract.told(extract.perform(parsed, tell)))
     return Folder("discover", args.out / "features")
 
 

@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from semobridge_ext.discovery import GCDAccuracy, NumClassesEstimate
+from semobridge_ext.inversion.spec import Inversion
+
 
 class Extracted(NamedTuple):
     """A finished folder of ``extract``."""
@@ -47,6 +50,44 @@ class Mapped(NamedTuple):
     ) -> Mapped:
         rows, first = int(summary.get("rows", 0)), int(summary.get("resumed_at", 0))
         return cls(path, rows, mapping, facts, first, float(summary.get("seconds", 0.0)), already)
+
+
+class Inverted(NamedTuple):
+    """A finished file, or table, of ``invert``."""
+
+    path: Path
+    records: int  # samples that were inverted
+    inversion: Inversion  # what `oti` and `ovi` return: tokens, features, losses ..
+    seconds: float  # of the inversion, the fit of a map not counted
+
+
+class Found(NamedTuple):
+    """A class of ``discover`` that has an image."""
+
+    cluster: int  # its place in ``classes_``
+    name: str  # of an old class its label, of a new one a number and its strongest concepts
+    old: bool
+    concepts: list[str]  # what tells its images from the others, the strongest first
+    images: list[int]  # rows of the table, the surest first
+    labelled: int  # of its images
+
+
+class Discovered(NamedTuple):
+    """A finished folder of ``discover``."""
+
+    path: Path
+    assignments: list[dict[str, Any]]  # N: image, cluster, name, kind, label (None: unlabelled), probability
+    classes: list[Found]  # those that have an image, the old ones first
+    num_classes: int  # old and new ones, with or without an image
+    estimate: NumClassesEstimate | None  # where the count is one
+    accuracy: GCDAccuracy | None  # of an embedded set, whose classes are known
+    facts: list[str]  # what the report begins with
+    written: list[str]  # names of the files
+
+    @property
+    def new(self) -> list[Found]:
+        """The new classes that have an image."""
+        return [one for one in self.classes if not one.old]
 
 
 class ShardRows(NamedTuple):

@@ -267,9 +267,12 @@ def _on_tree(
     # The longest text first, by the model itself as well: a tower may compute more than its weights say.
     at = int(ends.argmax())
     (part,) = batches(adapter.tokenize(tokenizer, [texts[at]]), 1, device)
-    own = _own_rows(adapter, part, wanted)
+    own = plain = _own_rows(adapter, part, wanted)
+    if torch.is_autocast_enabled(device.type):  # which may leave the dtype wide and the values rounded
+        with torch.autocast(device.type, enabled=False):
+            plain = _own_rows(adapter, part, wanted)
     ours = run(sort_prompts(ids[at : at + 1], ends[at : at + 1]), False)
-    for theirs, mine in zip(own, ours, strict=True):
+    for theirs, mine in zip(plain, ours, strict=True):
         _check_near(theirs, mine)
     found = run(sort_prompts(ids, ends), progress)
     return tuple(rows.to(theirs.dtype) for rows, theirs in zip(found, own, strict=True))

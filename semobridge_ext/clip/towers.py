@@ -71,7 +71,13 @@ def text_tower(
         >>> tower.width, tower.features, rows.source[:6]
         (192, 192, (-1, -1, -1, -1, 0, -1))
     """
-    adapter = adapter_of("text_tower", model)
+    return _read_text("text_tower", model, template, num_tokens, tokenizer)
+
+
+def _read_text(
+    function: str, model: Any, template: str, num_tokens: int, tokenizer: Any
+) -> tuple[Tower, LearnedRows]:
+    adapter = adapter_of(function, model)
     reader = _reader(adapter, _TEXT_REMEDY)
     reader.no_hooks(adapter.text_module, "the text tower")
     tower, own = adapter.read_text(reader)
@@ -142,13 +148,17 @@ def vision_tower(model: Any, *, num_patches: int = 1) -> tuple[Tower, LearnedRow
         >>> tower.width, rows.vectors, rows.pool
         (192, 2, 0)
     """
-    adapter = adapter_of("vision_tower", model)
+    return _read_vision("vision_tower", model, num_patches)
+
+
+def _read_vision(function: str, model: Any, num_patches: int) -> tuple[Tower, LearnedRows]:
+    adapter = adapter_of(function, model)
     reader = _reader(adapter, _VISION_REMEDY)
     reader.no_hooks(adapter.vision_module, "the vision tower")
     tower, own = adapter.read_vision(reader)
     rows = _patched(own, num_patches)
     patches = sum(s >= 0 for s in rows.source)
-    check_patches("vision_tower", num_patches, patches)
+    check_patches(function, num_patches, patches)
     return tower, rows
 
 
@@ -188,7 +198,7 @@ def text_entry(
 ) -> Entry:
     """:func:`text_tower`, or the model's own text pass where that is refused."""
     return _entry(
-        lambda: text_tower(model, template, num_tokens=num_tokens, tokenizer=tokenizer),
+        lambda: _read_text(function, model, template, num_tokens, tokenizer),
         lambda: text_pass(adapter_of(function, model), template, num_tokens, tokenizer),
         function, "text",
     )  # fmt: skip
@@ -197,7 +207,7 @@ def text_entry(
 def vision_entry(function: str, model: Any, *, num_patches: int = 1) -> Entry:
     """:func:`vision_tower`, or the model's own image pass where that is refused."""
     return _entry(
-        lambda: vision_tower(model, num_patches=num_patches),
+        lambda: _read_vision(function, model, num_patches),
         lambda: vision_pass(adapter_of(function, model), num_patches),
         function, "vision",
     )  # fmt: skip

@@ -171,7 +171,7 @@ def _check_numbers(recall_at: Sequence[int], **numbers: int) -> None:
 
 
 def _codes(labels: Any, rows: int) -> Tensor:  # [N] int64 from 0
-    names = _inputs.names(_NAME, labels, rows)
+    names = _inputs.names(_NAME, labels, rows, argument="labels", of="features")
     codes = _inputs.encode(_NAME, names, _inputs.ordered(names))
     counts = torch.bincount(codes)
     if len(counts) < 2 or int(counts.max()) < 2:
@@ -266,7 +266,7 @@ def diagnose(
     by_class = resample == "classes"
     plan = resampling.make_plan(codes, by_class, resamples, confidence, seed)
     near = min(neighbours, len(x) - 1)
-    edges = torch.linspace(-1, 1, bins + 1)
+    edges = torch.linspace(-1, 1, bins + 1, dtype=torch.float64)
 
     def figures(which: str, own: Mapping, theirs: Mapping) -> tuple[Figures, dict[str, Tensor]]:
         prefix = "baseline" if which == "before" else "mapping"

@@ -15,6 +15,7 @@ from torch import Tensor
 from semobridge_ext import _numbers
 from semobridge_ext._ops.topk.op import topk
 from semobridge_ext.retrieval.metrics import retrieval_metrics
+from semobridge_ext.runtime.plain_modes import plain_modes
 
 _BLOCK = 1 << 21  # cosines that exist at once: 8 MiB, and as much again for their bins
 _DRAWS = 1 << 22  # resampled weights that exist at once
@@ -81,6 +82,7 @@ def unit(x: Tensor) -> Tensor:
     return torch.nn.functional.normalize(x.detach().to("cpu"), dim=1)
 
 
+@plain_modes()
 def measure(
     rows: Tensor,  # [N, D] unit rows
     other: Tensor | None,

@@ -16,6 +16,7 @@ from semobridge_ext.discovery.accuracy import assignment_solver
 from semobridge_ext.discovery.checks import check_number
 from semobridge_ext.discovery.class_names import encode_labels
 from semobridge_ext.discovery.semi_supervised import Points, Seeds, clustered
+from semobridge_ext.runtime.plain_modes import plain_modes
 
 _NAME = "estimate_num_classes"
 _TIMES = 10  # the largest count that is tried, in old classes
@@ -40,6 +41,7 @@ class NumClassesEstimate(NamedTuple):
     accuracy: list[float]
 
 
+@plain_modes()
 def estimate_num_classes(
     X: Any,  # [N, D]
     y: Any,

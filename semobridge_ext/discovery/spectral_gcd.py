@@ -15,6 +15,7 @@ from semobridge_ext.discovery.training import Trainer, train
 from semobridge_ext.discovery.training_data import block_inputs, training_data, views_of
 from semobridge_ext.fewshot.estimator import exactly, not_fitted
 from semobridge_ext.fewshot.estimator_file import save_estimator
+from semobridge_ext.runtime.plain_modes import plain_modes
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -134,6 +135,7 @@ class SpectralGCD(Predictions):
 
     # -- fitting -----------------------------------------------------------------------------------
 
+    @plain_modes()
     def fit(self, X: Any, y: Any, *, teacher: Any = None, checkpoint: Any = None) -> Self:
         """Trains on all images, labelled and not.
 

@@ -23,6 +23,7 @@ from semobridge_ext.fewshot.cache_search import Found, Keys
 from semobridge_ext.fewshot.caches import TipAdapter
 from semobridge_ext.fewshot.estimator import unchanged_on_error
 from semobridge_ext.fewshot.published import Grid
+from semobridge_ext.runtime.plain_modes import plain_modes
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -79,6 +80,7 @@ class APE(Refined):
         )
         self.gamma, self.channels, self.w0, self.w1 = gamma, channels, w0, w1
 
+    @plain_modes()
     def fit(self, X: Any, y: Any) -> Self:  # type: ignore[override]  # no weights
         """Takes the shots.
 

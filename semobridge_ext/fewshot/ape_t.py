@@ -20,6 +20,7 @@ from semobridge_ext.fewshot.ape_channels import Refined
 from semobridge_ext.fewshot.cache_training import CacheTraining, Settings
 from semobridge_ext.fewshot.caches import TipAdapter
 from semobridge_ext.fewshot.estimator import unchanged_on_error
+from semobridge_ext.runtime.plain_modes import plain_modes
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -87,6 +88,7 @@ class APET(Refined):
         self.epochs, self.lr, self.batch_size, self.seed = epochs, lr, batch_size, seed
         self.checkpoint_every, self.progress = checkpoint_every, progress
 
+    @plain_modes()
     def fit(self, X: Any, y: Any, *, checkpoint: Any = None) -> Self:  # type: ignore[override]  # no weights
         """Takes the shots as cache and as training data.
 

@@ -21,6 +21,7 @@ from semobridge_ext.fewshot.estimator import numbers_of_names
 from semobridge_ext.fewshot.growing import Growing, weighted_sums
 from semobridge_ext.fewshot.moments import Moments
 from semobridge_ext.fewshot.stored_estimator import StoredEstimator
+from semobridge_ext.runtime.plain_modes import plain_modes
 from semobridge_ext.runtime.rows import compute_dtype, unit_rows
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class ZeroShot(StoredEstimator):
     ) -> None:
         self.text_features, self.class_names, self.logit_scale = text_features, class_names, logit_scale
 
+    @plain_modes()
     def fit(self, X: Any = None, y: Any = None) -> Self:
         """Fixes the classes from the text rows.
 
@@ -111,6 +113,7 @@ class NearestClassMean(Growing, StoredEstimator):
     def __init__(self, *, logit_scale: float = 100.0) -> None:
         self.logit_scale = logit_scale
 
+    @plain_modes()
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Takes the shots.
 
@@ -172,6 +175,7 @@ class LDA(Growing, StoredEstimator):
     def __init__(self, *, shrinkage: float | None = None) -> None:
         self.shrinkage = shrinkage
 
+    @plain_modes()
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Takes the shots.
 
@@ -225,17 +229,19 @@ class LDA(Growing, StoredEstimator):
         self.intercept_ = -0.5 * (self.coef_ * means).sum(dim=1)
         self.shrinkage_ = rho
 
+    @plain_modes()
     def tune(self, X: Any, y: Any, **unused: Any) -> Self:
         """Takes the shrinkage of ``GRID`` with the best accuracy on validation data; the first best.
 
         Args:
             X: [N, D] raw validation features, a floating-point tensor or array.
             y: N class names that were fitted.
-            unused: what other estimators' ``tune`` takes; ignored.
+            unused: what other estimators' ``tune`` takes; ignored. TypeError for what none takes.
 
         Raises:
             ValueError: not fitted, another width, or a class that was not fitted.
         """
+        self._check_unused(unused)
         x = self._queries("tune", X)
         codes = self._codes("tune", y, len(x))
         best = (-1.0, 0.0)

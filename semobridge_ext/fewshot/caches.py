@@ -24,6 +24,7 @@ from semobridge_ext.fewshot.estimator import CHUNK, exactly, unchanged_on_error
 from semobridge_ext.fewshot.growing import Growing
 from semobridge_ext.fewshot.published import Grid
 from semobridge_ext.fewshot.stored_estimator import StoredEstimator
+from semobridge_ext.runtime.plain_modes import plain_modes
 from semobridge_ext.runtime.rows import compute_dtype
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ class TipAdapter(Growing, StoredEstimator):
         self.text_features, self.class_names = text_features, class_names
         self.alpha, self.beta, self.logit_scale = alpha, beta, logit_scale
 
+    @plain_modes()
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Takes the shots.
 
@@ -155,6 +157,7 @@ class TipAdapter(Growing, StoredEstimator):
         beyond = float(self.keys_.norm(dim=1).max()) - 1
         return grid._replace(betas=tuple(beta for beta in grid.betas if beta * beyond < _REACH))
 
+    @plain_modes()
     def tune(self, X: Any, y: Any, *, grid: Any = None, progress: bool = False, **unused: Any) -> Self:
         """Takes the values of a grid with the best validation accuracy.
 
@@ -168,7 +171,7 @@ class TipAdapter(Growing, StoredEstimator):
                 (and for APE γ) of another one: the authors' grid, of which the first best is kept. They
                 searched ImageNet on the very images that they tested on.
             progress: a progress bar on stderr.
-            unused: what other estimators' ``tune`` takes; ignored.
+            unused: what other estimators' ``tune`` takes; ignored. TypeError for what none takes.
 
         Raises:
             ValueError: not fitted, another width, a class that was not fitted, or an unknown grid.
@@ -177,6 +180,7 @@ class TipAdapter(Growing, StoredEstimator):
             counts are those of float64 sums of the same logits.
         """
         values = self._finite(self._grid(grid))
+        self._check_unused(unused)
         x = self._queries("tune", X)
         codes = self._codes("tune", y, len(x))
         with exactly(x.device):
@@ -235,6 +239,7 @@ class TipAdapterF(TipAdapter):
 
     partial_fit = Absent("its keys are trained on all shots at once")  # type: ignore[assignment]
 
+    @plain_modes()
     def fit(self, X: Any, y: Any, *, checkpoint: Any = None) -> Self:  # type: ignore[override]  # no weights
         """Takes the shots as cache and as training data.
 

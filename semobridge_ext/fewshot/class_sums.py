@@ -20,6 +20,7 @@ from semobridge_ext.bridging import Bridge
 from semobridge_ext.bridging.default import default_for, embedded_bridge
 from semobridge_ext.fewshot.estimator import exactly
 from semobridge_ext.fewshot.growing import Growing
+from semobridge_ext.runtime.plain_modes import plain_modes
 from semobridge_ext.runtime.rows import compute_dtype
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ class ClassSums(Growing):
             factor = fold.right if fold.closed_form else None
         self._operand = BlendOperand(self._text_rows, bridged, raw, self.exponents_, projector, factor)
 
+    @plain_modes()
     def add_shots(self, X: Any, y: Any) -> Self:
         """Adds shots of known classes; the result equals fitting all of them at once.
 
@@ -132,6 +134,7 @@ class ClassSums(Growing):
         self._add(x, codes)
         return self
 
+    @plain_modes()
     def add_classes(self, class_names: Sequence[Hashable], text_features: Any, X: Any, y: Any) -> Self:
         """Adds classes with their text rows and shots; the other classes' sums stay as they are.
 

@@ -21,6 +21,7 @@ from semobridge_ext.fewshot.class_sums import ClassSums
 from semobridge_ext.fewshot.estimator import CHUNK, exactly
 from semobridge_ext.fewshot.estimator_file import load_estimator, save_estimator, sort_classes
 from semobridge_ext.fewshot.tuning import TuneResult, fit_scale, tune_blend
+from semobridge_ext.runtime.plain_modes import plain_modes
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -95,6 +96,7 @@ class SeMoBridgeClassifier(ClassSums):
 
     # -- fitting ------------------------------------------------------------------------------------
 
+    @plain_modes()
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Takes the shots; augmented copies of an image count as further shots, as in the paper.
 
@@ -163,6 +165,7 @@ class SeMoBridgeClassifier(ClassSums):
             proba = torch.softmax(self.probability_scale_ * logits.double(), dim=1).to(logits.dtype)
         return proba if isinstance(X, Tensor) else proba.cpu().numpy()
 
+    @plain_modes()
     def tune(
         self,
         X: Any,

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from semobridge_ext import _errors
 from semobridge_ext._parameters import Parameters, repr_of
+
+# Keywords of every estimator's ``tune``.
+TUNE = (
+    "alphas", "batch", "fixed", "grid", "lrs", "n_trials", "penalties", "progress", "ranges", "redundant",
+    "sampler", "seed",
+)  # fmt: skip
 
 
 class NotFittedError(ValueError, AttributeError):
@@ -61,6 +70,15 @@ class Conventions(Parameters):
             regressor_tags=None,
             input_tags=InputTags(),
         )
+
+    def _check_unused(self, unused: Mapping[str, Any]) -> None:
+        """What another estimator's ``tune`` takes may stand in the call; what none takes is a mistake."""
+        for name in sorted(set(unused) - set(TUNE)):
+            near = difflib.get_close_matches(name, TUNE, n=1)
+            remedy = f"did you mean {near[0]}" if near else f"estimators take {', '.join(TUNE)}"
+            got = f"{name}={_errors.describe(unused[name])}"
+            contract = "be keywords of some estimator's tune"
+            raise TypeError(_errors.message(f"{type(self).__name__}.tune", "unused", contract, got, remedy))
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "classes_"):

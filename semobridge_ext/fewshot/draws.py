@@ -19,11 +19,11 @@ def sample_support(
     """
     if shots < 1:
         raise ValueError(f"sample_support: shots must be ≥ 1, got {shots}; try 1, 2, 4 and 8")
-    labels = torch.as_tensor(labels)
+    labels = torch.as_tensor(labels, device="cpu")
     # RandomState's stream is frozen by NumPy's policy; Generator's may change between releases.
     order = torch.from_numpy(np.random.RandomState(seed).permutation(len(labels)))
     order = order[torch.argsort(labels[order], stable=True)]
     sizes = torch.bincount(labels)
     starts = (sizes.cumsum(0) - sizes)[labels[order]]
-    rank = torch.arange(len(order)) - starts
+    rank = torch.arange(len(order), device="cpu") - starts
     return order[rank < shots].sort().values

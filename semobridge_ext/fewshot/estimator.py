@@ -19,6 +19,7 @@ from semobridge_ext.fewshot.conventions import Conventions, listed
 from semobridge_ext.fewshot.conventions import NotFittedError as NotFittedError
 from semobridge_ext.fewshot.conventions import not_fitted as not_fitted
 from semobridge_ext.fewshot.draws import sample_support
+from semobridge_ext.runtime.plain_modes import plain_modes
 from semobridge_ext.runtime.rows import compute_dtype
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class FewShotEstimator(Conventions):
         """
         where = f"{type(self).__name__}.{verb}"
         if class_names is not None:
-            classes = _inputs.names(where, class_names)
+            classes = _inputs.names(where, class_names, argument="class_names")
         elif rows is not None:
             classes = list(range(rows))
         else:
@@ -188,6 +189,7 @@ class FewShotEstimator(Conventions):
             raise ValueError(_errors.message(where, what, f"have width {width}", text, remedy))
         return normalize(text.to("cpu", torch.float64), dim=1)
 
+    @plain_modes()
     def fit(self, X: Any, y: Any) -> Self:
         """Takes the shots.
 
@@ -197,6 +199,7 @@ class FewShotEstimator(Conventions):
         """
         raise NotImplementedError
 
+    @plain_modes()
     def fit_seeds(
         self, X: Any, y: Any, *, shots: int, seeds: Sequence[int] = (0, 1, 2, 3, 4), **fit_arguments: Any
     ) -> list[Self]:

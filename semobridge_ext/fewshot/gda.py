@@ -22,6 +22,7 @@ from semobridge_ext.fewshot.estimator import CHUNK, exactly
 from semobridge_ext.fewshot.growing import Growing
 from semobridge_ext.fewshot.moments import Moments
 from semobridge_ext.fewshot.stored_estimator import StoredEstimator
+from semobridge_ext.runtime.plain_modes import plain_modes
 from semobridge_ext.runtime.rows import compute_dtype
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class GDA(Growing, StoredEstimator):
         self.text_features, self.class_names = text_features, class_names
         self.alpha, self.logit_scale = alpha, logit_scale
 
+    @plain_modes()
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Takes the shots; augmented copies of an image count as further shots.
 
@@ -135,6 +137,7 @@ class GDA(Growing, StoredEstimator):
         text, gauss = self._parts(x)
         return text.add_(gauss, alpha=self.alpha_)
 
+    @plain_modes()
     def tune(self, X: Any, y: Any, *, alphas: Sequence[float] | None = None, **unused: Any) -> Self:
         """Takes the α of a grid with the best accuracy on validation data; the first best.
 
@@ -144,11 +147,12 @@ class GDA(Growing, StoredEstimator):
             X: [N, D] raw validation features, a floating-point tensor or array.
             y: N class names that were fitted.
             alphas: what is tried; None: the published ``ALPHAS``, 1e-4 … 1e2.
-            unused: what other estimators' ``tune`` takes; ignored.
+            unused: what other estimators' ``tune`` takes; ignored. TypeError for what none takes.
 
         Raises:
             ValueError: not fitted, another width, a class that was not fitted, or no finite α to try.
         """
+        self._check_unused(unused)
         x = self._queries("tune", X)
         codes = self._codes("tune", y, len(x))
         tried = _numbers.real_numbers(

@@ -12,6 +12,7 @@ from semobridge_ext import _errors, _inputs
 from semobridge_ext._parameters import check_feature_names, keep_feature_names
 from semobridge_ext.fewshot.conventions import listed
 from semobridge_ext.fewshot.estimator import FewShotEstimator, unchanged_on_error
+from semobridge_ext.runtime.plain_modes import plain_modes
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -56,6 +57,7 @@ class Growing(FewShotEstimator):
         self._close_sums()
         return self
 
+    @plain_modes()
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
         """Adds shots; parts in any number give what ``fit`` gives for all of them, to rounding.
 

@@ -23,6 +23,7 @@ from semobridge_ext._schema import Field
 from semobridge_ext.fewshot.estimator import exactly, unchanged_on_error
 from semobridge_ext.fewshot.stored_estimator import StoredEstimator
 from semobridge_ext.fewshot.training_checks import check_losses
+from semobridge_ext.runtime.plain_modes import plain_modes
 from semobridge_ext.runtime.products import add_product, product
 from semobridge_ext.runtime.rows import compute_dtype
 
@@ -87,6 +88,7 @@ class LPPlusPlus(StoredEstimator):
         self.steps, self.momentum, self.alpha_every = steps, momentum, alpha_every
         self.eval_every, self.progress = eval_every, progress
 
+    @plain_modes()
     def fit(self, X: Any, y: Any, *, validation: tuple[Any, Any] | None = None) -> Self:
         """Trains on the shots.
 

@@ -22,6 +22,7 @@ from semobridge_ext import _errors
 from semobridge_ext._schema import WHOLE, Field
 from semobridge_ext.fewshot.estimator import exactly
 from semobridge_ext.fewshot.stored_estimator import StoredEstimator
+from semobridge_ext.runtime.plain_modes import plain_modes
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -83,6 +84,7 @@ class ProKeR(StoredEstimator):
         self.text_features, self.class_names = text_features, class_names
         self.beta, self.ridge, self.logit_scale = beta, ridge, logit_scale
 
+    @plain_modes()
     def fit(self, X: Any, y: Any) -> Self:
         """Takes the shots; at most ``ROWS`` of them.
 
@@ -148,6 +150,7 @@ class ProKeR(StoredEstimator):
             parts.append(torch.addmm(unit @ text.T, _kernel(unit, keys, self.beta_), duals.T))
         return torch.cat(parts).mul_(float(self.logit_scale))
 
+    @plain_modes()
     def tune(self, X: Any, y: Any, **unused: Any) -> Self:
         """Takes β and λ of a grid (``BETAS``, ``LAMBDAS``) with the best validation accuracy.
 
@@ -156,11 +159,12 @@ class ProKeR(StoredEstimator):
         Args:
             X: [N, D] raw validation features, a floating-point tensor or array.
             y: N class names that were fitted.
-            unused: what other estimators' ``tune`` takes; ignored.
+            unused: what other estimators' ``tune`` takes; ignored. TypeError for what none takes.
 
         Raises:
             ValueError: not fitted, another width, or a class that was not fitted.
         """
+        self._check_unused(unused)
         x = self._queries("tune", X)
         codes = self._codes("tune", y, len(x))
         shots, rest = self._residual()

@@ -25,6 +25,7 @@ from semobridge_ext.fewshot.estimator import CHUNK, exactly, unchanged_on_error
 from semobridge_ext.fewshot.stored_estimator import StoredEstimator
 from semobridge_ext.fewshot.training_checks import check_losses
 from semobridge_ext.runtime import adamw, products
+from semobridge_ext.runtime.plain_modes import plain_modes
 from semobridge_ext.runtime.rows import compute_dtype
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class ProLIP(StoredEstimator):
         self.class_names, self.penalty, self.lr = class_names, penalty, lr
         self.steps, self.logit_scale, self.progress = steps, logit_scale, progress
 
+    @plain_modes()
     def fit(self, X: Any, y: Any) -> Self:
         """Trains on the shots.
 
@@ -172,6 +174,7 @@ class ProLIP(StoredEstimator):
         check_losses("ProLIP.fit", losses, (projection,), remedy)
         self.lr_, self.penalty_, self.projection_, self.losses_ = lr, penalty, projection, losses
 
+    @plain_modes()
     def tune(
         self,
         X: Any,
@@ -188,12 +191,13 @@ class ProLIP(StoredEstimator):
             y: N class names that were fitted.
             lrs, penalties: what is tried, rates outside; None: ``LRS`` and ``PENALTIES``, a part of the
                 authors' 1e-2 … 1e-8 and 10 … 1e-4, 0. A pair whose loss diverges is passed over.
-            unused: what other estimators' ``tune`` takes; ignored.
+            unused: what other estimators' ``tune`` takes; ignored. TypeError for what none takes.
 
         Raises:
             ValueError: not fitted, or loaded from a file, which holds no shots; another width, a class that
                 was not fitted, nothing to try, or nothing that converges.
         """
+        self._check_unused(unused)
         x = self._queries("tune", X)
         codes = self._codes("tune", y, len(x))
         where = "ProLIP.tune"

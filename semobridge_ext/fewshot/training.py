@@ -28,6 +28,7 @@ from semobridge_ext.fewshot.estimator import exactly, unchanged_on_error
 from semobridge_ext.fewshot.training_checkpoint import Best, Checkpoint
 from semobridge_ext.fewshot.training_checks import check_converged
 from semobridge_ext.fewshot.training_schedule import PRESETS, Schedule
+from semobridge_ext.runtime.plain_modes import plain_modes
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -177,6 +178,7 @@ class SeMoBridgeT(SeMoBridgeClassifier):
 
     partial_fit = Absent("it trains on all shots at once; add_shots adds to them")  # type: ignore[assignment]
 
+    @plain_modes()
     def fit(  # type: ignore[override]  # no weights: the losses are means over all shots
         self,
         X: Any,

@@ -20,6 +20,7 @@ from semobridge_ext.incremental.model_file import load_model, save_model
 from semobridge_ext.incremental.prompts import check_prompts
 from semobridge_ext.incremental.settings import check_settings, form_of, settings_of
 from semobridge_ext.incremental.training import TaskData, Trainer, train
+from semobridge_ext.runtime.plain_modes import plain_modes
 from semobridge_ext.runtime.rows import compute_dtype
 
 if TYPE_CHECKING:
@@ -158,6 +159,7 @@ class RETune(Parameters):
         self._model = grown(where, form_of(self.get_params()), self.seed, before, names, prompts)
         return self
 
+    @plain_modes()
     def fit(
         self,
         X: Any,
@@ -183,6 +185,7 @@ class RETune(Parameters):
         """
         return self._fit("fit", None, X, Y, prompt_features, findings, known, checkpoint)
 
+    @plain_modes()
     def partial_fit(
         self,
         X: Any,

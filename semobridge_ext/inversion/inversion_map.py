@@ -31,6 +31,7 @@ from semobridge_ext.inversion.settings import check_count, check_generator, chec
 from semobridge_ext.inversion.spec import Inversion
 from semobridge_ext.inversion.start import Identity, Layer, Start, identity_of
 from semobridge_ext.inversion.targets import unit_targets
+from semobridge_ext.runtime.plain_modes import plain_modes
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -107,6 +108,7 @@ class InversionMap(Start):
     # -- fitting -------------------------------------------------------------------------------------
 
     @classmethod
+    @plain_modes()
     def fit(
         cls,
         model: Any,
@@ -223,6 +225,7 @@ class InversionMap(Start):
         return store.kept(run, lambda phi: phi.save(store.path))
 
     @classmethod
+    @plain_modes()
     def from_inversion(
         cls,
         model: Any,

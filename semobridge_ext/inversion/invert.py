@@ -28,6 +28,7 @@ from semobridge_ext.inversion.spec import Inversion
 from semobridge_ext.inversion.start import Start, identity_of
 from semobridge_ext.inversion.store import Store, kept_batch_size
 from semobridge_ext.inversion.targets import unit_targets
+from semobridge_ext.runtime.plain_modes import plain_modes
 
 __all__ = ["Inversion", "oti", "ovi"]
 
@@ -50,7 +51,8 @@ def initial(
         return init._tokens(targets).to("cpu", engine.compute)
     if init is None:
         device = torch.device("cpu") if generator is None else generator.device
-        return (torch.randn(shape, generator=generator, device=device) * 0.02).to("cpu", engine.compute)
+        drawn = torch.randn(shape, generator=generator, device=device, dtype=torch.float32)
+        return (drawn * 0.02).to("cpu", engine.compute)
     init = _arrays.tensor(function, "init", init)
     _errors.check_float_tensor(function, "init", init)
     if tuple(init.shape) not in (shape, shape[1:]):
@@ -193,6 +195,7 @@ def _run(
     return chunks, interrupt.asked
 
 
+@plain_modes()
 def oti(
     model: Any,
     img_feats: Any,  # [B, D]
@@ -293,6 +296,7 @@ def oti(
     )  # fmt: skip
 
 
+@plain_modes()
 def ovi(
     model: Any,
     txt_feats: Any,  # [B, D]

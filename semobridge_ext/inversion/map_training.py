@@ -48,7 +48,8 @@ def drawn_inner(
 ) -> Tensor:  # [D, H]
     """N(0, 1): a unit row then has activations of about one."""
     device = torch.device("cpu") if generator is None else generator.device
-    return torch.randn(width, hidden, generator=generator, device=device).to("cpu", engine.compute)
+    drawn = torch.randn(width, hidden, generator=generator, device=device, dtype=torch.float32)
+    return drawn.to("cpu", engine.compute)
 
 
 def loss_of(engine: TowerEngine, tokens: Tensor, targets: Tensor) -> float:

@@ -60,7 +60,8 @@ def drawn(
     rows = usable[~held]
     device = torch.device("cpu") if generator is None else generator.device
     picked = torch.randperm(len(rows), generator=generator, device=device)[:pilots].sort().values
-    first = torch.randn((engine.vectors, engine.width), generator=generator, device=device) * 0.02
+    shape = (engine.vectors, engine.width)
+    first = torch.randn(shape, generator=generator, device=device, dtype=torch.float32) * 0.02
     steps, width = (train_steps, hidden) if bool(held.any()) else (0, 0)
     batches = drawn_batches(len(rows), steps, generator)
     inner = drawn_inner(rows.shape[1], width, engine, generator)

@@ -16,6 +16,8 @@ from semobridge_ext.linear_maps.bands import Gram, band_map, gram_of
 from semobridge_ext.linear_maps.linear_map import LinearMap
 from semobridge_ext.retrieval.metrics import retrieval_metrics
 
+_METRICS = "be 'mAP', 'mAP@R', 'R-Precision' or 'Recall@k'"
+
 # k_top, k_bottom for images, then for texts, as arXiv 2603.19862 reports them.
 UNPUBLISHED = "unpublished"
 PUBLISHED: dict[str, tuple[int, int, Any, Any]] = {
@@ -137,11 +139,13 @@ def search_cuts(
 ) -> tuple[int, int, list[tuple[int, int, float]]]:
     """The best cuts of one side by leave-one-out retrieval on (X, y), and the score of every pair."""
     if not isinstance(metric, str):
-        remedy = "pass 'mAP', 'mAP@R', 'R-Precision' or 'Recall@k'"
-        raise TypeError(_errors.message(function, "metric", "be a name", _errors.describe(metric), remedy))
+        raise TypeError(_errors.message(function, "metric", _METRICS, _errors.describe(metric), "choose one"))
     x = _inputs.features(function, "X", X, spectrum.width(side))
     names = _inputs.names(function, y, len(x))
     codes = _inputs.encode(function, names, _inputs.ordered(names))
+    if len(codes.unique()) == len(codes):
+        got, remedy = f"{len(codes)} labels, each once", "the metric ranks rows of one label before others"
+        raise ValueError(_errors.message(function, "y", "have a label of two rows", got, remedy))
     rank, bases = spectrum.rank, spectrum.decomposition.bases
     grid = [_grid(function, name, v, rank) for name, v in (("k_top", tops), ("k_bottom", bottoms))]
     # Equal scores go to the smaller cut.
@@ -164,8 +168,7 @@ def search_cuts(
         feats = LinearMap(factor)(coordinates[:, kept])
         found = retrieval_metrics(feats, feats, codes, codes, same_set=True, recall_at=ks)
         if metric not in found:
-            remedy = "pass 'mAP', 'mAP@R', 'R-Precision' or 'Recall@k'"
-            raise ValueError(_errors.message(function, "metric", "be one of them", metric, remedy))
+            raise ValueError(_errors.message(function, "metric", _METRICS, f"'{metric}'", "choose one"))
         results.append((top, bottom, found[metric]))
     best = max(results, key=lambda row: row[2])  # the first of equals
     return best[0], best[1], results

@@ -15,6 +15,7 @@ from semobridge_ext.prompts.learner import PromptLearner
 from semobridge_ext.prompts.prompt_features import PromptEncoder, Prompts, checked_names
 from semobridge_ext.prompts.schedule import epoch_batches
 from semobridge_ext.prompts.training import Step
+from semobridge_ext.runtime.plain_modes import plain_modes
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -138,6 +139,7 @@ class CoOp(PromptLearner):
 
     # -- fitting -----------------------------------------------------------------------------------
 
+    @plain_modes()
     def fit(self, X: Any, y: Any, *, checkpoint: Any = None) -> Self:
         """Learns the context from cached image features.
 
@@ -165,6 +167,7 @@ class CoOp(PromptLearner):
         rows = CachedRows(where, X, encoder.features, encoder.device, encoder.dtype)
         return self._fit(where, encoder, rows, y, checkpoint)
 
+    @plain_modes()
     def fit_images(
         self, images: Sequence[Any], y: Any, transform: Callable[[Any], Tensor], *, checkpoint: Any = None
     ) -> Self:

@@ -18,6 +18,7 @@ from semobridge_ext.prompts.learner import PromptLearner
 from semobridge_ext.prompts.prompt_features import Prompts, checked_names
 from semobridge_ext.prompts.schedule import epoch_batches
 from semobridge_ext.prompts.training import Step
+from semobridge_ext.runtime.plain_modes import plain_modes
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -169,6 +170,7 @@ class KDPL(PromptLearner):
         self.logit_scale, self.tokenizer, self.batch_rows = logit_scale, tokenizer, batch_rows
         self.seed, self.checkpoint_every, self.progress = seed, checkpoint_every, progress
 
+    @plain_modes()
     def fit(self, X: Any, X_teacher: Any, *, checkpoint: Any = None) -> Self:
         """Learns the context from cached features of the same images by student and teacher; no labels.
 

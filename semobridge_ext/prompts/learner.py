@@ -65,7 +65,8 @@ class PromptLearner(FewShotEstimator):
                 raise ValueError(_errors.message(where, "ctx_init", "have tokens", self.ctx_init, remedy))
             return rows.repeat(count, 1)
         generator = torch.Generator().manual_seed(_numbers.seed_of(self.get_params()["seed"]))
-        drawn = _STD * torch.randn(count * self.n_ctx, encoder.width, generator=generator)
+        shape = (count * self.n_ctx, encoder.width)
+        drawn = _STD * torch.randn(shape, generator=generator, dtype=torch.float32)
         return drawn.to(encoder.device, encoder.dtype)
 
     def _prompts(

@@ -129,7 +129,8 @@ class Invert(Stage):
         return self._inverter
 
     def _drawn(self, shape: tuple[int, int]) -> Tensor:  # [R, T]
-        return torch.randn(shape, generator=torch.Generator().manual_seed(self._seed)) * 0.02
+        start = torch.Generator().manual_seed(self._seed)
+        return torch.randn(shape, generator=start, dtype=torch.float32) * 0.02
 
 
 def _load_map(path: Path) -> InversionMap:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import inspect
 import json
+import signal
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
@@ -16,7 +18,7 @@ from torch.nn.functional import normalize
 
 import semobridge_ext as sb
 from semobridge_ext.cli import models
-from semobridge_ext.cli.calls import reading, reporting, writing
+from semobridge_ext.cli.calls import discovering, inverting, reading, reporting, writing
 from tests.support.assertions import assert_close, assert_figures
 from tests.support.images import command, write
 
@@ -257,19 +259,136 @@ def test_report_shards_writes_the_commands_files(home: Path, tmp_path: Path, cap
     assert shown[0] == shown[1] >= CLASSES
 
 
+def inverted(path: Path) -> dict[str, Any]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+
+
+def test_invert_shards_writes_the_commands_file(home: Path, tmp_path: Path, capsys) -> None:
+    words = ["--steps", 3, "--tokens", 2, "--record-steps", 1, 2, "--seed", 4, "--limit", 7, "--quiet"]
+    assert command("invert", home / "feats", tmp_path / "c.safetensors", *words) == 0
+    capsys.readouterr()
+    given = {"model": "picto", "steps": 3, "tokens": 2, "record_steps": (1, 2), "seed": 4, "limit": 7}
+    found = sb.invert_shards(home / "feats", tmp_path / "p.safetensors", **given)
+    assert (tmp_path / "p.safetensors").read_bytes() == (tmp_path / "c.safetensors").read_bytes()
+    assert found.path == tmp_path / "p.safetensors" and found.records == 7
+    kept = inverted(found.path)
+    for name in ("tokens", "features", "steps_done"):
+        assert torch.equal(getattr(found.inversion, name), kept[name])
+    assert kept["tokens"].shape == (7, 2, 192) and list(found.inversion.recorded) == [1, 2]
+    again = sb.invert_shards(str(home / "feats"), str(tmp_path / "p.safetensors"), **given)
+    assert torch.equal(again.inversion.tokens, kept["tokens"])
+    assert capsys.readouterr() == ("", "")
+
+
+def test_invert_shards_fits_a_map_and_writes_a_table(home: Path, tmp_path: Path, capsys, caplog) -> None:
+    given = {"model": "picto", "steps": 1, "pilots": 4, "format": "parquet"}
+    with caplog.at_level("INFO", "semobridge_ext"):
+        found = sb.invert_shards(home / "feats", tmp_path / "p", start=tmp_path / "p.map", **given)
+    assert capsys.readouterr() == ("", "")
+    assert len(caplog.messages) == 1 and caplog.messages[0].startswith(f"{tmp_path / 'p.map'}: InversionMap(")
+    words = ["--steps", 1, "--pilots", 4, "--format", "parquet", "--start", tmp_path / "c.map", "--quiet"]
+    assert command("invert", home / "feats", tmp_path / "c", *words) == 0
+    assert (tmp_path / "p.map").read_bytes() == (tmp_path / "c.map").read_bytes()
+    assert files(tmp_path / "p") == files(tmp_path / "c")
+    rows = sb.read_shards(found.path)
+    assert torch.equal(rows.features, found.inversion.features)
+    assert rows.columns["label"] == sb.read_shards(home / "feats").columns["label"]
+
+
+def test_an_interrupted_inversion_goes_on(home: Path, tmp_path: Path, monkeypatch) -> None:
+    from semobridge_ext.inversion import invert
+
+    given = {"model": "picto", "steps": 2, "batch_size": 4}
+    whole = sb.invert_shards(home / "feats", tmp_path / "whole.safetensors", **given)
+    plain, calls = invert.run_chunk, []
+
+    def interrupted(*args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return plain(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(invert, "run_chunk", interrupted)
+        with pytest.raises(KeyboardInterrupt, match="finished chunks are in"):
+            sb.invert_shards(home / "feats", tmp_path / "out.safetensors", **given)
+    assert not (tmp_path / "out.safetensors").exists()
+    sb.invert_shards(home / "feats", tmp_path / "out.safetensors", **given)
+    assert (tmp_path / "out.safetensors").read_bytes() == whole.path.read_bytes()
+
+
+def test_discover_shards_writes_the_commands_files(home: Path, tmp_path: Path, capsys) -> None:
+    names = ["star", "flag", "house", "sun", "tree", "moon"]
+    (tmp_path / "words.txt").write_text("\n".join(names))
+    words = ["--classes", 4, "--epochs", 2, "--old", "class_00", "class_01", "--quiet"]
+    words += ["--concepts", tmp_path / "words.txt"]
+    assert command("discover", home / "feats", "--out", tmp_path / "c", *words) == 0
+    capsys.readouterr()
+    given = {"classes": 4, "epochs": 2, "concepts": names}
+    found = sb.discover_shards(home / "feats", tmp_path / "p", old=["class_00", "class_01"], **given)
+    assert capsys.readouterr() == ("", "")
+    paths = {str(p.relative_to(tmp_path / "c")) for p in (tmp_path / "c").rglob("*") if p.is_file()}
+    assert paths == {str(p.relative_to(tmp_path / "p")) for p in (tmp_path / "p").rglob("*") if p.is_file()}
+    assert len(paths) > 4
+    for name in paths:
+        assert (tmp_path / "p" / name).read_bytes() == (tmp_path / "c" / name).read_bytes(), name
+    with open(tmp_path / "c" / "assignments.csv", newline="", encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    for row, record in zip(table, found.assignments, strict=True):
+        told = f"{record['probability']:.4f}"
+        assert row == {**record, "cluster": str(record["cluster"]), "label": record["label"] or "",
+                       "probability": told}  # fmt: skip
+    assert sum(len(one.images) for one in found.classes) == len(table) == 11
+    assert all(one.old is (one.cluster < 2) for one in found.classes) and found.num_classes == 4
+    assert set(found.written) <= paths and found.estimate is None and found.accuracy is None
+    # The same labels by path, as a table of the caller.
+    labels = {row["image"]: row["label"] for row in table if row["label"]}
+    again = sb.discover_shards(home / "feats", tmp_path / "labels", labels=labels, **given)
+    assert again.assignments == found.assignments
+
+
+@pytest.mark.slow
+def test_discover_shards_extracts_images(home: Path, tmp_path: Path, capsys, caplog) -> None:
+    given = {
+        "classes": "auto",
+        "max_classes": 4,
+        "epochs": 1,
+        "model": "picto",
+        "old": ["class_00", "class_01"],
+    }
+    with caplog.at_level("INFO", "semobridge_ext"):
+        found = sb.discover_shards(home / "images", tmp_path / "out", html=True, **given)
+    assert capsys.readouterr() == ("", "")
+    assert any(
+        line.startswith(f"{tmp_path / 'out' / 'features'}: 11 features of 12") for line in caplog.messages
+    )
+    assert found.num_classes == found.estimate.num_classes
+    assert sb.read_shards(tmp_path / "out" / "features").features.shape == (11, 192)
+
+
 # -- words -------------------------------------------------------------------------------------------
 
 
 CALLS = {
     call.function: call
-    for call in (writing.EXTRACT, writing.MAP, reading.RETRIEVE, reading.SEARCH, reporting.REPORT)
-}
+    for call in (
+        writing.EXTRACT, writing.MAP, reading.RETRIEVE, reading.SEARCH, reporting.REPORT, inverting.INVERT,
+        discovering.DISCOVER,
+    )
+}  # fmt: skip
 # What a command has and its function has not: files of the result, and what only words need.
 LEFT_OUT = {
     "extract": {"quiet", "dataset"}, "map_shards": {"quiet"}, "retrieve": {"csv", "json"},
-    "search": {"out", "json"}, "report_shards": set(),
+    "search": {"out", "json"}, "report_shards": set(), "invert_shards": {"quiet"},
+    "discover_shards": {"quiet", "dataset"},
 }  # fmt: skip
-OWN = {"extract": {"model", "workers", "progress"}, "map_shards": {"progress"}, "search": {"queries"}}
+OWN = {
+    "extract": {"model", "workers", "progress"}, "map_shards": {"progress"}, "search": {"queries"},
+    "invert_shards": {"model", "progress"}, "discover_shards": {"workers", "progress"},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -400,6 +519,54 @@ REFUSALS: dict[str, tuple[Callable[[Path], Any], type, str]] = {
                 r"search: queries must be \[N, D\], got"),
     "NaN": (lambda h: sb.search(h / "feats", torch.full((2, 192), torch.nan)), ValueError,
             "search: queries must be finite, got NaN or infinity in 2 of 2 rows"),
+    "no features": (lambda h: sb.invert_shards(h / "none.npy", h / "o", model="picto"), FileNotFoundError,
+                    "invert_shards: shards must be an existing file or picto:<set>, got .*none.npy"),
+    "features of no kind": (lambda h: sb.invert_shards(3, h / "o", model="picto"), TypeError,
+                            "invert_shards: shards must be a str or a path, got int 3"),
+    "no model to invert": (lambda h: sb.invert_shards(h / "feats", h / "o", model=None), TypeError,
+                           "invert_shards: model must be a name, got NoneType None; pass 'picto' for"),
+    "no pseudo-word": (lambda h: sb.invert_shards(h / "feats", h / "o", model="picto", tokens=0), ValueError,
+                       "invert_shards: tokens must be a whole number from 1 up, got int 0"),
+    "half a step": (lambda h: sb.invert_shards(h / "feats", h / "o", model="picto", record_steps=[1.5]),
+                    TypeError, "invert_shards: record_steps must be an int, got float 1.5"),
+    "pilots alone": (lambda h: sb.invert_shards(h / "feats", h / "o", model="picto", pilots=9), ValueError,
+                     "invert_shards: pilots must stand beside start, got 9 alone; name the file"),
+    "a start of patches": (
+        lambda h: sb.invert_shards(h / "feats", h / "o", model="picto", kind="ovi", start="x"), ValueError,
+        "invert_shards: start must stand beside kind='oti', got x with ovi; leave it out",
+    ),
+    "another kind": (lambda h: sb.invert_shards(h / "feats", h / "o", model="picto", kind="owi"), ValueError,
+                     "invert_shards: kind must be 'oti' or 'ovi', got str 'owi'; choose one"),
+    "no labels": (lambda h: sb.discover_shards(h / "feats", h / "d", classes=3), ValueError,
+                  "discover_shards: labels or old must be given, got neither; name a CSV"),
+    "both labels": (lambda h: sb.discover_shards(h / "feats", h / "d", classes=3, old="a", labels={}),
+                    ValueError, "discover_shards: labels must stand without old, got the labels beside a;"),
+    "labels of no image": (lambda h: sb.discover_shards(h / "feats", h / "d", classes=3, labels={"x": "a"}),
+                           ValueError, "labels must name images of source, got none of 11 in the labels;"),
+    "numbers as labels": (lambda h: sb.discover_shards(h / "feats", h / "d", classes=3, labels={"x": 1}),
+                          TypeError, "labels must map paths to labels that are str, or None, got str 'x' to"),
+    "a list of labels": (lambda h: sb.discover_shards(h / "feats", h / "d", classes=3, labels=["a"]),
+                         TypeError, "discover_shards: labels must be a mapping from paths to labels, or a"),
+    "one class": (lambda h: sb.discover_shards(h / "feats", h / "d", classes=1, old="class_00"), ValueError,
+                  "discover_shards: classes must be a whole number from 2 up, got int 1;"),
+    "another word": (lambda h: sb.discover_shards(h / "feats", h / "d", classes="some", old="class_00"),
+                     TypeError, "discover_shards: classes must be an int or 'auto', got str 'some'"),
+    "a largest count": (
+        lambda h: sb.discover_shards(h / "feats", h / "d", classes=3, max_classes=4, old="class_00"),
+        ValueError, "discover_shards: max_classes must stand beside classes='auto', got 4 beside 3;",
+    ),
+    "fewer classes": (
+        lambda h: sb.discover_shards(h / "feats", h / "d", classes=2, old=[f"class_0{i}" for i in range(3)]),
+        ValueError, "discover_shards: classes must count the old classes too, got 3 old ones;",
+    ),
+    "no folder of a label": (lambda h: sb.discover_shards(h / "feats", h / "d", classes=3, old="class_0x"),
+                             ValueError, "discover_shards: old must be one of .*, got 'class_0x';"),
+    "images without a model": (
+        lambda h: sb.discover_shards(h / "images", h / "d", classes=3, old="class_00"), TypeError,
+        "discover_shards: model must be a name where images are extracted, got NoneType None; pass 'picto'",
+    ),
+    "no images": (lambda h: sb.discover_shards(h / "none", h / "d", classes=3, old="a"), FileNotFoundError,
+                  "extract: source must be a folder, a list file, a .csv or a .tar, got .*none, which"),
     "no image": (lambda h: sb.search(h / "feats", image="none.png"), FileNotFoundError,
                  "search: image must be an existing file, got none.png; check the name"),
 }  # fmt: skip

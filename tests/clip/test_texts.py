@@ -78,6 +78,16 @@ def test_autocast_gives_the_dtype_alone(tree_only):
     assert_same_bits(got, plain.to(torch.bfloat16))
 
 
+def test_autocast_does_not_hide_the_tree(tree_only):
+    """Behind a norm its rows are wide and hold rounded values: no sign of another tower."""
+    model, _, tokenizer = sb.load_picto_clip()
+    plain = sb.encode_text(model, TEXTS, tokenizer=tokenizer, project=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = sb.encode_text(model, TEXTS, tokenizer=tokenizer, project=False)
+    assert got.dtype is torch.float32
+    assert_same_bits(got, plain)
+
+
 def test_the_embedded_model_and_its_default_size(tree_only):
     model, _, tokenizer = sb.load_picto_clip()
     prompts = [

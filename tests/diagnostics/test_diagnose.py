@@ -246,7 +246,7 @@ BAD = [
     (lambda: sb.diagnose(X.tolist(), Y), TypeError, "features must be a torch.Tensor"),
     (lambda: sb.diagnose(X[0], Y), ValueError, r"features must be \[N, D\]"),
     (lambda: sb.diagnose(X * float("nan"), Y), ValueError, "features must be finite"),
-    (lambda: sb.diagnose(X, Y[:5]), ValueError, "y must have 6 labels"),
+    (lambda: sb.diagnose(X, Y[:5]), ValueError, "labels must have 6 labels, one per row of features, got 5"),
     (lambda: sb.diagnose(X, [0] * 6), ValueError, "labels must hold two classes, .* got 1 classes"),
     (lambda: sb.diagnose(X, range(6)), ValueError, "labels must hold two classes, .* got 6 classes"),
     (lambda: sb.diagnose(X, Y, "bridge"), TypeError, "mapping must be a callable or the mapped rows"),

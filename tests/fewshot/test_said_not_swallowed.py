@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 
 import semobridge_ext as sb
+from semobridge_ext.fewshot.conventions import TUNE
 from tests.support.problems import make
 
 NAN, INF = float("nan"), float("inf")
@@ -43,6 +46,34 @@ def test_numbers(kind: str, name: str, value: float):
     with pytest.raises(ValueError, match=rf"\.fit: {name} must be finite, got float (nan|inf)"):
         clf.fit(torch.eye(3), [0, 1, 2])
     assert not hasattr(clf, "classes_")
+
+
+TUNED = [
+    sb.SeMoBridgeClassifier, sb.SeMoBridgeT, sb.TipAdapter, sb.TipAdapterF, sb.APE, sb.APET, sb.GDA, sb.LDA,
+    sb.ProKeR, sb.ProLIP,
+]  # fmt: skip
+
+
+def test_keywords_of_no_tune():
+    """What one estimator's tune takes all others ignore; a slip of the pen is none of these."""
+    own = [set(inspect.signature(kind.tune).parameters) - {"self", "X", "y", "unused"} for kind in TUNED]
+    assert set(TUNE) == set().union(*own)
+    eye, y = torch.eye(3).repeat(2, 1), [0, 1, 2, 0, 1, 2]
+    for kind in ("tip", "ape", "gda", "proker", "prolip"):
+        clf = estimators("logit_scale", 100.0)[kind]().fit(eye, y)
+        words = {name: 1 for name in TUNE if name not in inspect.signature(clf.tune).parameters}
+        clf.tune(eye, y, **words)
+        name = type(clf).__name__
+        told = rf"{name}\.tune: unused must be keywords of .*, got gird=str 'dtd'; did you mean grid"
+        with pytest.raises(TypeError, match=told):
+            clf.tune(eye, y, gird="dtd")
+    with pytest.raises(TypeError, match=r"LDA\.tune: .* got quick=bool True; estimators take alphas, batch"):
+        sb.LDA().fit(eye, y).tune(eye, y, quick=True)
+
+
+def test_names_of_classes_are_told_by_their_argument():
+    with pytest.raises(TypeError, match=r"TipAdapter\.fit: class_names must be a list of class names"):
+        sb.TipAdapter(torch.eye(3), class_names="abc").fit(torch.eye(3), list("abc"))
 
 
 def test_losses_and_fixed():

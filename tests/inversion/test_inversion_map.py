@@ -289,8 +289,9 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 def test_bad_arguments(case: str, model: nn.Module, features: Tensor) -> None:
     changed, kind, words = BAD[case]
     given = {"model": model, "features": features, "steps": 1, **changed}
-    with pytest.raises(kind, match=words):
+    with pytest.raises(kind, match=words) as caught:
         sb.InversionMap.fit(given.pop("model"), given.pop("features"), **given)
+    assert str(caught.value).startswith("InversionMap.fit: ")
 
 
 PARTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {

@@ -258,5 +258,6 @@ def test_bad_arguments(case: str) -> None:
     changed, kind, words = BAD[case]
     arguments = {"model": TEXT_MODELS["open_clip"](), "img_feats": torch.ones(2, towers.D), "steps": 4}
     arguments.update(changed)
-    with pytest.raises(kind, match=words):
+    with pytest.raises(kind, match=words) as caught:
         sb.oti(arguments.pop("model"), arguments.pop("img_feats"), **arguments)
+    assert str(caught.value).startswith("oti: ")  # what was called, not what it calls

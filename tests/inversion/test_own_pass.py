@@ -81,7 +81,7 @@ def test_a_note_says_so_once(caplog: pytest.LogCaptureFixture, monkeypatch: pyte
 def test_an_engine_that_was_asked_for_is_not_replaced() -> None:
     model, f = _model().model, towers.targets(2, towers.D, F32)
     for name in ("native", "triton"):
-        with sb.backend(name), pytest.raises(NotImplementedError, match=r"^vision_tower: .* pooling 'avg'"):
+        with sb.backend(name), pytest.raises(NotImplementedError, match=r"^ovi: .* pooling 'avg'"):
             sb.ovi(model, f, steps=1)
     for option in ("weights", "compute"):
         told = rf"^ovi: {option} must be None for CLIP, its own image pass, got .*bfloat16"

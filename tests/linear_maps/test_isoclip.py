@@ -207,6 +207,7 @@ def make(**options) -> sb.IsoCLIP:
 THREE = Affine(torch.eye(3), None)
 X = torch.ones(4, V)
 BAD = [
+    (lambda: make().tune(X, range(4)), ValueError, r"IsoCLIP.tune: y must have a label of two rows, got 4"),
     (
         lambda: make().topk(X, torch.ones(4, T), 1, gallery_side="text"),
         ValueError,
@@ -232,7 +233,7 @@ BAD = [
     (lambda: make(k_top=None).fit(X), ValueError, "y must be given to choose the cuts"),
     (lambda: make().tune(X, [0, 0, 1, 1], k_top=[40]), ValueError, "k_top must leave a direction"),
     (lambda: make().tune(X, [0, 0, 1, 1], k_top=[-1]), ValueError, "k_top must hold ints ≥ 0"),
-    (lambda: make().tune(X, [0, 0, 1, 1], metric="AUC"), ValueError, "metric must be one of them, got .*AUC"),
+    (lambda: make().tune(X, [0, 0, 1, 1], metric="AUC"), ValueError, "metric must be .mAP., .*, got .AUC.;"),
     (lambda: make().fit(torch.ones(2, 5)), ValueError, "X has 5 features, but it is expecting 20"),
     (
         lambda: sb.IsoCLIP._made(THREE, THREE, "ViT-H", {}),

@@ -17,11 +17,17 @@ from typing import Any
 from semobridge_ext import _errors, _numbers
 
 _NOT = "no_"  # of an option that takes something back; its keyword says it the other way round
+_PATHS = ("input", "output", "pretrained", "mapping", "image", "start")  # read or written, whatever the type
 _PROSE = ("text", "template")  # what a person writes, whatever it begins with
 # A word of the usage, unless it is part of a path.
 _METAVAR = r"(?<![\w/.-]){}(?![\w/.-])"
 # What may stand behind an option in a sentence as its value: a name, or one of the option's words.
 _VALUE = r"(?: (?P<value>{}[A-Z][\w/.-]*))?"
+
+
+def _words(action: argparse.Action) -> tuple[str, ...]:
+    """What an option takes beside a number."""
+    return getattr(action.type, "words", ())
 
 
 class Call:
@@ -62,7 +68,7 @@ class Call:
             if not isinstance(value, bool):
                 raise self._wrong_kind(action, "be True or False", value)
             return value != action.dest.startswith(_NOT)
-        if action.nargs == "+":
+        if action.nargs in ("+", "*"):
             if isinstance(value, (str, os.PathLike)) or _numbers.is_whole(value):
                 value = [value]
             if not isinstance(value, Iterable) or isinstance(value, (bytes, dict)):
@@ -86,10 +92,12 @@ class Call:
             return float(value)
         if action.type is Path or action.type is None:
             return self._text(action, value)
+        if isinstance(value, str) and value in _words(action):
+            return value
         return self._count(action, value)
 
     def _text(self, action: argparse.Action, value: Any) -> Any:
-        is_path = action.type is Path or action.dest in ("input", "pretrained", "mapping", "image")
+        is_path = action.type is Path or action.dest in _PATHS
         if not (isinstance(value, str) or (is_path and isinstance(value, os.PathLike))):
             raise self._wrong_kind(action, "be a str or a path" if is_path else "be a str", value)
         text = str(os.fspath(value))
@@ -99,7 +107,8 @@ class Call:
 
     def _count(self, action: argparse.Action, value: Any) -> int:
         if not _numbers.is_whole(value):
-            raise self._wrong_kind(action, "be an int", value)
+            contract = " or ".join(["be an int", *map(repr, _words(action))])
+            raise self._wrong_kind(action, contract, value)
         try:
             count: Any = action.type
             return int(count(str(value)))
@@ -155,7 +164,7 @@ class Call:
         for dest, action in self.actions.items():
             for flag in action.option_strings:
                 if flag.startswith("--"):
-                    words = "".join(f"{word}|" for word in (action.choices or ("cpu",)))
+                    words = "".join(f"{word}|" for word in (action.choices or _words(action) or ("cpu",)))
                     value = "" if action.nargs == 0 else _VALUE.format(words)
                     pattern = rf"(?<![\w/-]){flag}(?![\w-]){value}"
                     text = re.sub(pattern, self._written(dest, action), text)

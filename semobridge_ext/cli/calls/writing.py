@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from semobridge_ext import _errors
 from semobridge_ext.bridging import Bridge
+from semobridge_ext.cli.calls.as_files import listed
 from semobridge_ext.cli.calls.words import Call
 from semobridge_ext.cli.commands import extract as extract_command
 from semobridge_ext.cli.commands import mapping as map_command
@@ -224,7 +224,7 @@ def map_shards(
         (4, 'linear map', [0.5, -0.5, -0.5, -0.5])
     """
     with tempfile.TemporaryDirectory(prefix="semobridge-ext-") as place:
-        file, lines = _stored(mapping, Path(place)), _listed(texts, Path(place))
+        file, lines = _stored(mapping, Path(place)), listed("map_shards", "texts", texts, Path(place))
         args = MAP.arguments(
             progress, input=shards, out=out, mapping=file, dtype=dtype, format=format, atol=atol,
             components=components, texts=lines, template=template, fit=fit, onto=onto, center=center,
@@ -245,21 +245,3 @@ def _stored(mapping: Any, place: Path) -> Any:
         raise TypeError(_errors.message("map_shards", "mapping", contract, mapping, "pass one of these"))
     mapping.save(place / f"{name}.safetensors")
     return place / f"{name}.safetensors"
-
-
-def _listed(texts: Any, place: Path) -> Any:
-    """A list of texts as a file with one a line; a file as it is."""
-    if texts is None or isinstance(texts, (str, os.PathLike)):
-        return texts
-    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
-        contract, remedy = "be a list of texts or a file", "pass a list of str"
-        raise TypeError(_errors.message("map_shards", "texts", contract, texts, remedy))
-    for i, text in enumerate(texts):
-        if not text.strip() or len(text.splitlines()) > 1:
-            contract, remedy = "be one line", "join its lines"
-            raise ValueError(
-                _errors.message("map_shards", f"texts[{i}]", contract, _errors.describe(text), remedy)
-            )
-    file = place / "texts.txt"
-    file.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
-    return file

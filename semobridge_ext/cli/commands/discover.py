@@ -16,8 +16,11 @@ from semobridge_ext import _files, _locks
 from semobridge_ext.cli import discovery_output, discovery_problem, models
 from semobridge_ext.cli.arguments import add_input_dataset, count
 from semobridge_ext.cli.discovery_problem import Problem
+from semobridge_ext.cli.output import Tell, tell
+from semobridge_ext.cli.results import Discovered, Found
 from semobridge_ext.cli.shards import Folder
 from semobridge_ext.discovery import (
+    GCDAccuracy,
     NumClassesEstimate,
     SpectralFilter,
     SpectralGCD,
@@ -69,6 +72,15 @@ _BATCH = 128
 AUTO = "auto"
 
 
+class _Classes:
+    """What --classes takes: a number, or the word for an estimate."""
+
+    words = (AUTO,)
+
+    def __call__(self, word: str) -> int | str:
+        return word if word == AUTO else count(word, 2)
+
+
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "discover",
@@ -79,7 +91,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("input", metavar="INPUT", help="folder of images or of shards, or picto:NAME")
     parser.add_argument("--out", type=Path, required=True, metavar="OUT", help="folder for the results")
-    parser.add_argument("--classes", type=lambda w: w if w == AUTO else count(w, 2), required=True,
+    parser.add_argument("--classes", type=_Classes(), required=True,
                         metavar="N", help="old and new classes together; auto: estimated")  # fmt: skip
     text = "--classes auto: the largest count tried (default: ten times the old classes)"
     parser.add_argument("--max-classes", type=lambda w: count(w, 2), metavar="N", help=text)
@@ -102,7 +114,22 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    found = perform(args, tell)
+    print("\n".join(f"- {fact}" for fact in found.facts))
+    for one in sorted(found.new, key=lambda f: -len(f.images))[:20]:
+        print(f"  {len(one.images):>5}  {one.name}")
+    tell(f"written: {args.out}: {', '.join(found.written)}")
+    return 0
+
+
+def perform(args: argparse.Namespace, tell: Tell) -> Discovered:
+    """The whole of the command but its last lines; `tell` takes what it says on the way."""
     models.prompts("discover", [], args.template)  # refused before anything is encoded
+    if args.labels is not None and args.old is not None:
+        raise ValueError(
+            f"discover: --labels must stand without --old, got {args.labels} beside {', '.join(args.old)}; "
+            "leave one out"
+        )
     if args.out.is_file():
         raise ValueError(f"discover: --out must be a folder, got the file {args.out}; choose another name")
     if args.max_classes is not None and args.classes != AUTO:
@@ -112,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
         )
     args.out.mkdir(parents=True, exist_ok=True)
     with _locks.held("discover", "--out", args.out, args.out / ".lock"):
-        return _run(args)
+        return _run(args, tell)
 
 
 def _dictionary(args: argparse.Namespace) -> list[str]:
@@ -173,7 +200,7 @@ def _counted(args: argparse.Namespace, problem: Problem) -> tuple[int, NumClasse
 
 
 def _shows_progress(args: argparse.Namespace) -> bool:
-    return not args.quiet and sys.stderr.isatty()
+    return args.quiet is None or (not args.quiet and sys.stderr.isatty())  # None: a Python call asks for it
 
 
 def _train(
@@ -191,8 +218,8 @@ def _train(
     )  # fmt: skip
 
 
-def _run(args: argparse.Namespace) -> int:
-    problem = discovery_problem.of_arguments(args)
+def _run(args: argparse.Namespace, tell: Tell) -> Discovered:
+    problem = discovery_problem.of_arguments(args, tell)
     classes, estimate = _counted(args, problem)
     names = merge_concepts(_dictionary(args), problem.old)
     student, teacher = _sides(args, problem, names)
@@ -202,44 +229,49 @@ def _run(args: argparse.Namespace) -> int:
     _files.write_text(args.out / "concepts.txt", "".join(f"{name}\n" for name in names))
     gcd = _train(args, problem, classes, student, teacher)
     gcd.save(args.out / "model.safetensors")
-    proba = gcd.predict_proba(problem.features)
-    unit = normalize(student.concepts, dim=1)
-    shown = torch.softmax(problem.features @ unit.T / gcd.temperature, dim=1)
-    found = discovery_output.classes(
-        gcd.classes_.tolist(), len(gcd.old_classes_), proba, shown, names, problem.labels
-    )
-    discovery_output.write_assignments(
-        args.out / "assignments.csv", found, problem.paths, problem.labels, proba
-    )
+    found, proba = _classified(problem, student, names, gcd)
+    table = discovery_output.assignments(found, problem.paths, problem.labels, proba)
+    discovery_output.write_assignments(args.out / "assignments.csv", table)
     new = [one for one in found if not one.old]
     written = ["assignments.csv", "report.md", "concepts.txt", "model.safetensors"]
     if new:
         written.insert(1, "sheet.html" if args.html else "sheet.png")
         discovery_output.write_sheet(args.out / written[1], new, problem.paths, proba, args.hits)
-    labelled = sum(label is not None for label in problem.labels)
+    accuracy = None if problem.truth is None else _accuracy(problem, problem.truth, gcd)
     facts = [
-        f"{len(problem.paths)} images, {labelled} of them labelled, of {len(problem.old)} old classes",
-        f"{len(new)} of {classes - len(problem.old)} new classes have images",
+        *_facts(problem, len(new), classes, estimate),
         f"{len(names)} of {size} concepts; {gcd.epochs} epochs, seed {args.seed}; teacher: "
         + ("the student itself" if args.teacher is None else str(args.teacher)),
     ]
-    if estimate is not None:
-        facts.insert(1, discovery_output.told_estimate(estimate))
-    if problem.truth is not None:
-        facts.append(_accuracy(problem, problem.truth, gcd))
-    text = discovery_output.report(found, facts, estimate)
-    _files.write_text(args.out / "report.md", text)
-    print("\n".join(line for line in text.splitlines()[2:] if line.startswith("- ")))
-    for one in sorted(new, key=lambda f: -len(f.images))[:20]:
-        print(f"  {len(one.images):>5}  {one.name}")
-    print(f"written: {args.out}: {', '.join(written)}", file=sys.stderr)
-    return 0
+    if accuracy is not None:
+        told = " / ".join(f"{100 * value:.1f}" for value in accuracy)
+        facts.append(f"All / Old / New on the unlabelled images: {told} %")
+    _files.write_text(args.out / "report.md", discovery_output.report(found, facts, estimate))
+    return Discovered(args.out, table, found, classes, estimate, accuracy, facts, written)
 
 
-def _accuracy(problem: Problem, truth: list[str], gcd: SpectralGCD) -> str:
+def _classified(
+    problem: Problem, student: _Side, names: list[str], gcd: SpectralGCD
+) -> tuple[list[Found], Tensor]:  # .., [N, C]
+    proba = gcd.predict_proba(problem.features)
+    shown = torch.softmax(problem.features @ normalize(student.concepts, dim=1).T / gcd.temperature, dim=1)
+    found = discovery_output.classes(
+        gcd.classes_.tolist(), len(gcd.old_classes_), proba, shown, names, problem.labels
+    )
+    return found, proba
+
+
+def _facts(problem: Problem, new: int, classes: int, estimate: NumClassesEstimate | None) -> list[str]:
+    labelled, old = sum(label is not None for label in problem.labels), len(problem.old)
+    return [
+        f"{len(problem.paths)} images, {labelled} of them labelled, of {old} old classes",
+        *([] if estimate is None else [discovery_output.told_estimate(estimate)]),
+        f"{new} of {classes - old} new classes have images",
+    ]
+
+
+def _accuracy(problem: Problem, truth: list[str], gcd: SpectralGCD) -> GCDAccuracy:
     """On the unlabelled drawings of an embedded set, whose classes are known."""
     hidden = [i for i, label in enumerate(problem.labels) if label is None]
     predicted = gcd.predict(problem.features[hidden]).tolist()
-    found = gcd_accuracy([truth[i] for i in hidden], predicted, problem.old)
-    told = " / ".join(f"{100 * value:.1f}" for value in found)
-    return f"All / Old / New on the unlabelled images: {told} %"
+    return gcd_accuracy([truth[i] for i in hidden], predicted, problem.old)

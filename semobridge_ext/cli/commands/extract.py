@@ -197,11 +197,7 @@ def _settings(args: argparse.Namespace, source: Any, encoder: models.Encoder, na
 
 
 def run(args: argparse.Namespace) -> int:
-    found = perform(args, tell)
-    if found.finished_already:
-        print(f"{args.out}: finished already, {found.records} features")
-    else:
-        _print_summary(found)
+    print(told(perform(args, tell)))
     return 0
 
 
@@ -302,11 +298,14 @@ def _is_last(folder: Writer, first: int, size: int) -> bool:
     return first > 0 and _resume_at(folder, first, size) < first * size
 
 
-def _print_summary(found: Extracted) -> None:
+def told(found: Extracted) -> str:
+    """The last line of the command."""
+    if found.finished_already:
+        return f"{found.path}: finished already, {found.records} features"
     lost, seconds = found.corrupt, found.seconds
     bare = f", {found.without_caption} of them without a caption" if found.without_caption else ""
     corrupt = f"{lost} corrupt{bare} (listed in {found.path / 'corrupt.tsv'})" if lost else "none corrupt"
     other = f", {found.ignored} other files ignored" if found.ignored else ""
     rate = (found.inputs - found.resumed_at) / seconds if seconds else 0.0
     what = f"{found.records} features of {found.inputs} images"
-    print(f"{found.path}: {what}, {corrupt}{other}; {seconds:.1f} s, {rate:.0f} images/s")
+    return f"{found.path}: {what}, {corrupt}{other}; {seconds:.1f} s, {rate:.0f} images/s"

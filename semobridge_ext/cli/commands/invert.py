@@ -12,7 +12,10 @@ from torch import Tensor
 
 from semobridge_ext import _checksum, _digest, _errors
 from semobridge_ext.cli import inverted_table, models
+from semobridge_ext.cli.arguments import count
 from semobridge_ext.cli.engine import add_engine, cluster_of
+from semobridge_ext.cli.output import Tell
+from semobridge_ext.cli.results import Inverted
 from semobridge_ext.cli.shards import Folder, npy_header
 from semobridge_ext.cli.table_writer import open_writer
 from semobridge_ext.cli.tables import holds_features, lance_library, open_features
@@ -64,13 +67,13 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--model", default="picto", help="open_clip model name; default: the embedded one")
     parser.add_argument("--pretrained", help="open_clip tag or checkpoint file of --model")
     parser.add_argument("--template", default="a photo of {}", help="oti: where the pseudo-tokens stand")
-    parser.add_argument("--tokens", type=int, default=1, help="pseudo-tokens (ovi: pseudo-patches)")
-    parser.add_argument("--steps", type=int, help="default 150, ovi 1000")
+    parser.add_argument("--tokens", type=count, default=1, help="pseudo-tokens (ovi: pseudo-patches)")
+    parser.add_argument("--steps", type=lambda w: count(w, 0), help="default 150, ovi 1000")
     parser.add_argument("--lr", type=float, default=2e-2)
     parser.add_argument("--weight-decay", type=float, default=0.01)
-    parser.add_argument("--record-steps", type=int, nargs="*", default=(), metavar="STEP")
-    parser.add_argument("--batch-size", type=int, help="samples a chunk: what a kill can lose")
-    parser.add_argument("--patience", type=int, help="stop a sample after this many steps without gain")
+    parser.add_argument("--record-steps", type=lambda w: count(w, 0), nargs="*", default=[], metavar="STEP")
+    parser.add_argument("--batch-size", type=count, help="samples a chunk: what a kill can lose")
+    parser.add_argument("--patience", type=count, help="stop a sample after this many steps without gain")
     parser.add_argument("--weights", choices=tuple(_WEIGHTS), default="exact")
     parser.add_argument(
         "--compute", choices=tuple(_COMPUTE), default="exact",
@@ -80,11 +83,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--start", metavar="MAP", help="oti: a map that predicts the start values")
     parser.add_argument(
         "--pilots",
-        type=int,
+        type=lambda w: count(w, 2),
         metavar="N",
         help="fit that map first, by inverting N rows and training on all of them, and write it to --start",
     )
-    parser.add_argument("--limit", type=int, help="only the first so many rows")
+    parser.add_argument("--limit", type=count, help="only the first so many rows")
     parser.add_argument("--key", default="features", help="tensor name in a .safetensors input")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     add_engine(parser)
@@ -209,7 +212,7 @@ def _check_start(args: argparse.Namespace) -> None:
         )
 
 
-def _start(args: argparse.Namespace, model: Any, tokenizer: Any, feats: Tensor) -> Any:
+def _start(args: argparse.Namespace, model: Any, tokenizer: Any, feats: Tensor, tell: Tell) -> Any:
     """The map that predicts the start values: read, or fitted to pilots and written; None without."""
     from semobridge_ext.inversion.inversion_map import InversionMap
 
@@ -218,14 +221,21 @@ def _start(args: argparse.Namespace, model: Any, tokenizer: Any, feats: Tensor) 
     if args.pilots is None:
         return InversionMap.load(args.start)
     began = time.perf_counter()
-    phi = InversionMap.fit(
-        model, feats, pilots=args.pilots, num_tokens=args.tokens, template=args.template, tokenizer=tokenizer,
-        lr=args.lr, weight_decay=args.weight_decay, weights=_WEIGHTS[args.weights],
-        batch_size=args.batch_size, generator=torch.Generator().manual_seed(args.seed),
-        progress=not args.quiet, out=args.start,
-    )  # fmt: skip
-    print(f"{args.start}: {phi}, {time.perf_counter() - began:.1f} s")
+    try:
+        phi = InversionMap.fit(
+            model, feats, pilots=args.pilots, num_tokens=args.tokens, template=args.template,
+            tokenizer=tokenizer, lr=args.lr, weight_decay=args.weight_decay, weights=_WEIGHTS[args.weights],
+            batch_size=args.batch_size, generator=torch.Generator().manual_seed(args.seed),
+            progress=not args.quiet, out=args.start,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        raise _stopped(f"finished pilots are beside {args.start}") from None
+    tell(f"{args.start}: {phi}, {time.perf_counter() - began:.1f} s")
     return phi
+
+
+def _stopped(what_is_left: str) -> KeyboardInterrupt:
+    return KeyboardInterrupt(f"stopped; {what_is_left}, the same command goes on from there")
 
 
 def _on_cluster(
@@ -258,10 +268,23 @@ def _on_cluster(
 
 
 def run(args: argparse.Namespace) -> int:
-    from semobridge_ext.inversion.invert import oti, ovi
+    try:
+        found = perform(args, print)
+    except KeyboardInterrupt as stopped:
+        if not stopped.args:  # not one that says what is left
+            raise
+        print(stopped)
+        return 130
+    losses = found.inversion.losses
+    last = f", loss {float(losses[-1]):.4f}" if len(losses) else ""
+    print(f"{args.output}: {found.records} samples{last}, {found.seconds:.1f} s")
+    return 0
 
+
+def perform(args: argparse.Namespace, tell: Tell) -> Inverted:
+    """The whole of the command but its last line; `tell` takes what it says on the way."""
     _check_start(args)
-    cluster_of("invert", args)
+    cluster = cluster_of("invert", args)
     result, folder = args.output, None
     if args.format != "safetensors":
         open_writer("invert", Path(args.output), args.format)
@@ -270,14 +293,31 @@ def run(args: argparse.Namespace) -> int:
         result = str(Path(args.output) / inverted_table.RESULT)
     names = models.resolve("invert", args.model, args.pretrained)
     encoder = models.load("invert", *names)
-    model, tokenizer = encoder.model, encoder.tokenizer
     if args.input.startswith("picto:"):
-        feats = _picto_features(args.input.removeprefix("picto:"), model, args.kind, args.limit)
+        feats = _picto_features(args.input.removeprefix("picto:"), encoder.model, args.kind, args.limit)
     elif holds_features(args.input):
         folder, feats = _read_folder(args.input, args.limit)
     else:
         feats = _read_features(args.input, args.key)
     feats = feats[: args.limit]
+    init = _start(args, encoder.model, encoder.tokenizer, feats, tell)
+    began = time.perf_counter()
+    inv = _inverted(args, names, encoder, feats, init, result, cluster)
+    seconds = time.perf_counter() - began
+    if inv.interrupted:
+        raise _stopped(f"finished chunks are in {result}.parts")
+    if args.format != "safetensors":
+        _write_table(args, names, models.weights_digest(encoder.model), folder, inv)
+    return Inverted(Path(args.output), len(inv.tokens), inv, seconds)
+
+
+def _inverted(
+    args: argparse.Namespace, names: tuple[str, str | None], encoder: models.Encoder, feats: Tensor,
+    init: Any, result: str, cluster: Any,
+) -> Inversion:  # fmt: skip
+    """To the file `result`, here or on a cluster."""
+    from semobridge_ext.inversion.invert import oti, ovi
+
     options: dict[str, Any] = {
         "lr": args.lr, "weight_decay": args.weight_decay, "record_steps": tuple(args.record_steps),
         "batch_size": args.batch_size, "patience": args.patience, "weights": _WEIGHTS[args.weights],
@@ -286,28 +326,11 @@ def run(args: argparse.Namespace) -> int:
     }  # fmt: skip
     if args.steps is not None:
         options["steps"] = args.steps
-    try:
-        init = _start(args, model, tokenizer, feats)
-    except KeyboardInterrupt:
-        print(f"stopped; finished pilots are beside {args.start}, the same command goes on from there")
-        return 130
-    start = time.perf_counter()
-    cluster = cluster_of("invert", args)
     if cluster is not None:
-        inv = _on_cluster(args, names, encoder, feats, init, options, cluster)
-    elif args.kind == "oti":
-        inv = oti(
-            model, feats, tokenizer=tokenizer, template=args.template, num_tokens=args.tokens, init=init,
-            **options,
-        )  # fmt: skip
-    else:
-        inv = ovi(model, feats, num_patches=args.tokens, **options)
-    seconds = time.perf_counter() - start
-    if inv.interrupted:
-        print(f"stopped; finished chunks are in {result}.parts, the same command goes on from there")
-        return 130
-    if args.format != "safetensors":
-        _write_table(args, names, models.weights_digest(model), folder, inv)
-    last = f", loss {float(inv.losses[-1]):.4f}" if len(inv.losses) else ""
-    print(f"{args.output}: {len(inv.tokens)} samples{last}, {seconds:.1f} s")
-    return 0
+        return _on_cluster(args, names, encoder, feats, init, options, cluster)
+    if args.kind == "ovi":
+        return ovi(encoder.model, feats, num_patches=args.tokens, **options)
+    return oti(
+        encoder.model, feats, tokenizer=encoder.tokenizer, template=args.template, num_tokens=args.tokens,
+        init=init, **options,
+    )  # fmt: skip
