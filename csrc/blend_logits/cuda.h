@@ -3,7 +3,9 @@
 //
 //   z = f·[tᵀ | F̂ᵀ | M F̄ᵀ | R]        logits and their argmax as in blend_logits/blend_logits.h
 //
-// One block per row; equal logits: the lower class wins; NaN never does.
+// A warp for a row, a block for one of 4096 columns and more; vectors where all rows are aligned,
+// by which a norm's sum has one of two orders. The number of rows decides nothing. Equal logits:
+// the lower class wins; NaN never does.
 #pragma once
 #include "core/view.h"
 

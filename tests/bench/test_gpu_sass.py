@@ -17,7 +17,6 @@ NARROW = {
     "adamw_flat_kernel": "one value a thread: a step's few megabytes",
     "adamw_kernel": "one value a thread, gathered from its slots",
     "bias_loss_kernel": "a few rows of odd width",
-    "blend_logits_fwd_kernel": "three columns of a row of any width",
     "class_sums_kernel": "a thread owns a column and sums rows in order",
     "cosine_loss_kernel": "one row a sample",
     "topk_merge_kernel": "a few entries a row",

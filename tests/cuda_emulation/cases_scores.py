@@ -11,13 +11,18 @@ from tests.cuda_emulation.cases import PLACE, STORAGES, close
 
 
 def case_blend_logits(m, rng: np.random.Generator) -> None:
-    # rows, width, classes, rank
-    for n, width, classes, rank in ((1, 8, 1, 0), (3, 33, 5, 7), (4, 64, 300, 40), (2, 300, 257, 0)):
+    # rows, width, classes, rank, gaps behind the rows. Warps: single values, vectors, more rows than a block
+    # has warps, more values than a lane keeps, a rank or classes off the vectors. Then blocks likewise.
+    shapes = ((1, 8, 1, 0, 1, 2), (3, 33, 5, 7, 1, 2), (4, 64, 300, 40, 1, 2), (2, 300, 257, 0, 1, 2),
+              (9, 64, 100, 40, 8, 4), (17, 616, 8, 524, 0, 0), (3, 517, 5, 519, 0, 1), (3, 32, 8, 6, 0, 2),
+              (3, 32, 6, 8, 0, 2), (2, 40, 1380, 12, 8, 4), (3, 33, 1370, 7, 1, 2), (2, 4112, 4, 0, 0, 0),
+              (2, 17, 5, 4107, 1, 1), (2, 16, 4, 4108, 0, 0))  # fmt: skip
+    for n, width, classes, rank, gap, z_gap in shapes:
         for dtype in STORAGES:
-            x = Matrix(n, width, dtype, gap=1, values=rng.standard_normal((n, width)))
+            x = Matrix(n, width, dtype, gap=gap, values=rng.standard_normal((n, width)))
             right = rng.standard_normal((width, 3 * classes + rank))
             right /= np.linalg.norm(right, axis=0)
-            z = Matrix(n, 3 * classes + rank, gap=2, values=x.values @ right)
+            z = Matrix(n, 3 * classes + rank, gap=z_gap, values=x.values @ right)
             weights = Matrix(1, classes, values=np.exp(0.3 * rng.standard_normal(classes)))
             alpha, beta, gamma, lambdas = 3.0, 2.0, 5.0, (0.3, 0.6, 0.9)
             labels = plain(np.full(n, -7), np.int64)
@@ -41,13 +46,14 @@ def case_blend_logits(m, rng: np.random.Generator) -> None:
                 assert (labels == logits.values.argmax(1)).all(), "labels are not the argmax"
                 logits.check_guards()
     # Ties go to the lower class; a row of NaN gets class 0; a zero row has z = 0.
-    x, z = Matrix(3, 8, values=np.ones((3, 8))), Matrix(3, 900, values=np.zeros((3, 900)))
-    z._words[1] = np.float32(np.nan).view(np.uint32)
-    z._words[2, [70, 71, 140, 299]] = np.float32(1).view(np.uint32)
-    labels = plain(np.full(3, -7), np.int64)
-    ones = (1.0,) * 6
-    m.blend_logits_cuda(x.view, z.view, 300, 0, 0, *ones, labels.ctypes.data, 0, *PLACE)
-    assert labels.tolist() == [0, 0, 70], labels
+    x, ones = Matrix(3, 8, values=np.ones((3, 8))), (1.0,) * 6
+    for classes in (1401, 1400, 301, 300):
+        z = Matrix(3, 3 * classes, values=np.zeros((3, 3 * classes)))
+        z._words[1] = np.float32(np.nan).view(np.uint32)
+        z._words[2, [70, 71, 140, 299]] = np.float32(1).view(np.uint32)
+        labels = plain(np.full(3, -7), np.int64)
+        m.blend_logits_cuda(x.view, z.view, classes, 0, 0, *ones, labels.ctypes.data, 0, *PLACE)
+        assert labels.tolist() == [0, 0, 70], labels
     zero, logits = Matrix(1, 8, values=np.zeros((1, 8))), Matrix(1, 300)
     m.blend_logits_cuda(zero.view, (*z.view[:2], 1, *z.view[3:]), 300, 0, 0, 1.0, 2.0, 3.0, 1.0, 1.0, 1.0, 0,
                  logits.address, *PLACE)  # fmt: skip

@@ -96,6 +96,11 @@ class Count(TorchDispatchMode):
                 product(name, len(a), a.shape[1], b.shape[1], size=size, out_size=out.element_size(),
                         memory=memory)
             )  # fmt: skip
+        elif name == "scatter_":
+            # Of the array only a sector an index is touched.
+            into, _, at = args[:3]
+            moved = 32.0 * at.numel() + sum(_size(t) for t in distinct if t is not into)
+            self.launches.append(Launch(name, moved if memory > resident() else 0.0, moved))
         elif name == "topk":
             scores = _size(args[0])
             one = Launch(name, scores if memory >= scores else 0.0, scores)

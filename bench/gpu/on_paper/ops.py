@@ -164,6 +164,26 @@ def topk(n: int, gallery: int, width: int, k: int) -> Row:
     return Row(title, "cuBLAS and a filter", searched(n, gallery, width, k), counted(plain))
 
 
+BLEND_LONG = 4096  # csrc/blend_logits/cuda.cu: columns from which a block has a row
+
+
+def blend_epilogue(rows: int, classes: int, width: int, rank: int, size: int) -> Launch:
+    """`blend_logits_fwd_kernel`: a warp for a row, a block for a long one; 16 bytes a lane where all fit."""
+    cols = 3 * classes + rank
+    block = max(cols, width) >= BLEND_LONG
+    team, held = (256, 8) if block else (WARP, 16)
+    even = classes % 4 == rank % 4 == 0 and width % (16 // size) == 0
+    x, z = float(size * rows * width), 4.0 * rows * cols
+    # Both norms' loads, again what a thread does not keep; four sums of a team; the classes; the label.
+    again = 2.0 * sum(
+        math.ceil(max(0, length - team * held) / (team * step))
+        for length, step in ((width, 16 // size if even else 1), (rank, 4 if even else 1))
+    )
+    trips = 2 + again + (4 if block else 2) + math.ceil(classes / (team * (4 if even else 1))) + 1
+    blocks = rows if block else math.ceil(rows / 8)
+    return Launch("blend_logits_fwd_kernel", kept(z), z + x, blocks=blocks, resident=5, trips=trips)
+
+
 def blended(n: int, classes: int, width: int, rank: int, dtype: torch.dtype) -> list[Launch]:
     """SeMoBridge's blend: [x | x], of a half type, times both parts of all that it meets; its epilogue."""
     cols, size = 3 * classes + rank, dtype.itemsize
@@ -177,7 +197,7 @@ def blended(n: int, classes: int, width: int, rank: int, dtype: torch.dtype) -> 
         found += [
             *([Launch("cat", x, (1 + PARTS) * x)] if parts > 1 else []),
             product("mm", rows, parts * width, cols, size=size, out_size=4, memory=matrix + kept(z)),
-            Launch("blend_logits_fwd_kernel", kept(z), z + 2 * x, blocks=rows, resident=8, trips=12),
+            blend_epilogue(rows, classes, width, rank, size),
         ]
     return found
 

@@ -134,7 +134,9 @@ def run(
 ) -> Tensor:
     """The call after its checks: straight to the kernel where no operator has to see it."""
     if in_transform():
-        return eager.class_sums(queries, keys, labels, num_classes, beta, weights)
+        compute = compute_dtype(queries.dtype, keys.dtype)
+        q, k = queries.to(compute), keys.to(compute)
+        return eager.class_sums(q, k, labels, num_classes, beta, weights).to(queries.dtype)
     frozen = weights is None or not (weights.requires_grad and torch.is_grad_enabled())
     if torch.compiler.is_compiling() or not (
         frozen and direct(queries, keys) == "cpu" and plain(keys, labels, weights)
@@ -188,7 +190,9 @@ def support_logits(
         checks once, when it is made. Code compiled with ``backend("triton")`` checks nothing: rows with
         labels out of range belong to no class.
 
-    Memory: the output, 8 bytes per label, and a few MiB; backward the gradients and a few MiB.
+    Memory: the output, 8 bytes per label, and a few MiB; backward the gradients and a few MiB. Without a
+        kernel two or three blocks of 4 MiB (on a GPU 32 MiB), or of 256 keys by all queries or classes
+        where those are more; inside torch.func [S, C] and [N, S].
 
     Example:
         >>> import torch

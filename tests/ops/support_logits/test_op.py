@@ -14,6 +14,7 @@ import semobridge_ext as sb
 from semobridge_ext.ops import support_logits
 from semobridge_ext.runtime import backend as _backend
 from tests.support.assertions import assert_close, assert_figures, assert_same_bits
+from tests.support.peaks import added
 from tests.support.samples import DTYPES
 from tests.support.support_problems import oracle, problem, unit
 
@@ -163,6 +164,24 @@ def test_nan_and_infinity_stay_in_their_row_and_class(isa: str):
     assert got[:, ~keep].isnan().all()
 
 
+def test_without_a_kernel_too_a_bad_key_stays_in_its_class():
+    q, k, labels, w = problem(20, 700, 5, 24)
+    k[11], k[400, 3] = float("nan"), float("inf")
+    with sb.backend("eager"):
+        got = support_logits(q, k, labels, 5, weights=w)
+    keep = (torch.arange(5) != labels[11]) & (torch.arange(5) != labels[400])
+    assert keep.any() and labels[11] != labels[400], "the problem tells nothing"
+    assert_close(got[:, keep], oracle(q, k, labels, 5, 1.0, w)[:, keep], "op")
+    assert got[:, labels[11]].isnan().all() and not torch.isfinite(got[:, labels[400]]).all()
+
+
+def test_without_a_kernel_too_an_overflow_names_its_class():
+    q, k = unit(4, 8), unit(30, 8)
+    q[2], k[7] = 40 * k[7], 5 * k[7]
+    with sb.backend("eager"), pytest.raises(ValueError, match="query 2, class 1"):
+        support_logits(q, k, torch.arange(30) % 3, 3)
+
+
 # -- gradients ---------------------------------------------------------------------------------------
 
 
@@ -214,6 +233,31 @@ def test_function_transforms():
     got = torch.func.jacrev(lambda x: support_logits(x, k, labels, 3).sum(0))(q)
     want = torch.func.jacrev(lambda x: sb.reference.support_logits(x, k, labels, 3).sum(0))(q)
     assert_close(got, want, "op_grad")
+
+
+def test_function_transforms_of_weights_twice_and_over_labels():
+    q, k, labels, w = problem(2, 9, 3, 4, torch.float64)
+    w = w.double()
+
+    def total(weights: Tensor) -> Tensor:
+        return support_logits(q, k, labels, 3, beta=2.0, weights=weights.square()).square().sum()
+
+    def wanted(weights: Tensor) -> Tensor:
+        return oracle(q, k, labels, 3, 2.0, weights.square()).square().sum()
+
+    want = torch.autograd.functional.hessian(wanted, w)
+    assert_close(torch.func.jacrev(torch.func.grad(total))(w), want, "op_grad")
+    many = torch.stack([labels, labels.flip(0), (labels + 1) % 3])
+    got = torch.func.vmap(lambda y: support_logits(q, k, y, 3, beta=2.0, weights=w))(many)
+    assert_close(got, torch.stack([oracle(q, k, y, 3, 2.0, w) for y in many]), "op")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_function_transforms_sum_half_rows_in_float32(dtype: torch.dtype):
+    q, k, labels, w = problem(6, 300, 2, 16, dtype)
+    got = torch.func.vmap(lambda x: support_logits(x[None], k, labels, 2, beta=2.0, weights=w)[0])(q)
+    assert got.dtype is dtype
+    assert_close(got, oracle(q, k, labels, 2, 2.0, w), "op")
 
 
 # -- operator contract -------------------------------------------------------------------------------
@@ -281,6 +325,30 @@ def test_one_class_of_many_keys_keeps_its_digits(isa: str):
     got = support_logits(q, torch.full((200_000, 1), 0.9), torch.zeros(200_000).long(), 1)
     want = 200_000 * torch.exp(torch.tensor([[0.9]]).double() - 1)
     assert_close(got, want, "many_terms", context=isa)
+
+
+@pytest.mark.parametrize(
+    ("n", "s", "c", "d", "dtype"),
+    [
+        (1, 200_000, 500, 8, torch.float32),  # the votes of all keys would take 400 MB
+        (1, 200_000, 20, 500, torch.float16),  # and so would all keys in float32
+    ],
+    ids=["votes", "widened keys"],
+)
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_few_queries_take_little_memory_without_a_kernel(n, s, c, d, dtype, backward: bool):
+    q, labels = torch.ones(n, d, dtype=dtype), torch.arange(s) % c
+    k = torch.full((s, d), 1 / 64, dtype=dtype)
+    q.requires_grad_(backward)
+
+    def call() -> Tensor:
+        out = support_logits(q, k, labels, c, beta=0.01)
+        return torch.autograd.grad(out.sum(), q)[0] if backward else out
+
+    with sb.backend("eager"):
+        support_logits(q.detach(), k[:300], labels[:300], c, beta=0.01)
+        extra, _ = added(call)
+    assert extra < 48 << 20, f"{extra / 2**20:.0f} MiB beside the arguments"
 
 
 # -- errors ------------------------------------------------------------------------------------------
