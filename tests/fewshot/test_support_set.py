@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import subprocess
-import sys
 import threading
 import time
 
@@ -15,6 +13,7 @@ import torch
 import semobridge_ext as sb
 from semobridge_ext.fewshot import support_set
 from tests.support.assertions import assert_close, assert_same_bits
+from tests.support.fresh import Program, run_fresh
 from tests.support.samples import DTYPES
 from tests.support.support_problems import oracle, problem
 
@@ -146,10 +145,9 @@ def test_loading_maps_instead_of_reading(tmp_path):
         support.logits(torch.zeros(1, 1024))
         print(opened, resident() - before)
     """
-    out = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "s")], capture_output=True, text=True, check=True
-    )
-    opened, used = map(int, out.stdout.split())
+    (done,) = run_fresh([Program(program, {}, [str(tmp_path / "s")])])
+    assert done.returncode == 0, done.stderr
+    opened, used = map(int, done.stdout.split())
     assert opened < 16 << 20 and used > 60 << 20, (opened, used)
 
 
