@@ -18,6 +18,7 @@ from semobridge_ext import _checksum, _errors, _files
 
 FLOATS = _errors.FLOAT_DTYPES
 WHOLE = (torch.int64,)
+SUMS = (torch.float32, torch.float64)  # of what the core reads as it is: its sums' dtypes
 
 
 class Field(NamedTuple):

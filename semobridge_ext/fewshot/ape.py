@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from semobridge_ext._ops.support_logits.op import support_logits
-from semobridge_ext._schema import WHOLE, Field
+from semobridge_ext._schema import SUMS, WHOLE, Field
 from semobridge_ext.fewshot import published
 from semobridge_ext.fewshot.ape_channels import Refined
 from semobridge_ext.fewshot.cache_search import Found, Keys
@@ -55,8 +55,8 @@ class APE(Refined):
     _numbers: tuple[str, ...] = ("alpha_", "beta_", "gamma_")
     _later: ClassVar[dict[str, str]] = {"gamma_": "gamma"}
     _file: ClassVar[dict[str, Field]] = TipAdapter._file | {
-        "keys_": Field(("S", "d")),
-        "weights_": Field(("S",)),
+        "keys_": Field(("S", "d"), SUMS),
+        "weights_": Field(("S",), SUMS),
         "channels_": Field(("d",), WHOLE, bound="D"),
     }
     _selections = published.APE_CHANNELS

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from semobridge_ext._ops.support_logits.op import support_logits
-from semobridge_ext._schema import WHOLE, Field
+from semobridge_ext._schema import SUMS, WHOLE, Field
 from semobridge_ext.fewshot import published
 from semobridge_ext.fewshot.ape_channels import Refined
 from semobridge_ext.fewshot.cache_training import CacheTraining, Settings
@@ -54,7 +54,7 @@ class APET(Refined):
     """
 
     _file: ClassVar[dict[str, Field]] = TipAdapter._file | {
-        "weights_": Field(("S",)),
+        "weights_": Field(("S",), SUMS),
         "channels_": Field(("d",), WHOLE, bound="D"),
         "residual_": Field(("C", "d")),
         "losses_": Field(("L",)),

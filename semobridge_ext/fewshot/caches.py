@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from semobridge_ext._ops.support_logits.op import support_logits
-from semobridge_ext._schema import WHOLE, Field
+from semobridge_ext._schema import SUMS, WHOLE, Field
 from semobridge_ext.fewshot import published
 from semobridge_ext.fewshot.cache_search import Found, Keys, search
 from semobridge_ext.fewshot.cache_training import CacheTraining, Settings
@@ -59,9 +59,9 @@ class TipAdapter(Growing, StoredEstimator):
     _sums = "keys_"
     _file: ClassVar[dict[str, Field]] = {
         "_text_rows": Field(("C", "D")),
-        "keys_": Field(("S", "D")),
+        "keys_": Field(("S", "D"), SUMS),
         "labels_": Field(("S",), WHOLE, bound="C"),
-        "weights_": Field(("S",), optional=True),
+        "weights_": Field(("S",), SUMS, optional=True),
         "channels_": Field(("d",), WHOLE, bound="D", optional=True),
     }
     _text_rows: Tensor

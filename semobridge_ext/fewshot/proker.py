@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from semobridge_ext import _errors
-from semobridge_ext._schema import WHOLE, Field
+from semobridge_ext._schema import SUMS, WHOLE, Field
 from semobridge_ext.fewshot.estimator import exactly
 from semobridge_ext.fewshot.stored_estimator import StoredEstimator
 from semobridge_ext.runtime.plain_modes import plain_modes
@@ -64,7 +64,7 @@ class ProKeR(StoredEstimator):
     _numbers = ("beta_", "ridge_")
     _file: ClassVar[dict[str, Field]] = {
         "_text_rows": Field(("C", "D")),
-        "keys_": Field(("S", "D")),
+        "keys_": Field(("S", "D"), SUMS),
         "labels_": Field(("S",), WHOLE, bound="C"),
         "duals_": Field(("C", "S")),
     }

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch.nn.functional import cross_entropy, normalize
 
 import semobridge_ext as sb
@@ -13,6 +15,7 @@ from semobridge_ext.fewshot.ape_channels import ape_scores
 from semobridge_ext.fewshot.reference import ape_criterion
 from semobridge_ext.reference import support_logits
 from tests.support.assertions import assert_close, assert_figures
+from tests.support.checksums import save_resealed
 from tests.support.problems import Problem, make
 
 
@@ -118,3 +121,25 @@ def test_ape_channels_are_checked():
     p = make(5, 2, 2)
     with pytest.raises(ValueError, match=r"channels must lie in 1\.\.24"):
         sb.APE(p.text, channels=25).fit(p.shots, p.labels)
+
+
+@pytest.mark.parametrize(
+    "kind, name",
+    [
+        (sb.TipAdapter, "keys_"),
+        (sb.TipAdapterF, "keys_"),
+        (sb.APE, "keys_"),
+        (sb.APE, "weights_"),
+        (sb.APET, "weights_"),
+        (sb.ProKeR, "keys_"),
+    ],
+)
+def test_a_file_of_half_keys_is_refused(kind: type, name: str, tmp_path: Path):
+    """Nothing here writes one, and the kernels of the search would end in their own words."""
+    p = make(3, 4, 1)
+    kind(p.text).fit(p.shots, p.labels).save(tmp_path / "saved")
+    with safe_open(tmp_path / "saved", "pt") as file:
+        tensors, meta = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+    save_resealed(tensors | {name: tensors[name].half()}, tmp_path / "saved", meta)
+    with pytest.raises(ValueError, match=f"'{name}' as float32 or float64, got a float16 tensor"):
+        kind.load(tmp_path / "saved")
