@@ -184,15 +184,16 @@ def test_discover(feats: Path, rows: Any, tmp_path: Path, capsys: pytest.Capture
     args = Namespace(
         input=str(path), out=tmp_path / "out", labels=None, old=["class_01"], model="picto", pretrained=None
     )
-    want = discovery_problem.of_arguments(Namespace(**{**vars(args), "input": str(feats), "model": None}))
-    got = discovery_problem.of_arguments(args)
+    plain = Namespace(**{**vars(args), "input": str(feats), "model": None})
+    want = discovery_problem.of_arguments(plain, print)
+    got = discovery_problem.of_arguments(args, print)
     assert got.paths == want.paths and got.labels == want.labels
     assert torch.equal(got.features, want.features) and got.shards.maker == ("picto", None)
     _, teacher = discovery_problem.teacher_features(path, got.paths[::-1])
     assert torch.equal(teacher, want.features.flip(0))
     args.model = None
     with pytest.raises(ValueError, match=r"^discover: SHARDS must name their model"):
-        discovery_problem.of_arguments(args)
+        discovery_problem.of_arguments(args, print)
 
 
 def test_fewshot(feats: Path, rows: Any, tmp_path: Path) -> None:
