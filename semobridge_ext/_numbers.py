@@ -19,6 +19,11 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, _WHOLE) and not isinstance(value, bool)
 
 
+def is_whole_valued(value: Any) -> bool:
+    """Whether it is a whole number by its value: the float that an array of floats holds is one."""
+    return float(value).is_integer() if isinstance(value, (float, np.floating)) else is_whole(value)
+
+
 def is_real(value: Any) -> bool:
     """Whether it is a number by its type; it may be NaN."""
     return isinstance(value, _REAL) and not isinstance(value, bool)

@@ -14,10 +14,10 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from semobridge_ext._engines.tower_descent.spec import Block, Linear, Norm, Tower
+from semobridge_ext._engines.tower_descent.forward import activated, normed
+from semobridge_ext._engines.tower_descent.spec import Block, Linear, Tower
 from semobridge_ext._ops.project_normalize.cpu import Projection
 from semobridge_ext._ops.tree_attention.op import runs_native, tree_attention
 from semobridge_ext.clip.adapter import TextInput
@@ -56,16 +56,6 @@ def _columns(layer: Linear, begin: int, end: int | None) -> Linear:
     return Linear(layer.weight[:, begin:end], None if layer.bias is None else layer.bias[begin:end])
 
 
-def _normed(x: Tensor, norm: Norm | None) -> Tensor:
-    return x if norm is None else F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
-
-
-def _activated(x: Tensor, activation: str) -> Tensor:
-    if activation == "quick_gelu":
-        return x * torch.sigmoid(1.702 * x)
-    return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
-
-
 class TreeTower:
     """A tower with its products ready for ``rows`` nodes in all."""
 
@@ -82,7 +72,7 @@ class TreeTower:
 
     def _mlp(self, x: Tensor, layer: _Layer) -> None:  # in place
         for part in x.split(_CHUNK if x.device.type == "cpu" else max(1, len(x))):
-            hidden = _activated(layer.fc(_normed(part, layer.block.norm2)), self.tower.activation)
+            hidden = activated(layer.fc(normed(part, layer.block.norm2)), self.tower.activation)
             part += layer.proj(hidden)
 
     def end_rows(self, group: Group) -> Tensor:  # [P, T], normed, before the projection
@@ -91,24 +81,24 @@ class TreeTower:
         pairs, which = torch.unique(group.tokens * len(places) + group.positions, return_inverse=True)
         tokens, positions = pairs // len(places), pairs % len(places)
         x = embedding[tokens].to(tower.dtype) + places[positions].to(tower.dtype)
-        x = _normed(x, tower.norm_pre)
+        x = normed(x, tower.norm_pre)
         for i, layer in enumerate(self._layers):
             last = layer is self._layers[-1]
-            seen, normed = group.end_paths if last else group.paths, _normed(x, layer.block.norm1)
+            seen, y = group.end_paths if last else group.paths, normed(x, layer.block.norm1)
             # The rows of this layer: end nodes or all nodes, which in the first are rows of pairs.
             rows = group.ends if last else None
             if i == 0:
                 seen = seen._replace(nodes=which[seen.nodes.long()].int())
                 rows = which if rows is None else which[rows]
             if last:
-                q, (k, v) = layer.inputs[0](normed[rows]), layer.inputs[1](normed).chunk(2, dim=1)
+                q, (k, v) = layer.inputs[0](y[rows]), layer.inputs[1](y).chunk(2, dim=1)
             else:
-                q, k, v = layer.inputs[0](normed).chunk(3, dim=1)
+                q, k, v = layer.inputs[0](y).chunk(3, dim=1)
                 q = q if rows is None else q[rows]
             x = x if rows is None else x[rows]
             x += layer.out(tree_attention(q, k, v, seen, tower.heads))
             self._mlp(x, layer)
-        return _normed(x, tower.norm_final)
+        return normed(x, tower.norm_final)
 
     def projected(self, x: Tensor) -> Tensor:  # [P, T] -> [P, D]
         return x if self.tower.projection is None else _plain(self.tower.projection, x)

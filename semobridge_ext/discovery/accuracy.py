@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from semobridge_ext import _errors, _inputs
+from semobridge_ext import _errors, _inputs, _numbers
 
 _NAME = "gcd_accuracy"
 _LARGEST_TABLE = 1 << 14  # codes up to here stand in the table as they are
@@ -95,19 +95,13 @@ def _names(argument: str, values: Any) -> Sequence[Hashable]:
 def _codes(true: Sequence[Any], found: Sequence[Any]) -> tuple[np.ndarray, np.ndarray, int]:
     """Row (prediction) and column (class) of each image, and the size of the square table."""
     both = (*true, *found)
-    if all(_is_whole(v) for v in both) and min(both) >= 0 and max(both) < _LARGEST_TABLE:
+    if all(_numbers.is_whole_valued(v) for v in both) and min(both) >= 0 and max(both) < _LARGEST_TABLE:
         rows, columns = np.asarray(found, dtype=np.int64), np.asarray(true, dtype=np.int64)
         return rows, columns, int(max(both)) + 1
     classes, clusters = _inputs.ordered(true), _inputs.ordered(found)
     rows = _inputs.encode(_NAME, found, clusters).numpy()
     columns = _inputs.encode(_NAME, true, classes).numpy()
     return rows, columns, max(len(classes), len(clusters))
-
-
-def _is_whole(value: Any) -> bool:
-    if isinstance(value, (float, np.floating)):
-        return float(value).is_integer()
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def assignment_solver(where: str) -> Any:

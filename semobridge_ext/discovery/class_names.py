@@ -5,23 +5,15 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors, _inputs
-
-
-def _is_number(value: Any) -> bool:
-    """A whole number, also as the float that an array of floats holds."""
-    if isinstance(value, (float, np.floating)):
-        return float(value).is_integer()
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+from semobridge_ext import _errors, _inputs, _numbers
 
 
 def is_unlabelled(label: Any) -> bool:
     """None, or the number −1, as semi-supervised learning writes it."""
-    return label is None or (_is_number(label) and label == -1)
+    return label is None or (_numbers.is_whole_valued(label) and label == -1)
 
 
 def encode_labels(where: str, y: Any, rows: int, num_classes: int) -> tuple[list[Hashable], Tensor]:
@@ -44,7 +36,7 @@ def name_classes(old: list[Hashable], count: int) -> list[Hashable]:
     """The old names and as many new ones as make up the count, none of them an old one."""
     fresh = count - len(old)
     numbers: list[Any] = list(old)
-    if all(_is_number(name) and name >= 0 for name in numbers):
+    if all(_numbers.is_whole_valued(name) and name >= 0 for name in numbers):
         first = int(max(numbers)) + 1
         return [*map(int, numbers), *range(first, first + fresh)]
     if all(isinstance(name, str) for name in old):

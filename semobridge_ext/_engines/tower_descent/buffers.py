@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from semobridge_ext._engines.tower_descent.forward import normed
 from semobridge_ext._engines.tower_descent.rows import SlotRows
-from semobridge_ext._engines.tower_descent.spec import Norm
 from semobridge_ext._engines.tower_descent.tensors import Ends, Heads
 from semobridge_ext._engines.tower_descent.torch import TorchTowerPieces
 from semobridge_ext._engines.tower_descent.weights import LaunchedLayer, LaunchedWeights
@@ -116,10 +115,6 @@ class Buffers:
     def _constants(self) -> None:
         """The first layer's rows without a learned vector: their input, keys, values and queries."""
         first = self.passes[0]
-
-        def normed(x: Tensor, norm: Norm | None) -> Tensor:
-            return x if norm is None else F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
-
         x = normed(self.rows.base, self.weights.norm_pre).to(self.stored)  # [n, 1 or S, T]
         linear = first.layer.qkv
         qkv = normed(x.to(self.compute), first.layer.norm1) @ linear.weight.to(self.compute)

@@ -16,7 +16,7 @@ from semobridge_ext._engines.tower_descent.spec import Block, LearnedRows, Linea
 _QUICK = 1.702
 
 
-def _normed(x: Tensor, norm: Norm | None) -> Tensor:
+def normed(x: Tensor, norm: Norm | None) -> Tensor:
     return x if norm is None else F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
 
 
@@ -25,7 +25,7 @@ def _product(x: Tensor, linear: Linear) -> Tensor:
     return y if linear.bias is None else y + linear.bias
 
 
-def _activated(x: Tensor, activation: str) -> Tensor:
+def activated(x: Tensor, activation: str) -> Tensor:
     if activation == "quick_gelu":
         return x * torch.sigmoid(_QUICK * x)
     return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
@@ -59,12 +59,12 @@ def run_block(
     unseen: tuple[int, ...] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:  # output [S, L or 1, T], keys and values [S, L, T]
     """One block, and the keys and values that it used, but for positions whose keys are unseen."""
-    q, k, v = _product(_normed(x, block.norm1), block.qkv).chunk(3, dim=-1)
+    q, k, v = _product(normed(x, block.norm1), block.qkv).chunk(3, dim=-1)
     if block.query is not None:
         q = block.query.expand(len(x), 1, -1)
     attended = _product(_attended(tower, q, k, v, unseen), block.out)
     x = attended if block.query is not None else x + attended
-    hidden = _activated(_product(_normed(x, block.norm2), block.fc), tower.activation)
+    hidden = activated(_product(normed(x, block.norm2), block.fc), tower.activation)
     return x + _product(hidden, block.proj), k, v
 
 
@@ -78,8 +78,8 @@ def run_tower(
     x = base.transpose(0, 1).expand(len(tokens), -1, -1)
     source = torch.tensor(rows.source, device=x.device)
     learned = tokens[:, source.clamp(min=0)] * (source >= 0).to(x.dtype).reshape(1, -1, 1)
-    x = _normed(x + learned, tower.norm_pre)
+    x = normed(x + learned, tower.norm_pre)
     for block in tower.blocks:
         x = run_block(tower, block, x, unseen_of(rows))[0]
-    x = _normed(x[:, 0 if rows.pool is None else rows.pool], tower.norm_final)
+    x = normed(x[:, 0 if rows.pool is None else rows.pool], tower.norm_final)
     return x if tower.projection is None else _product(x, tower.projection)
