@@ -101,9 +101,12 @@ def test_what_an_unmeasured_gpu_takes(
 
 
 def test_architectures_have_their_own_rules(monkeypatch: pytest.MonkeyPatch):
-    """Memory is slow beside the cores of sm_120, and the array that Triton saves costs more than its rate."""
+    """The tables of today have the same steps for all: one is given another."""
     gpu = FakeGpu(monkeypatch, (12, 0))
     gpu.passes(*OPS)
+    half = rules.RULES[12, 0]["support_logits"][1]
+    late = [(0, "eager"), (1 << 24, "triton")], half
+    monkeypatch.setitem(rules.RULES, (12, 0), rules.RULES[12, 0] | {"support_logits": late})
     assert automatic("support_logits", F32, 1 << 24) == "triton"
     assert automatic("support_logits", F32, (1 << 24) - 1) == "eager"
     gpu.capability = (9, 0)
