@@ -122,7 +122,8 @@ def names(
     if isinstance(y, (str, bytes, Mapping, set, frozenset)) or not (
         isinstance(y, Iterable) or hasattr(y, "__array__")
     ):
-        contract, remedy = "be a list of class names in the order of the rows", "pass one label per row"
+        contract = "be a list of class names in the order of the rows"
+        remedy = f"pass one {'name' if argument == 'class_names' else 'label'} per row"
         raise TypeError(_errors.message(function, argument, contract, _errors.describe(y), remedy))
     if isinstance(y, np.ndarray) or hasattr(y, "__array__"):
         y = np.asarray(y)

@@ -98,7 +98,7 @@ def test_pilots_and_the_map_of_an_earlier_command(
     tmp_path: Path, features: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What the command leaves to the library, so that both sides here train as long.
-    monkeypatch.setitem(sb.InversionMap.fit.__func__.__kwdefaults__, "train_steps", 30)
+    monkeypatch.setitem(sb.InversionMap.fit.__func__.__wrapped__.__kwdefaults__, "train_steps", 30)
     out, start = tmp_path / "out.safetensors", tmp_path / "map.safetensors"
     words = ["invert", str(features), str(out), "--start", str(start), "--tokens", "2", "--quiet"]
     words += ["--template", "{} drawn", "--steps", "3"]

@@ -14,7 +14,7 @@ FLOAT, HALF, BFLOAT = 0, 2, 3  # DType of csrc/core/view.h
 NAMES = {FLOAT: "float32", HALF: "float16", BFLOAT: "bfloat16"}
 SANITIZED = bool(os.environ.get("CUDA_EMULATION_SANITIZED"))
 GUARD = 0 if SANITIZED else 64  # bytes on both sides; bench/gpu/kernels.py takes none
-_CANARY = 0xFF  # NaN in every type: a sum that takes one from beside the rows shows it
+CANARY = 0xFF  # NaN in every type: a sum that takes one from beside the rows shows it
 
 
 def allocate(size: int, dense: bool = True) -> np.ndarray:
@@ -61,7 +61,7 @@ class Matrix:
             wider = allocate(total + 16, dense)
             begin = -wider.ctypes.data % 16
             self._block = wider[begin : begin + total]
-        self._block[...] = _CANARY
+        self._block[...] = CANARY
         self._begin = GUARD + shift * size
         inner = self._block[self._begin : self._begin + length * size].view(word)
         self._words = np.lib.stride_tricks.as_strided(
@@ -88,8 +88,8 @@ class Matrix:
         size = 4 if self.dtype == FLOAT else 2
         for r in range(self.rows):
             begin = self._begin + r * self.stride * size
-            untouched[begin : begin + self.cols * size] = _CANARY
-        wrong = np.flatnonzero(untouched != _CANARY)
+            untouched[begin : begin + self.cols * size] = CANARY
+        wrong = np.flatnonzero(untouched != CANARY)
         assert wrong.size == 0, f"written outside the rows, first at byte {int(wrong[0]) - self._begin}"
 
 

@@ -71,7 +71,8 @@ CASES: dict[str, Case] = {
         lambda: sb.LDA().fit(ROWS, pandas_labels()), ValueError, r"None or NaN in 1 of 6 places \(first: 5\)",
     ),
     "classes named by one text": (
-        lambda: sb.GDA(TEXT, class_names="abc").fit(ROWS, list("aabbcc")), TypeError, "y must be a list",
+        lambda: sb.GDA(TEXT, class_names="abc").fit(ROWS, list("aabbcc")), TypeError,
+        "class_names must be a list",
     ),
     "weights of texts": (
         lambda: fit(sample_weight=["a"] * 6), ValueError, "sample_weight must hold numbers",
@@ -142,7 +143,7 @@ CASES: dict[str, Case] = {
         lambda: sb.RoleCentering({"a": ROWS[0]}).fuse(ROWS, ROWS, roles=("a",)), ValueError,
         "two names of roles",
     ),
-    "IsoCLIP metric=None": (lambda: tuned(metric=None), TypeError, "metric must be a name, got NoneType"),
+    "IsoCLIP metric=None": (lambda: tuned(metric=None), TypeError, "metric must be 'mAP'"),
     "IsoCLIP k_top=5": (lambda: tuned(k_top=5), TypeError, "k_top must be a sequence of whole numbers"),
     "from_faiss(5)": (
         lambda: sb.LinearMap.from_faiss(5), TypeError,
