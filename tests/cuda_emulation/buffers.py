@@ -14,7 +14,9 @@ FLOAT, HALF, BFLOAT = 0, 2, 3  # DType of csrc/core/view.h
 NAMES = {FLOAT: "float32", HALF: "float16", BFLOAT: "bfloat16"}
 SANITIZED = bool(os.environ.get("CUDA_EMULATION_SANITIZED"))
 GUARD = 0 if SANITIZED else 64  # bytes on both sides; bench/gpu/kernels.py takes none
-CANARY = 0xFF  # NaN in every type: a sum that takes one from beside the rows shows it
+# What a new array is filled with, a signalling NaN of its type: a sum that takes one from beside the rows
+# shows it, and where a kernel writes what it made of one there, that is another word.
+GARBAGE = {FLOAT: np.uint32(0x7FA5A5A5), HALF: np.uint16(0x7DA5), BFLOAT: np.uint16(0x7FA5)}
 
 
 def allocate(size: int, dense: bool = True) -> np.ndarray:
@@ -23,6 +25,14 @@ def allocate(size: int, dense: bool = True) -> np.ndarray:
     Not `dense`: there are bytes between the values, which `check_guards` looks at.
     """
     return np.empty(size, np.uint8)
+
+
+def unwritten(block: np.ndarray) -> bool:
+    """Whether bytes hold nothing but what a new array is filled with."""
+    return any(
+        block.size % word.nbytes == 0 and bool((block.view(word.dtype) == word).all())
+        for word in GARBAGE.values()
+    )
 
 
 def to_bits(values: np.ndarray, dtype: int) -> np.ndarray:
@@ -51,8 +61,8 @@ class Matrix:
         self, rows: int, cols: int, dtype: int = FLOAT, *, shift: int = 0, gap: int = 0, values=None
     ) -> None:
         self.rows, self.cols, self.dtype, self.stride = rows, cols, dtype, cols + gap
-        size = 4 if dtype == FLOAT else 2
-        word = np.uint32 if dtype == FLOAT else np.uint16
+        garbage = GARBAGE[dtype]
+        size, word = garbage.nbytes, garbage.dtype
         length = (max(rows, 1) - 1) * self.stride + cols  # no gap behind the last row
         total = 2 * GUARD + (shift + length) * size
         dense = rows > 0 and shift == gap == 0
@@ -61,7 +71,7 @@ class Matrix:
             wider = allocate(total + 16, dense)
             begin = -wider.ctypes.data % 16
             self._block = wider[begin : begin + total]
-        self._block[...] = CANARY
+        self._block.view(word)[...] = garbage
         self._begin = GUARD + shift * size
         inner = self._block[self._begin : self._begin + length * size].view(word)
         self._words = np.lib.stride_tricks.as_strided(
@@ -84,13 +94,13 @@ class Matrix:
 
     def check_guards(self) -> None:
         """Nothing was written beside the rows."""
-        untouched = self._block.copy()
-        size = 4 if self.dtype == FLOAT else 2
+        garbage = GARBAGE[self.dtype]
+        untouched, first = self._block.view(garbage.dtype).copy(), self._begin // garbage.nbytes
         for r in range(self.rows):
-            begin = self._begin + r * self.stride * size
-            untouched[begin : begin + self.cols * size] = CANARY
-        wrong = np.flatnonzero(untouched != CANARY)
-        assert wrong.size == 0, f"written outside the rows, first at byte {int(wrong[0]) - self._begin}"
+            begin = first + r * self.stride
+            untouched[begin : begin + self.cols] = garbage
+        wrong = np.flatnonzero(untouched != garbage)
+        assert wrong.size == 0, f"written outside the rows, first at value {int(wrong[0]) - first}"
 
 
 NOTHING = (0, 0, 0, 0, 0)
