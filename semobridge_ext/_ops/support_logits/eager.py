@@ -83,6 +83,10 @@ def chunked_sums(
     return out
 
 
+def _capturing(queries: Tensor) -> bool:
+    return queries.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def support_logits(
     queries: Tensor,  # [N, D]
     keys: Tensor,  # [S, D]
@@ -91,8 +95,13 @@ def support_logits(
     beta: float,
     weights: Tensor | None,  # [S]
 ) -> Tensor:  # [N, C] float32, float64 where queries or keys are
-    """The sums; what is not finite in a key stays in its class: queries that meet it take a second pass."""
+    """The sums; what is not finite in a key stays in its class: queries that meet it take a second pass.
+
+    But for a CUDA graph's capture, in which the host cannot look at the first one.
+    """
     out = chunked_sums(queries, keys, labels, num_classes, beta, weights)
+    if _capturing(queries):
+        return out
     rows = torch.isfinite(out).all(1).logical_not_()
     if bool(rows.any()):
         out[rows] = chunked_sums(queries[rows], keys, labels, num_classes, beta, weights, apart=True)
