@@ -1,4 +1,4 @@
-"""Compiles the CUDA kernels for every architecture and records what each takes of a multiprocessor.
+"""Compiles the CUDA kernels for the architectures of the build; records what each takes of a multiprocessor.
 
 `python bench/gpu/resources.py [--architectures 80 90] [--docs docs/gpu.md] [--out FILE.json]`. Needs
 nvcc, no GPU. Occupancy is computed from the compiler's figures and the architecture's limits.
@@ -18,8 +18,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
 MARKS = ("<!-- resources: written by bench/gpu/resources.py -->", "<!-- end of resources -->")
+
+
+def _built() -> tuple[str, ...]:
+    description = (ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
+    found = re.search(r'set\(SEMOBRIDGE_CUDA_ARCHITECTURES "([\d;]+)"', description)
+    assert found, "CMakeLists.txt names no architectures"
+    return tuple(found[1].split(";"))
+
+
+ARCHITECTURES = _built()
+BY_OTHERS = {"86": "80", "89": "80"}  # architectures that run the code of another
 
 
 class Limits(NamedTuple):
@@ -150,8 +160,19 @@ def compile_all(architectures: Sequence[str] = ARCHITECTURES) -> list[Usage]:
     return [usage for path in sources() for usage in compile_file(path, architectures)]
 
 
+def by_others(found: Sequence[Usage]) -> list[Usage]:
+    """What the code of one architecture takes of the multiprocessors of others that run it too."""
+    return [
+        u._replace(architecture=other, occupancy=occupancy(other, u.threads, u.registers, u.shared))
+        for u in found
+        for other, code in BY_OTHERS.items()
+        if u.architecture == code
+    ]
+
+
 def table(found: Sequence[Usage]) -> str:
     """One row per kernel: the worst of its instantiations on every architecture."""
+    found = [*found, *by_others(found)]
     architectures = sorted({u.architecture for u in found}, key=int)
     header = ["kernel", "variants", "threads", "shared bytes", "spills"]
     header += [f"sm_{a}" for a in architectures]
@@ -193,7 +214,8 @@ def main(argv: Sequence[str]) -> None:
     options = parser.parse_args(argv)
     found = compile_all(options.architectures)
     text = (
-        f"nvcc {compiler_version()}; registers per thread / occupancy, the worst variant.\n\n{table(found)}"
+        f"nvcc {compiler_version()}; registers per thread / occupancy, the worst variant; "
+        f"sm_86 and sm_89 run the code of sm_80.\n\n{table(found)}"
     )
     if options.docs:
         write_between(options.docs, MARKS, text)

@@ -25,7 +25,7 @@ from torch.library import wrap_triton
 from semobridge_ext.runtime import self_check as _self_check
 
 Arguments = Mapping[str, Any]
-SMALLEST_SHARED = 99 << 10  # of a block on the smallest architecture that we compile for (sm_86, 89, 120)
+SMALLEST_SHARED = 99 << 10  # of a block on the architectures with the least (sm_86, 89, 120)
 
 
 def config(warps: int, stages: int, **blocks: int) -> triton.Config:

@@ -39,6 +39,23 @@ def test_occupancy(architecture: str, threads: int, registers: int, shared: int,
     assert resources.occupancy(architecture, threads, registers, shared) == want
 
 
+def test_architectures_are_the_build_s():
+    """Of each that is built, and of each that runs another's code, the limits are known."""
+    need_source()
+    assert resources.ARCHITECTURES == ("80", "90", "100", "120")
+    assert set(resources.LIMITS) == {*resources.ARCHITECTURES, *resources.BY_OTHERS}
+    assert set(resources.BY_OTHERS.values()) <= set(resources.ARCHITECTURES)
+
+
+def test_code_is_judged_where_others_run_it_too():
+    need("c++filt", "name the kernels")
+    (usage,) = resources.parse(_LOG, {"some_fwd_kernel": 256})
+    ampere, ada = resources.by_others([usage])
+    assert (ampere.architecture, ada.architecture) == ("86", "89") and ada.registers == 40
+    assert ampere.occupancy == ada.occupancy == 1.0  # 6 blocks of 8 warps are all that they hold
+    assert resources.by_others([usage._replace(architecture="90")]) == []
+
+
 # Registers, shared bytes, occupancy; of kernels that need more than usual, by name.
 LIMITS: dict[str, tuple[int, int, float]] = {
     # A lane holds 16 elements of four rows in float32 where a head is 128 wide, and the prefix lies in shared
@@ -83,7 +100,7 @@ def test_kernels_compile_without_spills(source: Path, architectures: tuple[str, 
     found = resources.compile_file(source, architectures)
     assert {u.architecture for u in found} == set(architectures)
     assert {u.kernel for u in found} == kernels_in(source.read_text())
-    for usage in found:
+    for usage in [*found, *resources.by_others(found)]:
         assert usage.spills == 0 and usage.stack == 0, usage
         registers, shared, occupancy = LIMITS.get(usage.kernel, USUAL)
         assert usage.registers <= registers and usage.shared <= shared, usage
