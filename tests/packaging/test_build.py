@@ -177,6 +177,9 @@ def test_missing_compiler(source: Path):
     assert "Traceback" not in done.stderr
 
 
+CLANG_15 = {"": 1, "_major": 15, "_minor": 0, "_patchlevel": 0}  # macros by which CMake knows it
+
+
 @pytest.mark.parametrize("claims,told", [("9", r"needs g\+\+ 11 or newer .*found g\+\+ 9\.")])
 def test_compiler_too_old(source: Path, tmp_path: Path, claims: str, told: str):
     real = need("g++", "pose as an old compiler")
@@ -187,6 +190,22 @@ def test_compiler_too_old(source: Path, tmp_path: Path, claims: str, told: str):
     assert done.returncode != 0
     assert re.search(told, flat(done)), flat(done)
     assert "set CXX=g++-12" in flat(done)
+
+
+def test_clang_builds_no_module(source: Path, tmp_path: Path):
+    """It calls an OpenMP runtime that PyTorch does not load: the module would compile and never import."""
+    real = need("g++", "pose as clang")
+    posing = tmp_path / "clang-15"
+    macros = " ".join(f"-D__clang{part}__={value}" for part, value in CLANG_15.items())
+    posing.write_text(f'#!/bin/sh\nexec {real} {macros} "$@"\n')
+    posing.chmod(0o755)
+    words = os.environ | {"CXX": str(posing)}
+    done = cmake(source, tmp_path / "core", "-DSEMOBRIDGE_CUDA=off", env=words)
+    assert done.returncode == 0 and "identification is Clang 15.0.0" in flat(done), flat(done)
+    done = cmake(source, tmp_path / "module", "-DSEMOBRIDGE_CUDA=off", "-DSEMOBRIDGE_PYTHON=ON", env=words)
+    assert done.returncode != 0
+    assert "The Python module needs g++ 11 or newer, found clang at" in flat(done), flat(done)
+    assert "set CXX=g++" in flat(done)
 
 
 def test_cuda_on_without_nvcc(source: Path, tmp_path: Path):
