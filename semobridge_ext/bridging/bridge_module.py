@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from semobridge_ext import _arrays, _errors, _files, _numbers, _schema
+from semobridge_ext import _arrays, _errors, _files, _schema
 from semobridge_ext._ops.project_normalize.cpu import Projection
 from semobridge_ext._ops.project_normalize.op import project_normalize
 from semobridge_ext._ops.project_normalize.prepared import PreparedProjection
+from semobridge_ext.bridging.checks import check_numbers, checked_bias, checked_projection, checked_state
 from semobridge_ext.bridging.fold import Fold, fold_of, packed_chain, packed_projector
-from semobridge_ext.clip.affine import with_bias
 from semobridge_ext.runtime.choice import direct, plain
 from semobridge_ext.runtime.held import Held
 
@@ -88,22 +88,8 @@ class Bridge(nn.Module):
         text_length: float = 1.0,
     ) -> None:
         super().__init__()
-        text_projection = _arrays.tensor("Bridge", "text_projection", text_projection)
-        w = _errors.check_float_tensor("Bridge", "text_projection", text_projection).detach()
-        if w.dim() != 2 or w.numel() == 0:
-            remedy = "pass the [T, D] matrix, or use Bridge.from_clip(model)"
-            raise ValueError(_errors.message("Bridge", "text_projection", "be 2-D", w, remedy))
-        _errors.check_finite("Bridge", "text_projection", w, "reload the model's weights")
-        w = with_bias("Bridge", "text_bias", w, text_bias)
-        for name, value in (("atol", atol), ("text_length", text_length)):
-            if not _numbers.is_real(value):
-                got = _errors.describe(value)
-                raise TypeError(_errors.message("Bridge", name, "be a number", got, "pass a float"))
-        if not 0 <= atol < float("inf"):
-            raise ValueError(_errors.message("Bridge", "atol", "be ≥ 0", atol, "the paper uses 0.3"))
-        if not 0 < text_length < float("inf"):
-            remedy = "pass the mean length of the un-projected text features"
-            raise ValueError(_errors.message("Bridge", "text_length", "be > 0", text_length, remedy))
+        w = checked_projection(text_projection, text_bias)
+        check_numbers(atol, text_length)
         self._atol, self._text_length = float(atol), float(text_length)
         with torch.inference_mode(False):  # tensors that count their writes, wherever the bridge is made
             self._set(w)
@@ -236,15 +222,7 @@ class Bridge(nn.Module):
         Raises:
             ValueError: another kind or shape, or numbers that a bridge cannot have.
         """
-        known = isinstance(state, Tensor) and state.shape == (2,) and state.is_floating_point()
-        if not known or not 0 <= float(state[0]) < float("inf") or not 0 < float(state[1]) < float("inf"):
-            remedy = "take it from a Bridge's state_dict"
-            raise ValueError(
-                _errors.message(
-                    "Bridge.load_state_dict", "extra state", "be [atol, text_length]", state, remedy
-                )
-            )
-        self.atol, self.text_length = float(state[0]), float(state[1])
+        self.atol, self.text_length = checked_state(state)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         # State dicts of 0.1.0 hold the matrices alone: this bridge's own numbers stay.
@@ -378,23 +356,10 @@ class Bridge(nn.Module):
         _errors.check_last_dim("bridge", "img_feats", f, w.shape[1], "this bridge is for that width")
         _errors.check_same_device("bridge", "img_feats", f, inverse.device)
         if class_bias is not None:
-            class_bias = self._checked_bias(f, class_bias)
+            class_bias = checked_bias(f, class_bias, w.shape[0])
         length = 1.0 if normalize else self.text_length
         e = project_normalize(f, inverse, bias=class_bias, scale=length)
         return project_normalize(e, w, normalize=normalize) if project else e
-
-    def _checked_bias(self, f: Tensor, bias: Any) -> Tensor:
-        bias = _arrays.tensor("bridge", "class_bias", bias, f.device)
-        _errors.check_float_tensor("bridge", "class_bias", bias)
-        _errors.check_same_device("bridge", "class_bias", bias, f.device)
-        full = (*f.shape[:-1], self.text_projection.shape[0])
-        if bias.shape == full or (bias.dim() == 1 and bias.shape[0] == full[-1]):
-            return bias
-        if bias.dim() == 2 and len(full) >= 2 and bias.shape == (full[0], full[-1]):
-            return bias.reshape(full[0], *[1] * (len(full) - 2), full[-1])
-        contract = f"be [T], [C, T] with C the first dimension of img_feats, or {list(full)}"
-        remedy = "support images are [C, K, D] with bias [C, T]; queries take none"
-        raise ValueError(_errors.message("bridge", "class_bias", contract, bias, remedy))
 
     def extra_repr(self) -> str:
         t, d = self.text_projection.shape

@@ -7,8 +7,7 @@ _engines/bridge_training takes the steps; its reference.py spells out the loss.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,8 +17,6 @@ from torch import Tensor
 from semobridge_ext import _errors, _inputs, _numbers
 from semobridge_ext._engines.bridge_training.spec import LossWeights
 from semobridge_ext._engines.bridge_training.step import BridgeTrainer
-from semobridge_ext._ops.blend_logits.eager import class_exponents
-from semobridge_ext._ops.blend_logits.op import BlendOperand
 from semobridge_ext._schema import Field, need
 from semobridge_ext.bridging import Bridge
 from semobridge_ext.fewshot.classifier import SeMoBridgeClassifier
@@ -27,7 +24,9 @@ from semobridge_ext.fewshot.conventions import Absent
 from semobridge_ext.fewshot.estimator import exactly, unchanged_on_error
 from semobridge_ext.fewshot.training_checkpoint import Best, Checkpoint
 from semobridge_ext.fewshot.training_checks import check_converged
-from semobridge_ext.fewshot.training_schedule import PRESETS, Schedule
+from semobridge_ext.fewshot.training_schedule import Schedule
+from semobridge_ext.fewshot.training_settings import loss_weights_of, schedule_of
+from semobridge_ext.fewshot.training_validation import accuracy
 from semobridge_ext.runtime.plain_modes import plain_modes
 
 if TYPE_CHECKING:
@@ -126,54 +125,6 @@ class SeMoBridgeT(SeMoBridgeClassifier):
         self.weight_decay, self.eval_every, self.patience = weight_decay, eval_every, patience
         self.checkpoint_every, self.progress = checkpoint_every, progress
 
-    # -- what the arguments mean --------------------------------------------------------------------
-
-    def _schedule(self) -> Schedule:
-        if not isinstance(self.preset, str) or self.preset not in PRESETS:
-            raise ValueError(
-                f"SeMoBridgeT: preset must be one of {list(PRESETS)}, got {self.preset!r}; use 'paper'"
-            )
-        for name in ("steps", "lr", "warmup", "patience"):
-            if (value := getattr(self, name)) is not None:
-                whole, remedy = (
-                    name != "lr",
-                    "None takes the preset's" if name != "patience" else "None: never",
-                )
-                least = 0 if name == "patience" else -math.inf
-                _numbers.check_number("SeMoBridgeT.fit", name, value, whole=whole, least=least, remedy=remedy)
-        schedule = PRESETS[self.preset]
-        given = {n: _numbers.python(getattr(self, n)) for n in ("steps", "lr", "warmup")}
-        schedule = schedule._replace(**{n: value for n, value in given.items() if value is not None})
-        if schedule.steps < 0 or schedule.lr <= 0 or schedule.warmup < 0:
-            raise ValueError(
-                f"SeMoBridgeT: steps and warmup must be ≥ 0 and lr > 0, got {schedule}; use the preset's"
-            )
-        return schedule
-
-    def _loss_weights(self) -> LossWeights:
-        given = {} if self.losses is None else self.losses
-        known = isinstance(given, Mapping) and set(given) <= set(LossWeights._fields)
-        if not known or any(not _numbers.is_real(v) or not 0 <= v < float("inf") for v in given.values()):
-            raise ValueError(
-                f"SeMoBridgeT: losses must map {list(LossWeights._fields)} to factors ≥ 0, got {given}; "
-                "0 leaves one out"
-            )
-        # NumPy's numbers compare to its own truth values, which do not add up.
-        weights = LossWeights()._replace(**{name: float(value) for name, value in given.items()})
-        if not self.class_bias:
-            weights = weights._replace(bias=0.0)
-        for name, value in (("text_projected", self.text_features), ("text_embedded", self.text_hidden)):
-            if getattr(weights, name) != 0 and value is None:
-                argument = "text_features" if name == "text_projected" else "text_hidden"
-                raise ValueError(
-                    f"SeMoBridgeT: {argument} must be given for the loss {name!r}, got None; pass it (see "
-                    f"class_text_features, whose reason says why a model has none) or losses={{{name!r}: 0}}"
-                )
-        return weights
-
-    def _resolve_bridge(self, verb: str, x: Tensor) -> Bridge:
-        return super()._resolve_bridge(verb, x) or Bridge(torch.eye(x.shape[1], dtype=torch.float64))
-
     # -- fitting ------------------------------------------------------------------------------------
 
     partial_fit = Absent("it trains on all shots at once; add_shots adds to them")  # type: ignore[assignment]
@@ -207,7 +158,7 @@ class SeMoBridgeT(SeMoBridgeClassifier):
             UserWarning: the loss diverged after the step that the validation data chose.
         """
         self._check_real("fit")
-        schedule, weights = self._schedule(), self._loss_weights()
+        schedule, weights = schedule_of(vars(self)), loss_weights_of(vars(self))
         with unchanged_on_error(self):
             return self._fit(X, y, schedule, weights, validation, checkpoint)
 
@@ -277,6 +228,9 @@ class SeMoBridgeT(SeMoBridgeClassifier):
             "blend": None if held_out is None else self.params_._asdict(),
         }  # fmt: skip
 
+    def _resolve_bridge(self, verb: str, x: Tensor) -> Bridge:
+        return super()._resolve_bridge(verb, x) or Bridge(torch.eye(x.shape[1], dtype=torch.float64))
+
     def _bridge_of(self, inverse: Tensor) -> Bridge:
         start = self.bridge_
         assert start is not None
@@ -326,19 +280,7 @@ class SeMoBridgeT(SeMoBridgeClassifier):
         return tqdm(total=total, initial=done, desc="train")
 
     def _validate(self, trainer: BridgeTrainer, held_out: tuple[Tensor, Tensor]) -> float:
-        """Accuracy of the present parameters on the validation part, with the constructor's blend."""
-        p = {name: value.to("cpu", torch.float64) for name, value in trainer.parameters.items()}
-        w = trainer.w.to("cpu", torch.float64)
-        f, y = trainer.shots.to("cpu", torch.float64), trainer.labels.cpu()
-        mean = trainer.class_means().to("cpu", torch.float64)
-        unit = torch.nn.functional.normalize
-        raw = unit(torch.zeros(len(mean), f.shape[1], dtype=torch.float64).index_add_(0, y, f), dim=1)
-        exponents = class_exponents(raw, self._text_rows) if self._has_text else torch.zeros(len(raw))
-        operand = BlendOperand(
-            self._text_rows, unit(mean @ w, dim=1), raw, exponents.double(), p["inverse"] @ w
-        )
-        queries, targets = held_out
-        return float((operand.labels(queries, self.params_).cpu() == targets).double().mean())
+        return accuracy(trainer, held_out, self._text_rows, self._has_text, self.params_)
 
     # -- what a trained bridge changes --------------------------------------------------------------
 

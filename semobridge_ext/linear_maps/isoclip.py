@@ -20,21 +20,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from semobridge_ext import _arrays, _errors, _files, _inputs, _numbers, _schema
+from semobridge_ext import _arrays, _errors, _inputs
 from semobridge_ext._ops.topk.op import TopK, topk
 from semobridge_ext.clip.affine import Affine
-from semobridge_ext.linear_maps.isoclip_cuts import SIDES, Cuts
+from semobridge_ext.linear_maps.isoclip_cuts import CUTS, SIDES, Cuts
+from semobridge_ext.linear_maps.isoclip_file import load_isoclip, save_isoclip
 from semobridge_ext.linear_maps.linear_map import LinearMap
 from semobridge_ext.linear_maps.spectrum import UNPUBLISHED, factor_of, published_cuts, weights_name
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-_FORMAT = "semobridge-ext isoclip 1"
-_AFFINE = "semobridge-ext isoclip 2"  # with the biases of the projections
-_SCHEMA = {"image_projection": _schema.Field(("V", "D")), "text_projection": _schema.Field(("T", "D"))}
-_BIASES = {name: _schema.Field(("D",), optional=True) for name in ("image_bias", "text_bias")}
-_CUTS = ("k_top", "k_bottom", "text_k_top", "text_k_bottom")
 
 
 class IsoCLIP(Cuts):
@@ -107,12 +102,12 @@ class IsoCLIP(Cuts):
         weights: str | None = None,
     ) -> IsoCLIP:
         if published is not None:
-            given = [name for name in _CUTS if options.get(name) is not None]
+            given = [name for name in CUTS if options.get(name) is not None]
             if given:
                 remedy = "pass either, not both"
                 contract = f"stand alone, without {', '.join(given)}"
                 raise ValueError(_errors.message("IsoCLIP", "published", contract, published, remedy))
-            options = {**options, **dict(zip(_CUTS, published_cuts(published, weights), strict=True))}
+            options = {**options, **dict(zip(CUTS, published_cuts(published, weights), strict=True))}
         biases: dict[str, Any] = {
             f"{side}_bias": given.bias.clone()
             for side, given in zip(SIDES, (image, text), strict=True)
@@ -191,54 +186,12 @@ class IsoCLIP(Cuts):
 
     def save(self, path: Any) -> None:
         """Writes a safetensors file (both matrices, cuts, options) to `path`, atomically."""
-        import json
-
-        self._spectrum()
-        tensors = {name: getattr(self, name) for name in (*_SCHEMA, *_BIASES)}
-        params = {n: v for n, v in self.get_params().items() if n not in tensors}
-        params |= {name: getattr(self, name) for name in ("k_top_", "k_bottom_") if hasattr(self, name)}
-        tensors = {name: value for name, value in tensors.items() if value is not None}
-        # A program that knows no biases has to refuse a file with one, and goes on reading the others.
-        kind = _AFFINE if set(_BIASES) & set(tensors) else _FORMAT
-        _files.save_tensors(
-            path, tensors, {"format": kind, "params": json.dumps(params, default=_numbers.for_json)}
-        )
+        save_isoclip(path, self)
 
     @classmethod
     def load(cls, path: Any) -> Self:
         """Reads what ``save`` wrote to `path`; refuses a foreign or truncated file (ValueError)."""
-        import json
-
-        where = "IsoCLIP.load"
-        tensors, meta = _schema.load(where, path, (_FORMAT, _AFFINE), {**_SCHEMA, **_BIASES}, ("params",))
-        with _schema.restoring(where, path):
-            params = json.loads(meta["params"])
-            fitted = {name: params.pop(name) for name in ("k_top_", "k_bottom_") if name in params}
-            matrices: dict[str, Any] = dict(tensors)
-            iso = cls(**matrices, **params)
-            for name, value in fitted.items():
-                setattr(iso, name, value)
-            for name, matrix in tensors.items():
-                _schema.need(where, path, matrix.numel() > 0, f"a matrix as {name}", matrix)
-            iso._side(where, None)
-            for name in (*_CUTS, *fitted):
-                value = getattr(iso, name)
-                known = value is None or (isinstance(value, int) and not isinstance(value, bool))
-                _schema.need(where, path, known, f"a whole number as {name}", value)
-            for name in ("compress", "normalize"):
-                value = getattr(iso, name)
-                _schema.need(where, path, isinstance(value, bool), f"true or false as {name}", value)
-            biases = [tensors.get(f"{side}_bias") for side in SIDES]
-            taller = [b is not None and bool((b != 0).any()) for b in biases]
-            heights = [
-                len(tensors[f"{side}_projection"]) + one for side, one in zip(SIDES, taller, strict=True)
-            ]
-            rank = min(tensors["image_projection"].shape[1], *heights)
-            for side in SIDES:
-                cut = [value for value in iso._given(side) if value not in (None, UNPUBLISHED)]
-                kept = not cut or (min(cut) >= 0 and sum(cut) < rank)
-                _schema.need(where, path, kept, f"cuts that leave one of {rank} directions", cut)
-        return iso
+        return load_isoclip("IsoCLIP.load", path, cls)
 
     def map(
         self, side: str | None = None, *, compress: bool | None = None, normalize: bool | None = None
@@ -418,5 +371,5 @@ class IsoCLIP(Cuts):
             for name, m in (("V, D", self.image_projection), ("T, D", self.text_projection))
             if isinstance(m, Tensor)
         ]
-        cuts = [f"{name}={value}" for name in _CUTS if (value := getattr(self, name)) is not None]
+        cuts = [f"{name}={value}" for name in CUTS if (value := getattr(self, name)) is not None]
         return f"IsoCLIP({', '.join([*widths, *cuts, f'side={self.side!r}'])})"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 SIDES = ("image", "text")
+CUTS = ("k_top", "k_bottom", "text_k_top", "text_k_bottom")
 
 
 class Cuts(Parameters):
