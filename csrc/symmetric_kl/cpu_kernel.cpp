@@ -3,6 +3,7 @@
 
 #include "core/scratch.h"
 #include "core/table.h"
+#include "core/team.h"
 #include "core/vexp.h"
 #include "symmetric_kl/symmetric_kl.h"
 
@@ -10,7 +11,7 @@ namespace semobridge {
 namespace SB_ISA {
 namespace {
 
-constexpr int64_t kValuesPerThread = 1 << 15;  // fewer are not worth a second thread
+constexpr int64_t kValuesPerThread = 1 << 14;  // fewer are not worth another thread
 
 template <class T>
 constexpr T kLowest = sizeof(T) == 8 ? T(-1e300) : T(-1e38);
@@ -106,8 +107,9 @@ template <class T, class Args>
 void each_row(const Args& a, int64_t lines, void (*work)(const Args&, int64_t, T, int64_t, T*)) {
   const T inverse = static_cast<T>(1 / a.temperature);
   const int64_t padded = padded_to(a.a.cols, Simd<T>::kLanes);
-  const bool many = a.threads > 1 && a.a.rows * a.a.cols > kValuesPerThread;
-#pragma omp parallel num_threads(a.threads) if (many)
+  const int team =
+      worth_threads(static_cast<double>(a.a.rows) * a.a.cols, kValuesPerThread, a.threads);
+#pragma omp parallel num_threads(team) if (team > 1)
   {
     T* scratch = thread_row_scratch<T>().reserve(lines * padded);
 #pragma omp for schedule(static)
