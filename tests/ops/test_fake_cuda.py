@@ -15,6 +15,7 @@ import semobridge_ext as sb
 from semobridge_ext._ops.support_logits.backward import support_logits_bwd
 from semobridge_ext._ops.support_logits.class_order import class_order, sort_by_class
 from semobridge_ext._ops.support_logits.takes import triton as takes_support
+from semobridge_ext._ops.topk.takes import cuda as takes_topk_cuda
 from semobridge_ext._ops.topk.takes import triton as takes_topk
 from semobridge_ext.ops import project_normalize
 from semobridge_ext.runtime import backend as _backend
@@ -94,6 +95,10 @@ def test_what_triton_takes():
     half, single = torch.empty(3, 8, dtype=torch.float16), torch.empty(3, 8)
     assert takes_support(half, single) is True and takes_support(half, single.double()) == "float64"
     assert takes_topk(half, single, 128) is True and takes_topk(half, single, 129) == "k > 128"
+    long = half[:1].expand((1 << 32) - 1, 8)
+    assert takes_topk(half, long, 3) == "a gallery of 2³¹ rows"
+    # A candidate's row is counted in 32 bits, and the largest such number is none.
+    assert takes_topk_cuda(half, long, 3) and not takes_topk_cuda(half, half[:1].expand(1 << 32, 8), 3)
     device = torch.device("cuda")
     with sb.backend("triton"):
         with pytest.raises(
