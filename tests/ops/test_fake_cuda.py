@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import semobridge_ext as sb
+from semobridge_ext._ops.project_normalize.cuda import Projection
 from semobridge_ext._ops.support_logits.backward import support_logits_bwd
 from semobridge_ext._ops.support_logits.class_order import class_order, sort_by_class
 from semobridge_ext._ops.support_logits.takes import triton as takes_support
@@ -70,6 +72,29 @@ def test_bridge_on_a_device():
             with sb.backend(backend):
                 got = torch.func.functional_call(bridge, moved, (cuda(3, 6, dtype=torch.float16),))
                 like(got, (3, 6), torch.float16)
+
+
+class OnDevice(TorchDispatchMode):
+    """The operators that write a CUDA tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and out.is_cuda:
+            self.seen.append(str(function))
+        return out
+
+
+def test_operands_of_a_projection_are_there_when_they_are_made():
+    """A copy from the host is waited for, a kernel is not: another stream's call could overtake it."""
+    with FakeTensorMode():
+        given = torch.empty(8, 6, dtype=torch.float64, device="cpu")
+        with OnDevice() as watched:
+            Projection(given, None, torch.device("cuda"))
+    assert watched.seen == ["aten._to_copy.default"] * 2, "the matrix and its transpose"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
