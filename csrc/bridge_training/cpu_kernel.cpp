@@ -5,6 +5,7 @@
 #include "core/adamw.h"
 #include "core/scratch.h"
 #include "core/table.h"
+#include "core/team.h"
 #include "core/vexp.h"
 
 namespace semobridge {
@@ -142,15 +143,15 @@ void grads_of_class(const ShotGradsArgs& a, int64_t c) {
   }
 }
 
-// Below this many values a second thread costs more than it takes off, and on a busy machine a
-// barrier can cost a time slice.
-constexpr int64_t kValuesPerThread = 1 << 16;
+// With fewer values another thread costs more than it takes off, and on a busy machine a barrier
+// can cost a time slice.
+constexpr int64_t kValuesPerThread = 1 << 15;
 
 template <class Args>
 SB_INLINE void each_class(const Args& a, int64_t width, void (*work)(const Args&, int64_t)) {
   const int64_t values = (a.rows.offsets[a.rows.last] - a.rows.offsets[a.rows.first]) * width;
-  const bool many = a.rows.threads > 1 && values > kValuesPerThread;
-#pragma omp parallel for schedule(dynamic, 4) num_threads(a.rows.threads) if (many)
+  const int team = worth_threads(static_cast<double>(values), kValuesPerThread, a.rows.threads);
+#pragma omp parallel for schedule(dynamic, 4) num_threads(team) if (team > 1)
   for (int64_t c = a.rows.first; c < a.rows.last; ++c) work(a, c);
 }
 
@@ -170,8 +171,8 @@ void adamw_typed(const AdamwArgs& a) {
   T* __restrict first = static_cast<T*>(a.first);
   T* __restrict second = static_cast<T*>(a.second);
   constexpr int64_t kChunk = 4096;
-#pragma omp parallel for schedule(static) \
-    num_threads(a.threads) if (a.threads > 1 && a.size > 65536)
+  const int team = worth_threads(static_cast<double>(a.size), kValuesPerThread, a.threads);
+#pragma omp parallel for schedule(static) num_threads(team) if (team > 1)
   for (int64_t begin = 0; begin < a.size; begin += kChunk) {
     const int64_t end = begin + kChunk < a.size ? begin + kChunk : a.size;
     for (int64_t i = begin; i < end; ++i) {

@@ -6,6 +6,7 @@
 #include "core/product.h"
 #include "core/scratch.h"
 #include "core/table.h"
+#include "core/team.h"
 #include "core/tile.h"
 #include "core/transpose.h"
 
@@ -125,9 +126,10 @@ void product_typed(const MatrixProductArgs& p) {
   const int64_t most = kTiles * fours * kRows;
   const int64_t blocks = (p.out.rows + most - 1) / most;
   T* packed = thread_scratch<T>().reserve((p.out.rows + blocks - 1) / blocks * depth);
-  const bool many = p.threads > 1 && p.out.rows * k_size * p.out.cols >= 2 * kProductsPerThread;
+  const double products = static_cast<double>(p.out.rows) * k_size * p.out.cols;
+  const int team = worth_threads(products, kProductsPerThread, p.threads);
   Watch watch;
-#pragma omp parallel num_threads(p.threads) if (many)
+#pragma omp parallel num_threads(team) if (team > 1)
   {
     T* panel = thread_row_scratch<T>().reserve(kPanel * depth);
     for (int64_t i = 0; i < blocks; ++i) {

@@ -10,6 +10,7 @@
 // equal rows give equal bits, so ties are exact.
 #pragma once
 #include "core/scratch.h"
+#include "core/team.h"
 #include "core/tile.h"
 #include "core/transpose.h"
 
@@ -85,8 +86,7 @@ SB_INLINE void stream_keys(const QueryBlock<T>& block, int64_t tile0, int64_t ti
 
 // Threads worth starting for n x s scores of width k.
 SB_INLINE int team_size(int64_t n, int64_t s, int64_t k, int threads) {
-  const double useful = static_cast<double>(n) * s * k / kWorkPerThread;
-  return useful < 1 ? 1 : useful < threads ? static_cast<int>(useful) : threads;
+  return worth_threads(static_cast<double>(n) * s * k, kWorkPerThread, threads);
 }
 
 }  // namespace

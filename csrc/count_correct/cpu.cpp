@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "core/table.h"
+#include "core/team.h"
 #include "count_correct/count_correct.h"
 
 namespace semobridge {
@@ -28,7 +29,10 @@ bool dominates(const Point<T>& a, const Point<T>& b, double margin) {
 template <class T>
 void prune_typed(const PruneArgs& a) {
   const int64_t classes = a.z[0].cols;
-#pragma omp parallel num_threads(a.threads) if (a.threads > 1)
+  constexpr int64_t kPointsPerThread = 1 << 13;  // what a sort and its comparisons take in 50 µs
+  const int team =
+      worth_threads(static_cast<double>(a.z[0].rows) * classes, kPointsPerThread, a.threads);
+#pragma omp parallel num_threads(team) if (team > 1)
   {
     std::vector<Point<T>> points, front;
 #pragma omp for schedule(static)

@@ -120,9 +120,9 @@ void count_correct_typed(const CountCorrectArgs& a) {
   const Counter<T> counter{a};
   const int64_t blocks = (a.rows + kRowsPerBlock - 1) / kRowsPerBlock;
   for (int64_t t = 0; t < a.trials; ++t) a.correct[t] = 0;
+  const int team = blocks < a.threads ? static_cast<int>(blocks) : a.threads;
   Watch watch;
-#pragma omp parallel for schedule(dynamic, 1) \
-    num_threads(a.threads) if (a.threads > 1 && blocks > 1)
+#pragma omp parallel for schedule(dynamic, 1) num_threads(team) if (team > 1)
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t begin = b * kRowsPerBlock;
     const int64_t end = begin + kRowsPerBlock < a.rows ? begin + kRowsPerBlock : a.rows;

@@ -10,6 +10,7 @@
 #include "core/interrupt.h"
 #include "core/scratch.h"
 #include "core/table.h"
+#include "core/team.h"
 #include "project_normalize/project_rows.h"
 
 namespace semobridge {
@@ -28,6 +29,13 @@ struct Plan {
   const ProjectNormalizeArgs& args;
   int64_t k, mid_panels, out_panels;  // of the first input, the first output, the last output
   bool two;
+  // Of multiply-adds, padding included.
+  int team() const {
+    const double first = static_cast<double>(k) * mid_panels * kPanel;
+    const double second =
+        two ? static_cast<double>(args.second.matrix.rows) * out_panels * kPanel : 0;
+    return worth_threads(args.x.rows * (first + second), kProductsPerThread, args.threads);
+  }
   explicit Plan(const ProjectNormalizeArgs& a)
       : args(a),
         k(a.x.cols),
@@ -74,10 +82,11 @@ template <class T>
 void project_many(const ProjectNormalizeArgs& a) {
   const Plan<T> plan(a);
   const int64_t block = kTilesPerBlock * kRows;
+  const int team = plan.team();
   int64_t blocks = (a.x.rows + block - 1) / block;
-  blocks = (blocks + a.threads - 1) / a.threads * a.threads;  // as many for each thread
+  blocks = (blocks + team - 1) / team * team;  // as many for each thread
   Watch watch;
-#pragma omp parallel num_threads(a.threads)
+#pragma omp parallel num_threads(team) if (team > 1)
   {
     Scratch<T>& scratch = thread_scratch<T>();
 #pragma omp for schedule(dynamic, 1)
@@ -113,12 +122,10 @@ void project_few(const ProjectNormalizeArgs& a) {
   T* shared = thread_scratch<T>().reserve(n * (mid_ld + out_ld));
   T* mid = shared;
   T* out = plan.two ? shared + n * mid_ld : mid;
-  const int64_t products = n * (plan.k * mid_ld + (plan.two ? a.second.matrix.rows * out_ld : 0));
-  int64_t team = products < kProductsPerThread ? 1 : products / kProductsPerThread;
-  if (team > a.threads) team = a.threads;
-  if (team > last_panels) team = last_panels;
+  int team = plan.team();
+  if (team > last_panels) team = static_cast<int>(last_panels);
 
-#pragma omp parallel num_threads(static_cast<int>(team)) if (team > 1)
+#pragma omp parallel num_threads(team) if (team > 1)
   {
     // libgomp may give fewer threads than asked for, so shares follow the team that came.
     const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();

@@ -14,12 +14,14 @@ void quantize_rows_entry(const QuantizeRowsArgs& a) {
   require(x.dtype != DType::kFloat64, "quantize_rows: rows must not be float64");
   require(x.cols > 0 && x.cols <= kMaxCodeWidth, "quantize_rows: rows are empty or too wide");
   const int64_t panels = panels_of(x.rows), bytes = code_panel_bytes(x.cols);
-  const int team = panels < a.threads ? static_cast<int>(panels) : a.threads;
+  constexpr int64_t kAtOnce = 16;  // panels that a thread takes
+  const int64_t pieces = (panels + kAtOnce - 1) / kAtOnce;
+  const int team = pieces < a.threads ? static_cast<int>(pieces) : a.threads;
   Watch watch;
 #pragma omp parallel num_threads(team) if (team > 1)
   {
     char* scratch = thread_scratch<char>().reserve(quantize_scratch(x.cols));
-#pragma omp for schedule(dynamic, 16)
+#pragma omp for schedule(dynamic, kAtOnce)
     for (int64_t p = 0; p < panels; ++p) {
       if (watch.stop()) continue;
       const int64_t row = p * kPanel, count = x.rows - row < kPanel ? x.rows - row : kPanel;

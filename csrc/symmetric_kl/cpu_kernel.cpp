@@ -1,8 +1,10 @@
 // symmetric_kl and its gradient for one instruction set; see symmetric_kl.h for what they compute.
 #include <omp.h>
 
+#include "core/interrupt.h"
 #include "core/scratch.h"
 #include "core/table.h"
+#include "core/team.h"
 #include "core/vexp.h"
 #include "symmetric_kl/symmetric_kl.h"
 
@@ -10,7 +12,8 @@ namespace semobridge {
 namespace SB_ISA {
 namespace {
 
-constexpr int64_t kValuesPerThread = 1 << 15;  // fewer are not worth a second thread
+constexpr int64_t kRows = 16;                  // between two looks at the watch
+constexpr int64_t kValuesPerThread = 1 << 14;  // fewer are not worth another thread
 
 template <class T>
 constexpr T kLowest = sizeof(T) == 8 ? T(-1e300) : T(-1e38);
@@ -106,13 +109,20 @@ template <class T, class Args>
 void each_row(const Args& a, int64_t lines, void (*work)(const Args&, int64_t, T, int64_t, T*)) {
   const T inverse = static_cast<T>(1 / a.temperature);
   const int64_t padded = padded_to(a.a.cols, Simd<T>::kLanes);
-  const bool many = a.threads > 1 && a.a.rows * a.a.cols > kValuesPerThread;
-#pragma omp parallel num_threads(a.threads) if (many)
+  const int team =
+      worth_threads(static_cast<double>(a.a.rows) * a.a.cols, kValuesPerThread, a.threads);
+  Watch watch;
+#pragma omp parallel num_threads(team) if (team > 1)
   {
     T* scratch = thread_row_scratch<T>().reserve(lines * padded);
+    bool stopped = false;
 #pragma omp for schedule(static)
-    for (int64_t n = 0; n < a.a.rows; ++n) work(a, n, inverse, padded, scratch);
+    for (int64_t n = 0; n < a.a.rows; ++n) {
+      if (n % kRows == 0) stopped = watch.stop();
+      if (!stopped) work(a, n, inverse, padded, scratch);
+    }
   }
+  watch.finish();
 }
 
 bool same_logits(const ConstMatrix& a, const ConstMatrix& b) {

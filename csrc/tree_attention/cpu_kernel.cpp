@@ -70,8 +70,9 @@ void attend(const TreeAttentionArgs& a) {
   const T root = T(1) / static_cast<T>(__builtin_sqrt(static_cast<double>(width)));
   const int64_t ldp = (a.length + Simd<T>::kLanes - 1) / Simd<T>::kLanes * Simd<T>::kLanes;
   const int64_t blocks = (a.queries.rows + kRows - 1) / kRows;
+  const int team = blocks < a.threads ? static_cast<int>(blocks) : a.threads;
   Watch watch;
-#pragma omp parallel num_threads(a.threads) if (a.threads > 1 && blocks > 1)
+#pragma omp parallel num_threads(team) if (team > 1)
   {
     T* p = thread_row_scratch<T>().reserve(a.heads * ldp);
     // Static: neighbours, which share ancestors, stay on one core.

@@ -28,8 +28,11 @@ def capability(device: torch.device) -> Capability | None:
 
 def rule_for(found: Capability | None) -> Capability | None:
     """The architecture whose rule a device takes: its own, else the nearest older one."""
-    older = [known for known in RULES if found is not None and known <= found]
-    return max(older, default=None)
+    best = None
+    for known in RULES:  # a loop: every call of an operator comes by here
+        if found is not None and known <= found and (best is None or known > best):
+            best = known
+    return best
 
 
 def steps(op: str, device: torch.device, dtype: torch.dtype) -> Steps:
@@ -53,4 +56,9 @@ def reason(op: str, device: torch.device, dtype: torch.dtype) -> str:
 
 def at(steps: Steps, size: int) -> str:
     """The backend for a size; plain PyTorch below the first step."""
-    return next((backend for least, backend in reversed(steps) if least <= size), "eager")
+    found = "eager"
+    for least, backend in steps:
+        if least > size:
+            break
+        found = backend
+    return found

@@ -67,13 +67,19 @@ class Replay:
 
 @contextmanager
 def _aside(device: torch.device, stream: Any) -> Iterator[None]:
-    """On that stream, in order with the current one, which comes back whatever happens."""
+    """On that stream, in order with the current one, which comes back whatever happens.
+
+    And waits for it whatever happens: what a failing block launched still writes into memory that its caller
+    is about to give back.
+    """
     with torch.cuda.device(device):
         current = torch.cuda.current_stream()
         stream.wait_stream(current)
-        with torch.cuda.stream(stream):
-            yield
-        current.wait_stream(stream)
+        try:
+            with torch.cuda.stream(stream):
+                yield
+        finally:
+            current.wait_stream(stream)
 
 
 def capture_cuda(step: Step, device: torch.device, own: GraphStream) -> Step:

@@ -60,6 +60,7 @@ def _driver() -> str:
     return "none" if serves is None else f"CUDA {serves()}"
 
 
+@lru_cache(maxsize=64)
 def key(op: str, dtype: torch.dtype) -> str:
     return f"{op} {str(dtype).removeprefix('torch.')}"
 

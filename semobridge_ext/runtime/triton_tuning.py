@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -114,9 +115,19 @@ class Kernel:
         given = {name for c in self.configs for name in c.kwargs}
         self.keys = ["bucket", *(name for name in _constants(function) if name not in given)]
         if self.configs:
-            prune = {"early_config_prune": self.prune}
-            tune = triton.autotune(self.configs, self.keys, prune_configs_by=prune, cache_results=True)
-            self.tuner = tune(function)
+            self.tuner = self._new_tuner()
+        self._tuners: dict[torch.device, Any] = {}
+
+    def _new_tuner(self) -> Any:
+        prune = {"early_config_prune": self.prune}
+        tune = triton.autotune(self.configs, self.keys, prune_configs_by=prune, cache_results=True)
+        return tune(self.function)
+
+    def tuner_of(self, device: torch.device) -> Any:
+        """The device's own: Triton's key holds no device, and what fits the first need not fit another."""
+        if device not in self._tuners:
+            self._tuners[device] = self._new_tuner() if self._tuners else self.tuner
+        return self._tuners[device]
 
     def usable(self, arguments: Arguments, limit: int) -> list[triton.Config]:
         """What may be tried on a device whose blocks may have that many bytes of shared memory."""
@@ -139,10 +150,10 @@ class Kernel:
         dtypes = (x.dtype for x in arguments.values() if isinstance(x, Tensor))
         return device, *(arguments.get(name) for name in self.keys), *dtypes
 
-    def _note(self, key: Hashable) -> None:
+    def _note(self, key: Hashable, tuner: Any) -> None:
         """Keeps what the tuner took for a call, and what it had to skip."""
-        self.tuned[key] = self.tuner.best_config
-        timings = getattr(self.tuner, "configs_timings", None) or {}
+        self.tuned[key] = tuner.best_config
+        timings = getattr(tuner, "configs_timings", None) or {}
         for tile, seconds in timings.items():
             least = seconds[0] if isinstance(seconds, (list, tuple)) else seconds
             line = f"{self.function.__name__}: a tile was skipped, it does not compile or fit here: {tile}"
@@ -153,6 +164,17 @@ class Kernel:
         """Runs on the current stream of ``like``'s device; ``grid`` sees the tile."""
         if is_traced(like) and not like.is_cuda:
             return  # the interpreter leaves nothing in a graph: such an operator stays whole
+        with torch.cuda.device(like.device) if like.is_cuda and not is_traced(like) else nullcontext():
+            self._launch(like, grid, args, constants)
+
+    def _launch(
+        self,
+        like: Tensor,
+        grid: Callable[[Arguments], tuple],
+        args: tuple[Any, ...],
+        constants: dict[str, Any],
+    ) -> None:
+        """On the current device: how much shared memory there is, and whether it is captured, is its own."""
         arguments = {**dict(zip(self.function.arg_names, args, strict=False)), **constants}
         tunes = like.is_cuda and self.configs and os.environ.get("SEMOBRIDGE_TRITON_AUTOTUNE") != "0"
         measured = tunes and not _capturing() and not _self_check.running.get()
@@ -162,13 +184,10 @@ class Kernel:
             if chosen is None:
                 chosen = self.unmeasured(arguments, shared_limit() if like.is_cuda else 1 << 30)
             constants |= {**chosen.kwargs, "num_warps": chosen.num_warps, "num_stages": chosen.num_stages}
-        kernel = self.tuner if measured else self.function
         if is_traced(like):
-            wrap_triton(kernel)[grid](*args, **constants)
-        elif like.is_cuda:
-            with torch.cuda.device(like.device):
-                kernel[grid](*args, **constants)
-            if measured and key not in self.tuned:
-                self._note(key)
-        else:
-            kernel[grid](*args, **constants)
+            wrap_triton(self.tuner if measured else self.function)[grid](*args, **constants)
+            return
+        kernel = self.tuner_of(like.device) if measured else self.function
+        kernel[grid](*args, **constants)
+        if measured and key not in self.tuned:
+            self._note(key, kernel)

@@ -25,6 +25,7 @@ from semobridge_ext.runtime import backend as _backend
 from semobridge_ext.runtime import half_products, self_check
 from semobridge_ext.runtime.choice import resolve
 from tests.support.assertions import assert_close
+from tests.support.conversions import Conversions
 from tests.support.projections import chain
 from tests.support.tensor_cores import TensorCores, tensor_cores
 
@@ -272,6 +273,9 @@ def test_blend(bridged: bool, dtype: torch.dtype, tensor_cores: TensorCores, mon
     logits, labels = torch.empty(11, 5), torch.empty(11, dtype=torch.int64)
     operand._cuda(x, params, logits=logits)
     operand._cuda(x, params, labels=labels)
+    with Conversions() as again:  # the weights, float64 on the host, are brought to the device once
+        operand._cuda(x, params, labels=labels)
+    assert again.count == 0
     plain = eager_blend(operand._eager(x), params, operand.exponents)
     for got in (logits, plain):
         assert_close(got, want, "half_blend", dtype=dtype)
@@ -279,7 +283,7 @@ def test_blend(bridged: bool, dtype: torch.dtype, tensor_cores: TensorCores, mon
     cols, half = 15 + 10 * bridged, dtype is not torch.float32
     step = 100 // cols
     blocks = [min(step, 11 - first) for first in range(0, 11, step)]
-    assert tensor_cores.shapes == [(n, 28, cols) for n in [*blocks, *blocks, 11]] * half
+    assert tensor_cores.shapes == [(n, 28, cols) for n in [*blocks, *blocks, *blocks, 11]] * half
     assert len({matrix.data_ptr() for _, matrix in tensor_cores.products}) == half, "cut once"
     zero = torch.zeros(1, 14, dtype=dtype)
     operand._cuda(zero, params, logits=logits[:1])

@@ -10,11 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import semobridge_ext as sb
+from semobridge_ext._ops.project_normalize.cuda import Projection
 from semobridge_ext._ops.support_logits.backward import support_logits_bwd
 from semobridge_ext._ops.support_logits.class_order import class_order, sort_by_class
 from semobridge_ext._ops.support_logits.takes import triton as takes_support
+from semobridge_ext._ops.topk.takes import cuda as takes_topk_cuda
 from semobridge_ext._ops.topk.takes import triton as takes_topk
 from semobridge_ext.ops import project_normalize
 from semobridge_ext.runtime import backend as _backend
@@ -71,6 +74,29 @@ def test_bridge_on_a_device():
                 like(got, (3, 6), torch.float16)
 
 
+class OnDevice(TorchDispatchMode):
+    """The operators that write a CUDA tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and out.is_cuda:
+            self.seen.append(str(function))
+        return out
+
+
+def test_operands_of_a_projection_are_there_when_they_are_made():
+    """A copy from the host is waited for, a kernel is not: another stream's call could overtake it."""
+    with FakeTensorMode():
+        given = torch.empty(8, 6, dtype=torch.float64, device="cpu")
+        with OnDevice() as watched:
+            Projection(given, None, torch.device("cuda"))
+    assert watched.seen == ["aten._to_copy.default"] * 2, "the matrix and its transpose"
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_mixed_devices_are_refused(backend: str, fake: FakeTensorMode):
     here, there = torch.empty(5, 16), cuda(5, 16)
@@ -94,6 +120,10 @@ def test_what_triton_takes():
     half, single = torch.empty(3, 8, dtype=torch.float16), torch.empty(3, 8)
     assert takes_support(half, single) is True and takes_support(half, single.double()) == "float64"
     assert takes_topk(half, single, 128) is True and takes_topk(half, single, 129) == "k > 128"
+    long = half[:1].expand((1 << 32) - 1, 8)
+    assert takes_topk(half, long, 3) == "a gallery of 2³¹ rows"
+    # A candidate's row is counted in 32 bits, and the largest such number is none.
+    assert takes_topk_cuda(half, long, 3) and not takes_topk_cuda(half, half[:1].expand(1 << 32, 8), 3)
     device = torch.device("cuda")
     with sb.backend("triton"):
         with pytest.raises(

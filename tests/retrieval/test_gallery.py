@@ -11,9 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import semobridge_ext as sb
 from semobridge_ext import _files
+from semobridge_ext._ops.topk import prepared
 from semobridge_ext.runtime import backend as _backend
 from tests.support.assertions import assert_close, assert_figures, assert_same_scores
 from tests.support.samples import DTYPES
@@ -90,6 +92,32 @@ def test_backends_and_gradients(backend: str):
     assert torch.equal(found.indices, want.indices)
     found.scores.sum().backward()
     assert_close(queries.grad, rows[want.indices].double().sum(1), "op_grad")
+
+
+class Lists(TorchDispatchMode):
+    """Counts what is made with a whole number for each of so many rows."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.rows, self.made = rows, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        self.made += isinstance(out, Tensor) and out.dtype is torch.int64 and out.numel() >= self.rows
+        return out
+
+
+@pytest.mark.parametrize("allow", [None, range(30, 9000)])
+def test_no_list_of_all_rows_numbers_them(allow: range | None, monkeypatch: pytest.MonkeyPatch):
+    """Every search on a GPU, and under other backends, wrote 8 or 16 bytes for each row of the gallery."""
+    rows, queries = torch.randn(9001, 8), torch.randn(2, 8)
+    own = torch.tensor([-1, 40])
+    gallery = sb.Gallery(rows)
+    want = gallery.topk(queries, 3, exclude=own, allow=allow)
+    monkeypatch.setattr(prepared, "direct", lambda *_: "")  # as on a GPU
+    with Lists(8000) as lists:
+        assert_same(gallery.topk(queries, 3, exclude=own, allow=allow), want)
+    assert lists.made == 0
 
 
 def test_nan_rows_rank_last_in_every_part():

@@ -70,12 +70,13 @@ def calls() -> dict[str, Callable[[], Any]]:
         "bridge": lambda: bridge(rows(600_000)),
         "project_normalize": lambda: sb.ops.project_normalize(rows(200_000, 4096), tall),
         "blend_logits": lambda: operand.logits(rows(150_000), BlendParams()),
+        "symmetric_kl": lambda: sb.ops.symmetric_kl(rows(8_000_000), rows(8_000_000)),
     }
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("name", ["topk", "support_logits", "retrieval_metrics", "bridge",
-                                  "project_normalize", "blend_logits"])  # fmt: skip
+                                  "project_normalize", "blend_logits", "symmetric_kl"])  # fmt: skip
 def test_a_signal_ends_a_long_call(name: str, threads: int, alarm):
     torch.set_num_threads(threads)
     call = calls()[name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,20 @@ def test_architectures_have_their_own_rules(monkeypatch: pytest.MonkeyPatch):
     assert automatic("support_logits", F32, (1 << 24) - 1) == "eager"
     gpu.capability = (9, 0)
     assert automatic("support_logits", F32, 1 << 24) == "eager"
+
+
+def test_a_choice_costs_few_calls(monkeypatch: pytest.MonkeyPatch):
+    """Of Python's functions: every call of an operator on a GPU pays for them before it launches anything."""
+    FakeGpu(monkeypatch).passes("topk")
+    automatic("topk", F16)  # the first one runs the self-check
+    called: list[str] = []
+    sys.setprofile(lambda frame, event, _: called.append(frame.f_code.co_name) if event == "call" else None)
+    try:
+        automatic("topk", F16)
+    finally:
+        sys.setprofile(None)
+    assert called[:2] == ["automatic", "resolve"] and "passed" in called
+    assert len(called) <= 12, called
 
 
 def test_training_takes_its_kernels(monkeypatch: pytest.MonkeyPatch):

@@ -164,6 +164,21 @@ def test_the_users_stream_comes_back(fails: bool, monkeypatch: pytest.MonkeyPatc
         assert fake.log[-1] == "replayed" and f"captured on {own}" in fake.log
 
 
+def test_a_warm_up_that_fails_is_waited_for(monkeypatch: pytest.MonkeyPatch):
+    """What it launched still writes while its caller gives the memory to others."""
+    fake = FakeCuda(monkeypatch)
+
+    def step() -> None:
+        fake.log.append(f"launched on {fake.current}")
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        repeatable(step, [], torch.device("cuda", 1))
+    own = "stream 1 of cuda:1"
+    assert fake.log == [f"{own} waits for user's", f"launched on {own}", f"user's waits for {own}"]
+    assert fake.current == "user's"
+
+
 def test_living_graphs_share_no_stream(monkeypatch: pytest.MonkeyPatch):
     """cuBLAS's workspace belongs to a stream: two graphs of one stream would write into the same."""
     fake, device = FakeCuda(monkeypatch), torch.device("cuda", 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -93,6 +93,37 @@ def test_the_tuner_tells_compiled_programs_apart():
     x = torch.empty(1)
     one, two = (KERNEL._key(x.device, {"x": x, "bucket": 5, "D0": n}) for n in (1, 2))
     assert ("D0" not in KERNEL.keys) or one != two
+
+
+def test_devices_of_one_machine_have_their_own_tiles(
+    on_a_gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    """The current device's shared memory decided for a tensor on another, and Triton's tuner knows none."""
+    current = [0]
+
+    @contextmanager
+    def device(wanted: torch.device):
+        before, current[0] = current[0], wanted.index
+        yield
+        current[0] = before
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(tuning, "shared_limit", lambda: (227, 48)[current[0]] << 10)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: on_a_gpu["capturing"])
+    with torch._subclasses.fake_tensor.FakeTensorMode():
+        tensors = [torch.empty(3, 4, device=f"cuda:{i}", dtype=torch.float16) for i in range(2)]
+    taken: list[tuple[str, dict]] = []
+    kernel, made = replaced(taken), []
+    monkeypatch.setattr(kernel, "_new_tuner", lambda: made.append(Launcher("other tuner", taken)) or made[-1])
+    on_a_gpu["capturing"] = True
+    for x, limit in zip(tensors, (227, 48), strict=True):
+        kernel.launch(x, lambda meta: (1,), x, x, 7, **SHAPE)
+        assert tile(taken[-1][1]) == KERNEL.unmeasured(CALL, limit << 10).kwargs
+    assert taken[0] != taken[1]
+    on_a_gpu["capturing"] = False
+    for x in (*tensors, *tensors):
+        kernel.launch(x, lambda meta: (1,), x, x, 7, **SHAPE)
+    assert [name for name, _ in taken[2:]] == ["tuner", "other tuner"] * 2 and len(made) == 1
 
 
 def test_tiles_that_cannot_run_are_told(on_a_gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch):

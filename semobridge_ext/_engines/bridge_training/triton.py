@@ -191,7 +191,7 @@ def logits_cross_entropy_bwd_kernel(
             stored = (done & (label >= 0))[:, None] & (cols < classes)[None, :] & (tl.program_id(1) == 0)
             tl.store(at, per_class, mask=stored)
             carry = tl.sum(tl.where(((label >= 0) & (done == 0))[:, None], per_class, 0.0), axis=0)
-    at = z_ptr + split * z_split + out_rows.to(tl.int64)[:, None] * z_stride + cols[None, :]
+    at = z_ptr + split.to(tl.int64) * z_split + out_rows.to(tl.int64)[:, None] * z_stride + cols[None, :]
     tl.store(at, z, mask=(out_rows < d)[:, None] & (cols < classes)[None, :])
 
 

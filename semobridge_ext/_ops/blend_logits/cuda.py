@@ -39,19 +39,16 @@ def products(x: Tensor, right: Right) -> Tensor:  # [N, D] -> [N, 3·C + r] floa
 def blend_logits(
     x: Tensor,  # [N, D]
     right: Right,  # from `join_operand`
-    exponents: Tensor,  # [C] float64
+    classes: int,
+    weights: Tensor | None,  # [C] float32 exp(s·D_c)
     params: BlendParams,
     *,
     labels: Tensor | None = None,  # [N] int64, written
     logits: Tensor | None = None,  # [N, C] float32, written
 ) -> None:
     """Writes what is given, block by block of rows."""
-    classes = exponents.shape[0]
     cols = (right.matrix if isinstance(right, Parts) else right).shape[1]
     x = x.detach() if x.stride(1) == 1 else x.detach().contiguous()
-    weights = None
-    if params.s != 0:
-        weights = torch.exp(params.s * exponents).to(x.device, torch.float32)
     step = max(1, _VALUES // cols)
     for i in range(0, x.shape[0], step):
         rows = x[i : i + step]

@@ -63,15 +63,28 @@ def similarities_of(
     return Similarities(text * unit, bridged * unit, raw * (inverse(factor) if factor.shape[1] else unit))
 
 
+def class_weights(
+    s: float,
+    exponents: Tensor,  # [C] float64
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Tensor | None:  # [C]
+    """``exp(s·D_c)``; None where all are 1."""
+    return None if s == 0 else torch.exp(s * exponents).to(device, dtype)
+
+
 def blend_logits(
     z: Similarities,
     params: BlendParams,
     exponents: Tensor | None = None,  # [C], for s ≠ 0
+    weights: Tensor | None = None,  # [C], what becomes of them: class_weights
 ) -> Tensor:  # [N, C]
     """``λ1·exp(−α(1−z1)) + w·[λ2·exp(−β(1−z2)) + λ3·exp(−γ(1−z3))]``, in the dtype of the cosines."""
     p = params
     few_shot = p.lambda2 * torch.exp(-p.beta * (1 - z.bridged_support))
     few_shot = few_shot + p.lambda3 * torch.exp(-p.gamma * (1 - z.bridged_query))
-    if p.s != 0 and exponents is not None:
-        few_shot = few_shot * torch.exp(p.s * exponents).to(z.text.device, z.text.dtype)
+    if weights is None and exponents is not None:
+        weights = class_weights(p.s, exponents, z.text.device, z.text.dtype)
+    if weights is not None:
+        few_shot = few_shot * weights
     return p.lambda1 * torch.exp(-p.alpha * (1 - z.text)) + few_shot

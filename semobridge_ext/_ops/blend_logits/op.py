@@ -19,6 +19,8 @@ from semobridge_ext.runtime import half_products, self_check
 from semobridge_ext.runtime.choice import choose, resolve
 from semobridge_ext.runtime.rows import compute_dtype
 
+_Where = tuple[torch.device, torch.dtype]
+
 
 class BlendOperand:
     """The right operands of one classifier, kept in float64 and prepared once per dtype and device.
@@ -29,6 +31,9 @@ class BlendOperand:
         projector: [D, D] M, or None where queries are not bridged (z3 = norm(f)·F̄ᵀ).
         factor: [D, r] with ‖f·factor‖ = ‖f M‖; default M itself.
         All float64 on one device.
+
+    What a call needs on its device is brought there by the first one: a later call copies nothing from the
+    host, which would wait for a GPU, and which no CUDA graph may hold.
 
     Memory: 3·C·D + D·r packed, columns rounded up to 32, on a GPU once for each dtype of rows; O(block)
         beside the outputs.
@@ -47,7 +52,9 @@ class BlendOperand:
         self.projector = projector
         self.factor = projector if factor is None else factor
         self._packed: dict[torch.dtype, tuple[Tensor, int]] = {}
-        self._joined: dict[tuple[torch.device, torch.dtype], cuda.Right] = {}
+        self._joined: dict[_Where, cuda.Right] = {}
+        self._plain: dict[_Where, tuple[Tensor | None, ...]] = {}
+        self._weights: dict[_Where, tuple[float, Tensor | None]] = {}
 
     @property
     def classes(self) -> int:
@@ -66,7 +73,16 @@ class BlendOperand:
         cpu.blend_logits(x, self._packed[compute], self.exponents, params, bridged=bridged, **outputs)  # type: ignore[arg-type]
 
     def _cuda(self, x: Tensor, params: BlendParams, **outputs: Tensor) -> None:
-        cuda.blend_logits(x, self._right(x), self.exponents, params, **outputs)
+        weights = self._class_weights(params.s, x.device, torch.float32)
+        cuda.blend_logits(x, self._right(x), self.classes, weights, params, **outputs)
+
+    def _class_weights(self, s: float, device: torch.device, dtype: torch.dtype) -> Tensor | None:
+        """``exp(s·D_c)`` [C] of the last s."""
+        kept = self._weights.get((device, dtype))
+        if kept is None or kept[0] != s:
+            kept = s, eager.class_weights(s, self.exponents, device, dtype)
+            self._weights[device, dtype] = kept
+        return kept[1]
 
     def _right(self, x: Tensor) -> cuda.Right:
         """All right operands side by side on a GPU, in the type in which rows like these meet them."""
@@ -79,7 +95,14 @@ class BlendOperand:
         if half_products.served(x):
             z = cuda.products(x, self._right(x))
             return eager.similarities_of(z, x, self.classes)
-        return eager.similarities(x, self.text, self.bridged, self.raw, self.projector)
+        return eager.similarities(x, *self._plain_operands(x.device, compute_dtype(x.dtype)))  # type: ignore[arg-type]
+
+    def _plain_operands(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor | None, ...]:
+        """Text, bridged, raw and projector as plain PyTorch multiplies by them."""
+        if (device, dtype) not in self._plain:
+            given = self.text, self.bridged, self.raw, self.projector
+            self._plain[device, dtype] = tuple(None if t is None else t.to(device, dtype) for t in given)
+        return self._plain[device, dtype]
 
     def similarities(self, x: Tensor, *, called: str = "blend_logits") -> Similarities:
         """Rows [N, D] to the three blocks [N, C]; `called` names the public function in messages."""
@@ -93,7 +116,9 @@ class BlendOperand:
     def logits(self, x: Tensor, params: BlendParams, *, called: str = "blend_logits") -> Tensor:
         """Rows [N, D] to logits [N, C]."""
         if choose(KERNELS, x, called=called) == "eager":
-            return eager.blend_logits(self._eager(x), params, self.exponents)
+            z = self._eager(x)
+            weights = self._class_weights(params.s, x.device, z.text.dtype)
+            return eager.blend_logits(z, params, weights=weights)
         logits = torch.empty(x.shape[0], self.classes, dtype=compute_dtype(x.dtype), device=x.device)
         (self._cuda if x.is_cuda else self._cpu)(x, params, logits=logits)
         return logits

@@ -58,10 +58,11 @@ class Projection:
         scale: float = 1.0,
     ) -> None:
         self._given, self._device = matrix.detach(), device
-        self._matrix = self._given.to(device, torch.float32).contiguous()
-        self._bias = None if bias is None else bias.detach().to(device, torch.float32).contiguous()
+        # Made where they are, then copied: a copy from the host is waited for, so that no stream is early.
+        wide = self._given.to(torch.float32)
+        self._matrix, self._transposed = (m.contiguous().to(device) for m in (wide, wide.T))
+        self._bias = None if bias is None else bias.detach().to(torch.float32).contiguous().to(device)
         self._finish = row_view(self._bias), normalize, scale  # what follows the product
-        self._transposed = self._matrix.T.contiguous()
         self._normalize = normalize
         self._one: Parts | None = None
         self._parts: dict[torch.dtype, Parts] = {}

@@ -98,9 +98,10 @@ def _eager_bwd(
     log_q = b.to(stats.dtype) / temperature - top_b - log_b
     p, q, d = log_p.exp(), log_q.exp(), log_p - log_q
     share = grad.unsqueeze(1) / (2 * temperature)
+    # Rows lie one after another, as the operator says, whatever the strides of a and b.
     empty = a.new_empty(0, 0)
-    grad_a = (share * (p * (d - forward) + p - q)).to(a.dtype) if need_a else empty
-    grad_b = (share * (q * (-d - backward) + q - p)).to(b.dtype) if need_b else empty.clone()
+    grad_a = (share * (p * (d - forward) + p - q)).to(a.dtype).contiguous() if need_a else empty
+    grad_b = (share * (q * (-d - backward) + q - p)).to(b.dtype).contiguous() if need_b else empty.clone()
     return grad_a, grad_b
 
 

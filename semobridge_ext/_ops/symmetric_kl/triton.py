@@ -75,7 +75,7 @@ def symmetric_kl_fwd_kernel(
     first = (tl.sum(first_u, axis=1) - top_a) - (tl.sum(first_v, axis=1) - top_b)
     offset = (centre + first) - (log_a - log_b)  # d = w − centre + offset
     tl.store(rows_ptr + rows, 0.5 * (mean_a - mean_b), mask=inside)
-    out = stats_ptr + rows * 6
+    out = stats_ptr + rows.to(tl.int64) * 6
     tl.store(out, top_a, mask=inside)
     tl.store(out + 1, log_a, mask=inside)
     tl.store(out + 2, top_b, mask=inside)
@@ -107,7 +107,7 @@ def symmetric_kl_bwd_kernel(
     cols = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     inside = rows < n
     live = inside[:, None] & (cols < classes)[None, :]
-    of_row = stats_ptr + rows * 6
+    of_row = stats_ptr + rows.to(tl.int64) * 6
     u = _logits(a_ptr, rows, cols, live, a_stride, inverse)
     v = _logits(b_ptr, rows, cols, live, b_stride, inverse)
     top_a = tl.load(of_row, mask=inside, other=0.0)[:, None]

@@ -219,12 +219,14 @@ def _by_operator(
 ) -> TopK:
     """Over the rows that take part alone: on other devices and backends, and with gradients."""
     every = len(gallery)
-    if mask is None:
-        kept = torch.arange(rows.start, rows.stop, device=gallery.device)
-        gallery = gallery[rows.start : rows.stop]
-    else:
-        kept = mask.nonzero().squeeze(1)
-        gallery = gallery[kept]
+    if mask is None:  # their numbers are moved, and none is looked up
+        if exclude is not None:
+            inside = (exclude >= rows.start) & (exclude < rows.stop)
+            exclude = torch.where(inside, exclude - rows.start, -1)
+        scores, indices = topk(queries, gallery[rows.start : rows.stop], k, exclude=exclude)
+        return TopK(scores, indices + rows.start)
+    kept = mask.nonzero().squeeze(1)
+    gallery = gallery[kept]
     if exclude is not None:
         place = torch.full((every + 1,), -1, device=kept.device)
         place[kept] = torch.arange(len(kept), device=kept.device)

@@ -9,10 +9,12 @@ from semobridge_ext.runtime.choice import Answer, Kernels
 
 MAX_LIST = 128  # candidates that one Triton program keeps per query
 MAX_CUDA_LIST = 128  # kTopkCudaMax
+CUDA_ROWS = (1 << 32) - 1  # counted in 32 bits, of which one number stands for none
 
 
 def cuda(queries: Tensor, gallery: Tensor, k: int, *_: object) -> bool:
-    return 1 <= k <= MAX_CUDA_LIST and torch.float64 not in (queries.dtype, gallery.dtype)
+    fits = 1 <= k <= MAX_CUDA_LIST and gallery.shape[0] <= CUDA_ROWS
+    return fits and torch.float64 not in (queries.dtype, gallery.dtype)
 
 
 def triton(queries: Tensor, gallery: Tensor, k: int, *_: object) -> Answer:

@@ -11,6 +11,7 @@ from semobridge_ext import reference
 from semobridge_ext._ops.blend_logits.op import BlendOperand
 from semobridge_ext._ops.blend_logits.spec import BlendParams
 from tests.support.assertions import assert_close, assert_same_bits
+from tests.support.conversions import Conversions
 from tests.support.samples import DTYPES
 
 PARAMS = BlendParams(0.7, 3.0, 5.0, 2.0, 0.9, 0.6, 0.8)
@@ -137,3 +138,19 @@ def test_the_eager_backend_is_the_same_formula():
     with sb.backend("eager"):
         assert_close(op.logits(x, PARAMS), blended(op, x, PARAMS), "op")
         assert torch.equal(op.labels(x, PARAMS), native.argmax(1))
+
+
+def test_plain_operands_are_made_once():
+    """On a GPU each of these copies waited for the device, and no graph could hold it."""
+    op, x = conditioned(5, 7, 20, True, torch.float32)
+    with sb.backend("eager"):
+        want = op.logits(x, PARAMS)
+        assert_close(want, blended(op, x, PARAMS), "op")
+        with Conversions() as again:
+            assert_same_bits(op.logits(x, PARAMS), want)
+            assert torch.equal(op.labels(x, PARAMS), want.argmax(1))
+        assert again.count == 0
+        other = PARAMS._replace(s=0.2)
+        assert_close(op.logits(x, other), blended(op, x, other), "op")
+        assert_close(op.logits(x, other._replace(s=0.0)), blended(op, x, other._replace(s=0.0)), "op")
+        assert_same_bits(op.logits(x, PARAMS), want)

@@ -181,6 +181,18 @@ def test_opcheck():
     assert set(results.values()) == {"SUCCESS"}
 
 
+@pytest.mark.parametrize("backend", ["native", "eager"])
+def test_gradients_lie_as_the_operator_says(backend: str):
+    """Logits that lie column by column: compiled code refused the gradients of plain PyTorch."""
+    a, b = (t.T.contiguous().T for t in problem(5, 12))
+    with sb.backend(backend):
+        _, stats = torch.ops.semobridge.symmetric_kl(a, b, 2.0)
+        args = torch.ones(5), a, b, stats, 2.0, True, True, False
+        torch.library.opcheck(
+            torch.ops.semobridge.symmetric_kl_bwd.default, args, test_utils="test_faketensor"
+        )
+
+
 def test_compile_fullgraph_and_dynamic_batch():
     torch._dynamo.reset()
     compiled = torch.compile(
