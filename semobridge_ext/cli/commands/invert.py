@@ -16,7 +16,8 @@ from semobridge_ext.cli.arguments import count
 from semobridge_ext.cli.engine import add_engine, cluster_of
 from semobridge_ext.cli.output import Tell
 from semobridge_ext.cli.results import Inverted
-from semobridge_ext.cli.shards import Folder, npy_header
+from semobridge_ext.cli.shard_files import npy_header
+from semobridge_ext.cli.shards import Folder
 from semobridge_ext.cli.table_writer import open_writer
 from semobridge_ext.cli.tables import holds_features, lance_library, open_features
 from semobridge_ext.inversion.spec import Inversion
@@ -179,10 +180,10 @@ def _read_folder(path: str, limit: int | None) -> tuple[Folder, Tensor]:
         left = None if left is None else left - len(parts[-1])
         if left == 0:
             break
-    if not parts or len({part.shape[1] for part in parts}) > 1:
-        got = f"{sorted({part.shape[1] for part in parts})} in {path}" if parts else f"none in {path}"
-        remedy = "make them again, from one model"
-        raise ValueError(_errors.message("invert", "input", "hold rows of one width", got, remedy))
+    if not parts:
+        raise ValueError(
+            _errors.message("invert", "input", "hold rows", f"none in {path}", "extract some images")
+        )
     return folder, torch.cat(parts)
 
 
