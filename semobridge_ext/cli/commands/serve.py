@@ -103,7 +103,8 @@ def _config(uvicorn: Any, app: Any) -> Any:
 
     return uvicorn.Config(
         app, http=PatientProtocol, log_level="warning", access_log=False, server_header=False,
-        lifespan="off", ws="none", proxy_headers=False, limit_concurrency=_MOST_CONNECTIONS, timeout_graceful_shutdown=5,
+        lifespan="off", ws="none", proxy_headers=False, limit_concurrency=_MOST_CONNECTIONS,
+        timeout_graceful_shutdown=5,
     )  # fmt: skip
 
 
