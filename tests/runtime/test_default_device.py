@@ -2,68 +2,37 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from torch import Tensor
 
 import semobridge_ext as sb
-from tests.support.assertions import assert_same_scores
+from tests.support.default_device import (
+    CONCEPTS,
+    EVEN,
+    EVERY,
+    IDENTITY,
+    IMAGES,
+    LABELS,
+    NAMES,
+    OTHER,
+    PAIRS,
+    PROJECTION,
+    SECOND,
+    TEXT,
+    WEIGHTS,
+    WORDS,
+    C,
+    N,
+    X,
+    check_door,
+    stored,
+)
 
-N, D, T, C = 12, 192, 192, 4
-NAMES = ["arrow", "flag", "house", "star"]
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape) + seed))
-
-
-X, OTHER, TEXT = drawn(N, D), drawn(N, D, seed=1), drawn(C, D)
-LABELS = torch.arange(N) % C
-WORDS = [NAMES[c] for c in LABELS.tolist()]
-PROJECTION, SECOND, CONCEPTS = drawn(T, D), drawn(T, D, seed=1), drawn(20, D, seed=2)
-EVERY, EVEN = torch.arange(N), torch.tensor([True, False] * N)
-IDENTITY = torch.eye(D)
-PAIRS, WEIGHTS, TWO = torch.stack([EVERY, EVERY], dim=1), torch.full((N,), 0.5), torch.arange(2)
-IMAGES = drawn(2, 3, 48, 48).clamp(0, 1)
-
-
-@pytest.fixture(scope="module")
-def clip() -> Any:
-    return sb.load_picto_clip()
-
-
-def leaves(value: Any) -> Iterator[Tensor]:
-    """Every number in what a call hands back."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, np.ndarray):
-        yield torch.from_numpy(value) if value.dtype.kind in "fiub" else torch.zeros(0, device="cpu")
-    elif isinstance(value, (bool, int, float)):
-        yield torch.tensor([value], dtype=torch.float64, device="cpu")
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            yield from leaves(getattr(value, field.name))
-    elif isinstance(value, Mapping):
-        for name in value:
-            yield from leaves(value[name])
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from leaves(item)
-
-
-def stored(thing: Any, path: Path) -> Any:
-    thing.save(path / f"{type(thing).__name__}.safetensors")
-    return type(thing).load(path / f"{type(thing).__name__}.safetensors")
-
-
-# -- doors: each takes the embedded CLIP, its transform and tokenizer, and a folder ------------------------
+# Each takes the embedded CLIP, its transform and tokenizer, and a folder.
 
 
 def _bridge(clip: Any, home: Path) -> Any:
@@ -102,16 +71,6 @@ def _linear_map(clip: Any, home: Path) -> Any:
     folded = sb.LinearMap.compose(centred, pca).fold()
     bridged = sb.LinearMap.from_bridge(sb.Bridge(PROJECTION))
     return pca(X), turn(X[:, :8]), white(X[:, :4]), folded(X), bridged(X), pca.with_norm(False)(X.numpy())
-
-
-def _few_shot(clip: Any, home: Path) -> Any:
-    """Beyond test_plain_modes.py: names that are not sorted, files, and what is added later."""
-    back = [*reversed(NAMES), "tree"]
-    clf = sb.SeMoBridgeClassifier(sb.Bridge(IDENTITY), TEXT, class_names=back[:C]).fit(X, WORDS)
-    again = stored(clf, home)
-    again.add_shots(OTHER, WORDS).add_classes(["tree"], TEXT[:1], X[:2], ["tree"] * 2)
-    cache = stored(sb.TipAdapter(TEXT, class_names=back[:C]).fit(X, WORDS), home)
-    return clf.similarities(OTHER), clf.predict_proba(OTHER), again.logits(OTHER), cache.logits(OTHER)
 
 
 def _references(clip: Any, home: Path) -> Any:
@@ -173,27 +132,6 @@ def _metrics(clip: Any, home: Path) -> Any:
     )  # fmt: skip
 
 
-def _reports(clip: Any, home: Path) -> Any:
-    pytest.importorskip("scipy")
-    scores = X[:, :2].sigmoid()
-    truth = (OTHER[:, :2] > 0).long()
-    report = sb.incremental_report([truth, truth.tolist()], [[scores, None], [scores, scores.numpy()]])
-    return report, str(report), tuple(sb.gcd_accuracy(LABELS, LABELS.flip(0), [0, 1]))
-
-
-def _diagnosis(clip: Any, home: Path) -> Any:
-    found = sb.diagnose(
-        X, WORDS, sb.LinearMap.pca(X, 3), other=TEXT, other_mapping=sb.LinearMap.pca(X, 3), resamples=5
-    )
-    return found.before.values, found.after.values, found.difference
-
-
-def _number_of_classes(clip: Any, home: Path) -> Any:
-    pytest.importorskip("scipy")
-    y = [w if i % 2 else None for i, w in enumerate(WORDS)]
-    return sb.estimate_num_classes(X[:, :8], y, max_classes=6, draws=2)
-
-
 def _texts(clip: Any, home: Path) -> Any:
     model, _, tokenizer = clip
     found = sb.encode_text(model, NAMES, tokenizer=tokenizer)
@@ -214,71 +152,6 @@ def _images(clip: Any, home: Path) -> Any:
 def _embedded(clip: Any, home: Path) -> Any:
     data = sb.load_picto("arrows")
     return sb.load_picto_clip()[0].encode_image(IMAGES), data.images[:2], data.labels
-
-
-def _coop(clip: Any, home: Path) -> Any:
-    given = {"n_ctx": 2, "epochs": 1, "batch_size": 8}
-    learner = sb.CoOp(clip[0], NAMES, **given).fit(X, WORDS)
-    path = home / "coop.safetensors"
-    learner.save(path)
-    again = sb.CoOp.load(path, clip[0])
-    (drawn_anew,) = sb.CoOp(clip[0], NAMES, **given).fit_seeds(X, WORDS, shots=1, seeds=[0])
-    return (
-        learner.logits(OTHER), learner.predict_proba(OTHER.numpy()), again.logits(OTHER),
-        drawn_anew.logits(OTHER), learner.score(OTHER, WORDS), learner.features_for(["boat"]),
-    )  # fmt: skip
-
-
-def _kdpl(clip: Any, home: Path) -> Any:
-    given = {"n_ctx": 2, "ctx_init": None, "epochs": 1, "batch_size": 8}
-    learner = sb.KDPL(clip[0], TEXT, NAMES, **given).fit(X, OTHER)
-    path = home / "kdpl.safetensors"
-    learner.save(path)
-    return (
-        learner.logits(OTHER),
-        sb.KDPL.load(path, clip[0]).predict_proba(OTHER),
-        learner.features_for(["boat"]),
-    )
-
-
-def _re_tune(clip: Any, home: Path) -> Any:
-    known = (LABELS[:, None] == TWO).long()
-    prompts = TEXT.reshape(2, 2, D)
-    model = sb.RETune(epochs=1).fit(X, known, prompts)
-    model.partial_fit(X, 1 - known)
-    again = stored(model, home).add_findings(prompts.flip(0), findings=["a", "b"])
-    return (
-        model.decision_function(OTHER), model.predict(OTHER), model.predict_proba(OTHER.numpy()),
-        model.score(OTHER, known), again.decision_function(OTHER),
-    )  # fmt: skip
-
-
-def _discovery(clip: Any, home: Path) -> Any:
-    y = [w if i % 2 and w in NAMES[:2] else None for i, w in enumerate(WORDS)]
-    small = {"width": 8, "hidden": 8, "projection": 4, "epochs": 1, "batch_size": 8}
-    gcd = sb.SpectralGCD(TEXT, num_classes=C, **small).fit(X, y, teacher=(X, TEXT))
-    again = stored(gcd, home)
-    found = gcd.logits(OTHER), gcd.predict_proba(OTHER.numpy()), again.logits(OTHER)
-    pytest.importorskip("scipy")
-    return *found, gcd.score(X, WORDS), gcd.losses_
-
-
-def _filter(clip: Any, home: Path) -> Any:
-    spectral = sb.SpectralFilter().fit(X, CONCEPTS)
-    parts = sb.SpectralFilter().partial_fit(X, CONCEPTS).partial_fit(OTHER)
-    names = [name for name in vars(spectral) if name.endswith("_") and not name.startswith("_")]
-    return [getattr(one, name) for one in (spectral, parts, stored(spectral, home)) for name in sorted(names)]
-
-
-def _inversions(clip: Any, home: Path) -> Any:
-    model = clip[0]
-    seed = torch.Generator().manual_seed(3)
-    found = sb.oti(model, X[:3], steps=1, generator=seed), sb.ovi(model, X[:2], steps=1, generator=seed)
-    given = {"pilots": 8, "steps": 1, "refine": (), "hidden": 4, "train_steps": 2}
-    start = stored(sb.InversionMap.fit(model, X, generator=torch.Generator().manual_seed(3), **given), home)
-    return [
-        (one.tokens, one.features, one.losses) for one in (*found, sb.oti(model, X[:3], steps=1, init=start))
-    ]
 
 
 def _folders(clip: Any, home: Path) -> Any:
@@ -303,39 +176,19 @@ def _export(clip: Any, home: Path) -> Any:
 
 DOORS: dict[str, Callable[[Any, Path], Any]] = {
     "Bridge": _bridge, "IsoCLIP": _isoclip, "LinearMap": _linear_map, "RoleCentering": _roles,
-    "few-shot": _few_shot, "references": _references,
-    "Gallery": _gallery, "SupportSet": _support_set, "ops": _ops, "gradients": _gradients,
-    "metrics": _metrics, "reports": _reports, "diagnose": _diagnosis,
-    "estimate_num_classes": _number_of_classes, "texts": _texts, "images": _images, "embedded": _embedded,
-    "CoOp": _coop, "KDPL": _kdpl, "RETune": _re_tune,
-    "SpectralGCD": _discovery, "SpectralFilter": _filter, "inversions": _inversions, "folders": _folders,
-    "export_gallery": _export,
+    "references": _references, "Gallery": _gallery, "SupportSet": _support_set, "ops": _ops,
+    "gradients": _gradients, "metrics": _metrics, "texts": _texts, "images": _images, "embedded": _embedded,
+    "folders": _folders, "export_gallery": _export,
 }  # fmt: skip
-EAGER = {"Bridge", "IsoCLIP", "LinearMap", "Gallery", "SupportSet", "ops", "gradients", "SpectralFilter"}
+EAGER = {"Bridge", "IsoCLIP", "LinearMap", "Gallery", "SupportSet", "ops", "gradients"}
 CASES = [(name, "auto") for name in DOORS] + [(name, "eager") for name in DOORS if name in EAGER]
 
 
-@contextmanager
-def default_device(name: str | None) -> Iterator[None]:
-    torch.set_default_device(name)
-    try:
-        yield
-    finally:
-        torch.set_default_device(None)
+@pytest.fixture(scope="module")
+def clip() -> Any:
+    return sb.load_picto_clip()
 
 
 @pytest.mark.parametrize(("name", "backend"), CASES)
 def test_a_default_device_takes_nothing(clip: Any, name: str, backend: str, tmp_path: Path) -> None:
-    found = []
-    for device in (None, "meta"):  # whatever strays to the second is lost
-        home = tmp_path / str(device)
-        home.mkdir()
-        with default_device(device), sb.backend(backend):
-            found.append(list(leaves(DOORS[name](clip, home))))
-    want, got = found
-    assert any(v.isfinite().all() and v.any() for v in want) and len(want) == len(got)
-    for a, b in zip(got, want, strict=True):
-        assert a.device.type == "cpu" and a.dtype is b.dtype and a.shape == b.shape
-    assert_same_scores(
-        *(torch.cat([v.detach().double().flatten() for v in values]) for values in (got, want))
-    )
+    check_door(DOORS[name], clip, backend, tmp_path)
