@@ -241,6 +241,11 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("nested too deeply") from error
 
 
+def is_text(value: Any) -> bool:
+    """Whether it is a string that a file can hold: JSON knows halves of characters, UTF-8 does not."""
+    return isinstance(value, str) and value.encode("utf-8", "ignore").decode() == value
+
+
 # Their names in a safetensors header, in the order in which its own writer lays tensors out: wide ones first,
 # so that each stands at a multiple of its size.
 _NAMES = {

@@ -260,7 +260,9 @@ def order_of(values: Sequence[Hashable]) -> Tensor | None:  # [C] int64
     """Where each of the sorted values stands among the given ones; None: they stand in order."""
     place = {value: i for i, value in enumerate(values)}
     order = [place[value] for value in ordered(values)]
-    return None if order == list(range(len(order))) else torch.tensor(order, dtype=torch.int64)
+    if order == list(range(len(order))):
+        return None
+    return torch.tensor(order, dtype=torch.int64, device="cpu")
 
 
 def as_array(values: Sequence[Hashable]) -> np.ndarray:

@@ -54,7 +54,7 @@ def packed_projector(fold: Fold, compute: torch.dtype) -> Projection:
     if not fold.closed_form or 2 * factor.shape[1] > 0.9 * width:
         return Projection(fold.projector, compute=compute)
     if factor.shape[1] == 0:
-        factor = torch.zeros(width, 1, dtype=torch.float64)  # full rank: only the norm is left
+        factor = factor.new_zeros(width, 1)  # full rank: only the norm is left
     return Projection(factor, factor.T, compute=compute, residual=complement)
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from semobridge_ext.cli.pairs import Finder, keys_finder, read_pairs, rows_finder
-from semobridge_ext.cli.shards import FEATURES, TEXTS, Folder
+from semobridge_ext.cli.shard_files import FEATURES, TEXTS
+from semobridge_ext.cli.shards import Folder
 from semobridge_ext.cli.tables import open_features
 from semobridge_ext.retrieval.shares import group_shares
 

@@ -21,6 +21,7 @@ from semobridge_ext.clip.encode import encode_image
 from semobridge_ext.clip.families import adapter_of
 from semobridge_ext.clip.preprocess import Transform, preprocess_of
 from semobridge_ext.clip.projections import affine_image
+from semobridge_ext.runtime.plain_modes import plain_device
 
 _NAME = "encode_images"
 
@@ -43,6 +44,7 @@ class ImageFeatures(NamedTuple):
     corrupt: list[CorruptImage]  # N - K
 
 
+@plain_device()
 def encode_images(
     model: Any,
     images: Any,

@@ -10,8 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from semobridge_ext._errors import message
+from semobridge_ext.cli.shard_files import arrow
 from semobridge_ext.cli.shard_writer import Writer
-from semobridge_ext.cli.shards import Folder, arrow
+from semobridge_ext.cli.shards import Folder
 from semobridge_ext.inversion.spec import Inversion
 
 RESULT = "inversion.safetensors"  # in OUT: what an interrupted command goes on with

@@ -10,8 +10,8 @@ import numpy as np
 
 from semobridge_ext.cli.captions import Captions
 from semobridge_ext.cli.listing import CAPTION
+from semobridge_ext.cli.shard_files import arrow
 from semobridge_ext.cli.shard_writer import Writer
-from semobridge_ext.cli.shards import arrow
 
 
 def _utf8(text: str) -> str:

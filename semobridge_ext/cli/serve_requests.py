@@ -36,16 +36,11 @@ def _wrong(argument: str, contract: str, value: Any, remedy: str) -> Refused:
     return Refused(_errors.message("serve", argument, contract, value, remedy))
 
 
-def _is_text(value: Any) -> bool:
-    """A string that a file could hold: JSON knows halves of characters, UTF-8 does not."""
-    return isinstance(value, str) and value.encode("utf-8", "ignore").decode() == value
-
-
 def _text(value: Any) -> str | None:
-    if value is None or (_is_text(value) and not value.strip()):
+    if value is None or (_files.is_text(value) and not value.strip()):
         return None
-    if not _is_text(value) or len(value) > _LETTERS:
-        got = f"a text of {len(value)} letters" if _is_text(value) else value
+    if not _files.is_text(value) or len(value) > _LETTERS:
+        got = f"a text of {len(value)} letters" if _files.is_text(value) else value
         raise _wrong("text", f"be a text of at most {_LETTERS} letters", got, 'pass for example "a red flag"')
     return value
 
@@ -71,7 +66,7 @@ def _number(name: str, value: Any, remedy: str) -> float:
 def _filters(value: Any) -> dict[str, str]:
     if value is None:
         return {}
-    if not isinstance(value, dict) or not all(_is_text(text) for text in value.values()):
+    if not isinstance(value, dict) or not all(_files.is_text(text) for text in value.values()):
         raise _wrong("filters", "map columns to texts", value, 'pass for example {"label": "cat"}')
     return value
 

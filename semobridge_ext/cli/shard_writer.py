@@ -1,10 +1,10 @@
 """Writing a folder of shards: one run at a time, resumed only where nothing has changed.
 
     FOLDER/.lock         while a run writes: who it is
-    FOLDER/shards.jsonl  one line a shard: its number and the digests of its files
+    FOLDER/shards.jsonl  one line a shard: its number, digests of its files, their fingerprints by name
 
 A shard is finished when its line and all its files are there. A resumed run reads every finished shard
-and compares the digests.
+and compares the digests; readers compare the fingerprints.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from semobridge_ext import _digest, _files, _locks
+from semobridge_ext.cli.fingerprints import fingerprint, without
 from semobridge_ext.cli.listing import state
 from semobridge_ext.cli.output import write_json
-from semobridge_ext.cli.shards import FEATURES, FORMAT, METADATA, SEALS, TEXTS, Folder, read_json
+from semobridge_ext.cli.shard_files import FEATURES, FORMAT, METADATA, SEALS, TEXTS, read_json
+from semobridge_ext.cli.shards import Folder
 from semobridge_ext.cli.tables import LANCE, PARQUET
 
 
@@ -125,6 +127,9 @@ class Writer(Folder):
                 "folder, or delete this one"
             )
 
+    def check_written(self, path: Path) -> None:
+        """What is here was compared by its digest, or written since."""
+
     def _check(self, path: Path, digest: str) -> None:
         if _digest.file_digest(path) != digest:
             raise ValueError(
@@ -147,7 +152,7 @@ class Writer(Folder):
         path, found = self.path / SEALS, {}
         for line in path.read_bytes().splitlines() if path.is_file() else ():
             try:
-                index, *digests = _files.parse_json(line)
+                index, *digests = without(_files.parse_json(line))
                 if len(digests) == len(self._folders):
                     found[int(index)] = tuple(map(str, digests))
             except (ValueError, TypeError, OverflowError):
@@ -198,7 +203,8 @@ class Writer(Folder):
         if texts is not None:
             with _files.replaced(rows[1]) as file:
                 write_rows(file, texts)
-        seal = [index, *(_digest.file_digest(path) for path in rows), _digest.bytes_digest(metadata)]
+        prints = {**{path.name: fingerprint(path) for path in rows}, parquet.name: fingerprint(metadata)}
+        seal = [index, *(_digest.file_digest(path) for path in rows), _digest.bytes_digest(metadata), prints]
         _files.append_line(self.path / SEALS, json.dumps(seal))
         _files.write_bytes(parquet, metadata)
 

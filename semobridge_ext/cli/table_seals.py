@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from semobridge_ext import _files
-from semobridge_ext.cli.shards import SEALS
+from semobridge_ext.cli.fingerprints import without
+from semobridge_ext.cli.shard_files import SEALS
 
 
 class Seal(NamedTuple):
-    """A line of shards.jsonl beside a table."""
+    """A line of shards.jsonl beside a table; the fingerprints of its files stand behind."""
 
     proof: Any  # what a run that goes on compares; None of a shard without rows
     rows: int
@@ -23,7 +24,7 @@ def read_seals(home: Path) -> dict[int, Seal]:
     path, found = home / SEALS, {}
     for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
-            index, proof, rows, inputs, lost = _files.parse_json(line)
+            index, proof, rows, inputs, lost = without(_files.parse_json(line))
             pairs = [(path, why) for path, why in lost]
         except (ValueError, TypeError):
             continue

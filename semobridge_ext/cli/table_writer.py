@@ -2,7 +2,7 @@
 
     FOLDER/features/part-00000.parquet   --format parquet: a file for each shard that has rows
     FOLDER/features.lance                --format lance: a fragment for each
-    FOLDER/shards.jsonl                  one line a shard: its number, what proves it, counts, what was lost
+    FOLDER/shards.jsonl                  one line a shard: number, what proves it, counts, losses, fingerprint
     FOLDER/settings.json, summary.json   as shards have them
 
 Columns: those of the metadata, `text_features` where there are texts, and `features`: lists of fixed size,
@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 
 from semobridge_ext import _digest, _files
+from semobridge_ext.cli.fingerprints import fingerprint
+from semobridge_ext.cli.shard_files import SEALS, arrow, reading
 from semobridge_ext.cli.shard_writer import Writer
-from semobridge_ext.cli.shards import SEALS, arrow, reading
 from semobridge_ext.cli.table_seals import Seal, read_seals
 from semobridge_ext.cli.tables import COLUMNS, LANCE, PARQUET, TEXT_COLUMN, lance_library
 
@@ -54,11 +55,6 @@ def with_texts(function: str, metadata: bytes, texts: np.ndarray) -> bytes:  # [
 
     parquet, file = arrow(function), io.BytesIO()
     table = parquet.read_table(io.BytesIO(metadata))
-    if len(table) != len(texts):
-        raise ValueError(
-            f"{function}: IN must have a text for each of {len(table)} rows of a shard, got {len(texts)}; "
-            "make the folder again"
-        )
     column = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(texts.reshape(-1)), texts.shape[1])
     parquet.write_table(table.append_column(TEXT_COLUMN, column), file)
     return file.getvalue()
@@ -78,8 +74,8 @@ class TableWriter(Writer):
         """That of the finished shards; None without any."""
         raise NotImplementedError
 
-    def _store(self, index: int, parts: Iterator[Any]) -> Iterator[Any]:
-        """Writes tables as one shard; yields what proves it before it counts, once."""
+    def _store(self, index: int, parts: Iterator[Any]) -> Iterator[tuple[Any, dict[str, str]]]:
+        """Writes tables as one shard; yields what proves it and its fingerprints before it counts, once."""
         raise NotImplementedError
 
     def _ready(self) -> int:
@@ -110,9 +106,9 @@ class TableWriter(Writer):
         inputs = int(facts.get(b"inputs", rows))
         lost = [tuple(pair) for pair in _files.parse_json(facts.get(b"corrupt", b"[]"))]
         parts = self._parts(table.replace_schema_metadata(None), blocks, dtype)
-        for proof in self._store(index, parts) if rows else (None,):
+        for proof, prints in self._store(index, parts) if rows else ((None, {}),):
             self._sealed[index] = Seal(proof, rows, inputs, lost)  # type: ignore[arg-type]
-            _files.append_line(self.path / SEALS, json.dumps([index, *self._sealed[index]]))
+            _files.append_line(self.path / SEALS, json.dumps([index, *self._sealed[index], prints]))
 
     def _parts(self, table: Any, blocks: Iterable[np.ndarray], dtype: Any) -> Iterator[Any]:
         """The records with their vectors, a block at a time, in one schema throughout."""
@@ -198,7 +194,7 @@ class ParquetWriter(TableWriter):
         ]  # fmt: skip
         return pyarrow.schema(again)
 
-    def _store(self, index: int, parts: Iterator[Any]) -> Iterator[Any]:
+    def _store(self, index: int, parts: Iterator[Any]) -> Iterator[tuple[Any, dict[str, str]]]:
         parquet, path, first = arrow(self.function), self._part(index), next(parts)
         vectors = COLUMNS[0], TEXT_COLUMN  # which repeat nothing
         plain = [name for name in first.column_names if name not in vectors]
@@ -207,7 +203,7 @@ class ParquetWriter(TableWriter):
                 for part in chain([first], parts):
                     writer.write_table(part, _GROUP)
             file.flush()
-            yield _digest.file_digest(file.name)
+            yield _digest.file_digest(file.name), {path.name: fingerprint(Path(file.name))}
 
 
 class LanceWriter(TableWriter):
@@ -258,7 +254,7 @@ class LanceWriter(TableWriter):
         fragments = [] if self._set is None else self._set.get_fragments()
         return {file.path for fragment in fragments for file in fragment.data_files()}
 
-    def _store(self, index: int, parts: Iterator[Any]) -> Iterator[Any]:
+    def _store(self, index: int, parts: Iterator[Any]) -> Iterator[tuple[Any, dict[str, str]]]:
         import pyarrow
 
         failed: list[BaseException] = []
@@ -281,8 +277,10 @@ class LanceWriter(TableWriter):
                 raise failed[0] from None
             raise
         new = sorted(self._files() - before)
-        files = {name: _digest.file_digest(self._place / "data" / name) for name in new}
-        yield {"version": self._set.version, "files": files}
+        paths = {name: self._place / "data" / name for name in new}
+        files = {name: _digest.file_digest(path) for name, path in paths.items()}
+        prints = {path.name: fingerprint(path) for path in paths.values()}
+        yield {"version": self._set.version, "files": files}, prints
 
 
 _WRITERS: dict[str, type[Writer]] = {"parquet": ParquetWriter, "lance": LanceWriter}

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from semobridge_ext.cli.parquet_rows import Cursor
-from semobridge_ext.cli.shards import FEATURES, SEALS, TEXTS, Folder, arrow, reading
+from semobridge_ext.cli.shard_files import FEATURES, SEALS, TEXTS, arrow, reading
+from semobridge_ext.cli.shards import Folder
 from semobridge_ext.cli.table_seals import read_seals
 from semobridge_ext.cli.vector_columns import vectors_of
 
@@ -165,6 +166,8 @@ class Tables(Folder):
             found = self._read(columns, place)
             if len(found) != place.rows:
                 raise ValueError(f"{len(found)} rows where it says {place.rows}")
+        for path in self._files_of(place.source):
+            self.check_written(path)
         return found
 
     def features(self, index: int) -> Tensor:
@@ -176,20 +179,25 @@ class Tables(Folder):
             with reading(self.function, path, self._kind):
                 column = found.column(name)
             rows = vectors_of(self.function, path, name, column)
+            if rows.numel():
+                self.check_width(path, rows.shape[1])
             self._kept = index, rows.float() if rows.dtype is torch.float64 else rows
         return self._kept[1]
 
     @cached_property
     def _width(self) -> int:
-        import pyarrow
-
         index = next((i for i, place in enumerate(self._places) if place.rows), None)
         if index is None:
             return 0
-        source = self._places[index].source
+        return self._told_width(self._places[index].source) or self.features(index).shape[1]
+
+    def _told_width(self, source: int) -> int | None:
+        """What the column's type says of its length."""
+        import pyarrow
+
         kind = self._schema(source).field(self._column(source)).type
         kind = getattr(kind, "storage_type", kind)
-        return kind.list_size if pyarrow.types.is_fixed_size_list(kind) else self.features(index).shape[1]
+        return kind.list_size if pyarrow.types.is_fixed_size_list(kind) else None
 
     def shape(self, index: int) -> tuple[int, int]:
         """Without reading the rows where the column's type says their length."""
@@ -225,7 +233,10 @@ class Tables(Folder):
         return self._files_of(self._places[index].source)
 
     def check_rows(self, index: int) -> None:
-        """A table's rows are of one length."""
+        """Refuses rows of another width, as far as the column's type tells; `features` looks at the rest."""
+        place = self._places[index]
+        if place.rows and (width := self._told_width(place.source)):
+            self.check_width(self._files_of(place.source)[0], width)
 
     def losses(self) -> list[tuple[str, str]]:
         return [pair for seal in read_seals(self.path).values() for pair in seal.lost]

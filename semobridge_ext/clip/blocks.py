@@ -135,7 +135,7 @@ class Reader:
 
     def activation(self, module: Any) -> str:
         """The activation's name in the specification, told by what it computes."""
-        x = torch.linspace(-4, 4, 33, dtype=torch.float64)
+        x = torch.linspace(-4, 4, 33, dtype=torch.float64, device="cpu")
         candidates = {
             "gelu": F.gelu(x),
             "gelu_tanh": F.gelu(x, approximate="tanh"),

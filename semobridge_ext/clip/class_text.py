@@ -15,6 +15,7 @@ from semobridge_ext.clip.affine import NonlinearError, with_one
 from semobridge_ext.clip.families import adapter_of
 from semobridge_ext.clip.projections import affine_text
 from semobridge_ext.clip.texts import text_rows
+from semobridge_ext.runtime.plain_modes import plain_device
 
 _NAME = "class_text_features"
 
@@ -32,6 +33,7 @@ class ClassText(NamedTuple):
     reason: str | None = None  # why there is no s_c
 
 
+@plain_device()
 def class_text_features(
     model: Any,
     names: Any,  # C names

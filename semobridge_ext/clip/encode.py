@@ -16,6 +16,7 @@ from torch import Tensor
 from semobridge_ext import _arrays, _errors, _numbers
 from semobridge_ext.clip.families import adapter_of
 from semobridge_ext.clip.projections import affine_image, affine_text
+from semobridge_ext.runtime.plain_modes import plain_device
 
 
 def batches(inputs: Any, batch_size: int, device: torch.device) -> Iterator[Any]:
@@ -71,6 +72,7 @@ def _token_ids(ids: Any, batch_size: Any) -> Any:
     return found
 
 
+@plain_device()
 def encode_image(
     model: Any,
     images: Any,  # [B, 3, H, W], or a Hugging Face batch
@@ -116,6 +118,7 @@ def encode_image(
         return torch.cat([run(_cast(part, parameter.dtype)) for part in parts])
 
 
+@plain_device()
 def encode_text(
     model: Any,
     ids: Any,  # [B, L] int64, or a Hugging Face batch

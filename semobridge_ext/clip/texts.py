@@ -18,6 +18,7 @@ from semobridge_ext.clip.families import adapter_of
 from semobridge_ext.clip.prefix_tree import SortedPrompts, groups, sort_prompts
 from semobridge_ext.clip.projections import affine_text
 from semobridge_ext.clip.tree_tower import TreeTower
+from semobridge_ext.runtime.plain_modes import plain_device
 
 BATCH_ROWS = 4096
 _CONTEXT = 77  # CLIP's, where a model of no known make does not say
@@ -41,6 +42,7 @@ class _Tree(NamedTuple):
     own: TextInput
 
 
+@plain_device()
 def encode_text(
     model: Any,
     texts: str | Iterable[str],

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _errors
+from semobridge_ext.runtime.plain_modes import plain_device
 
 _FOLDER = Path(__file__).parent
 _SIZE = 48
@@ -129,6 +130,7 @@ def list_picto() -> list[str]:
     return sorted(_read_sets())
 
 
+@plain_device()
 def load_picto(name: str) -> PictoDataset:
     """Load one embedded evaluation set.
 
@@ -277,6 +279,7 @@ def picto_text_projection() -> Tensor:
     return _read_tensors("picto_text_projection", ["text_projection"])["text_projection"].float()
 
 
+@plain_device()
 def load_picto_clip(
     *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> tuple[torch.nn.Module, Any, Any]:

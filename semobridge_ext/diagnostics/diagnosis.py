@@ -20,6 +20,7 @@ from torch import Tensor
 from semobridge_ext import _arrays, _errors, _files, _inputs, _numbers
 from semobridge_ext.diagnostics import resampling
 from semobridge_ext.diagnostics.resampling import Estimate
+from semobridge_ext.runtime.plain_modes import plain_device
 
 _NAME = "diagnose"
 Mapping = Callable[[Tensor], Tensor] | Tensor | None
@@ -182,6 +183,7 @@ def _codes(labels: Any, rows: int) -> Tensor:  # [N] int64 from 0
     return codes
 
 
+@plain_device()
 def diagnose(
     features: Any,  # [N, D]
     labels: Any,  # N class names

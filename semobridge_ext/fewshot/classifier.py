@@ -202,6 +202,7 @@ class SeMoBridgeClassifier(ClassSums):
         result = tune_blend(
             self._operand, x, codes, n_trials=n_trials, seed=seed, sampler=sampler, ranges=ranges,
             fixed=fixed, redundant=redundant, batch=batch, progress=progress,
+            called=f"{type(self).__name__}.tune",
         )  # fmt: skip
         self.search_, self.params_ = result, result.best
         logits = torch.cat([self._logits(part).double().cpu() for part in x.split(CHUNK)])

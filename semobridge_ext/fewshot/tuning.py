@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from semobridge_ext import _numbers
+from semobridge_ext import _errors, _numbers
 from semobridge_ext._ops.blend_logits.op import BlendOperand
 from semobridge_ext._ops.blend_logits.spec import BlendParams
 from semobridge_ext._ops.count_correct.op import CorrectCounter
@@ -38,22 +39,50 @@ class TuneResult(NamedTuple):
     history: list[tuple[BlendParams, float]]
 
 
+def _named(called: str, argument: str, given: Any) -> dict[str, Any]:
+    """A dict by the blend's parameters; a copy."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise TypeError(
+            _errors.message(called, argument, "be a dict by name", given, f"pass {argument}={{}}")
+        )
+    if unknown := sorted(map(str, set(given) - set(RANGES))):
+        contract = f"name {', '.join(RANGES)}"
+        raise ValueError(_errors.message(called, argument, contract, ", ".join(unknown), "rename it"))
+    return dict(given)
+
+
+def _bounds(called: str, name: str, given: Any) -> tuple[float, float]:
+    try:
+        low, high = map(float, given)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and 0 <= low <= high):
+        contract = "hold pairs of finite numbers with 0 <= low <= high"
+        remedy = f"the search takes {RANGES[name]} where none is given"
+        raise ValueError(_errors.message(called, "ranges", contract, f"{name}: {given!r}", remedy))
+    return low, high
+
+
+def _fixed(called: str, given: Any) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name, value in _named(called, "fixed", given).items():
+        try:
+            found[name] = float(value)
+        except (TypeError, ValueError, OverflowError):
+            found[name] = math.nan
+        if not math.isfinite(found[name]):
+            got, remedy = f"{name}: {value!r}", "leave it to the search"
+            raise ValueError(_errors.message(called, "fixed", "hold finite numbers", got, remedy))
+    return found
+
+
 def _space(
-    ranges: dict[str, tuple[float, float]] | None, fixed: dict[str, float], redundant: bool
+    ranges: dict[str, tuple[float, float]], fixed: dict[str, float], redundant: bool
 ) -> dict[str, tuple[float, float]]:
-    space = {**RANGES, **(ranges or {})}
-    for given in (ranges or {}), fixed:
-        unknown = set(given) - set(RANGES)
-        if unknown:
-            raise ValueError(
-                f"tune: ranges and fixed must name {list(RANGES)}, got {sorted(unknown)}; rename"
-            )
-    for name, (low, high) in space.items():
-        if not (math.isfinite(low) and math.isfinite(high) and 0 <= low <= high):
-            raise ValueError(
-                f"tune: ranges must be finite with 0 <= low <= high, got {name}: {(low, high)}; fix it"
-            )
-    explicit = redundant or any(n in fixed or n in (ranges or {}) for n in _LAMBDAS)
+    space = {**RANGES, **ranges}
+    explicit = redundant or any(n in fixed or n in ranges for n in _LAMBDAS)
     if not explicit:
         for name in _LAMBDAS:
             del space[name]
@@ -83,13 +112,13 @@ class _Random:
 
 
 class _Optuna:
-    def __init__(self, space: dict[str, tuple[float, float]], seed: int, sampler: Any) -> None:
+    def __init__(self, called: str, space: dict[str, tuple[float, float]], seed: int, sampler: Any) -> None:
         try:
             import optuna
         except ImportError as error:
             raise ImportError(
-                "tune: sampler 'optuna' must be installed; pip install 'semobridge-ext[search]', or use "
-                "sampler='random'"
+                f"{called}: optuna must be installed for sampler {sampler!r}, got none; "
+                "pip install 'semobridge-ext[search]', or pass sampler='random'"
             ) from error
         if isinstance(sampler, str):
             sampler = optuna.samplers.TPESampler(seed=seed)
@@ -124,29 +153,28 @@ def tune_blend(
     redundant: bool = False,
     batch: int = 1,
     progress: bool = False,
+    called: str = "tune_blend",
 ) -> TuneResult:
     """Maximises validation accuracy over the blend's parameters; the first best trial is kept.
 
     Every trial's accuracy is exact: that of a float64 evaluation of the formula on the cosines
-    (_ops/count_correct/op.py). Arguments as in ``SeMoBridgeClassifier.tune``.
+    (_ops/count_correct/op.py). Arguments as in ``SeMoBridgeClassifier.tune``; ``called`` begins the errors.
 
     Raises:
         ImportError: Optuna is asked for and missing. ValueError: unknown names, bad bounds or counts.
     """
     for name, value in (("n_trials", n_trials), ("batch", batch)):
         if not _numbers.is_whole(value) or value < 1:
-            raise ValueError(f"tune: {name} must be a whole number from 1 up, got {value!r}; try 1000")
-    fixed = {name: float(value) for name, value in (fixed or {}).items()}
-    wild = {name: value for name, value in fixed.items() if not math.isfinite(value)}
-    if wild:
-        raise ValueError(f"tune: fixed must hold finite numbers, got {wild}; leave these to the search")
-    space = _space(ranges, fixed, redundant)
+            contract = "be a whole number from 1 up"
+            raise ValueError(_errors.message(called, name, contract, _errors.describe(value), "try 1000"))
+    fixed = _fixed(called, fixed)
+    given = _named(called, "ranges", ranges)
+    space = _space({name: _bounds(called, name, pair) for name, pair in given.items()}, fixed, redundant)
     if isinstance(sampler, str) and sampler not in ("optuna", "random"):
-        raise ValueError(
-            f"tune: sampler must be 'optuna', 'random' or an Optuna sampler, got {sampler!r}; choose"
-        )
-    source: Any = _Random(space, seed) if sampler == "random" else _Optuna(space, seed, sampler)
-    objective = CorrectCounter(operand, x, labels, called="tune")
+        contract = "be 'optuna', 'random' or an Optuna sampler"
+        raise ValueError(_errors.message(called, "sampler", contract, repr(sampler), "choose one of them"))
+    source: Any = _Random(space, seed) if sampler == "random" else _Optuna(called, space, seed, sampler)
+    objective = CorrectCounter(operand, x, labels, called=called)
     history: list[tuple[BlendParams, float]] = []
     best = -1
     with _bar(n_trials, progress) as bar:

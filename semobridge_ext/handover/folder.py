@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from semobridge_ext import _digest, _errors, _files, _locks
-from semobridge_ext.cli.shards import read_json
+from semobridge_ext.cli.shard_files import read_json
 from semobridge_ext.handover.sources import NAME
 
 FORMAT = 1  # of settings.json and summary.json

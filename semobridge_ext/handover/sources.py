@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _arrays, _errors
+from semobridge_ext.cli.shard_files import arrow
 from semobridge_ext.cli.shard_writer import source_facts
-from semobridge_ext.cli.shards import Folder, arrow
+from semobridge_ext.cli.shards import Folder
 from semobridge_ext.cli.tables import open_features
 
 NAME = "export_gallery"
@@ -64,20 +65,14 @@ class Shards:
         self._indices = self._folder.shards()
         self._folder.check_finished()
         self._sizes: list[int] = []
-        widths: dict[int, int] = {}
+        self.width = 0
         for index in self._indices:
             self._folder.check_rows(index)
             size, width = self._folder.shape(index)
             self._sizes.append(size)
             if size and width:
-                widths.setdefault(width, index)
-        if len(widths) > 1:
-            (a, first), (b, second) = list(widths.items())[:2]
-            raise ValueError(
-                f"{NAME}: gallery must have rows of one width, got {a} in shard {first} and {b} in shard "
-                f"{second} of {path}; make the folder again"
-            )
-        self.count, self.width = sum(self._sizes), next(iter(widths), 0)
+                self.width = width
+        self.count = sum(self._sizes)
 
     def settings(self) -> dict[str, Any]:
         return self._folder.settings()

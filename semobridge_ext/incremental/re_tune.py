@@ -20,7 +20,7 @@ from semobridge_ext.incremental.model_file import load_model, save_model
 from semobridge_ext.incremental.prompts import check_prompts
 from semobridge_ext.incremental.settings import check_settings, form_of, settings_of
 from semobridge_ext.incremental.training import TaskData, Trainer, train
-from semobridge_ext.runtime.plain_modes import plain_modes
+from semobridge_ext.runtime.plain_modes import plain_device, plain_modes
 from semobridge_ext.runtime.rows import compute_dtype
 
 if TYPE_CHECKING:
@@ -129,6 +129,7 @@ class RETune(Parameters):
 
     # -- fitting -----------------------------------------------------------------------------------
 
+    @plain_device()
     def add_findings(self, prompt_features: Any, findings: Any = None) -> Self:
         """Adds findings by their prompts alone; before any training this is the zero-shot classifier.
 
@@ -265,6 +266,7 @@ class RETune(Parameters):
             units = (normalize(part.to(dtype), dim=1) for part in x.split(CHUNK))
             return torch.cat([adaptors.logits(p, model.form, unit, prompts) for unit in units])
 
+    @plain_device()
     def decision_function(self, X: Any) -> Any:  # [N, L]
         """z, ``s`` times the cosine with the positive prompt less that with the negative one.
 
@@ -281,6 +283,7 @@ class RETune(Parameters):
         found = self._logits("decision_function", X)
         return found if isinstance(X, Tensor) else found.cpu().numpy()
 
+    @plain_device()
     def predict_proba(self, X: Any) -> Any:  # [N, L]
         """σ(z) of each finding, of which any number may be present; rows do not add up to 1.
 
@@ -296,6 +299,7 @@ class RETune(Parameters):
         found = torch.sigmoid(self._logits("predict_proba", X))
         return found if isinstance(X, Tensor) else found.cpu().numpy()
 
+    @plain_device()
     def predict(self, X: Any) -> Any:  # [N, L]
         """1 where z > 0, which is p > ½, else 0.
 
@@ -311,6 +315,7 @@ class RETune(Parameters):
         found = (self._logits("predict", X) > 0).long()
         return found if isinstance(X, Tensor) else found.cpu().numpy()
 
+    @plain_device()
     def score(self, X: Any, Y: Any, *, findings: Any = None) -> float:
         """Mean average precision over the findings that Y has a positive of.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from semobridge_ext import _errors
 from semobridge_ext.incremental.metrics import average_precision, mean_of, roc_auc
+from semobridge_ext.runtime.plain_modes import plain_device
 
 _NAME = "incremental_report"
 
@@ -65,6 +66,7 @@ class IncrementalReport:
         return "\n".join(lines)
 
 
+@plain_device()
 def incremental_report(tests: Sequence[Any], scores: Sequence[Sequence[Any]]) -> IncrementalReport:
     """Mean average precision and AUC of each task's test after each task, final means and forgetting.
 

@@ -47,9 +47,9 @@ def to_onnx(steps: Sequence[Step], path: Any, dtype: torch.dtype) -> None:
     for name, value in tensors_of(steps).items():
         constant(name, value.to(dtype))
     if any(step.normalize for step in steps):
-        constant("last_axis", torch.tensor([-1]))
-        constant("zero", torch.zeros(1, dtype=dtype))
-        constant("one", torch.ones(1, dtype=dtype))
+        constant("last_axis", torch.tensor([-1], device="cpu"))
+        constant("zero", torch.zeros(1, dtype=dtype, device="cpu"))
+        constant("one", torch.ones(1, dtype=dtype, device="cpu"))
     for i, step in enumerate(steps):
 
         def node(kind: str, inputs: list[str], output: str, i: int = i, **attributes: Any) -> str:
@@ -156,7 +156,7 @@ def from_faiss(transforms: Sequence[Any]) -> list[Step]:
             if steps:
                 steps[-1] = steps[-1]._replace(normalize=True)
             else:
-                steps.append(Step(torch.eye(transform.d_in), None, True))
+                steps.append(Step(torch.eye(transform.d_in, device="cpu"), None, True))
         else:
             contract = "be linear transforms or L2 normalisations"
             remedy = "a map holds nothing else"

@@ -11,6 +11,7 @@ from semobridge_ext import _errors, _inputs
 from semobridge_ext._parameters import Parameters
 from semobridge_ext.linear_maps.spectrum import UNPUBLISHED, Spectrum, search_cuts, spectrum_of
 from semobridge_ext.runtime.held import Held
+from semobridge_ext.runtime.plain_modes import plain_device
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -111,6 +112,7 @@ class Cuts(Parameters):
 
     # -- chosen by data ------------------------------------------------------------------------------
 
+    @plain_device()
     def tune(
         self,
         X: Any,

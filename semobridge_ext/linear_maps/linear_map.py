@@ -112,7 +112,7 @@ class LinearMap:
         if mean.dim() != 1 or mean.numel() == 0:
             remedy = "pass the mean row, features.mean(dim=0)"
             raise ValueError(_errors.message("LinearMap.centering", "mean", "be [D]", mean, remedy))
-        return cls(torch.eye(len(mean), dtype=torch.float64), -mean)
+        return cls(torch.eye(len(mean), dtype=torch.float64, device=mean.device), -mean)
 
     @classmethod
     def pca(cls, rows: Any, k: int, *, center: bool = False) -> LinearMap:

@@ -121,7 +121,7 @@ class RoleCentering:
             ValueError: another role, or nothing fitted.
         """
         mean = self._mean("RoleCentering.map_for", role)
-        unit = LinearMap(torch.eye(len(mean), dtype=torch.float64))
+        unit = LinearMap(torch.eye(len(mean), dtype=torch.float64, device=mean.device))
         return LinearMap.compose(unit, LinearMap.centering(mean))
 
     def fuse(

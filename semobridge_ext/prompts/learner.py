@@ -17,6 +17,7 @@ from semobridge_ext.fewshot.estimator_file import load_estimator, save_estimator
 from semobridge_ext.prompts.prompt_features import PromptEncoder, Prompts, checked_names
 from semobridge_ext.prompts.settings import Settings, check_settings, settings_of
 from semobridge_ext.prompts.training import Task, Trainer, train
+from semobridge_ext.runtime.plain_modes import plain_device
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -53,6 +54,7 @@ class PromptLearner(FewShotEstimator):
 
     # -- fitting -----------------------------------------------------------------------------------
 
+    @plain_device()
     def _encoder(self, where: str) -> PromptEncoder:
         return PromptEncoder(where, self.model, self.tokenizer)
 
@@ -108,6 +110,7 @@ class PromptLearner(FewShotEstimator):
 
     # -- classes -----------------------------------------------------------------------------------
 
+    @plain_device()
     def features_for(self, class_names: Sequence[str]) -> Tensor:  # [C, D]
         """Unit text features of any class names with the learned context, in the order given.
 

@@ -216,7 +216,7 @@ class Gallery(PreparedGallery):
             gone = rows_of("Gallery.remove", "ids", ids, held.ids, held.total)
             if not len(gone):
                 return self
-            kept = torch.ones(held.total, dtype=torch.bool)
+            kept = torch.ones(held.total, dtype=torch.bool, device="cpu")
             kept[gone] = False
             rows = held.rows()[kept.to(held.device)]
             self._held = Held((Segment(rows),), None if held.ids is None else held.ids[kept])

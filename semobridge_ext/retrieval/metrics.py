@@ -33,6 +33,7 @@ from semobridge_ext.retrieval import eager, relevance
 from semobridge_ext.retrieval.checks import check_labelled, check_places, check_relevant, own_rows
 from semobridge_ext.retrieval.published import published_values
 from semobridge_ext.runtime.choice import resolve
+from semobridge_ext.runtime.plain_modes import plain_device
 from semobridge_ext.runtime.rows import unit_columns
 
 _NAME = "retrieval_metrics"
@@ -94,6 +95,7 @@ def _native(
     return out
 
 
+@plain_device()
 def retrieval_metrics(
     query: Any,  # [N, D]
     gallery: Any,  # [G, D]

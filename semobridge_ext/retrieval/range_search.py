@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from semobridge_ext.runtime.plain_modes import plain_device
+
 _FIRST = 64  # rows that a query is asked for at first
 
 
@@ -19,6 +21,7 @@ class RangeHits(NamedTuple):
     indices: Any  # [M] int64, rows of the gallery
 
 
+@plain_device()
 def above(
     search: Callable[[Tensor, int], Any],
     count: int,

@@ -15,10 +15,10 @@ def _one_query(scores: Tensor, relevant: Tensor, recall_at: tuple[int, ...]) -> 
     hits = relevant[order].double()
     _, group, sizes = torch.unique_consecutive(scores, return_inverse=True, return_counts=True)
     tied = sizes[group].double()
-    found = torch.zeros(len(sizes), dtype=torch.float64).index_add_(0, group, hits)
+    found = torch.zeros_like(sizes, dtype=torch.float64).index_add_(0, group, hits)
     first = (sizes.cumsum(0) - sizes)[group].double()  # ranked above the group
     above = (found.cumsum(0) - found)[group]
-    rank = torch.arange(1, len(scores) + 1, dtype=torch.float64)
+    rank = torch.arange(1, len(scores) + 1, dtype=torch.float64, device=hits.device)
     chance = found[group] / tied  # that this rank holds a relevant item
     others = (rank - first - 1) * (found[group] - 1) / (tied - 1).clamp(min=1)
     precision = chance * (above + 1 + others) / rank
@@ -78,7 +78,8 @@ def retrieval_metrics(
         scores = scores.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
         relevant = gallery_labels == query_labels[i]
         if same_set:
-            keep = torch.arange(len(gallery)) != i
+            keep = torch.arange(len(gallery), device="cpu") != i
             scores, relevant = scores[keep], relevant[keep]
         rows.append(_one_query(scores, relevant, recall_at))
-    return torch.tensor(rows, dtype=torch.float64).reshape(len(query), 3 + len(recall_at))
+    found = torch.tensor(rows, dtype=torch.float64, device="cpu")
+    return found.reshape(len(query), 3 + len(recall_at))

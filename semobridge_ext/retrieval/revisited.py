@@ -25,6 +25,7 @@ from semobridge_ext._ops.rank_counts.op import Marked, blocks, rank_counts
 from semobridge_ext.retrieval.checks import check_features, check_places
 from semobridge_ext.retrieval.relevance import row_numbers
 from semobridge_ext.runtime.choice import resolve
+from semobridge_ext.runtime.plain_modes import plain_device
 from semobridge_ext.runtime.rows import unit_columns
 
 _NAME = "revisited_metrics"
@@ -150,6 +151,7 @@ def _protocol(
     return table
 
 
+@plain_device()
 def revisited_metrics(
     query: Any,  # [N, D]
     gallery: Any,  # [G, D]

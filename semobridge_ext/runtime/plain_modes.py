@@ -24,6 +24,18 @@ def plain_modes() -> Iterator[None]:
         modes.enter_context(torch.autocast("cpu", enabled=False))
         if torch.cuda.is_available():
             modes.enter_context(torch.autocast("cuda", enabled=False))
-        if torch.get_default_device().type != "cpu":
-            modes.enter_context(torch.device("cpu"))
+        modes.enter_context(plain_device())
         yield
+
+
+@contextmanager
+def plain_device() -> Iterator[None]:
+    """Without the caller's default device alone; also a decorator, where autocast is his to set.
+
+    What holds features says its device by itself; counts, orders and tables on the way do not.
+    """
+    if torch.get_default_device().type == "cpu":
+        yield
+    else:
+        with torch.device("cpu"):
+            yield

@@ -107,7 +107,7 @@ class Bridge(_Transformer):
     def _map_of(self, x: Tensor) -> linear_maps.LinearMap:
         self.bridge_ = self._resolved(x)
         if self.bridge_ is None:
-            made = linear_maps.LinearMap(torch.eye(x.shape[1], dtype=torch.float64))
+            made = linear_maps.LinearMap(torch.eye(x.shape[1], dtype=torch.float64, device=x.device))
         else:
             made = linear_maps.LinearMap.from_bridge(self.bridge_)
         return _of_width("Bridge.fit", made, x).with_norm(self.normalize)

@@ -181,3 +181,43 @@ def test_idle_connections_keep_no_one_out(port: int) -> None:
             stack.enter_context(contextlib.closing(socket.create_connection(("127.0.0.1", port))))
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/info", timeout=20) as answer:
             assert answer.status == 200 and json.load(answer)["text"]
+
+
+def closed_within(connection: socket.socket, seconds: float) -> bool:
+    connection.settimeout(seconds)
+    try:
+        return connection.recv(1) == b""
+    except TimeoutError:
+        return False
+
+
+def test_a_header_that_does_not_arrive_closes_its_connection(port: int, monkeypatch) -> None:
+    """Without a byte, with some, with one from time to time, and behind an answer."""
+    monkeypatch.setattr("semobridge_ext.cli.serve_protocol.HEADER_SECONDS", 0.5, raising=False)
+    whole = b"GET /icon.svg HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+        silent, begun, drop, later = (
+            stack.enter_context(contextlib.closing(socket.create_connection(("127.0.0.1", port))))
+            for _ in range(4)
+        )
+        begun.sendall(whole[:20])
+        later.sendall(whole)
+        answer = b""
+        while not answer.endswith(b"</svg>\n"):
+            answer += later.recv(1 << 16)
+        later.sendall(whole[:20])
+        for byte in whole[:-2]:  # never its end; each byte begins no new time
+            with contextlib.suppress(OSError):
+                drop.sendall(bytes([byte]))
+            if closed_within(drop, 0.1):
+                break
+        else:
+            pytest.fail("a header that comes byte by byte stays open")
+        assert all(closed_within(one, 20) for one in (silent, begun, later))
+
+
+def test_a_slow_answer_is_no_late_header(session: Session, port: int, monkeypatch) -> None:
+    monkeypatch.setattr("semobridge_ext.cli.serve_protocol.HEADER_SECONDS", 0.2, raising=False)
+    monkeypatch.setattr(session, "picture", lambda row: threading.Event().wait(1) or b"png")
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/image/0", timeout=20) as answer:
+        assert answer.read() == b"png"

@@ -18,7 +18,7 @@ import semobridge_ext as sb
 from semobridge_ext import _locks
 from semobridge_ext.cli import fewshot_problems, fewshot_store
 from semobridge_ext.cli.commands import extract
-from semobridge_ext.cli.commands.invert import _read_features
+from semobridge_ext.cli.inversion_input import read_features
 from semobridge_ext.cli.shard_writer import Writer
 from semobridge_ext.cli.sources import open_source
 from semobridge_ext.clip.http_ranges import RangeCheck, UnfitAnswerError
@@ -310,7 +310,7 @@ def test_a_sharpness_below_zero(tmp_path: Path, group: str, name: str):
 def test_features_for_inversion_with_bytes_behind_them(tmp_path: Path):
     path = inputs.make_npy(tmp_path)
     path.write_bytes(path.read_bytes().replace(b"(3, 4)", b"(2, 4)"))
-    refused("invert", path, lambda: _read_features(str(path), "features"))
+    refused("invert", path, lambda: read_features(str(path), "features"))
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".safetensors", ".pt"])
@@ -324,7 +324,7 @@ def test_features_for_inversion_that_are_cut(tmp_path: Path, suffix: str):
         save_file({"features": rows}, path)
         buffer = io.BytesIO(path.read_bytes())
     path.write_bytes(buffer.getvalue()[:-9])
-    refused("invert", path, lambda: _read_features(str(path), "features"))
+    refused("invert", path, lambda: read_features(str(path), "features"))
 
 
 @pytest.mark.parametrize("label", [-1, 2**63 - 1, 2**40, float("nan"), float("inf"), 1j])

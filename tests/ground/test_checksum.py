@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import semobridge_ext as sb
 from semobridge_ext import _checksum, _files
 from semobridge_ext.cli import mappings
-from semobridge_ext.cli.commands.invert import _read_features
+from semobridge_ext.cli.inversion_input import read_features
 from tests.fuzz.targets import classifiers, common, growing_sets, inversion, maps
 from tests.fuzz.tensor_attacks import Parts, raw
 from tests.support.checksums import entry_of, resealed
@@ -224,13 +224,13 @@ def test_features_that_invert_reads(tmp_path: Path, form: str):
     """Of an earlier inversion; what another program means by the entry is not ours to check."""
     path = tmp_path / "file.safetensors"
     _files.save_tensors(path, {"features": torch.ones(2, 3)}, {"format": form})
-    assert torch.equal(_read_features(str(path), "features"), torch.ones(2, 3))
+    assert torch.equal(read_features(str(path), "features"), torch.ones(2, 3))
     whole = path.read_bytes()
     path.write_bytes(flipped(whole, 8 * len(whole) - 10))
     if form.startswith("semobridge"):
-        refused(lambda path: _read_features(str(path), "features"), path, "invert", "a flipped bit")
+        refused(lambda path: read_features(str(path), "features"), path, "invert", "a flipped bit")
     else:
-        assert not torch.equal(_read_features(str(path), "features"), torch.ones(2, 3))
+        assert not torch.equal(read_features(str(path), "features"), torch.ones(2, 3))
 
 
 def test_json_of_the_entry(tmp_path: Path):

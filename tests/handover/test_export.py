@@ -265,7 +265,7 @@ def test_shards_that_do_not_fit_are_refused(home, tmp_path):
         sb.export_gallery(home / "feats", tmp_path / "out", format="fbin", mapping=iso)
     mixed = write_shards(tmp_path / "mixed", ROWS, 10)
     np.save(mixed / "img_emb" / "img_emb_1.npy", np.ones((10, 3), np.float32))
-    with pytest.raises(ValueError, match="rows of one width, got 4 in shard 0 and 3 in shard 1"):
+    with pytest.raises(ValueError, match=r"of one width, got 4 in .*img_emb_0.npy and 3 in .*img_emb_1.npy"):
         sb.export_gallery(mixed, tmp_path / "out", format="fbin")
     words = write_shards(tmp_path / "words", ROWS, 10, {"number": ["1", "x"] * 10})
     with pytest.raises(ValueError, match="ids must be whole numbers in the column 'number', got str 'x'"):

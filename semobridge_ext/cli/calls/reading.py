@@ -70,12 +70,6 @@ def _stored(folder: Folder, indices: list[int]) -> Tensor:  # [N, D]
     """All rows, as they are stored; each shard is read once."""
     # Shapes alone: pages of a mapped file stay in memory for as long as its rows are held.
     shapes = [shape for index in indices if all(shape := folder.shape(index))]
-    widths = list(dict.fromkeys(width for _, width in shapes))
-    if len(widths) > 1:
-        raise ValueError(
-            f"read_shards: SHARDS must be of one width, got {widths[0]} and {widths[1]} in {folder.path}; "
-            "make the folder again"
-        )
     found, at = torch.empty(0, 0), 0
     for index in indices:
         rows = folder.features(index)

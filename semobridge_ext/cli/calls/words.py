@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from semobridge_ext import _errors, _numbers
+from semobridge_ext.runtime.plain_modes import plain_device
 
 _NOT = "no_"  # of an option that takes something back; its keyword says it the other way round
 _PATHS = ("input", "output", "pretrained", "mapping", "image", "start")  # read or written, whatever the type
@@ -133,7 +134,8 @@ class Call:
         `shown` has what a caller passed by the path of the file that the command took in its place.
         """
         try:
-            yield
+            with plain_device():
+                yield
         except Exception as error:
             text = error.args[0] if len(error.args) == 1 else None
             if isinstance(text, str) and text.startswith(f"{self.command}: "):

@@ -168,9 +168,10 @@ def map_shards(
 ) -> Mapped:
     """A mapping applied to every row of shards, written as shards, as ``semobridge-ext map`` does, resumable.
 
-    Unit rows, the same order, the same metadata. The same call goes on after a kill or Ctrl-C, from the last
-    whole shard, and refuses shards or a mapping that have changed since. ``out/mapping.safetensors`` is the
-    mapping itself: `search` sends its queries through it.
+    Unit rows, the same order, the same metadata; texts, where there are some, through their side of the
+    mapping. The same call goes on after a kill or Ctrl-C, from the last whole shard, and refuses shards or a
+    mapping that have changed since. ``out/mapping.safetensors`` is the mapping itself: `search` sends its
+    queries through it.
 
     Args:
         shards: a folder of `extract`, a .parquet file or a folder of them, or a .lance data set. A mapping by

@@ -20,8 +20,8 @@ from semobridge_ext.cli.listing import CAPTION, first_difference
 from semobridge_ext.cli.open_shard import OpenShard
 from semobridge_ext.cli.output import Tell, bar_off, tell
 from semobridge_ext.cli.results import Extracted
+from semobridge_ext.cli.shard_files import arrow
 from semobridge_ext.cli.shard_writer import Writer
-from semobridge_ext.cli.shards import arrow
 from semobridge_ext.cli.sources import Source, keep, open_source
 from semobridge_ext.cli.table_writer import add_format, open_writer
 from semobridge_ext.cli.tar_members import MEMBER_BYTES

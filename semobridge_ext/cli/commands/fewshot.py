@@ -7,6 +7,7 @@ import difflib
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,11 @@ def _named(args: argparse.Namespace) -> Iterator[tuple[Problem, list[str]]]:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.sampler == "optuna" and find_spec("optuna") is None:
+        raise ImportError(
+            "fewshot: optuna must be installed for --sampler optuna, got none; "
+            "pip install 'semobridge-ext[search]', or pass --sampler random"
+        )
     args.out.mkdir(parents=True, exist_ok=True)
     with _locks.held("fewshot", "--out", args.out, args.out / ".lock"):
         return _run(args)

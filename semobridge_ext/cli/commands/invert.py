@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semobridge_ext import _checksum, _digest, _errors
+from semobridge_ext import _digest
 from semobridge_ext.cli import inverted_table, models
 from semobridge_ext.cli.arguments import count
 from semobridge_ext.cli.engine import add_engine, cluster_of
+from semobridge_ext.cli.inversion_input import picto_features, read_features, read_folder
 from semobridge_ext.cli.output import Tell
 from semobridge_ext.cli.results import Inverted
-from semobridge_ext.cli.shards import Folder, npy_header
+from semobridge_ext.cli.shards import Folder
 from semobridge_ext.cli.table_writer import open_writer
-from semobridge_ext.cli.tables import holds_features, lance_library, open_features
+from semobridge_ext.cli.tables import holds_features, lance_library
 from semobridge_ext.inversion.spec import Inversion
 
 _DESCRIPTION = """\
@@ -91,99 +92,6 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--key", default="features", help="tensor name in a .safetensors input")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     add_engine(parser)
-
-
-def _picto_features(name: str, model: Any, kind: str, limit: int | None) -> Tensor:
-    from semobridge_ext.clip.texts import encode_text
-    from semobridge_ext.data import load_picto, load_picto_clip, picto_transform
-
-    data = load_picto(name)
-    if kind == "ovi":
-        _, _, tokenizer = load_picto_clip()
-        return encode_text(model, data.texts("a drawing of {}")[:limit], tokenizer=tokenizer)
-    with torch.inference_mode():
-        feats = torch.cat([model.encode_image(picto_transform(c)) for c in data.images[:limit].split(256)])
-    return feats.clone()
-
-
-class _NoKey(KeyError):
-    """The names that a file has instead."""
-
-
-def _read_npy(path: str, key: str) -> Tensor:
-    import numpy as np
-
-    rows = np.load(path, allow_pickle=False)
-    if (size := Path(path).stat().st_size) != (whole := npy_header(Path(path)) + rows.nbytes):
-        raise ValueError(f"{size} bytes where its header says {whole}")
-    return torch.from_numpy(rows)
-
-
-def _read_safetensors(path: str, key: str) -> Tensor:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        names = list(file.keys())
-        if key not in names:
-            raise _NoKey(names)
-        rows, metadata = file.get_tensor(key), file.metadata() or {}
-    if metadata.get("format", "").startswith(
-        "semobridge-ext "
-    ):  # an inversion; others may mean another entry
-        _checksum.check("invert", path, metadata, names, {key: rows})
-    return rows
-
-
-def _read_pt(path: str, key: str) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-_READERS = {".npy": _read_npy, ".safetensors": _read_safetensors, ".pt": _read_pt}
-
-
-def _read_features(path: str, key: str) -> Tensor:
-    suffix = Path(path).suffix
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"invert: input must be an existing file or picto:<set>, got {path}")
-    if suffix not in (".npy", ".safetensors", ".pt"):
-        raise ValueError(
-            f"invert: input must be .safetensors, .npy or .pt, got {path}; convert it to one of them"
-        )
-    try:
-        found = _READERS[suffix](path, key)
-    except _NoKey as error:
-        raise ValueError(
-            f"invert: --key must be a tensor of {path}, got {key!r}; it has {error.args[0]}"
-        ) from error
-    except Exception as error:  # the three readers raise every kind at damaged bytes
-        told = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise ValueError(
-            f"invert: {path} must be a whole {suffix} file, got {told}; copy or write it again"
-        ) from error
-    if not isinstance(found, Tensor) or not found.is_floating_point() or found.dim() != 2:
-        raise ValueError(
-            f"invert: {path} must hold float features [N, D], got {_errors.describe(found)}; write them so"
-        )
-    return found
-
-
-def _read_folder(path: str, limit: int | None) -> tuple[Folder, Tensor]:
-    """Shards or a table, and its first rows [N, D] in memory."""
-    folder = open_features("invert", path)
-    for index in folder.shards():
-        folder.check_rows(index)
-    folder.check_finished()
-    parts, left = [], limit
-    for block in folder.blocks():
-        parts.append(block[:left].clone())
-        left = None if left is None else left - len(parts[-1])
-        if left == 0:
-            break
-    if not parts or len({part.shape[1] for part in parts}) > 1:
-        got = f"{sorted({part.shape[1] for part in parts})} in {path}" if parts else f"none in {path}"
-        remedy = "make them again, from one model"
-        raise ValueError(_errors.message("invert", "input", "hold rows of one width", got, remedy))
-    return folder, torch.cat(parts)
 
 
 def _write_table(
@@ -294,11 +202,11 @@ def perform(args: argparse.Namespace, tell: Tell) -> Inverted:
     names = models.resolve("invert", args.model, args.pretrained)
     encoder = models.load("invert", *names)
     if args.input.startswith("picto:"):
-        feats = _picto_features(args.input.removeprefix("picto:"), encoder.model, args.kind, args.limit)
+        feats = picto_features(args.input.removeprefix("picto:"), encoder.model, args.kind, args.limit)
     elif holds_features(args.input):
-        folder, feats = _read_folder(args.input, args.limit)
+        folder, feats = read_folder(args.input, args.limit)
     else:
-        feats = _read_features(args.input, args.key)
+        feats = read_features(args.input, args.key)
     feats = feats[: args.limit]
     init = _start(args, encoder.model, encoder.tokenizer, feats, tell)
     began = time.perf_counter()

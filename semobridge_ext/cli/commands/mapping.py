@@ -18,15 +18,16 @@ from semobridge_ext.cli.arguments import count
 from semobridge_ext.cli.engine import add_engine, cluster_of
 from semobridge_ext.cli.output import Tell, bar_off, tell
 from semobridge_ext.cli.results import Mapped
+from semobridge_ext.cli.shard_files import arrow
 from semobridge_ext.cli.shard_writer import Writer, source_facts
-from semobridge_ext.cli.shards import Folder, arrow
-from semobridge_ext.cli.table_writer import add_format, open_writer, with_texts
+from semobridge_ext.cli.shards import Folder
+from semobridge_ext.cli.table_writer import add_format, open_writer
 from semobridge_ext.cli.tables import open_features, texts_beside
 
 _DESCRIPTION = """\
 Applies a mapping to every row of a folder of shards and writes another one: unit rows, the same order,
-the same metadata. Reads 16384 rows at a time; interrupted, the same command goes on, and refuses shards,
-a mapping or a version that have changed since.
+the same metadata; text_emb goes along through the texts' side of the mapping. Reads 16384 rows at a time;
+interrupted, the same command goes on, and refuses shards, a mapping or a version that have changed since.
 """
 _EPILOG = """\
 mappings:
@@ -123,32 +124,44 @@ def _mapped(
     return mapped(folder.path, parts, data, args.dtype, cluster)
 
 
-def _texts_beside(folder: Folder, out: Writer, mapping: mappings.Mapping, tell: Tell) -> Folder | None:
-    """The texts that a table takes along, through their own side of the mapping."""
-    texts = None if out.layout == "shards" else texts_beside(folder)
+def _texts_beside(folder: Folder, mapping: mappings.Mapping, tell: Tell) -> Folder | None:
+    """The texts that go along through their own side of the mapping."""
+    texts = texts_beside(folder)
     if texts is not None and mapping.text is None:
         tell(f"{folder.path}: its texts are left out, {mapping.name} has no map for them")
         return None
+    if texts is not None and (lacking := sorted(set(folder.shards()) - set(texts.shards()))):
+        raise ValueError(
+            f"map: IN must have texts for every shard, got none for shard {lacking[0]} in {folder.path}; "
+            "make the folder again"
+        )
     return texts
 
 
-def _records(
-    folder: Folder, texts: Folder | None, index: int, mapping: mappings.Mapping, dtype: str
-) -> bytes:
-    metadata = folder.metadata_bytes(index)
-    if texts is None or mapping.text is None or not folder.shape(index)[0]:
-        return metadata
-    rows = mapping.text(texts.features(index).float()).numpy().astype(dtype)
-    return with_texts("map", metadata, rows)
+def _text_rows(texts: Folder, index: int, size: int, mapping: mappings.Mapping, dtype: str) -> np.ndarray:
+    """Those of one shard, [n, M]."""
+    assert mapping.text is not None
+    rows = texts.features(index)
+    if len(rows) != size:
+        raise ValueError(
+            f"map: IN must have a text for each of {size} rows of a shard, got {len(rows)}; "
+            "make the folder again"
+        )
+    return mapping.text(rows.float()).numpy().astype(dtype) if size else np.empty((0, 0), dtype)
 
 
 def _apply(
-    folder: Folder, out: Writer, index: int, mapped: Iterator[np.ndarray], dtype: str, metadata: bytes
+    folder: Folder,
+    out: Writer,
+    index: int,
+    mapped: Iterator[np.ndarray],
+    dtype: str,
+    texts: np.ndarray | None,
 ) -> int:
     """One shard, whose parts come next; its rows."""
     parts = folder.parts(index)
     size = parts[-1][2] if parts else 0
-    out.add(index, size, islice(mapped, len(parts)), dtype, metadata)
+    out.add(index, size, islice(mapped, len(parts)), dtype, folder.metadata_bytes(index), texts)
     return size
 
 
@@ -201,9 +214,9 @@ def perform(args: argparse.Namespace, tell: Tell) -> Mapped:
         "source_digest": source_facts(folder),
     }
     out, began, rows = open_writer("map", args.out, args.format), time.perf_counter(), 0
-    texts = _texts_beside(folder, out, mapping, tell)
+    texts = _texts_beside(folder, mapping, tell)
+    out.texts = texts is not None
     if texts is not None:
-        texts.shards()
         settings["texts_digest"] = source_facts(texts)
     with out.claim():
         first = out.begin(settings)
@@ -215,8 +228,12 @@ def perform(args: argparse.Namespace, tell: Tell) -> Mapped:
             tell(f"{args.out}: {first} shards are done, going on")
         mapped = _mapped(args, folder, indices[first:], mapping, data)
         for index in tqdm(indices[first:], unit="shard", desc="map", disable=bar_off(args.quiet)):
-            metadata = _records(folder, texts, index, mapping, args.dtype)
-            rows += _apply(folder, out, index, mapped, args.dtype, metadata)
+            beside = (
+                None
+                if texts is None
+                else _text_rows(texts, index, folder.shape(index)[0], mapping, args.dtype)
+            )
+            rows += _apply(folder, out, index, mapped, args.dtype, beside)
         seconds = time.perf_counter() - began
         summary = {
             "rows": out.row_total(), "resumed_at": first, "seconds": seconds,

@@ -24,7 +24,7 @@ from semobridge_ext.cli.named.torchvision_set import known
 from semobridge_ext.cli.output import has_matplotlib
 from semobridge_ext.cli.reproduction import fewshot, output, prompts, retrieval
 from semobridge_ext.cli.reproduction.published import PROTOCOLS, model_key
-from semobridge_ext.cli.shards import arrow
+from semobridge_ext.cli.shard_files import arrow
 from semobridge_ext.fewshot.study import reachable
 from semobridge_ext.fewshot.study_estimators import Options
 

@@ -99,9 +99,12 @@ def _warn_if_open(host: str) -> None:
 
 
 def _config(uvicorn: Any, app: Any) -> Any:
+    from semobridge_ext.cli.serve_protocol import PatientProtocol
+
     return uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, lifespan="off", ws="none",
-        proxy_headers=False, limit_concurrency=_MOST_CONNECTIONS, timeout_graceful_shutdown=5,
+        app, http=PatientProtocol, log_level="warning", access_log=False, server_header=False,
+        lifespan="off", ws="none", proxy_headers=False, limit_concurrency=_MOST_CONNECTIONS,
+        timeout_graceful_shutdown=5,
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import semobridge_ext as sb
 from semobridge_ext.cli import fewshot_problems, fewshot_store
-from semobridge_ext.cli.commands.invert import _read_features
+from semobridge_ext.cli.inversion_input import read_features
 from semobridge_ext.cli.listing import first_difference
 from semobridge_ext.cli.named.prompt_file import read_prompts
 from semobridge_ext.cli.named.split_file import read_split
@@ -142,7 +142,7 @@ def make_features(folder: Path) -> Path:
 
 
 def use_features(path: Path) -> Sequence[Tensor]:
-    return [_read_features(str(path), "features").float()]
+    return [read_features(str(path), "features").float()]
 
 
 # -- results and thresholds --------------------------------------------------------------------------
