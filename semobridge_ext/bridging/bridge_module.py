@@ -36,6 +36,17 @@ _FORMAT = "semobridge-ext bridge 1"
 FILE = {"text_projection": _schema.Field(("T", "D")), "inverse": _schema.Field(("D", "T"))}
 
 
+def _checked_atol(value: Any) -> float:
+    _numbers.check_number("Bridge", "atol", value, least=0, remedy="the paper uses 0.3")
+    return float(value)
+
+
+def _checked_length(value: Any) -> float:
+    remedy = "pass the mean length of the un-projected text features"
+    _numbers.check_number("Bridge", "text_length", value, above=0, remedy=remedy)
+    return float(value)
+
+
 class Bridge(nn.Module):
     """The closed-form bridge of one CLIP model.
 
@@ -95,16 +106,7 @@ class Bridge(nn.Module):
             raise ValueError(_errors.message("Bridge", "text_projection", "be 2-D", w, remedy))
         _errors.check_finite("Bridge", "text_projection", w, "reload the model's weights")
         w = with_bias("Bridge", "text_bias", w, text_bias)
-        for name, value in (("atol", atol), ("text_length", text_length)):
-            if not _numbers.is_real(value):
-                got = _errors.describe(value)
-                raise TypeError(_errors.message("Bridge", name, "be a number", got, "pass a float"))
-        if not 0 <= atol < float("inf"):
-            raise ValueError(_errors.message("Bridge", "atol", "be ≥ 0", atol, "the paper uses 0.3"))
-        if not 0 < text_length < float("inf"):
-            remedy = "pass the mean length of the un-projected text features"
-            raise ValueError(_errors.message("Bridge", "text_length", "be > 0", text_length, remedy))
-        self._atol, self._text_length = float(atol), float(text_length)
+        self._atol, self._text_length = _checked_atol(atol), _checked_length(text_length)
         with torch.inference_mode(False):  # tensors that count their writes, wherever the bridge is made
             self._set(w)
 
@@ -272,7 +274,7 @@ class Bridge(nn.Module):
 
     @atol.setter
     def atol(self, value: float) -> None:
-        self._atol = float(value)
+        self._atol = _checked_atol(value)
         self._forget()
 
     @property
@@ -281,7 +283,7 @@ class Bridge(nn.Module):
 
     @text_length.setter
     def text_length(self, value: float) -> None:
-        self._text_length = float(value)
+        self._text_length = _checked_length(value)
         self._forget()
 
     @property

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from semobridge_ext import _numbers
+from semobridge_ext import _errors, _numbers
 from semobridge_ext._ops.blend_logits.op import BlendOperand
 from semobridge_ext._ops.blend_logits.spec import BlendParams
 from semobridge_ext._ops.count_correct.op import CorrectCounter
@@ -39,26 +40,51 @@ class TuneResult(NamedTuple):
 
 
 def _space(
-    ranges: dict[str, tuple[float, float]] | None, fixed: dict[str, float], redundant: bool
+    ranges: dict[str, Any], fixed: dict[str, float], redundant: bool
 ) -> dict[str, tuple[float, float]]:
-    space = {**RANGES, **(ranges or {})}
-    for given in (ranges or {}), fixed:
-        unknown = set(given) - set(RANGES)
-        if unknown:
-            raise ValueError(
-                f"tune: ranges and fixed must name {list(RANGES)}, got {sorted(unknown)}; rename"
-            )
-    for name, (low, high) in space.items():
+    space = {**RANGES, **ranges}
+    for name, bounds in space.items():
+        listed = isinstance(bounds, (tuple, list, np.ndarray)) and len(bounds) == 2
+        if not listed or not all(map(_numbers.is_real, bounds)):
+            got, remedy = f"{name}: {_errors.describe(bounds)}", "pass (low, high)"
+            raise TypeError(_errors.message("tune", "ranges", "hold pairs of numbers", got, remedy))
+        low, high = bounds
         if not (math.isfinite(low) and math.isfinite(high) and 0 <= low <= high):
             raise ValueError(
                 f"tune: ranges must be finite with 0 <= low <= high, got {name}: {(low, high)}; fix it"
             )
-    explicit = redundant or any(n in fixed or n in (ranges or {}) for n in _LAMBDAS)
+    explicit = redundant or any(n in fixed or n in ranges for n in _LAMBDAS)
     if not explicit:
         for name in _LAMBDAS:
             del space[name]
         space |= SHARES
     return {name: bounds for name, bounds in space.items() if name not in fixed}
+
+
+def _named(argument: str, given: Any) -> dict[str, Any]:
+    """What is said of parameters of the blend, by name."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        remedy = 'pass for example {"s": ..}'
+        raise TypeError(_errors.message("tune", argument, "be a dictionary", _errors.describe(given), remedy))
+    unknown = [name for name in given if name not in RANGES]
+    if unknown:
+        contract = f"name {', '.join(RANGES)}"
+        raise ValueError(_errors.message("tune", argument, contract, repr(unknown[0]), "rename it"))
+    return dict(given)
+
+
+def _fixed(given: Any) -> dict[str, float]:
+    fixed = _named("fixed", given)
+    for name, value in fixed.items():
+        if not _numbers.is_real(value):
+            got, remedy = f"{name}: {_errors.describe(value)}", "leave it to the search"
+            raise TypeError(_errors.message("tune", "fixed", "hold numbers", got, remedy))
+    wild = {name: value for name, value in fixed.items() if not math.isfinite(value)}
+    if wild:
+        raise ValueError(f"tune: fixed must hold finite numbers, got {wild}; leave these to the search")
+    return {name: float(value) for name, value in fixed.items()}
 
 
 def _params(values: dict[str, float], fixed: dict[str, float]) -> BlendParams:
@@ -131,20 +157,23 @@ def tune_blend(
     (_ops/count_correct/op.py). Arguments as in ``SeMoBridgeClassifier.tune``.
 
     Raises:
-        ImportError: Optuna is asked for and missing. ValueError: unknown names, bad bounds or counts.
+        ImportError: Optuna is asked for and missing. TypeError, ValueError: unknown names, bad bounds,
+            numbers, seeds or counts.
     """
     for name, value in (("n_trials", n_trials), ("batch", batch)):
         if not _numbers.is_whole(value) or value < 1:
             raise ValueError(f"tune: {name} must be a whole number from 1 up, got {value!r}; try 1000")
-    fixed = {name: float(value) for name, value in (fixed or {}).items()}
-    wild = {name: value for name, value in fixed.items() if not math.isfinite(value)}
-    if wild:
-        raise ValueError(f"tune: fixed must hold finite numbers, got {wild}; leave these to the search")
-    space = _space(ranges, fixed, redundant)
+    remedy = "0 is the default"
+    _numbers.check_number("tune", "seed", seed, least=0, most=2**32 - 1, whole=True, remedy=remedy)
+    fixed = _fixed(fixed)
+    space = _space(_named("ranges", ranges), fixed, redundant)
     if isinstance(sampler, str) and sampler not in ("optuna", "random"):
         raise ValueError(
             f"tune: sampler must be 'optuna', 'random' or an Optuna sampler, got {sampler!r}; choose"
         )
+    if sampler is not None and not isinstance(sampler, str) and not hasattr(sampler, "sample_relative"):
+        contract, got = "be 'optuna', 'random' or an Optuna sampler", _errors.describe(sampler)
+        raise TypeError(_errors.message("tune", "sampler", contract, got, "choose"))
     source: Any = _Random(space, seed) if sampler == "random" else _Optuna(space, seed, sampler)
     objective = CorrectCounter(operand, x, labels, called="tune")
     history: list[tuple[BlendParams, float]] = []
