@@ -101,6 +101,13 @@ CASES: dict[str, Case] = {
             ("no teacher", lambda: kdpl(teacher=None), ValueError, r"KDPL\.fit: teacher must be given"),
         )
     },
+    **{
+        f"{kind.__name__} with beta=-1": (
+            lambda kind=kind: kind(TEXT, beta=-1.0).fit(ROWS, LABELS), ValueError,
+            rf"{kind.__name__}\.fit: beta must be ≥ 0, got float -1",
+        )
+        for kind in (sb.TipAdapter, sb.TipAdapterF, sb.APE, sb.APET)
+    },
     "from_bridge of a matrix": (
         lambda: sb.LinearMap.from_bridge(ROWS), TypeError, "LinearMap.from_bridge: bridge must be a Bridge",
     ),
