@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, KeysView, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -223,6 +223,11 @@ def codes(function: str, labels: Mapping[str, Any], device: torch.device | None)
         torch.tensor([place.setdefault(name, len(place)) for name in part], dtype=torch.int64, device=device)
         for part in given
     ]
+
+
+def is_unordered(value: Any) -> bool:
+    """A set, in which nothing stands before anything; the keys of a dictionary have an order."""
+    return isinstance(value, Set) and not isinstance(value, KeysView)
 
 
 def is_listed(value: Any) -> bool:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, KeysView, Mapping, Set
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from semobridge_ext import _errors, _numbers
+from semobridge_ext import _errors, _inputs, _numbers
 from semobridge_ext.clip.adapter import Adapter
 from semobridge_ext.clip.affine import NonlinearError, with_one
 from semobridge_ext.clip.families import adapter_of
@@ -79,7 +79,7 @@ def class_text_features(
     if isinstance(names, bytes) or not isinstance(names, Iterable):
         contract, remedy = "be class names", "pass a list of them"
         raise TypeError(_errors.message(_NAME, "names", contract, _errors.describe(names), remedy))
-    if isinstance(names, Set) and not isinstance(names, KeysView):
+    if _inputs.is_unordered(names):
         contract, remedy = "be class names in an order", "rows of text stand in the order of a list"
         raise TypeError(_errors.message(_NAME, "names", contract, _errors.describe(names), remedy))
     names = [names] if isinstance(names, str) else list(names)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, KeysView, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from semobridge_ext import _digest, _errors
+from semobridge_ext import _digest, _errors, _inputs
 from semobridge_ext.clip.blocks import Reader
 from semobridge_ext.clip.encode import batches, evaluating
 from semobridge_ext.clip.families import adapter_of
@@ -158,8 +158,8 @@ class PromptEncoder:
 
 def checked_names(function: str, names: Any, argument: str = "class_names", *, least: int = 1) -> list[str]:
     """Class names as strings: at least one (two: a softmax over one is 1), none twice."""
-    unordered = isinstance(names, Set) and not isinstance(names, KeysView)
-    if isinstance(names, (str, bytes)) or unordered or not isinstance(names, Iterable):
+    listed = isinstance(names, Iterable) and not isinstance(names, (str, bytes))
+    if not listed or _inputs.is_unordered(names):
         contract, remedy = "be a sequence of class names", "pass the names as a list"
         raise TypeError(_errors.message(function, argument, contract, _errors.describe(names), remedy))
     found = [name.item() if hasattr(name, "item") else name for name in names]

@@ -82,6 +82,10 @@ CASES: dict[str, Case] = {
             ("bytes", [b"ox"], "names must be .*, got bytes b'ox'"),
         )
     },
+    "encode_text of a set": (
+        lambda: sb.encode_text(sb.load_picto_clip()[0], {"ox", "cat"}), TypeError,
+        "encode_text: texts must be strings in an order, got set",
+    ),
     **{
         f"prompts, {name}": (call, kind, holds)
         for name, call, kind, holds in (
