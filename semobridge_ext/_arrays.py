@@ -72,6 +72,9 @@ def array(result: Tensor) -> Any:
 def whole(value: Any, device: torch.device | None = None) -> Any:
     """Whole numbers of any width, in a tensor, an array or a list, as an int64 tensor; else the value."""
     if isinstance(value, Tensor):
+        if value.dtype is torch.uint64 and value.layout is torch.strided:
+            numbers = value.view(torch.int64)  # negative where int64 does not reach
+            return value if not value.is_meta and bool((numbers < 0).any()) else numbers.clone()
         return value.long() if value.dtype in _NARROW and value.layout is torch.strided else value
     if not is_array(value) and not isinstance(value, (list, tuple, range)):
         return value

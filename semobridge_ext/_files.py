@@ -25,10 +25,12 @@ _LEFT = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp", re.DOTALL)  # a temporary file,
 
 
 def place(path: Any, function: str = "save") -> str:
-    """A path as text, with ``~`` resolved; TypeError for what is none."""
+    """A path as text, with ``~`` resolved; TypeError for what is none, ValueError for an empty text."""
     if not isinstance(path, (str, os.PathLike)):
         remedy = "pass the name of a file"
         raise TypeError(message(function, "path", "be a str or a path", describe(path), remedy))
+    if path == "":
+        raise ValueError(message(function, "path", "name a file", "''", "pass its name"))
     return os.path.expanduser(os.fspath(path))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, KeysView, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -210,7 +210,7 @@ def weights(function: str, value: Any, rows: int) -> Tensor | None:  # [M] float
 def codes(function: str, labels: Mapping[str, Any], device: torch.device | None) -> list[Any]:
     """Labels as int64 tensors, arguments by name: whole numbers as they are, names numbered in common."""
     found = [_arrays.whole(value, device) for value in labels.values()]
-    if all(isinstance(value, Tensor) for value in found):
+    if all(isinstance(value, Tensor) and value.dtype is not torch.uint64 for value in found):
         return found
     given = []
     for name, value in labels.items():
@@ -223,6 +223,11 @@ def codes(function: str, labels: Mapping[str, Any], device: torch.device | None)
         torch.tensor([place.setdefault(name, len(place)) for name in part], dtype=torch.int64, device=device)
         for part in given
     ]
+
+
+def is_unordered(value: Any) -> bool:
+    """A set, in which nothing stands before anything; the keys of a dictionary have an order."""
+    return isinstance(value, Set) and not isinstance(value, KeysView)
 
 
 def is_listed(value: Any) -> bool:
@@ -266,11 +271,12 @@ def order_of(values: Sequence[Hashable]) -> Tensor | None:  # [C] int64
 
 
 def as_array(values: Sequence[Hashable]) -> np.ndarray:
-    """A 1-D array of class names; tuples stay whole."""
+    """A 1-D array of class names; tuples stay whole, and so do numbers that int64 does not reach."""
     if (
         all(isinstance(v, (str, int, float, np.generic)) for v in values)
         and len({type(v) for v in values}) == 1
         and not any(isinstance(v, str) and v.endswith("\0") for v in values)  # NumPy would drop it
+        and not any(isinstance(v, int) and not -(1 << 63) <= v < 1 << 63 for v in values)
     ):
         return np.asarray(values)
     array = np.empty(len(values), dtype=object)

@@ -24,7 +24,13 @@ from semobridge_ext import _arrays, _errors, _files, _schema
 from semobridge_ext._ops.project_normalize.cpu import Projection
 from semobridge_ext._ops.project_normalize.op import project_normalize
 from semobridge_ext._ops.project_normalize.prepared import PreparedProjection
-from semobridge_ext.bridging.checks import check_numbers, checked_bias, checked_projection, checked_state
+from semobridge_ext.bridging.checks import (
+    checked_atol,
+    checked_bias,
+    checked_length,
+    checked_projection,
+    checked_state,
+)
 from semobridge_ext.bridging.fold import Fold, fold_of, packed_chain, packed_projector
 from semobridge_ext.runtime.choice import direct, plain
 from semobridge_ext.runtime.held import Held
@@ -89,8 +95,7 @@ class Bridge(nn.Module):
     ) -> None:
         super().__init__()
         w = checked_projection(text_projection, text_bias)
-        check_numbers(atol, text_length)
-        self._atol, self._text_length = float(atol), float(text_length)
+        self._atol, self._text_length = checked_atol(atol), checked_length(text_length)
         with torch.inference_mode(False):  # tensors that count their writes, wherever the bridge is made
             self._set(w)
 
@@ -250,7 +255,7 @@ class Bridge(nn.Module):
 
     @atol.setter
     def atol(self, value: float) -> None:
-        self._atol = float(value)
+        self._atol = checked_atol(value)
         self._forget()
 
     @property
@@ -259,7 +264,7 @@ class Bridge(nn.Module):
 
     @text_length.setter
     def text_length(self, value: float) -> None:
-        self._text_length = float(value)
+        self._text_length = checked_length(value)
         self._forget()
 
     @property

@@ -21,16 +21,15 @@ def checked_projection(text_projection: Any, text_bias: Any) -> Tensor:  # [T, D
     return with_bias("Bridge", "text_bias", w, text_bias)
 
 
-def check_numbers(atol: Any, text_length: Any) -> None:
-    for name, value in (("atol", atol), ("text_length", text_length)):
-        if not _numbers.is_real(value):
-            got = _errors.describe(value)
-            raise TypeError(_errors.message("Bridge", name, "be a number", got, "pass a float"))
-    if not 0 <= atol < float("inf"):
-        raise ValueError(_errors.message("Bridge", "atol", "be ≥ 0", atol, "the paper uses 0.3"))
-    if not 0 < text_length < float("inf"):
-        remedy = "pass the mean length of the un-projected text features"
-        raise ValueError(_errors.message("Bridge", "text_length", "be > 0", text_length, remedy))
+def checked_atol(value: Any) -> float:
+    _numbers.check_number("Bridge", "atol", value, least=0, remedy="the paper uses 0.3")
+    return float(value)
+
+
+def checked_length(value: Any) -> float:
+    remedy = "pass the mean length of the un-projected text features"
+    _numbers.check_number("Bridge", "text_length", value, above=0, remedy=remedy)
+    return float(value)
 
 
 def checked_state(state: Any) -> tuple[float, float]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from semobridge_ext import _errors, _numbers
+from semobridge_ext import _errors, _inputs, _numbers
 from semobridge_ext.clip.adapter import Adapter
 from semobridge_ext.clip.affine import NonlinearError, with_one
 from semobridge_ext.clip.families import adapter_of
@@ -81,7 +81,15 @@ def class_text_features(
     if isinstance(names, bytes) or not isinstance(names, Iterable):
         contract, remedy = "be class names", "pass a list of them"
         raise TypeError(_errors.message(_NAME, "names", contract, _errors.describe(names), remedy))
+    if _inputs.is_unordered(names):
+        contract, remedy = "be class names in an order", "rows of text stand in the order of a list"
+        raise TypeError(_errors.message(_NAME, "names", contract, _errors.describe(names), remedy))
     names = [names] if isinstance(names, str) else list(names)
+    for name in names:
+        nan = isinstance(name, float) and name != name
+        if name is None or nan or isinstance(name, bytes):  # a prompt would spell it out
+            contract, remedy = "be names that a prompt can hold", "pass texts"
+            raise TypeError(_errors.message(_NAME, "names", contract, _errors.describe(name), remedy))
     _numbers.check_number(_NAME, "batch_size", batch_size, least=1, whole=True, remedy="256 is the default")
     prompts, owners = _prompts(names, templates)
     adapter = adapter_of(_NAME, model)

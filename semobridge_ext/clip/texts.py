@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors, _numbers
+from semobridge_ext import _errors, _inputs, _numbers
 from semobridge_ext._engines.tower_descent.spec import Tower
 from semobridge_ext.clip.adapter import Adapter, TextInput
 from semobridge_ext.clip.blocks import Reader
@@ -104,6 +104,10 @@ def encode_text(
     if isinstance(texts, bytes) or not isinstance(texts, Iterable):
         contract, got = "be strings", _errors.describe(texts)
         raise TypeError(_errors.message("encode_text", "texts", contract, got, "pass a list of them"))
+    if _inputs.is_unordered(texts):
+        contract, got = "be strings in an order", _errors.describe(texts)
+        remedy = "the rows stand in the order of a list"
+        raise TypeError(_errors.message("encode_text", "texts", contract, got, remedy))
     texts = [texts] if isinstance(texts, str) else list(texts)
     for text in texts:
         if not isinstance(text, str):

@@ -258,6 +258,9 @@ def diagnose(
     _numbers.check_number(_NAME, "seed", seed, whole=True, remedy="0 is the default")
     if not _numbers.is_real(confidence) or not 0 < confidence < 1:
         raise ValueError(_errors.message(_NAME, "confidence", "lie in (0, 1)", confidence, "pass 0.95"))
+    # The result keeps them, and JSON knows no numbers of NumPy.
+    neighbours, bins, resamples, seed = int(neighbours), int(bins), int(resamples), int(seed)
+    confidence = float(confidence)
     if other is not None:
         other = _arrays.tensor(_NAME, "other", other)
         _errors.check_float_tensor(_NAME, "other", other)

@@ -239,11 +239,13 @@ class LDA(Growing, StoredEstimator):
             unused: what other estimators' ``tune`` takes; ignored. TypeError for what none takes.
 
         Raises:
-            ValueError: not fitted, another width, or a class that was not fitted.
+            ValueError: not fitted, or loaded from a file, which holds no sums; another width, or a class that
+                was not fitted.
         """
         self._check_unused(unused)
         x = self._queries("tune", X)
         codes = self._codes("tune", y, len(x))
+        self._check_sums("tune")
         best = (-1.0, 0.0)
         for rho in self.GRID:
             self._solve(rho)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
+from semobridge_ext import _numbers
 from semobridge_ext._ops.support_logits.op import support_logits
 from semobridge_ext._schema import SUMS, WHOLE, Field
 from semobridge_ext.fewshot import published
@@ -99,6 +100,8 @@ class TipAdapter(Growing, StoredEstimator):
         return self._fit_sums(X, y, sample_weight)
 
     def _open_sums(self, verb: str, labels: list[Hashable], x: Tensor, every: bool) -> Tensor:
+        where, remedy = f"{type(self).__name__}.{verb}", "tune(...) searches it"
+        _numbers.check_number(where, "beta", self.beta, least=0, remedy=remedy)
         codes = self._set_text(verb, labels, x.shape[1], every)
         dtype = compute_dtype(x.dtype)
         self.keys_ = torch.empty(0, x.shape[1], dtype=dtype, device=x.device)

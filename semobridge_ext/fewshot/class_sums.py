@@ -20,6 +20,7 @@ from semobridge_ext.bridging import Bridge
 from semobridge_ext.bridging.default import default_for, embedded_bridge
 from semobridge_ext.fewshot.estimator import exactly
 from semobridge_ext.fewshot.growing import Growing
+from semobridge_ext.runtime.held import Held
 from semobridge_ext.runtime.plain_modes import plain_modes
 from semobridge_ext.runtime.rows import compute_dtype
 
@@ -69,7 +70,7 @@ class ClassSums(Growing):
                 f"{type(self).__name__}.{verb}: X must have the bridge's width "
                 f"{bridge.text_projection.shape[1]}, got {x.shape[1]} features; take both from one model"
             )
-        return bridge
+        return _of_this_moment(bridge)
 
     def _add_to_sums(self, x: Tensor, codes: Tensor, weights: Tensor | None) -> None:
         wide = x.to(compute_dtype(x.dtype))
@@ -192,3 +193,10 @@ class ClassSums(Growing):
 
     def _grow(self, classes: int) -> None:
         """For what a subclass keeps per class."""
+
+
+def _of_this_moment(bridge: Bridge) -> Bridge:
+    """A copy: the sums of shots belong to these matrices, whatever the caller makes of theirs later."""
+    fold, own = bridge._fold(), copy.deepcopy(bridge)
+    own._fold_cache = Held(*own._matrices()), fold  # the decomposition need not be made again
+    return own

@@ -31,8 +31,8 @@ class SeMoBridgeClassifier(ClassSums):
     """Few-shot classification with text, bridged shots and bridged queries, blended.
 
     Args:
-        bridge: a Bridge, a CLIP model, ``"picto"``; None: what ``sb.use`` set. ``"identity"`` bridges
-            nothing: the control, and the form for features of no CLIP model.
+        bridge: a Bridge, a CLIP model, ``"picto"``; None: what ``sb.use`` set. ``fit`` takes a copy.
+            ``"identity"`` bridges nothing: the control, and the form for features of no CLIP model.
         text_features: [C, D] class text features t_c (any length; normalised here), in the order of
             ``class_names``; None: no text, z1 = 0 and every class weighs the same in the blend.
         class_names: C hashable names of the rows of text; None: 0..C-1 with text, what y holds without.

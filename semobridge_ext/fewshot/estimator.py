@@ -205,7 +205,8 @@ class FewShotEstimator(Conventions):
     ) -> list[Self]:
         """One fitted copy per seed, each on its own draw of ``shots`` per class from (X, y).
 
-        For one seed the draws are nested in ``shots`` (see draws.sample_support).
+        For one seed the draws are nested in ``shots`` (see draws.sample_support). A class with fewer rows
+        gives all it has.
 
         Args:
             X: [M, D] raw features of the training part alone, a floating-point tensor or array.
@@ -215,7 +216,7 @@ class FewShotEstimator(Conventions):
             fit_arguments: go to every ``fit``.
 
         Raises:
-            ValueError: a class with fewer rows than ``shots``.
+            TypeError, ValueError: shots or seeds that are no counts; as ``fit``.
         """
         where = f"{type(self).__name__}.fit_seeds"
         _numbers.check_number(where, "shots", shots, least=1, whole=True, remedy="try 1, 2, 4 and 8")
@@ -225,7 +226,9 @@ class FewShotEstimator(Conventions):
             _numbers.check_number(where, "seeds", seed, least=0, most=2**32 - 1, whole=True, remedy=remedy)
         x, labels = self._support("fit_seeds", X, y)
         given = getattr(self, "class_names", None)
-        names = _inputs.ordered(labels) if given is None else list(given)
+        names: list[Hashable] = _inputs.ordered(labels) if given is None else list(given)
+        if numbers_of_names(labels, names):
+            names = [*range(len(names))]
         codes = _inputs.encode(where, labels, names, self._unknown)
         fitted = []
         for seed in seeds:

@@ -51,10 +51,11 @@ class Growing(FewShotEstimator):
         return x, labels, weights
 
     def _fit_sums(self, X: Any, y: Any, sample_weight: Any) -> Self:
-        x, labels, weights = self._weighted("fit", X, y, sample_weight)
-        codes = self._open_sums("fit", labels, x, True)
-        self._add_to_sums(x, codes, weights)
-        self._close_sums()
+        with unchanged_on_error(self):
+            x, labels, weights = self._weighted("fit", X, y, sample_weight)
+            codes = self._open_sums("fit", labels, x, True)
+            self._add_to_sums(x, codes, weights)
+            self._close_sums()
         return self
 
     @plain_modes()
@@ -84,13 +85,17 @@ class Growing(FewShotEstimator):
                 self._close_sums()
         return self
 
+    def _check_sums(self, verb: str) -> None:
+        if not hasattr(self, self._sums):
+            where, remedy = f"{type(self).__name__}.{verb}", "call fit(X, y) with all shots"
+            got = "an estimator from a file without them"
+            raise ValueError(_errors.message(where, "self", "hold its sums", got, remedy))
+
     def _part(self, X: Any, y: Any, classes: Any, sample_weight: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         """One part of the shots, checked; the first part fixes the classes."""
         where, started = f"{type(self).__name__}.partial_fit", hasattr(self, "classes_")
-        if started and not hasattr(self, self._sums):
-            got, remedy = "an estimator from a file without them", "call fit(X, y) with all shots"
-            raise ValueError(_errors.message(where, "self", "hold its sums", got, remedy))
         if started:
+            self._check_sums("partial_fit")
             check_feature_names(self, where, X)
         x, labels, weights = self._weighted("partial_fit", X, y, sample_weight)
         names = None

@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 
 from semobridge_ext import _errors
 from semobridge_ext._schema import SUMS, WHOLE, Field
-from semobridge_ext.fewshot.estimator import exactly
+from semobridge_ext.fewshot.estimator import exactly, unchanged_on_error
 from semobridge_ext.fewshot.stored_estimator import StoredEstimator
 from semobridge_ext.runtime.plain_modes import plain_modes
 
@@ -96,6 +96,7 @@ class ProKeR(StoredEstimator):
             TypeError, ValueError: features that are no finite floating-point rows, a class without a shot,
                 a label without text, widths that differ, a beta below 0 or a ridge of 0 and less.
             NotImplementedError: more than ``ROWS`` shots, whose kernel has M² values.
+                The estimator is then as it was.
         """
         where = "ProKeR.fit"
         self._check_numbers("fit")
@@ -103,14 +104,15 @@ class ProKeR(StoredEstimator):
             raise ValueError(_errors.message(where, "beta", "be ≥ 0", self.beta, "tune(...) searches it"))
         if self.ridge <= 0:
             raise ValueError(_errors.message(where, "ridge", "be > 0", self.ridge, "tune(...) searches it"))
-        keys, labels = self._support_beside_text("fit", X, y)
-        if len(keys) > self.ROWS:
-            remedy = "draw fewer shots, or use GDA, whose memory does not grow with them"
-            contract = f"have at most {self.ROWS} rows, as the kernel has their square"
-            raise NotImplementedError(_errors.message(where, "X", contract, keys, remedy))
-        self.keys_, self.labels_ = keys, labels
-        with exactly(keys.device):
-            self._solve(float(self.beta), float(self.ridge))
+        with unchanged_on_error(self):
+            keys, labels = self._support_beside_text("fit", X, y)
+            if len(keys) > self.ROWS:
+                remedy = "draw fewer shots, or use GDA, whose memory does not grow with them"
+                contract = f"have at most {self.ROWS} rows, as the kernel has their square"
+                raise NotImplementedError(_errors.message(where, "X", contract, keys, remedy))
+            self.keys_, self.labels_ = keys, labels
+            with exactly(keys.device):
+                self._solve(float(self.beta), float(self.ridge))
         return self
 
     @classmethod

@@ -54,28 +54,26 @@ def _named(called: str, argument: str, given: Any) -> dict[str, Any]:
 
 
 def _bounds(called: str, name: str, given: Any) -> tuple[float, float]:
-    try:
-        low, high = map(float, given)
-    except (TypeError, ValueError):
-        low = high = math.nan
+    contract = "hold pairs of finite numbers with 0 <= low <= high"
+    remedy = f"the search takes {RANGES[name]} where none is given"
+    listed = isinstance(given, (tuple, list, np.ndarray)) and len(given) == 2
+    if not listed or not all(map(_numbers.is_real, given)):
+        raise TypeError(_errors.message(called, "ranges", contract, f"{name}: {given!r}", remedy))
+    low, high = map(float, given)
     if not (math.isfinite(low) and math.isfinite(high) and 0 <= low <= high):
-        contract = "hold pairs of finite numbers with 0 <= low <= high"
-        remedy = f"the search takes {RANGES[name]} where none is given"
         raise ValueError(_errors.message(called, "ranges", contract, f"{name}: {given!r}", remedy))
     return low, high
 
 
 def _fixed(called: str, given: Any) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for name, value in _named(called, "fixed", given).items():
-        try:
-            found[name] = float(value)
-        except (TypeError, ValueError, OverflowError):
-            found[name] = math.nan
-        if not math.isfinite(found[name]):
-            got, remedy = f"{name}: {value!r}", "leave it to the search"
-            raise ValueError(_errors.message(called, "fixed", "hold finite numbers", got, remedy))
-    return found
+    found = _named(called, "fixed", given)
+    for name, value in found.items():
+        contract, got, remedy = "hold finite numbers", f"{name}: {value!r}", "leave it to the search"
+        if not _numbers.is_real(value):
+            raise TypeError(_errors.message(called, "fixed", contract, got, remedy))
+        if not math.isfinite(value):
+            raise ValueError(_errors.message(called, "fixed", contract, got, remedy))
+    return {name: float(value) for name, value in found.items()}
 
 
 def _space(
@@ -161,18 +159,24 @@ def tune_blend(
     (_ops/count_correct/op.py). Arguments as in ``SeMoBridgeClassifier.tune``; ``called`` begins the errors.
 
     Raises:
-        ImportError: Optuna is asked for and missing. ValueError: unknown names, bad bounds or counts.
+        ImportError: Optuna is asked for and missing. TypeError, ValueError: unknown names, bad bounds,
+            numbers, seeds or counts.
     """
     for name, value in (("n_trials", n_trials), ("batch", batch)):
         if not _numbers.is_whole(value) or value < 1:
             contract = "be a whole number from 1 up"
             raise ValueError(_errors.message(called, name, contract, _errors.describe(value), "try 1000"))
+    remedy = "0 is the default"
+    _numbers.check_number(called, "seed", seed, least=0, most=2**32 - 1, whole=True, remedy=remedy)
     fixed = _fixed(called, fixed)
     given = _named(called, "ranges", ranges)
     space = _space({name: _bounds(called, name, pair) for name, pair in given.items()}, fixed, redundant)
     if isinstance(sampler, str) and sampler not in ("optuna", "random"):
         contract = "be 'optuna', 'random' or an Optuna sampler"
         raise ValueError(_errors.message(called, "sampler", contract, repr(sampler), "choose one of them"))
+    if sampler is not None and not isinstance(sampler, str) and not hasattr(sampler, "sample_relative"):
+        contract, got = "be 'optuna', 'random' or an Optuna sampler", _errors.describe(sampler)
+        raise TypeError(_errors.message(called, "sampler", contract, got, "choose one of them"))
     source: Any = _Random(space, seed) if sampler == "random" else _Optuna(called, space, seed, sampler)
     objective = CorrectCounter(operand, x, labels, called=called)
     history: list[tuple[BlendParams, float]] = []

@@ -13,6 +13,7 @@ from semobridge_ext.handover.folder import ExportFolder
 from semobridge_ext.handover.rows import Rows
 from semobridge_ext.handover.sources import NAME, Held, Shards, Source
 from semobridge_ext.handover.task import Task, Written
+from semobridge_ext.retrieval import Gallery
 
 FORMATS = ("faiss", "faiss:FACTORY", "fbin", "f16bin", "lance", "milvus-parquet")
 
@@ -57,7 +58,7 @@ def _write(kind: str, task: Task) -> Written:
 
 
 def export_gallery(
-    gallery: Any,  # path of shards, or [G, D]
+    gallery: Any,  # path of shards, a Gallery, or [G, D]
     out: Any,
     *,
     format: str = "faiss",
@@ -76,8 +77,9 @@ def export_gallery(
 
     Args:
         gallery: the path of a folder of shards (``semobridge-ext extract`` or ``map``, or clip-retrieval), of
-            a Parquet file, a folder of such files or a Lance data set with a column of vectors; or rows
-            [G, D] of any float dtype, a tensor or an array that may be memory-mapped.
+            a Parquet file, a folder of such files or a Lance data set with a column of vectors; a `Gallery`,
+            whose ids go along; or rows [G, D] of any float dtype, a tensor or an array that may be
+            memory-mapped.
         out: the folder to write; made if absent.
         format: "faiss": an exact IndexFlatIP. "faiss:FACTORY": what FAISS's factory makes of the string, such
             as "faiss:IVF1024,Flat", trained on a sample of rows. "fbin", "f16bin": float32 or float16 rows
@@ -124,6 +126,9 @@ def export_gallery(
 
     kind, factory = _split(format)
     _check_counts(train=train, seed=seed, file_rows=file_rows)
+    if isinstance(gallery, Gallery):
+        held = gallery._held  # rows and ids of one moment
+        gallery, ids = held.rows(), held.ids if ids is None else ids
     folder, source = ExportFolder(out), _source(gallery, metadata)
     if not source.count or not source.width:
         raise ValueError(_errors.message(NAME, "gallery", "hold rows", "none", "extract some images"))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from semobridge_ext import _errors, _inputs
+from semobridge_ext import _errors, _inputs, _numbers
 
 UNKNOWN = -1
 _UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
@@ -69,6 +69,7 @@ def finding_names(where: str, findings: Any) -> list[Hashable]:
     if isinstance(findings, Tensor):
         _errors.check_values(where, "findings", findings)
     names = findings.tolist() if isinstance(findings, (Tensor, np.ndarray)) else list(findings)
+    names = [_numbers.python(name) for name in names]
     for name in names:
         try:
             hash(name)

@@ -322,7 +322,12 @@ class IsoCLIP(Cuts):
         if _arrays.is_array(x):
             means, classes = self.class_means(_arrays.tensor(where, "x", x), labels, compress=compress)
             return _arrays.array(means), classes
-        names = _inputs.names(where, labels, len(x))
+        width = self._spectrum().width(self._side(where, None))
+        if _errors.check_float_tensor(where, "x", x).dim() != 2:
+            remedy = "pass one row per image or text"
+            raise ValueError(_errors.message(where, "x", f"be [N, {width}]", x, remedy))
+        _errors.check_values(where, "x", x)
+        names = _inputs.names(where, labels, len(x), argument="labels", of="x")
         classes = _inputs.ordered(names)
         codes = _inputs.encode(where, names, classes).to(x.device)
         sums = torch.zeros(len(classes), x.shape[1], dtype=torch.float64, device=x.device)

@@ -102,6 +102,10 @@ class LinearMap:
     @classmethod
     def from_bridge(cls, bridge: Any) -> LinearMap:
         """The normalised bridge as one D×D matrix, ``norm(f W⁺ W)``, whatever its inverse is now."""
+        if not hasattr(bridge, "_fold"):
+            name, remedy = "LinearMap.from_bridge", "make one with sb.Bridge(text_projection)"
+            got = _errors.describe(bridge)
+            raise TypeError(_errors.message(name, "bridge", "be a Bridge", got, remedy))
         return cls(bridge._fold().projector)
 
     @classmethod

@@ -193,7 +193,8 @@ class CoOp(PromptLearner):
         return self._fit(where, encoder, rows, y, checkpoint)
 
     def _fit(self, where: str, encoder: PromptEncoder, rows: ImageRows, y: Any, checkpoint: Any) -> Self:
-        names: list[str] = _inputs.ordered(checked_names(where, self.class_names))  # type: ignore[assignment]
+        given = checked_names(where, self.class_names, least=2)
+        names: list[str] = _inputs.ordered(given)  # type: ignore[assignment]
         codes = _inputs.encode(where, _inputs.names(where, y, rows.count), names)
         with exactly(encoder.device):
             context = self._first_context(where, encoder, len(names))

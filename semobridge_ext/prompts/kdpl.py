@@ -255,14 +255,20 @@ class KDPL(PromptLearner):
             remedy = "pass the names of the classes, or a dictionary where they are unknown"
             raise ValueError(_errors.message(where, "class_names", "stand for dictionary", got, remedy))
         if self.class_names is None:
-            return checked_names(where, self.dictionary, "dictionary")
-        return checked_names(where, self.class_names)
+            if self.keep < 2:
+                remedy = "the teacher is 1 on a single name, and nothing is learned"
+                raise ValueError(_errors.message(where, "keep", "be at least 2", self.keep, remedy))
+            return checked_names(where, self.dictionary, "dictionary", least=2)
+        return checked_names(where, self.class_names, least=2)
 
     def _teacher_rows(self, where: str, given: list[str], names: list[str]) -> Tensor:  # [K, E] unit rows
         if isinstance(self.teacher, nn.Module):
             plain = [name.replace("_", " ") for name in names]
             templates, tokenizer = self.teacher_templates, self.teacher_tokenizer
             return class_text_features(self.teacher, plain, templates, tokenizer=tokenizer).projected
+        if self.teacher is None:  # as a file leaves it
+            remedy = "set_params(teacher=...) takes text features or a model; files hold none"
+            raise ValueError(_errors.message(where, "teacher", "be given", "none", remedy))
         rows = _inputs.features(where, "teacher", self.teacher)
         if len(rows) != len(names):
             contract, remedy = f"have {len(names)} rows", "one per name, in the order of the names"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semobridge_ext import _digest, _errors
+from semobridge_ext import _digest, _errors, _inputs
 from semobridge_ext.clip.blocks import Reader
 from semobridge_ext.clip.encode import batches, evaluating
 from semobridge_ext.clip.families import adapter_of
@@ -156,11 +156,12 @@ class PromptEncoder:
             )
 
 
-def checked_names(function: str, names: Any, argument: str = "class_names") -> list[str]:
-    """Class names as strings: at least one, none twice."""
-    if isinstance(names, (str, bytes)) or not isinstance(names, Iterable):
-        remedy = "pass the names as a list"
-        raise TypeError(_errors.message(function, argument, "be a sequence of class names", names, remedy))
+def checked_names(function: str, names: Any, argument: str = "class_names", *, least: int = 1) -> list[str]:
+    """Class names as strings: at least one (two: a softmax over one is 1), none twice."""
+    listed = isinstance(names, Iterable) and not isinstance(names, (str, bytes))
+    if not listed or _inputs.is_unordered(names):
+        contract, remedy = "be a sequence of class names", "pass the names as a list"
+        raise TypeError(_errors.message(function, argument, contract, _errors.describe(names), remedy))
     found = [name.item() if hasattr(name, "item") else name for name in names]
     for name in found:
         if not isinstance(name, str) or not name.strip():
@@ -169,6 +170,9 @@ def checked_names(function: str, names: Any, argument: str = "class_names") -> l
     if not found:
         remedy = "pass the names of the classes"
         raise ValueError(_errors.message(function, argument, "hold a name", "none", remedy))
+    if len(found) < least:
+        got, remedy = f"{found[0]!r} alone", "with one there is nothing to tell apart"
+        raise ValueError(_errors.message(function, argument, "hold two names", got, remedy))
     if len(set(found)) != len(found):
         twice = next(name for name in found if found.count(name) > 1)
         raise ValueError(_errors.message(function, argument, "be distinct", twice, "merge them"))

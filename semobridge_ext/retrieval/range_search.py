@@ -40,13 +40,15 @@ def above(
     """
     found: dict[int, tuple[Tensor, Tensor]] = {}
     open_queries, k = torch.arange(count), min(_FIRST, most)
+    if threshold == -torch.inf:  # every number reaches it, and NaN, which reaches none, stands among them
+        k = most
     while len(open_queries):
         scores, indices = search(open_queries, k)
         inside = scores >= threshold
         counts = inside.sum(dim=1).tolist()
-        for n, hits, row, numbers in zip(open_queries.tolist(), counts, scores, indices, strict=True):
+        for i, (n, hits) in enumerate(zip(open_queries.tolist(), counts, strict=True)):
             if hits < k or k == most:
-                row, numbers = row[:hits], numbers[:hits]
+                row, numbers = scores[i][inside[i]], indices[i][inside[i]]
                 kept = numbers >= 0 if exclude is None else numbers != exclude[n]
                 found[n] = row[kept], numbers[kept]
         full = torch.tensor([hits == k and k < most for hits in counts], dtype=torch.bool)

@@ -98,6 +98,28 @@ def test_a_class_added_in_between(model: str):
     assert clf.score(p.queries, targets) > 0.5
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        [3, 2**63 + 1, 2**63 + 3, 5],
+        [2**63, 2**63 + 1, 2**64 - 1, 2**63 + 3],
+        [-1, 2**63 + 1, 0, 1],
+        [2**70, 1, 2, 3],
+    ],
+)
+def test_numbers_of_any_size_keep_their_digits(names: list[int], tmp_path: Path):
+    """As float64 2⁶³ + 1 would be 2⁶³; PyTorch knows no row numbers of uint64."""
+    p, _, _ = problem()
+    y, targets = ([names[i] for i in part.tolist()] for part in (p.labels, p.targets))
+    clf = sb.GDA(p.text, class_names=names).fit(p.shots, y)
+    clf.save(tmp_path / "gda")
+    for which in (clf, sb.GDA.load(tmp_path / "gda")):
+        assert which.classes_.tolist() == sorted(names)
+        for found in (which.predict(p.queries), which.predict(p.queries.numpy())):
+            assert {type(name) for name in found.tolist()} == {int} and set(found.tolist()) <= set(names)
+        assert which.score(p.queries, targets) > 0.5
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_files_of_unsorted_classes_still_load(model: str, tmp_path: Path):
     """0.1.0 wrote the classes as they were given."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 import semobridge_ext as sb
 from semobridge_ext._ops.blend_logits.eager import class_exponents
-from tests.support.assertions import assert_close, assert_figures, name_of
+from tests.support.assertions import assert_close, assert_figures, assert_same_bits, name_of
 from tests.support.problems import Problem, make, reference_blocks, reference_logits
 from tests.support.tolerances import tolerance
 
@@ -275,3 +276,21 @@ def test_shots_meet_the_bridge_on_their_own_device() -> None:
         rows = clf._bridge_shots(p.shots.to("meta"), p.labels.to("meta"))
         assert rows.device.type == "meta" and rows.shape == p.shots.shape
         assert clf.bridge_.inverse.device.type == clf.bridge_.text_projection.device.type == "cpu"
+
+
+def test_a_bridge_that_is_written_to_after_the_fit(tmp_path: Path):
+    """The caller may train the bridge on: sums, file and later shots stay with the one that was fitted."""
+    p = make(4, 3, 20)
+    bridge = p.bridge()
+    clf = sb.SeMoBridgeClassifier(bridge, p.text).fit(p.shots, p.labels)
+    whole = sb.SeMoBridgeClassifier(p.bridge(), p.text)
+    whole.fit(torch.cat([p.shots, p.queries[:5]]), torch.cat([p.labels, p.targets[:5]]))
+    before = clf.logits(p.queries)
+    with torch.no_grad():
+        bridge.inverse.copy_(torch.randn(bridge.inverse.shape))
+    bridge.text_length = 3.0
+    clf.save(tmp_path / "clf")
+    assert_same_bits(sb.SeMoBridgeClassifier.load(tmp_path / "clf").logits(p.queries), before)
+    clf.add_shots(p.queries[:5], p.targets[:5])
+    assert_close(clf.logits(p.queries), whole.logits(p.queries).double(), "logits")
+    assert clf.get_params()["bridge"] is bridge

@@ -63,6 +63,17 @@ def test_clone_of_estimators_with_text(name):
     assert [len(c.predict(p.queries)) for c in drawn] == [20, 20]
 
 
+def test_draws_take_what_fit_takes():
+    """Numbers of the names, as scikit-learn's ensembles pass them, and classes of fewer rows than shots."""
+    p = make(4, 3, 20)
+    named = sb.GDA(p.text, class_names=["a", "b", "c", "d"])
+    (drawn,) = named.fit_seeds(p.shots, p.labels, shots=3, seeds=(0,))
+    assert torch.equal(drawn.logits(p.queries), sb.GDA(p.text).fit(p.shots, p.labels).logits(p.queries))
+    few = (p.labels != 2).nonzero().flatten().tolist() + (p.labels == 2).nonzero().flatten().tolist()[:1]
+    (all_there,) = sb.TipAdapter(p.text).fit_seeds(p.shots[few], p.labels[few], shots=3, seeds=(0,))
+    assert torch.bincount(all_there.labels_).tolist() == [3, 3, 1, 3]
+
+
 @pytest.mark.parametrize("name", CLOSED)
 def test_two_classes_and_names(name):
     """Scores of two classes are one column, files keep names, and no pickle is read or written."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -142,7 +143,9 @@ KINDS: dict[str, Callable[[Tensor], Any]] = {
     "int64": lambda y: y,
     "int32": lambda y: y.int(),
     "uint8": lambda y: y.to(torch.uint8),
+    "uint64": lambda y: y.to(torch.uint64),
     "array": lambda y: y.numpy(),
+    "uint64 array": lambda y: y.numpy().astype(np.uint64),
     "int32 array": lambda y: y.numpy().astype(np.int32),
     "list": lambda y: y.tolist(),
     "list of NumPy's": lambda y: list(y.numpy()),
@@ -166,6 +169,15 @@ def test_whole_numbers_of_every_kind_are_labels(kind: str) -> None:
     own = KINDS[kind](torch.arange(6))
     found = sb.topk(ROWS, ROWS, 5, exclude=own).indices.tolist()
     assert found == [[g for g in row if g != i] for i, row in enumerate(without)]
+
+
+def test_whole_numbers_beyond_63_bits_are_names_or_refused() -> None:
+    large = torch.tensor([2**63 + i for i in LABELS.tolist()], dtype=torch.uint64)
+    want = sb.retrieval_metrics(ROWS, ROWS, LABELS, LABELS)
+    for y in (large, large.numpy(), large.tolist()):
+        assert sb.retrieval_metrics(ROWS, ROWS, y, y) == want
+        with pytest.raises(TypeError, match="labels must be whole numbers"):
+            sb.support_logits(ROWS, ROWS, y, 3)
 
 
 @pytest.mark.parametrize("names", [NAMES, tuple(NAMES), np.array(NAMES), np.array(NAMES, dtype=object)])
@@ -211,6 +223,21 @@ def test_numbers_of_numpy_are_numbers(tmp_path: Any) -> None:
         clf: Any = make().fit(ROWS, LABELS)
         clf.save(tmp_path / "clf")
         assert type(clf).load(tmp_path / "clf").predict(ROWS).tolist() == clf.predict(ROWS).tolist()
+
+
+def test_results_of_numbers_of_numpy_are_written(tmp_path: Any) -> None:
+    given = {"recall_at": np.array([1, 2]), "resamples": np.int64(9), "confidence": np.float32(0.5)}
+    found = sb.diagnose(ROWS, LABELS, **given, seed=np.int64(3), neighbours=np.int8(2))
+    plain = sb.diagnose(ROWS, LABELS, recall_at=(1, 2), resamples=9, confidence=0.5, seed=3, neighbours=2)
+    assert json.dumps(found.to_dict()) == json.dumps(plain.to_dict())
+    prompts, names = (
+        torch.randn(2, 2, 4, generator=torch.Generator().manual_seed(0)),
+        [np.int64(7), np.str_("a")],
+    )
+    tuned = sb.RETune(epochs=1).fit(ROWS, torch.eye(2).repeat(3, 1), prompts, findings=names)
+    tuned.save(tmp_path / "tuned")
+    assert sb.RETune.load(tmp_path / "tuned").findings_ == [7, "a"] == tuned.findings_
+    assert [type(name) for name in tuned.findings_] == [int, str]
 
 
 def test_an_inversion_in_arrays_fits_a_map() -> None:

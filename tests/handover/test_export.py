@@ -32,6 +32,23 @@ def query(out: Path, x: Tensor, monkeypatch, lines: int = QUERY) -> Tensor:
     return torch.from_numpy(run_lines(code_of(out / "README.txt")[:lines], x=x.numpy())["q"])
 
 
+def test_a_gallery_goes_as_its_rows_with_its_ids(tmp_path: Path):
+    rows = clustered(40, 8)
+    gallery = sb.Gallery(rows[:30], ids=range(100, 130), normalize=True).add(rows[30:], range(200, 210))
+    gallery.remove([100, 205])
+    kept = [i for i in range(40) if i not in (0, 35)]
+    ids = [*range(101, 130), *range(200, 205), *range(206, 210)]
+    sb.export_gallery(gallery, tmp_path / "gallery", format="fbin")
+    sb.export_gallery(rows[kept], tmp_path / "rows", format="fbin", ids=ids)
+    assert_close(stored(tmp_path / "gallery"), stored(tmp_path / "rows").double(), "op")
+    files = [{file.name for file in (tmp_path / name).iterdir()} for name in ("gallery", "rows")]
+    assert files[0] == files[1]
+    (named,) = [name for name in files[0] if "ids" in name]
+    assert (tmp_path / "gallery" / named).read_bytes() == (tmp_path / "rows" / named).read_bytes()
+    with pytest.raises(ValueError, match="ids must differ"):
+        sb.export_gallery(gallery, tmp_path / "twice", format="fbin", ids=[1] * 38)
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
     """Features of 12 drawings, and what `map` makes of them."""

@@ -290,6 +290,16 @@ def test_range_search_finds_all_above(threshold: float):
             assert np.array_equal(hits.scores[part], products[n, want])
 
 
+def test_a_nan_score_reaches_not_even_minus_infinity():
+    rows = torch.ones(200, 1)
+    rows[::3], rows[1::3] = float("nan"), -float("inf")
+    for normal in (200, 65):  # NaN stands among the first 64 rows of minus infinity, and behind them
+        hits = sb.Gallery(rows[:normal]).range_search(torch.ones(1, 1), -float("inf"))
+        best = [i for i in range(normal) if i % 3 == 2]
+        assert hits.indices.tolist() == best + [i for i in range(normal) if i % 3 == 1]
+        assert not torch.isnan(hits.scores).any()
+
+
 # -- what is refused ----------------------------------------------------------------------------------
 
 TWO = torch.ones(2, 4)
