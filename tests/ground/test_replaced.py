@@ -168,6 +168,7 @@ else:
 plain = os.dup(1)
 os.dup2(stdout, 1)
 os.close(stdout)
+sys.stdout = open(1, "w", closefd=False)  # holds back what is printed, whatever PYTHONUNBUFFERED says
 print("before")
 _files.write_text(link, "figures\\n")
 print("after")
