@@ -6,9 +6,11 @@ import atexit
 import functools
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +90,15 @@ class Program(NamedTuple):
     arguments: Sequence[str] = ()
 
 
+def command_line(*words: object) -> Program:
+    """`semobridge-ext words`, on one thread."""
+    code = (
+        "import sys, torch\nfrom semobridge_ext import cli\n"
+        "torch.set_num_threads(1)\nsys.exit(cli.main(sys.argv[1:]))\n"
+    )
+    return Program(code, {}, [str(word) for word in words])
+
+
 @dataclass
 class Started:
     """A program in the midst of its run; what it prints is read from `stdout`."""
@@ -107,6 +118,14 @@ class Started:
             self._status = self._wait()
             self.stdout.close()
         return self._status
+
+    def killed_when(self, ready: Callable[[], bool], seconds: float = 120.0) -> int:
+        """Kills it once `ready` says so; its status is another one where it printed or ended before."""
+        until = time.monotonic() + seconds
+        while not ready() and time.monotonic() < until:
+            if select.select([self.stdout], [], [], 0.005)[0]:
+                break
+        return self.end(kill=True)
 
 
 class FreshProcesses:
