@@ -7,6 +7,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Processes that share the tests; a session of one process: `pytest tests`.
 WORKERS ?= $(shell n=$$(nproc); echo $$(( n < 8 ? n : 8 )))
 PYTEST := $(BIN)/python -m pytest tests -n $(WORKERS) --dist worksteal
+# Containers often forbid Python to keep compiled modules: each worker and child would compile the tree again.
+export PYTHONDONTWRITEBYTECODE :=
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find cmake csrc python -type f 2>/dev/null)
 
 .PHONY: demo test test-all test-ci sanitize fuzz bench docs wheel gpu-check lint clean

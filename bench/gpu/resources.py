@@ -137,8 +137,8 @@ def parse(log: str, threads: dict[str, int]) -> list[Usage]:
     return result
 
 
-def compile_file(path: Path, architectures: Sequence[str] = ARCHITECTURES) -> list[Usage]:
-    """Compiles the kernels of one file; a compiler's error or warning ends it."""
+def compiler_log(path: Path, architectures: Sequence[str]) -> str:
+    """What ptxas says of the kernels of one file; a compiler's error or warning ends it."""
     nvcc = find_nvcc()
     if nvcc is None:
         raise SystemExit("gpu_resources: nvcc was not found; install the CUDA toolkit and put it on PATH")
@@ -152,7 +152,12 @@ def compile_file(path: Path, architectures: Sequence[str] = ARCHITECTURES) -> li
         raise RuntimeError(f"nvcc refused {path.name}:\n{log[-4000:]}")
     if "warning" in log:
         raise RuntimeError(f"nvcc warns about {path.name}:\n{log[-4000:]}")
-    return parse(log, block_sizes())
+    return log
+
+
+def compile_file(path: Path, architectures: Sequence[str] = ARCHITECTURES) -> list[Usage]:
+    """Compiles the kernels of one file and reads what they take."""
+    return parse(compiler_log(path, architectures), block_sizes())
 
 
 def compile_all(architectures: Sequence[str] = ARCHITECTURES) -> list[Usage]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -22,12 +24,32 @@ def default_tokenizer(function: str, vocab_size: int, context_length: int = 77) 
             "pass the one that belongs to the model"
         )
     try:
-        from open_clip.tokenizer import SimpleTokenizer
+        return clip_tokenizer(context_length)
     except ImportError as error:
         raise ImportError(
             f"{function}: tokenizer must be given where open_clip is missing; pip install open_clip_torch"
         ) from error
-    return SimpleTokenizer(context_length=context_length)
+
+
+def clip_tokenizer(context_length: int) -> Any:
+    """open_clip's `SimpleTokenizer(context_length=…)`: one of its own, its merges read once.
+
+    Whoever gets it may change it; and the pieces it remembers of every word it meets go when it goes.
+    """
+    made = copy(_first_tokenizer())
+    for name, value in vars(made).items():
+        if isinstance(value, (dict, list)):
+            setattr(made, name, value.copy())
+    made.context_length = context_length
+    return made
+
+
+@cache
+def _first_tokenizer() -> Any:
+    """Its 49 thousand merges are unpacked once a process; no text ever passes through it."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer()
 
 
 def is_hugging_face(tokenizer: Any) -> bool:

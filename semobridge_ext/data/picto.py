@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from semobridge_ext import _errors
+from semobridge_ext.clip.template import clip_tokenizer
+from semobridge_ext.data.undrawn import Undrawn
 from semobridge_ext.runtime.plain_modes import plain_device
 
 _FOLDER = Path(__file__).parent
@@ -260,10 +262,10 @@ def _read_tensors(function: str, names: list[str] | None = None) -> dict[str, Te
 
 
 def _unpack_state(packed: dict[str, Tensor], words: int) -> dict[str, Tensor]:
-    """open_clip's state dict; words that training never saw get the mean of the trained rows."""
+    """open_clip's state dict, its own memory; words that training never saw get the mean row."""
     ids = packed.pop("token_embedding.ids").long()
     rows = packed.pop("token_embedding.rows").float() * packed.pop("token_embedding.scales").float()[:, None]
-    state = {name: value.float() for name, value in packed.items()}
+    state = {name: value.to(torch.float32, copy=True) for name, value in packed.items()}
     state["token_embedding.weight"] = rows.mean(0).repeat(words, 1).index_copy_(0, ids, rows)
     return state
 
@@ -321,14 +323,13 @@ def load_picto_clip(
         )
         raise ValueError(message) from error
     from open_clip.model import CLIP
-    from open_clip.tokenizer import SimpleTokenizer
 
     config = _read_json("load_picto_clip", _FOLDER / "picto_clip.json")["model_cfg"]
-    # The initial values are overwritten at once; drawing them must not move the caller's generator.
-    with torch.random.fork_rng(devices=[]):
+    # What a module still draws, by torch.randn, must not move the caller's generator.
+    with torch.random.fork_rng(devices=[]), Undrawn():
         model = CLIP(**config)
-    model.load_state_dict(_unpack_state(_read_tensors("load_picto_clip"), model.vocab_size))
+    model.load_state_dict(_unpack_state(_read_tensors("load_picto_clip"), model.vocab_size), assign=True)
     model.visual.image_mean = model.visual.image_std = (0.5, 0.5, 0.5)
     model = model.to(device=device, dtype=dtype).eval()
     model.preprocess = _make_preprocess()  # what encode_images finds; open_clip's own key has no white page
-    return model, model.preprocess, SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
+    return model, model.preprocess, clip_tokenizer(config["text_cfg"]["context_length"])

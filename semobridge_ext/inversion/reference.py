@@ -7,6 +7,7 @@ the embedding, at the placeholder's or the patches' positions, by the learned ve
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -54,6 +55,7 @@ def _hooked(module: nn.Module, replace: Callable[[Tensor], Tensor], call: Callab
     return getattr(out, "pooler_output", out)  # Hugging Face wraps it from version 5 on
 
 
+@cache  # reading its merges takes longer than most of what is inverted here
 def _clip_tokenizer(words: int) -> Any:
     if words != 49408:
         raise ValueError(

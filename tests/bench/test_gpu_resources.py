@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.build_cache import files_below, kept, version_of
 from tests.support.scripts import load_script
 from tests.support.source_tree import ROOT, need, need_source
 
@@ -94,10 +95,22 @@ def _compilations() -> Iterator[Any]:
         yield pytest.param(source, resources.ARCHITECTURES, id=f"{name}-all", marks=campaign)
 
 
+def compiled(source: Path, architectures: tuple[str, ...]) -> list[Any]:
+    """What the compiler says of this file with these headers is kept; what it means is read each time."""
+    headers = files_below(ROOT / "csrc", ending=(".h", ".cuh", ".def"))
+    key = [source, *headers, Path(resources.__file__), version_of("nvcc"), architectures]
+
+    def make(folder: Path) -> None:
+        (folder / "log").write_text(resources.compiler_log(source, architectures), encoding="utf-8")
+
+    log = (kept("registers", key, make) / "log").read_text(encoding="utf-8")
+    return resources.parse(log, resources.block_sizes())
+
+
 @pytest.mark.parametrize(("source", "architectures"), list(_compilations()))
 def test_kernels_compile_without_spills(source: Path, architectures: tuple[str, ...]):
     need("nvcc", "compile the CUDA kernels")
-    found = resources.compile_file(source, architectures)
+    found = compiled(source, architectures)
     assert {u.architecture for u in found} == set(architectures)
     assert {u.kernel for u in found} == kernels_in(source.read_text())
     for usage in [*found, *resources.by_others(found)]:

@@ -7,7 +7,6 @@ import logging
 import os
 import pickle
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,8 +16,9 @@ from safetensors.torch import load_file, save_file
 import semobridge_ext as sb
 from semobridge_ext.bridging import default as bridging
 from tests.support.assertions import assert_close, assert_row_relative, assert_same_bits
+from tests.support.fresh import Program, run_fresh
 from tests.support.projections import OPTIONS, chain, with_rank
-from tests.support.source_tree import environment, run
+from tests.support.source_tree import run
 
 
 @pytest.fixture
@@ -204,7 +204,7 @@ def test_killed_write_leaves_the_old_file(bridge: sb.Bridge, tmp_path: Path):
         "os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
         "sb.Bridge(torch.eye(4)).save(sys.argv[1])\n"
     )
-    done = run(sys.executable, "-c", code, path, env=environment())
+    (done,) = run_fresh([Program(code, {}, [str(path)])])
     assert done.returncode == -9, done.stderr
     assert path.read_bytes() == before
     assert sb.Bridge.load(path).rank == 9

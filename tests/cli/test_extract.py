@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import signal
-import subprocess
-import sys
 import tarfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +15,7 @@ import torch
 import semobridge_ext as sb
 from semobridge_ext.cli import models, sources
 from tests.support.assertions import assert_row_relative
+from tests.support.fresh import command_line, fresh_processes
 from tests.support.images import command, write
 
 pq = pytest.importorskip("pyarrow.parquet", reason="needed: pip install pyarrow")
@@ -115,22 +112,17 @@ def test_a_truncated_tar_loses_its_end_alone(tmp_path: Path, capsys: pytest.Capt
     assert "a.tar" in (tmp_path / "out" / "corrupt.tsv").read_text()
 
 
-def test_killed_and_resumed_equals_unbroken(tmp_path: Path) -> None:
+def test_killed_and_resumed_equals_unbroken(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     images = tmp_path / "images"
     paths = write(images, 8, 10)
     paths[5].write_bytes(b"broken")
     whole, out = tmp_path / "whole", tmp_path / "out"
     options = ["--shard-size", 10, "--quiet", "--batch-size", 2]
     assert command("extract", images, whole, *options, "--workers", 0) == 0
-    words = [sys.executable, "-m", "semobridge_ext.cli", "extract", images, out, *options, "--workers", 1]
-    process = subprocess.Popen([str(w) for w in words], stderr=subprocess.PIPE, env=os.environ)
-    deadline = time.monotonic() + 120
-    while not (out / "metadata" / "metadata_1.parquet").is_file() and time.monotonic() < deadline:
-        assert process.poll() is None, process.stderr.read().decode()  # type: ignore[union-attr]
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stderr.close()  # type: ignore[union-attr]
+    program = command_line("extract", images, out, *options, "--workers", 1)
+    child = fresh_processes("open_clip").start(program, tmp_path_factory.mktemp("child") / "pipes")
+    status = child.killed_when((out / "metadata" / "metadata_1.parquet").is_file)
+    assert status == -signal.SIGKILL, "the run ended before it was killed"
     assert not (out / "summary.json").exists(), "the run ended before it was killed"
     assert command("extract", images, out, *options, "--workers", 0) == 0
     assert json.loads((out / "summary.json").read_text())["resumed_at"] >= 20

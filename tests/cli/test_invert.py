@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +14,7 @@ from safetensors.torch import save_file
 import semobridge_ext as sb
 from semobridge_ext import cli
 from tests.support.assertions import assert_same_bits
+from tests.support.fresh import command_line, fresh_processes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -73,22 +70,16 @@ def test_embedded_images(tmp_path: Path) -> None:
     assert float(cosine.min()) > 0.5
 
 
-def test_killed_command_goes_on(tmp_path: Path, features: Path) -> None:
+def test_killed_command_goes_on(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, features: Path
+) -> None:
     words = ["invert", str(features), "--steps", "150", "--batch-size", "2", "--quiet"]
     out, whole = tmp_path / "killed.safetensors", tmp_path / "whole.safetensors"
-    child = subprocess.Popen(
-        [sys.executable, "-m", "semobridge_ext.cli", *words[:2], str(out), *words[2:]],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )
+    program = command_line(*words[:2], out, *words[2:])
+    child = fresh_processes("open_clip").start(program, tmp_path_factory.mktemp("child") / "pipes")
     parts = tmp_path / "killed.safetensors.parts"
-    try:
-        deadline = time.monotonic() + 120
-        while len(list(parts.glob("chunk-*"))) < 2 and child.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.005)
-    finally:
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-    assert child.returncode == -signal.SIGKILL and not out.exists()
+    status = child.killed_when(lambda: len(list(parts.glob("chunk-*"))) >= 2)
+    assert status == -signal.SIGKILL and not out.exists()
     assert cli.main([*words[:2], str(out), *words[2:]]) == 0
     assert cli.main([*words[:2], str(whole), *words[2:]]) == 0
     assert out.read_bytes() == whole.read_bytes()

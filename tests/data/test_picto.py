@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch.overrides import TorchFunctionMode
 
 from semobridge_ext.data import (
     list_picto,
@@ -29,6 +30,8 @@ DATA = Path(picto.__file__).parent
 SETS = ("arrows", "emoji", "flags", "icons", "logos")
 # Measured zero-shot accuracy on the test part (bench/results/picto_training.json), less two points.
 FLOORS = {"arrows": 0.847, "emoji": 0.112, "flags": 0.213, "icons": 0.601, "logos": 0.659}
+# And on every seventh drawing of it, where there are many.
+SEVENTHS = {"emoji": 0.130, "icons": 0.636}
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +45,14 @@ def dataset(request):
 
 
 @pytest.fixture(scope="module")
-def drawings(clip) -> Callable[[str], torch.Tensor]:
-    """The features of a set's test drawings, once a set."""
+def drawings(clip) -> Callable[[str, int], torch.Tensor]:
+    """The features of every so manieth test drawing of a set, once a set."""
 
     @cache
     @torch.no_grad()
-    def encoded(name: str) -> torch.Tensor:
+    def encoded(name: str, every: int) -> torch.Tensor:
         dataset = load_picto(name)
-        images = picto_transform(dataset.images[dataset.test])
+        images = picto_transform(dataset.images[dataset.test][::every])
         features = torch.cat([clip[0].encode_image(chunk, normalize=True) for chunk in images.split(256)])
         assert torch.isfinite(features).all()
         return features
@@ -58,23 +61,33 @@ def drawings(clip) -> Callable[[str], torch.Tensor]:
 
 
 @torch.no_grad()
-def zero_shot(clip, features, dataset) -> float:
+def zero_shot(clip, features, dataset, every: int) -> float:
     model, _, tokenizer = clip
     text = model.encode_text(tokenizer(dataset.texts()), normalize=True)
     assert torch.isfinite(text).all()
-    return ((features @ text.T).argmax(1) == dataset.labels[dataset.test]).double().mean().item()
+    return ((features @ text.T).argmax(1) == dataset.labels[dataset.test][::every]).double().mean().item()
 
 
 def test_zero_shot_on_unseen_styles(clip, drawings, dataset):
-    accuracy = zero_shot(clip, drawings(dataset.name), dataset)
-    assert FLOORS[dataset.name] <= accuracy <= FLOORS[dataset.name] + 0.04
+    every, measured = 1, FLOORS[dataset.name] + 0.02
+    if dataset.name in SEVENTHS:
+        every, measured = 7, SEVENTHS[dataset.name]
+    accuracy = zero_shot(clip, drawings(dataset.name, every), dataset, every)
+    assert measured - 0.02 <= accuracy <= measured + 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SEVENTHS)
+def test_zero_shot_on_all_drawings_of_a_large_set(clip, drawings, name):
+    accuracy = zero_shot(clip, drawings(name, 1), load_picto(name), 1)
+    assert FLOORS[name] <= accuracy <= FLOORS[name] + 0.04
 
 
 def test_shuffled_names_fall_to_chance(clip, drawings):
     dataset = load_picto("icons")
     names = dataset.class_names
     shifted = picto.PictoDataset(**{**vars(dataset), "class_names": names[1:] + names[:1]})
-    assert zero_shot(clip, drawings(dataset.name), shifted) < 0.05
+    assert zero_shot(clip, drawings(dataset.name, 7), shifted, 7) < 0.05
 
 
 def test_recorded_figures_are_those_of_the_embedded_files():
@@ -129,6 +142,77 @@ def test_loading_is_deterministic_and_leaves_the_generator_alone(clip):
     assert all(torch.equal(value, again[name]) for name, value in clip[0].state_dict().items())
     one, two = load_picto("arrows"), load_picto("arrows")
     assert torch.equal(one.images, two.images) and one.images.data_ptr() != two.images.data_ptr()
+
+
+def test_every_weight_is_the_packed_one_and_the_mask_open_clips(clip):
+    """Read by NumPy from the file; the parameters are the model's own, and all of them can be trained."""
+    from open_clip.model import CLIP
+    from safetensors.numpy import load_file
+
+    config = json.loads((DATA / "picto_clip.json").read_text())["model_cfg"]
+    packed, model = load_file(DATA / "picto_clip.safetensors"), clip[0]
+    ids, rows, scales = (packed.pop(f"token_embedding.{x}") for x in ("ids", "rows", "scales"))
+    found = dict(model.named_parameters())
+    table = found.pop("token_embedding.weight").detach()
+    assert found.keys() == packed.keys() and table.shape == (49408, 192)
+    for name, value in packed.items():
+        assert_same_bits(found[name].detach(), torch.from_numpy(value.astype(np.float32)))
+    assert_same_bits(
+        table[torch.from_numpy(ids).long()],
+        torch.from_numpy(rows.astype(np.float32) * scales.astype(np.float32)[:, None]),
+    )
+    assert all(p.requires_grad and p.is_leaf and p.is_contiguous() for p in model.parameters())
+    assert all(p.untyped_storage().nbytes() == p.nbytes for p in model.parameters())
+    plain = dict(CLIP(**config).named_buffers())
+    assert plain and plain.keys() == dict(model.named_buffers()).keys()
+    for name, value in model.named_buffers():
+        assert torch.equal(value, plain[name]), name
+
+
+def test_loads_share_nothing(clip):
+    texts = ["alarm clock", "a photo of a cat"]
+    want = clip[2](texts)
+    other, _, tokenizer = load_picto_clip()
+    own = {p.data_ptr() for p in clip[0].parameters()}
+    assert not own & {p.data_ptr() for p in other.parameters()}
+    for value in vars(tokenizer).values():
+        if isinstance(value, (dict, list)):
+            value.clear()
+    assert_same_bits(clip[2](texts), want)
+    assert_same_bits(load_picto_clip()[2](texts), want)
+
+
+def test_the_tokenizer_is_open_clips(clip):
+    from open_clip.tokenizer import SimpleTokenizer
+
+    plain, ours = SimpleTokenizer(context_length=16), load_picto_clip()[2]
+    assert type(ours) is SimpleTokenizer and vars(ours).keys() == vars(plain).keys()
+    assert {n: v for n, v in vars(ours).items() if v != vars(plain)[n]} == {}
+    names = [n for s in SETS for n in load_picto(s).class_names]
+    assert_same_bits(ours(names), plain(names))
+    assert len(load_picto_clip()[2].cache) == len(SimpleTokenizer().cache)  # what one met, no other keeps
+
+
+class _Draws(TorchFunctionMode):
+    """Counts the random numbers that come of torch.nn.init and modules' own draws."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func.__name__ in ("normal_", "uniform_", "kaiming_uniform_", "xavier_uniform_", "randn", "rand"):
+            self.count += out.numel()
+        return out
+
+
+def test_a_load_neither_draws_what_it_overwrites_nor_reads_the_merges_again(clip, monkeypatch):
+    """Each took as long as all the rest of a load."""
+    monkeypatch.setattr("gzip.open", lambda *_: pytest.fail("the merges are read again"))
+    with _Draws() as drawn:
+        load_picto_clip()
+    assert drawn.count < 100_000  # torch.randn of some small ones; parameters are 14 million
 
 
 def test_loads_in_under_two_seconds():

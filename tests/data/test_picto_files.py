@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from semobridge_ext.data import list_picto, load_picto, load_picto_clip, picto, picto_transform
+from tests.support.fresh import Program, fresh_processes, run_fresh
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(picto.__file__).parent
@@ -28,18 +27,28 @@ LICENCES = {
 }
 
 
-def test_import_is_lean_and_loading_is_offline():
+def test_import_is_lean():
     code = """
-import sys, socket
+import sys, torch
+before = set(sys.modules)
 import semobridge_ext.data as data
-heavy = {"open_clip", "torchvision", "PIL", "safetensors", "timm"} & set(sys.modules)
+heavy = {"open_clip", "torchvision", "PIL", "safetensors", "timm"} & (set(sys.modules) - before)
 assert not heavy, heavy
+"""
+    (done,) = run_fresh([Program(code)])
+    assert done.returncode == 0, done.stderr
+
+
+def test_loading_is_offline():
+    code = """
+import socket
+import semobridge_ext.data as data
 def refuse(*args, **kwargs): raise AssertionError("network")
 socket.socket.connect = refuse; socket.create_connection = refuse
 data.load_picto_clip(); [data.load_picto(name) for name in data.list_picto()]
 print("offline")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    done = fresh_processes("open_clip").run(Program(code))
     assert done.stdout.strip() == "offline", done.stderr
 
 

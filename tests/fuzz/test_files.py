@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,16 +13,16 @@ import torch
 
 from tests.fuzz.attacks import FLIPS, Case
 from tests.fuzz.runner import Target, try_all
-from tests.support.source_tree import ROOT, environment, run
+from tests.support.fresh import Program, fresh_processes
+from tests.support.source_tree import ROOT
 
 
 @pytest.mark.parametrize("limit", [16, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.campaign])])
 def test_every_loader(limit: int):
     pytest.importorskip("pyarrow", reason="needed: pip install pyarrow")
     pytest.importorskip("onnx", reason="needed: pip install onnx")
-    words = environment(OMP_NUM_THREADS="1")
-    words["PYTHONPATH"] += os.pathsep + str(ROOT)
-    done = run(sys.executable, "-m", "tests.fuzz.files", "--limit", limit, env=words)
+    code = "import sys\nfrom tests.fuzz.files import main\nsys.exit(main())\n"
+    done = fresh_processes("open_clip").run(Program(code, {}, ["--limit", str(limit)]), cwd=ROOT)
     print(done.stdout)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert done.stdout.rstrip().endswith(" 0 finds")

@@ -7,14 +7,13 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from semobridge_ext import _locks
-from tests.support.source_tree import ROOT
+from tests.support.fresh import Program, Started, start_fresh
 
 CHILD = """
 import sys
@@ -26,20 +25,16 @@ with _locks.held("run", "OUT", "thing", sys.argv[1]):
 
 
 @pytest.fixture
-def other(tmp_path: Path):
+def other(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
     """Another process that holds the lock until its stdin ends."""
-    words = [sys.executable, "-c", CHILD, str(tmp_path / "lock")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
-    assert child.stdin and child.stdout and child.stdout.readline() == b"held\n"
+    folder = tmp_path_factory.mktemp("other") / "pipes"
+    child = start_fresh(Program(CHILD, {}, [str(tmp_path / "lock")]), folder)
+    assert child.stdout.readline() == "held\n"
     yield child
-    child.kill()
-    child.wait()
-    child.stdin.close()
-    child.stdout.close()
+    child.end(kill=True)
 
 
-def test_a_refusal_names_the_other(tmp_path: Path, other: subprocess.Popen):
+def test_a_refusal_names_the_other(tmp_path: Path, other: Started):
     host = re.escape(socket.gethostname())
     since = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC"
     words = rf"^run: OUT must belong to one run, got thing, which process {other.pid} on {host} has been "
@@ -49,23 +44,19 @@ def test_a_refusal_names_the_other(tmp_path: Path, other: subprocess.Popen):
     ):
         pass
     assert json.loads((tmp_path / "lock").read_text())["pid"] == other.pid  # the refused one changed nothing
-    assert other.stdin
-    other.stdin.close()
-    assert other.wait() == 0 and not (tmp_path / "lock").exists()
+    assert other.end() == 0 and not (tmp_path / "lock").exists()
     with _locks.held("run", "OUT", "thing", tmp_path / "lock"):
         pass
 
 
-def test_waiting(tmp_path: Path, other: subprocess.Popen, monkeypatch):
+def test_waiting(tmp_path: Path, other: Started, monkeypatch):
     """For a short block: it has its turn when the other ends, and a refusal when that takes too long."""
     waited: list[float] = []
 
     def ends(seconds: float) -> None:
-        assert other.stdin
         waited.append(seconds)
         if len(waited) == 3:
-            other.stdin.close()
-            other.wait()
+            other.end()
 
     monkeypatch.setattr(_locks.time, "sleep", ends)
     with (
@@ -79,7 +70,7 @@ def test_waiting(tmp_path: Path, other: subprocess.Popen, monkeypatch):
     assert not (tmp_path / "lock").exists()
 
 
-def test_waiting_ends(tmp_path: Path, other: subprocess.Popen):
+def test_waiting_ends(tmp_path: Path, other: Started):
     with (
         pytest.raises(ValueError, match="thing, which process"),
         _locks.held("run", "OUT", "thing", tmp_path / "lock", wait=0.05),
@@ -99,9 +90,8 @@ def test_a_lock_that_is_not_needed(tmp_path: Path, monkeypatch):
         pass
 
 
-def test_a_killed_run_holds_nothing(tmp_path: Path, other: subprocess.Popen):
-    other.send_signal(signal.SIGKILL)
-    other.wait()
+def test_a_killed_run_holds_nothing(tmp_path: Path, other: Started):
+    assert other.end(kill=True) == -signal.SIGKILL
     assert (tmp_path / "lock").exists()
     with _locks.held("run", "OUT", "thing", tmp_path / "lock"):
         assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()

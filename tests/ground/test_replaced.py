@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import stat
-import subprocess
-import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from semobridge_ext import _files
-from tests.support.source_tree import ROOT
+from tests.support.fresh import Program, Started, run_fresh, start_fresh
 
 WRITER = """
 import sys
@@ -24,34 +23,27 @@ with _files.replaced(sys.argv[1]) as file:
     print("open", flush=True)
     sys.stdin.read()
 """
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
-def writer(target: Path) -> subprocess.Popen:
-    """A process in the midst of writing."""
-    words = [sys.executable, "-c", WRITER, str(target)]
-    child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT)
-    assert child.stdout and child.stdout.readline() == b"open\n"
-    return child
+@pytest.fixture
+def writer(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Started]:
+    """Starts a process that is in the midst of writing."""
 
+    def start(target: Path) -> Started:
+        child = start_fresh(Program(WRITER, {}, [str(target)]), tmp_path_factory.mktemp("writer") / "pipes")
+        assert child.stdout.readline() == "open\n"
+        return child
 
-def end(child: subprocess.Popen, kill: bool) -> None:
-    if kill:
-        child.send_signal(signal.SIGKILL)
-    assert child.stdin and child.stdout
-    child.stdin.close()
-    child.wait()
-    child.stdout.close()
-    assert child.returncode == (-signal.SIGKILL if kill else 0)
+    return start
 
 
 # -- what killed writers left --------------------------------------------------------------------------
 
 
-def test_the_next_write_removes_what_a_killed_one_left(tmp_path: Path):
+def test_the_next_write_removes_what_a_killed_one_left(tmp_path: Path, writer):
     target, other = tmp_path / "file", tmp_path / "other"
     for path in (target, target, other):
-        end(writer(path), kill=True)
+        assert writer(path).end(kill=True) == -signal.SIGKILL
     assert len(list(tmp_path.iterdir())) == 2  # the second writer removed what the first one left
     _files.write_bytes(target, b"new")
     left = [p.name for p in tmp_path.iterdir() if p != target]
@@ -60,13 +52,13 @@ def test_the_next_write_removes_what_a_killed_one_left(tmp_path: Path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "other"]
 
 
-def test_a_living_writer_loses_nothing(tmp_path: Path):
+def test_a_living_writer_loses_nothing(tmp_path: Path, writer):
     target = tmp_path / "file"
     living = writer(target)
     temporary = next(tmp_path.iterdir())
     _files.write_bytes(target, b"quick")
     assert temporary.exists() and target.read_bytes() == b"quick"
-    end(living, kill=False)
+    assert living.end() == 0
     assert target.read_bytes() == b"half" and list(tmp_path.iterdir()) == [target]
 
 
@@ -165,11 +157,24 @@ def test_a_device_is_written_into(tmp_path: Path):
 
 # By a link of its own: a wrong rename must not reach the machine's /dev/stdout.
 PRINTER = """
-import sys
+import os, sys
 from semobridge_ext import _files
+link, path, kind = sys.argv[1:]
+read = None
+if kind == "pipe":
+    read, stdout = os.pipe()
+else:
+    stdout = os.open(path, os.O_WRONLY | (os.O_APPEND if kind == "appended file" else os.O_TRUNC))
+plain = os.dup(1)
+os.dup2(stdout, 1)
+os.close(stdout)
+sys.stdout = open(1, "w", closefd=False)  # holds back what is printed, whatever PYTHONUNBUFFERED says
 print("before")
-_files.write_text(sys.argv[1], "figures\\n")
+_files.write_text(link, "figures\\n")
 print("after")
+sys.stdout.flush()
+os.dup2(plain, 1)
+os.write(1, os.read(read or os.open(path, os.O_RDONLY), 4096))
 """
 
 
@@ -177,16 +182,11 @@ print("after")
 def test_stdout_keeps_the_order(tmp_path: Path, kind: str):
     path, link = tmp_path / "out", tmp_path / "stdout"
     link.symlink_to("/proc/self/fd/1")  # as /dev/stdout
-    words = [sys.executable, "-c", PRINTER, str(link)]
-    if kind == "pipe":
-        got = subprocess.run(words, env=ENVIRONMENT, check=True, capture_output=True, text=True).stdout
-    else:
-        path.write_text("" if kind == "file" else "old\n")
-        with open(path, "a" if kind == "appended file" else "w", encoding="utf-8") as file:
-            subprocess.run(words, env=ENVIRONMENT, check=True, stdout=file)
-        got = path.read_text()
+    path.write_text("old\n")
+    (done,) = run_fresh([Program(PRINTER, {}, [str(link), str(path), kind])])
+    assert done.returncode == 0, done.stderr
     assert link.is_symlink() and not list(tmp_path.glob(".*"))
-    assert got == ("old\n" if kind == "appended file" else "") + "before\nfigures\nafter\n"
+    assert done.stdout == ("old\n" if kind == "appended file" else "") + "before\nfigures\nafter\n"
 
 
 def test_a_folder_is_refused(tmp_path: Path):

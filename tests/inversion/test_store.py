@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +12,7 @@ import semobridge_ext as sb
 from semobridge_ext.inversion import invert as inversion
 from tests.support import towers
 from tests.support.assertions import assert_same_bits
+from tests.support.fresh import Program, fresh_processes
 from tests.support.inversions import SAMPLES, SIZE, STEPS, arguments
 from tests.support.towers import F32, TEXT, TEXT_MODELS
 
@@ -42,30 +39,24 @@ def test_file_holds_the_result(tmp_path: Path) -> None:
 
 
 _CHILD = """
-import sys
+import sys, torch
 from tests.support.inversions import arguments
 import semobridge_ext as sb
+torch.set_num_threads(1)
 positional, options = arguments()
-print("start", flush=True)
 sb.oti(*positional, out=sys.argv[1], **{**options, "steps": int(sys.argv[2])})
 """
 
 
-def test_killed_and_resumed_is_the_unbroken_run(tmp_path: Path) -> None:
+def test_killed_and_resumed_is_the_unbroken_run(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """kill -9 with some chunks written; the finished file has the bytes of a run in one go."""
     out, steps = tmp_path / "killed.safetensors", 2000
-    child = subprocess.Popen(
-        [sys.executable, "-c", _CHILD, str(out), str(steps)],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 120
-        while len(parts(out)) < 2 and child.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.005)
-    finally:
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-    assert child.returncode == -signal.SIGKILL, "the child ended before it was killed"
+    program = Program(_CHILD, {}, [str(out), str(steps)])
+    child = fresh_processes("open_clip").start(program, tmp_path_factory.mktemp("child") / "pipes")
+    status = child.killed_when(lambda: len(parts(out)) >= 2)
+    assert status == -signal.SIGKILL, "the child ended before it was killed"
     written = {p: p.stat().st_mtime_ns for p in parts(out)}
     assert 2 <= len(written) < SAMPLES // SIZE and not out.exists()
 

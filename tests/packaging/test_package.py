@@ -20,8 +20,8 @@ import torch
 
 import semobridge_ext as sb
 from semobridge_ext.runtime import backend as _backend
+from tests.support.fresh import Program, fresh_processes
 from tests.support.places import runnable_isas
-from tests.support.source_tree import environment, run
 
 HEAVY = (
     "open_clip", "matplotlib", "torchvision", "triton", "transformers", "sklearn", "scipy", "optuna",
@@ -30,8 +30,9 @@ HEAVY = (
 )  # fmt: skip
 
 
-def python(code: str, **options) -> subprocess.CompletedProcess[str]:
-    return run(sys.executable, "-W", "error", "-c", code, env=environment(), **options)
+def python(code: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Where PyTorch alone is loaded; warnings are errors."""
+    return fresh_processes("torch", "-W", "error").run(Program(code), cwd=cwd)
 
 
 # -- import ------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import torch
 from semobridge_ext import _files
 from semobridge_ext.cli.sweep import open_clip_models, other_models
 from semobridge_ext.cli.sweep.cells import ABSENT, METHODS, WORKS, Cell, Small, check, scattered
+from semobridge_ext.clip.template import clip_tokenizer
 
 
 class Row(NamedTuple):
@@ -57,9 +58,7 @@ def small(name: str) -> Small:
         side, context = config["vision_cfg"]["image_size"], config["text_cfg"]["context_length"]
     words, own = (open_clip_models.CLIP_WORDS, None) if tokenizer is None else (tokenizer.words, tokenizer)
     if own is None:
-        from open_clip.tokenizer import SimpleTokenizer
-
-        own = SimpleTokenizer(context_length=context)
+        own = clip_tokenizer(context)
     return Small(scattered(model, dtype), side, words, tokenizer, own)
 
 

@@ -40,7 +40,11 @@ def test_invert_shards_writes_the_commands_file(home: Path, tmp_path: Path, caps
     assert capsys.readouterr() == ("", "")
 
 
-def test_invert_shards_fits_a_map_and_writes_a_table(home: Path, tmp_path: Path, capsys, caplog) -> None:
+def test_invert_shards_fits_a_map_and_writes_a_table(
+    home: Path, tmp_path: Path, capsys, caplog, monkeypatch
+) -> None:
+    # What both leave to the library, so that both train as long.
+    monkeypatch.setitem(sb.InversionMap.fit.__func__.__wrapped__.__kwdefaults__, "train_steps", 30)
     given = {"model": "picto", "steps": 1, "pilots": 4, "format": "parquet"}
     with caplog.at_level("INFO", "semobridge_ext"):
         found = sb.invert_shards(home / "feats", tmp_path / "p", start=tmp_path / "p.map", **given)
