@@ -7,28 +7,21 @@ digest of the whole file, which a run that goes on compares.
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 PAGE = 1 << 12  # bytes; three of them are read, and part of what a fingerprint is
 
 
-def fingerprint(source: Path | bytes) -> str:
-    """32 hexadecimal digits of the size and the first, middle and last page of a file, or of its bytes."""
-    if isinstance(source, bytes):
-        return _of(io.BytesIO(source))
-    with open(source, "rb") as file:
-        return _of(file)
-
-
-def _of(file: BinaryIO) -> str:
-    size = file.seek(0, os.SEEK_END)
-    total = hashlib.blake2b(b"%d " % size, digest_size=16)
-    for at in sorted({0, max(0, size // 2 - PAGE // 2), max(0, size - PAGE)}):
-        file.seek(at)
-        total.update(file.read(PAGE))
+def fingerprint(path: Path) -> str:
+    """32 hexadecimal digits of the size and the first, middle and last page of a file."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        total = hashlib.blake2b(b"%d " % size, digest_size=16)
+        for at in sorted({0, max(0, size // 2 - PAGE // 2), max(0, size - PAGE)}):
+            file.seek(at)
+            total.update(file.read(PAGE))
     return total.hexdigest()
 
 

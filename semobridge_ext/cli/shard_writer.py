@@ -1,7 +1,7 @@
 """Writing a folder of shards: one run at a time, resumed only where nothing has changed.
 
     FOLDER/.lock         while a run writes: who it is
-    FOLDER/shards.jsonl  one line a shard: its number, digests of its files, their fingerprints by name
+    FOLDER/shards.jsonl  one line a shard: its number, digests of its files, fingerprints of the features
 
 A shard is finished when its line and all its files are there. A resumed run reads every finished shard
 and compares the digests; readers compare the fingerprints.
@@ -203,7 +203,8 @@ class Writer(Folder):
         if texts is not None:
             with _files.replaced(rows[1]) as file:
                 write_rows(file, texts)
-        prints = {**{path.name: fingerprint(path) for path in rows}, parquet.name: fingerprint(metadata)}
+        # Not of the metadata, to which users add columns.
+        prints = {path.name: fingerprint(path) for path in rows}
         seal = [index, *(_digest.file_digest(path) for path in rows), _digest.bytes_digest(metadata), prints]
         _files.append_line(self.path / SEALS, json.dumps(seal))
         _files.write_bytes(parquet, metadata)

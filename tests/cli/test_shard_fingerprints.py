@@ -44,11 +44,21 @@ def swap(one: Path, other: Path) -> None:
     other.write_bytes(first)
 
 
-@pytest.mark.parametrize("part", ["img_emb/img_emb_{}.npy", "metadata/metadata_{}.parquet"])
-def test_swapped_shards_are_refused(folder: Path, tmp_path: Path, capsys, part: str) -> None:
+def test_metadata_may_be_added_to(folder: Path) -> None:
+    """Columns of the user's own, which become the records of a search."""
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    for file in (folder / "metadata").iterdir():
+        table = parquet.read_table(file)
+        parquet.write_table(table.append_column("mine", pyarrow.array(["x"] * len(table))), file)
+    assert sb.read_shards(folder).columns["mine"] == ["x"] * 48
+
+
+def test_swapped_shards_are_refused(folder: Path, tmp_path: Path, capsys) -> None:
     assert len(sb.read_shards(folder)[0]) == 48
-    swap(folder / part.format(0), folder / part.format(1))
-    name = Path(part).name.format(0)
+    name = "img_emb_0.npy"
+    swap(folder / "img_emb" / name, folder / "img_emb" / "img_emb_1.npy")
     told = rf"{name} must hold what was written, got other bytes; .*delete shards.jsonl"
     with pytest.raises(ValueError, match=told):
         sb.read_shards(folder)

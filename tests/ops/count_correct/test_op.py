@@ -113,7 +113,7 @@ def test_fixed_ranges_and_batches():
     [
         ({"n_trials": 0}, "n_trials"), ({"batch": 1.5}, "batch"), ({"sampler": "grid"}, "sampler"),
         ({"ranges": {"delta": (0, 1)}}, "delta"), ({"ranges": {"beta": (2, 1)}}, "low <= high"),
-        ({"fixed": {"x": 1.0}}, "'x'"),
+        ({"fixed": {"x": 1.0}}, "got x"),
     ],
 )  # fmt: skip
 def test_refusals(arguments, words):
