@@ -35,8 +35,8 @@ class BlendOperand:
     What a call needs on its device is brought there by the first one: a later call copies nothing from the
     host, which would wait for a GPU, and which no CUDA graph may hold.
 
-    Memory: 3·C·D + D·r packed, columns rounded up to 32, on a GPU once for each dtype of rows; O(block)
-        beside the outputs.
+    Memory: 3·C·D + D·r packed, columns rounded up to 32, on a GPU once for each dtype of rows; where plain
+        PyTorch runs, 3·C·D + D² in each dtype but float64. O(block) beside the outputs.
     """
 
     def __init__(
